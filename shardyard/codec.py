@@ -1,0 +1,44 @@
+"""The canonical encoding: MessagePack in array form, one byte string per value.
+
+Rules: structs are arrays in field order; integers take their shortest form; ``bytes`` is ``bin``; there are no maps and no
+floats. MessagePack readers accept over-wide integers, so every decode re-encodes what it read and compares: what does not
+come back byte for byte is refused (two encodings of one header would be two hashes of one block). A size cap is checked
+before anything is allocated.
+"""
+
+from functools import cache
+from typing import TypeVar
+
+import msgspec
+
+from shardyard.errors import DecodeError, TooLargeError
+
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+@cache
+def _decoder_of(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
+    return msgspec.msgpack.Decoder(kind)
+
+
+def encode(value: object) -> bytes:
+    """Return the canonical bytes of ``value``, a struct or a tuple of structs, integers and byte strings."""
+    return _encoder.encode(value)
+
+
+def decode(data: bytes, kind: type[T], *, max_bytes: int) -> T:
+    """Return the ``kind`` that ``data`` encodes.
+
+    Raises ``TooLargeError`` above ``max_bytes`` and ``DecodeError`` when the bytes are not canonical.
+    """
+    if len(data) > max_bytes:
+        raise TooLargeError(f"{getattr(kind, '__name__', kind)}: got {len(data)} bytes, expected at most {max_bytes}")
+    try:
+        value = _decoder_of(kind).decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise DecodeError(f"{getattr(kind, '__name__', kind)}: {error}") from error
+    if _encoder.encode(value) != data:
+        raise DecodeError(f"{getattr(kind, '__name__', kind)}: the bytes are not the shortest form of their value")
+    return value

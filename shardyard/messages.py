@@ -1,0 +1,143 @@
+"""Everything one node may say to another: a closed union, decoded once at the edge.
+
+Consensus speaks in proposals, votes and certificates; catch-up asks by hash or by height and refuses what it did not ask
+for (L9); crosslinks, bundles and final beacon blocks tie the shards together; transactions travel as one blob.
+"""
+
+import msgspec
+
+from shardyard.blocks import Block, FinalityProof
+from shardyard.codec import decode, encode
+from shardyard.consensus.votes import Certificate, Vote
+from shardyard.crosslinks import Bundle, CrosslinkSubmission
+from shardyard.ids import Hash32, Height, ShardId, Slot
+
+
+class Proposal(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """A leader's block for its slot."""
+
+    block: Block
+
+
+class Votes(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Votes of co-hosted validators, sent together."""
+
+    votes: tuple[Vote, ...]
+
+
+class Certificates(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Certificates, newly formed or rebroadcast at a standstill (A3, L7)."""
+
+    certificates: tuple[Certificate, ...]
+
+
+class FinalBlock(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """A finalised block with its proof: how shards follow the beacon, and how followers follow a shard."""
+
+    block: Block
+    proof: FinalityProof
+
+
+class BlockRequest(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Asks for blocks by hash (missing ancestry, L9)."""
+
+    shard: ShardId
+    hashes: tuple[Hash32, ...]
+
+
+class BlockResponse(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Answers ``BlockRequest``: the blocks held, and the notarizations held of them."""
+
+    shard: ShardId
+    blocks: tuple[Block, ...]
+    notarizations: tuple[Certificate, ...]
+
+
+class RangeRequest(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Asks for final blocks from ``first_height`` on (catch-up)."""
+
+    shard: ShardId
+    first_height: Height
+    count: int
+
+
+class RangeResponse(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Answers ``RangeRequest``: consecutive final blocks and the proof of the last one; None when nothing is newer."""
+
+    shard: ShardId
+    blocks: tuple[Block, ...]
+    proof: FinalityProof | None
+
+
+class SubmitCrosslink(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """A shard offers a crosslink to the beacon."""
+
+    submission: CrosslinkSubmission
+
+
+class CrosslinkRequest(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """Asks for the submission behind a crosslink hash (X10)."""
+
+    crosslink: Hash32
+
+
+class BundleAnnouncement(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """Receipts for one destination, sent by their source or by the beacon."""
+
+    bundle: Bundle
+
+
+class BundleRequest(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Asks for the receipts of a crosslink to one destination."""
+
+    crosslink: Hash32
+    src: ShardId
+    dst: ShardId
+
+
+class Transactions(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """Pending transactions for the other replicas of a shard: one blob and the end of each."""
+
+    shard: ShardId
+    raw: bytes
+    ends: tuple[int, ...]
+
+
+class Status(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Where a replica stands; heads that are ahead of ours trigger catch-up."""
+
+    shard: ShardId
+    slot: Slot
+    final_height: Height
+    final_hash: Hash32
+
+
+Message = (
+    Proposal
+    | Votes
+    | Certificates
+    | FinalBlock
+    | BlockRequest
+    | BlockResponse
+    | RangeRequest
+    | RangeResponse
+    | SubmitCrosslink
+    | CrosslinkRequest
+    | BundleAnnouncement
+    | BundleRequest
+    | Transactions
+    | Status
+)
+
+MAX_MESSAGE_BYTES = 24 * 1024 * 1024
+"""Above the largest block body and bundle together; enforced before decoding."""
+
+
+def encode_message(message: Message) -> bytes:
+    """Return the canonical bytes of ``message``."""
+    return encode(message)
+
+
+def decode_message(data: bytes) -> Message:
+    """Return the message that ``data`` encodes; raises ``DecodeError`` or ``TooLargeError``."""
+    return decode(data, Message, max_bytes=MAX_MESSAGE_BYTES)
