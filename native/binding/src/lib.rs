@@ -1,0 +1,13 @@
+//! The boundary to Python: `shardyard._native`. It translates types, releases the GIL and lets no panic through;
+//! it decides nothing.
+
+mod crypto;
+mod errors;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    errors::register(module)?;
+    crypto::register(module)
+}

@@ -1,0 +1,13 @@
+//! Shardyard's native core: everything that must be fast and everything that must be exact, free of Python and of I/O.
+//!
+//! It decides how transactions are read and who sent them (`transaction`), what a block does to the state (`block`, with
+//! revm behind `evm`), how cross-shard messages leave and arrive (`receipt`, `gateway`, `outbox`, `delivery`), how the
+//! state is kept over forks (`state`) and committed to (`lthash`, `merkle`), and what a valid signature is (`bls`).
+//! The binding crate beside this one only translates types.
+
+pub mod bls;
+pub mod codec;
+pub mod error;
+pub mod hash;
+pub mod lthash;
+pub mod merkle;

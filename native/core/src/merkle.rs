@@ -1,0 +1,100 @@
+//! The one binary Merkle tree of the protocol (X3): leaf = H(0x00 ‖ data), node = H(0x01 ‖ l ‖ r), keccak256.
+//!
+//! Leaf and node have different prefixes, so no inner node can be passed off as a leaf. An odd last node is promoted
+//! unchanged; the root of no leaves is 32 zero bytes.
+
+use alloy_primitives::{B256, Keccak256};
+
+pub fn leaf_hash(data: &[u8]) -> B256 {
+    let mut hasher = Keccak256::new();
+    hasher.update([0]);
+    hasher.update(data);
+    hasher.finalize()
+}
+
+pub fn node_hash(left: &B256, right: &B256) -> B256 {
+    let mut hasher = Keccak256::new();
+    hasher.update([1]);
+    hasher.update(left);
+    hasher.update(right);
+    hasher.finalize()
+}
+
+pub fn merkle_root<T: AsRef<[u8]>>(leaves: &[T]) -> B256 {
+    let mut level: Vec<B256> = leaves.iter().map(|leaf| leaf_hash(leaf.as_ref())).collect();
+    while level.len() > 1 {
+        level = parent_level(&level);
+    }
+    level.first().copied().unwrap_or(B256::ZERO)
+}
+
+fn parent_level(level: &[B256]) -> Vec<B256> {
+    level
+        .chunks(2)
+        .map(|pair| match pair {
+            [left, right] => node_hash(left, right),
+            odd => odd[0],
+        })
+        .collect()
+}
+
+/// The siblings from leaf to root as (sibling is on the right, hash); a promoted level adds none.
+///
+/// # Errors
+/// None when `index` is not a leaf.
+pub fn merkle_proof<T: AsRef<[u8]>>(leaves: &[T], index: usize) -> Option<Vec<(bool, B256)>> {
+    if index >= leaves.len() {
+        return None;
+    }
+    let mut level: Vec<B256> = leaves.iter().map(|leaf| leaf_hash(leaf.as_ref())).collect();
+    let (mut position, mut proof) = (index, Vec::new());
+    while level.len() > 1 {
+        let sibling = position ^ 1;
+        if let Some(hash) = level.get(sibling) {
+            proof.push((sibling > position, *hash));
+        }
+        level = parent_level(&level);
+        position /= 2;
+    }
+    Some(proof)
+}
+
+pub fn verify_merkle_proof(leaf: &[u8], proof: &[(bool, B256)], root: &B256) -> bool {
+    let reached = proof.iter().fold(leaf_hash(leaf), |hash, (is_right, sibling)| {
+        if *is_right { node_hash(&hash, sibling) } else { node_hash(sibling, &hash) }
+    });
+    reached == *root
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_leaf_of_every_small_tree_has_a_valid_proof() {
+        for count in 1..=17_usize {
+            let leaves: Vec<Vec<u8>> = (0..count).map(|i| vec![i as u8; i]).collect();
+            let root = merkle_root(&leaves);
+            for (i, leaf) in leaves.iter().enumerate() {
+                let proof = merkle_proof(&leaves, i).expect("index is a leaf");
+                assert!(verify_merkle_proof(leaf, &proof, &root));
+                assert!(!verify_merkle_proof(b"another leaf", &proof, &root));
+            }
+            assert!(merkle_proof(&leaves, count).is_none());
+        }
+    }
+
+    #[test]
+    fn an_inner_node_is_not_a_leaf() {
+        let leaves = [b"a".to_vec(), b"b".to_vec(), b"c".to_vec(), b"d".to_vec()];
+        let (left, right) = (leaf_hash(b"a"), leaf_hash(b"b"));
+        let forged = [left.as_slice(), right.as_slice()].concat();
+        let proof = vec![(true, node_hash(&leaf_hash(b"c"), &leaf_hash(b"d")))];
+        assert!(!verify_merkle_proof(&forged, &proof, &merkle_root(&leaves)));
+    }
+
+    #[test]
+    fn the_root_of_no_leaves_is_zero() {
+        assert_eq!(merkle_root::<Vec<u8>>(&[]), B256::ZERO);
+    }
+}
