@@ -1,1 +1,3 @@
-"""One shard's chain: mempool, execution policy, inbox and outbox, replica. Knows the kernel, not its siblings."""
+"""One shard's chain: mempool, execution policy, inbox and outbox, replica. Knows the kernel, not its
+siblings.
+"""
