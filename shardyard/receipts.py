@@ -17,6 +17,8 @@ from shardyard.merkle import compute_root
 RECEIPT_VERSION = 1
 MAX_RECEIPT_BYTES = 32 * 1024
 U256_MAX = (1 << 256) - 1
+TRANSFER_GAS = 21_000
+"""What a TRANSFER takes of a block's INBOX_GAS: crediting an account costs what an ordinary transfer does."""
 
 
 class ReceiptKind(IntEnum):
@@ -85,10 +87,31 @@ def compute_escrow(receipt: Receipt) -> int:
 
     Raises ``SupplyError`` when the sum leaves 256 bits: a receipt that overflows could create value.
     """
-    escrow = int.from_bytes(receipt.value, "big") + (receipt.gas_limit + receipt.reply_gas) * receipt.gas_price
+    escrow = (
+        int.from_bytes(receipt.value, "big") + (receipt.gas_limit + receipt.reply_gas) * receipt.gas_price
+    )
     if escrow > U256_MAX:
         raise SupplyError(f"escrow of receipt {receipt.id.hex()}: got {escrow:#x}, expected at most 256 bits")
     return escrow
+
+
+def compute_delivery_gas(receipt: Receipt) -> int:
+    """Return what ``receipt`` takes of INBOX_GAS at its destination: its gas limit, not what it will use (X5)."""
+    return TRANSFER_GAS if receipt.kind is ReceiptKind.TRANSFER else receipt.gas_limit
+
+
+def count_deliveries(gas: Iterable[int], inbox_gas: int) -> int:
+    """Return how many receipts a block takes from the head of its inbox, ``gas`` being their delivery gas in order (X5).
+
+    It takes the next one iff it fits in what is left, and then must; it stops at the first that does not fit.
+    """
+    used = taken = 0
+    for amount in gas:
+        used += amount
+        if used > inbox_gas:
+            break
+        taken += 1
+    return taken
 
 
 def compute_link_summaries(outbox: Iterable[bytes]) -> tuple[LinkSummary, ...]:
@@ -96,9 +119,13 @@ def compute_link_summaries(outbox: Iterable[bytes]) -> tuple[LinkSummary, ...]:
 
     Raises ``InvalidCrosslinkError`` when the sequences of a link are not dense.
     """
+    return summarise_links((data, decode_receipt(data)) for data in outbox)
+
+
+def summarise_links(entries: Iterable[tuple[bytes, Receipt]]) -> tuple[LinkSummary, ...]:
+    """Return what ``compute_link_summaries`` does, of receipts already decoded, each beside its encoding."""
     links: dict[int, list[tuple[bytes, Receipt]]] = {}
-    for data in outbox:
-        receipt = decode_receipt(data)
+    for data, receipt in entries:
         links.setdefault(receipt.dst, []).append((data, receipt))
     return tuple(_summarise_link(ShardId(dst), links[dst]) for dst in sorted(links))
 
