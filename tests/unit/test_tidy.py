@@ -249,3 +249,24 @@ def test_scripts_are_short_and_stop_at_the_first_failure() -> None:
         text = path.read_text(encoding="utf-8")
         assert text.startswith("#!/usr/bin/env bash\n# "), path.name
         assert "set -euo pipefail" in text or "lib.sh" in text, path.name
+
+
+def test_node_process_starts_without_what_only_people_need() -> None:
+    """A shard process is to be up within a second or two; a wallet library alone takes most of one."""
+    program = "import sys, node.process; print(*sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert told.returncode == 0, told.stderr
+    assert not {"click", "eth_account", "jinja2", "rich", "rich_click", "web3"} & set(told.stdout.split())
+
+
+def test_every_ready_network_is_understood() -> None:
+    from node.config import resolve_options
+
+    networks = sorted((ROOT / "configs").glob("*.toml"))
+    assert networks
+    for path in networks:
+        options, origin = resolve_options({}, {}, path)
+        assert origin["name"] == str(path), path.name
+        assert options.name != "dev", "a ready network must not land in the default one"
