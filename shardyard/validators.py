@@ -16,7 +16,7 @@ SIGNATURE_BYTES = 96
 
 
 class Validator(msgspec.Struct, frozen=True, array_like=True):
-    """One validator: BLS public key (48 bytes, G1), its proof of possession (96 bytes), stake in wei, reward address."""
+    """One validator: BLS public key (48 bytes, G1), its proof of possession (96 bytes), stake in gwei, reward address."""
 
     public_key: bytes
     possession_proof: bytes

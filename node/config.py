@@ -1,0 +1,162 @@
+"""What a person may decide about a network, and where each decision came from.
+
+Order of precedence: command-line flags, ``SHARDYARD_*`` variables, ``./shardyard.toml`` (or the file given by ``-c``), defaults.
+An unknown key is an error that names the nearest known one; a value of the wrong type says what was got and what was
+expected. Numbers that decide validity are not here: they are presets of the kernel.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shardyard.errors import ConfigError
+from shardyard.preset import PRESETS
+
+ENV_PREFIX = "SHARDYARD_"
+ENV_OTHER = frozenset({"HOME", "NET", "JSON", "KEEP"})
+"""Variables with our prefix that are not options."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+MAX_SHARDS = 256
+MAX_NODES_PER_SHARD = 16
+MAX_VALIDATORS = 64
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of one network."""
+
+    name: str = "dev"
+    shards: int = 4
+    nodes_per_shard: int = 1
+    validators: int = 4
+    """Validators per shard."""
+    preset: str = "devnet"
+    block_time_ms: int = 0
+    """0 keeps the preset's."""
+    broker: str = "auto"
+    """``auto`` (embedded), ``embedded``, ``mosquitto`` or an ``mqtt://`` URL."""
+    port_base: int = 8545
+    """JSON-RPC port of shard 0; 0 picks free ports for everything."""
+    broker_port: int = 18545
+    executors: int = 0
+    """Executor threads per shard; 0 means ``max(1, cores // shards)``."""
+    sync_mempool: bool = False
+    seed: int = 0
+    """0 draws fresh keys; any other number derives them, so that runs repeat."""
+    balance: str = "10000ether"
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; try: {found[0]}" if found else f"; known keys: {', '.join(known)}"
+
+
+def _check_keys(keys: list[str], where: str) -> None:
+    known = list(Options.__struct_fields__)
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}{_nearest(key, known)}")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Return the options in a TOML file; raises ``ConfigError`` for unknown keys and bad syntax."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; try: a path to a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    _check_keys(list(values), str(path))
+    return values
+
+
+def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options among the ``SHARDYARD_*`` variables."""
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENV_PREFIX) or variable.removeprefix(ENV_PREFIX) in ENV_OTHER:
+            continue
+        key = variable.removeprefix(ENV_PREFIX).lower()
+        _check_keys([key], variable)
+        values[key] = text
+    return values
+
+
+def resolve_options(
+    flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None
+) -> tuple[Options, dict[str, str]]:
+    """Return the options in force and, for each, where it came from.
+
+    ``flags`` holds only what was given. Raises ``ConfigError`` naming the source of a bad value.
+    """
+    default_file = Path("shardyard.toml")
+    if file is None and default_file.exists():
+        file = default_file
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if file is not None:
+        layers.append((str(file), read_file(file)))
+    layers.append(("environment", read_environment(environ)))
+    layers.append(("flag", {key: value for key, value in flags.items() if value is not None}))
+    values: dict[str, Any] = {}
+    origin = dict.fromkeys(Options.__struct_fields__, "default")
+    for source, layer in layers:
+        _check_keys(list(layer), source)
+        for key, value in layer.items():
+            _convert({key: value}, f"{source}: ")
+            values[key] = value
+            origin[key] = source
+    options = _convert(values, "")
+    check_options(options)
+    return options, origin
+
+
+def _convert(values: dict[str, Any], prefix: str) -> Options:
+    try:
+        return msgspec.convert(values, Options, strict=False)
+    except msgspec.ValidationError as error:
+        key = str(error).rpartition("`$.")[2].rstrip("`")
+        got = values.get(key)
+        raise ConfigError(f"{prefix}{key}: got {got!r}; {str(error).partition(' - ')[0]}") from error
+
+
+def check_options(options: Options) -> None:
+    """Raise ``ConfigError`` for options outside their range."""
+    for key, low, high in (
+        ("shards", 1, MAX_SHARDS),
+        ("nodes_per_shard", 1, MAX_NODES_PER_SHARD),
+        ("validators", 1, MAX_VALIDATORS),
+        ("port_base", 0, 65_000),
+        ("broker_port", 0, 65_535),
+        ("executors", 0, 1024),
+    ):
+        value = getattr(options, key)
+        if not low <= value <= high:
+            raise ConfigError(f"{key}: got {value}, expected {low}..{high}")
+    if options.block_time_ms != 0 and not 50 <= options.block_time_ms <= 60_000:
+        raise ConfigError(f"block_time_ms: got {options.block_time_ms}, expected 50..60000, or 0 for the preset's")
+    if options.preset not in PRESETS:
+        raise ConfigError(f"preset: got {options.preset!r}{_nearest(options.preset, sorted(PRESETS))}")
+    if options.nodes_per_shard > options.validators:
+        raise ConfigError(
+            f"nodes_per_shard: got {options.nodes_per_shard}, expected at most the {options.validators} validators of a shard"
+        )
+    if _NAME.fullmatch(options.name) is None:
+        raise ConfigError(f"name: got {options.name!r}, expected 1 to 32 of a-z, 0-9 and -, not beginning with -")
+    if options.broker not in {"auto", "embedded", "mosquitto"} and "://" not in options.broker:
+        raise ConfigError(f"broker: got {options.broker!r}, expected auto, embedded, mosquitto or a URL such as mqtt://host:1883")
+
+
+def get_home() -> Path:
+    """Return where all data lives: ``SHARDYARD_HOME`` when it is set, else the user's data directory."""
+    home = os.environ.get("SHARDYARD_HOME")
+    if home:
+        return Path(home).expanduser().resolve()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("shardyard"))

@@ -1,0 +1,77 @@
+"""The control socket: one JSON line in, one JSON line out, over a Unix socket that only its owner may open.
+
+The launcher and every node answer on one; the command line asks there for status and asks the launcher to stop things.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import ShardyardError
+
+Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
+MAX_LINE = 1 << 22
+
+
+class ControlError(ShardyardError):
+    """The other side refused, or is not there."""
+
+
+class ControlServer:
+    """Serves ``handler(method, params)`` at ``path`` while entered."""
+
+    def __init__(self, path: Path, handler: Handler) -> None:
+        self._path = path
+        self._handler = handler
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> "ControlServer":
+        self._path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, path=str(self._path), limit=MAX_LINE)
+        self._path.chmod(0o600)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                writer.write(await self._answer(line) + b"\n")
+                await writer.drain()
+        except (ConnectionError, ValueError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> bytes:
+        try:
+            request = json.loads(line)
+            result = await self._handler(str(request["method"]), dict(request.get("params") or {}))
+        except (ShardyardError, KeyError, TypeError, ValueError) as error:
+            return json.dumps({"error": f"{error}"}).encode()
+        return json.dumps({"result": result}).encode()
+
+
+async def ask(path: Path, method: str, *, timeout_s: float = 5.0, **params: object) -> Any:
+    """Return the answer of the process behind ``path``; raises ``ControlError`` when there is none."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_LINE)
+            try:
+                writer.write(json.dumps({"method": method, "params": params}).encode() + b"\n")
+                line = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:
+        raise ControlError(f"no answer at {path.name}: {error or 'timed out'}") from error
+    if not line:
+        raise ControlError(f"no answer at {path.name}: the connection was closed")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise ControlError(answer["error"])
+    return answer["result"]

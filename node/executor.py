@@ -1,0 +1,253 @@
+"""The executor of a shard as its driver sees it: slow work started here, results handed back as events.
+
+One thread per chain runs everything that touches the native core's chain of states, in the order in which it was asked
+for; the core itself spreads a block over its own threads and never holds the interpreter lock. The results of a block are
+put into the log before the machine hears of them, so that a block this process voted for can always be restored
+without executing it again.
+"""
+
+import asyncio
+import logging
+from array import array
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import msgspec
+
+from shardyard import _native
+from shardyard import effects as fx
+from shardyard.blocks import Block, ShardBody
+from shardyard.codec import decode, encode
+from shardyard.errors import DecodeError, InvalidBlockError
+from shardyard.events import Built, Event, Executed, ExecutionSummary
+from shardyard.ids import Hash32, Height, ShardId
+
+logger = logging.getLogger("shardyard.executor")
+
+MAX_KEPT_RESULTS = 1024
+
+
+class StateRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What executing a block gave, as the log keeps it: enough to restore state and index without executing."""
+
+    block_hash: Hash32
+    height: Height
+    diff: bytes
+    outcomes: bytes
+
+
+class TransactionSource(Protocol):
+    """Where the builder gets its transactions."""
+
+    def select(self, parent: Hash32, env: fx.EnvSpec, max_bytes: int) -> tuple[bytes, tuple[int, ...]]:
+        """Return raw transactions for a block on ``parent``: one blob and the end of each."""
+        ...
+
+
+def build_native_env(spec: fx.EnvSpec) -> _native.BlockEnv:
+    """Return the native form of ``spec``."""
+    return _native.BlockEnv(
+        number=spec.number,
+        timestamp=spec.timestamp,
+        gas_limit=spec.gas_limit,
+        base_fee=spec.base_fee,
+        beneficiary=spec.beneficiary,
+        prevrandao=spec.prevrandao,
+        parent_hash=spec.parent_hash,
+        beacon_root=spec.beacon_root,
+        beacon_height=spec.beacon_height,
+        inbox_gas=spec.inbox_gas,
+        link_base_fees=spec.link_base_fees,
+    )
+
+
+def decode_body(body: bytes, max_bytes: int) -> ShardBody:
+    """Return the transactions of a block; raises ``InvalidBlockError`` for an encoding or offsets that are not sound."""
+    try:
+        found = decode(body, ShardBody, max_bytes=max_bytes)
+    except DecodeError as error:
+        raise InvalidBlockError(f"body: {error}") from error
+    previous = 0
+    for end in found.ends:
+        if end <= previous:
+            raise InvalidBlockError(f"body: got a transaction that ends at {end}, expected after {previous}")
+        previous = end
+    if previous != len(found.raw):
+        raise InvalidBlockError(f"body: got {len(found.raw)} bytes, expected {previous} as its offsets say")
+    return found
+
+
+def pick_transactions(raw: bytes, ends: tuple[int, ...], indices: array[int]) -> ShardBody:
+    """Return the body with the transactions at ``indices`` of a selection."""
+    if len(indices) == len(ends):
+        return ShardBody(raw=raw, ends=ends)
+    parts: list[bytes] = []
+    chosen_ends: list[int] = []
+    total = 0
+    for index in indices:
+        part = raw[(ends[index - 1] if index else 0) : ends[index]]
+        parts.append(part)
+        total += len(part)
+        chosen_ends.append(total)
+    return ShardBody(raw=b"".join(parts), ends=tuple(chosen_ends))
+
+
+def summarise(result: _native.BlockResult, transaction_count: int) -> ExecutionSummary:
+    """Return the fields of ``result`` that a header commits to."""
+    return ExecutionSummary(
+        state_root=Hash32(result.state_root),
+        transactions_root=Hash32(result.transactions_root),
+        transaction_count=transaction_count,
+        delivery_count=result.inbox_taken,
+        outcomes_root=Hash32(result.outcomes_root),
+        outbox_root=Hash32(result.outbox_root),
+        logs_bloom=result.logs_bloom,
+        gas_used=result.gas_used,
+        burnt=int.from_bytes(result.burnt, "big"),
+        outbox=tuple(result.outbox),
+    )
+
+
+class ShardExecutor:
+    """Runs the native core of one shard for its driver."""
+
+    def __init__(
+        self,
+        *,
+        shard: ShardId,
+        core: _native.Core,
+        source: TransactionSource,
+        max_body_bytes: int,
+        complete: Callable[[Event], None],
+        enqueue: Callable[[Callable[[], Awaitable[None]]], None],
+        write_state: Callable[[StateRecord], None],
+        on_adopted: Callable[[Hash32, Height, bytes], None],
+    ) -> None:
+        self.core = core
+        self.outcomes: dict[Hash32, bytes] = {}
+        """Outcomes of blocks that are executed and not final yet."""
+        self._source = source
+        self._max_body_bytes = max_body_bytes
+        self._complete = complete
+        self._enqueue = enqueue
+        self._write_state = write_state
+        self._on_adopted = on_adopted
+        self._built: dict[int, _native.BlockResult] = {}
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"shard-{shard}-executor")
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """Stop the thread; work that has not started is dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, work: Callable[[], Callable[[], None]]) -> None:
+        """Run ``work`` in the thread and what it returns in the loop."""
+        future = self._loop.run_in_executor(self._pool, work)
+        future.add_done_callback(self._on_done)
+
+    def _on_done(self, future: "asyncio.Future[Callable[[], None]]") -> None:
+        if future.cancelled():
+            return
+        if (error := future.exception()) is not None:
+            self._enqueue(_raise_later(error))
+            return
+        future.result()()
+
+    async def run(self, work: Callable[[], None]) -> None:
+        """Run ``work`` in the thread, after everything asked for before it."""
+        await self._loop.run_in_executor(self._pool, work)
+
+    def start_build(self, effect: fx.Build) -> None:
+        """Fill a block; ``Built`` follows."""
+        raw, ends = self._source.select(effect.env.parent_hash, effect.env, effect.max_body_bytes)
+        self._start(lambda: self._build(effect, raw, ends))
+
+    def _build(self, effect: fx.Build, raw: bytes, ends: tuple[int, ...]) -> Callable[[], None]:
+        env = build_native_env(effect.env)
+        batch = self.core.prepare(raw, (0, *ends))
+        try:
+            result = self.core.execute(effect.env.parent_hash, batch, env, "build", effect.inbox)
+        except _native.UnknownParent:
+            return lambda: self._complete(Built(effect.request, b"", None))
+        chosen = array("I", result.included)
+        body = pick_transactions(raw, ends, chosen)
+        summary = summarise(result, len(chosen))
+
+        def deliver() -> None:
+            self._built.clear()  # Only the newest build can still be adopted.
+            self._built[effect.request] = result
+            self._complete(Built(effect.request, encode(body), summary))
+
+        return deliver
+
+    def adopt(self, effect: fx.Adopt) -> None:
+        """Name the state of a built block; its results go to the log ahead of the block's own record."""
+        result = self._built.pop(effect.request)
+        self._keep(effect.block_hash, effect.height, result)
+        self._start(lambda: self._adopt_native(result, effect.block_hash, effect.height))
+
+    def _adopt_native(self, result: _native.BlockResult, block_hash: Hash32, height: int) -> Callable[[], None]:
+        self.core.adopt(result, block_hash, height)
+        return lambda: None
+
+    def _keep(self, block_hash: Hash32, height: Height, result: _native.BlockResult) -> None:
+        outcomes = result.outcomes
+        self.outcomes[block_hash] = outcomes
+        while len(self.outcomes) > MAX_KEPT_RESULTS:
+            del self.outcomes[next(iter(self.outcomes))]
+        record = StateRecord(block_hash, height, result.diff, outcomes)
+
+        async def write() -> None:
+            self._write_state(record)
+
+        self._enqueue(write)
+        self._on_adopted(block_hash, height, outcomes)
+
+    def start_execute(self, effect: fx.Execute) -> None:
+        """Execute a block that somebody else built; ``Executed`` follows."""
+        self._start(lambda: self._execute(effect))
+
+    def _execute(self, effect: fx.Execute) -> Callable[[], None]:
+        block_hash = effect.block.hash
+        try:
+            result, count = self._validate(effect.block, effect)
+        except (_native.CoreError, InvalidBlockError) as error:
+            text = str(error) or type(error).__name__
+            return lambda: self._complete(Executed(block_hash, None, text))
+        height = effect.block.header.height
+        self.core.adopt(result, block_hash, height)
+        summary = summarise(result, count)
+
+        def deliver() -> None:
+            self._keep(block_hash, height, result)
+            self._complete(Executed(block_hash, summary, ""))
+
+        return deliver
+
+    def _validate(self, block: Block, effect: fx.Execute) -> tuple[_native.BlockResult, int]:
+        body = decode_body(block.body, self._max_body_bytes)
+        batch = self.core.prepare(body.raw, (0, *body.ends))
+        env = build_native_env(effect.env)
+        return self.core.execute(block.header.parent, batch, env, "validate", effect.inbox), len(batch)
+
+    async def finalise(self, block_hash: Hash32) -> bytes:
+        """Fold a final block into the base; returns its outcomes."""
+        await self.run(lambda: self.core.finalise(block_hash))
+        return self.outcomes.pop(block_hash)
+
+    def discard(self, block_hash: Hash32) -> None:
+        """Drop the state of a block that can never become final."""
+        self.outcomes.pop(block_hash, None)
+        self._start(lambda: self._discard_native(block_hash))
+
+    def _discard_native(self, block_hash: Hash32) -> Callable[[], None]:
+        self.core.discard(block_hash)
+        return lambda: None
+
+
+def _raise_later(error: BaseException) -> Callable[[], Awaitable[None]]:
+    async def fail() -> None:
+        raise error
+
+    return fail

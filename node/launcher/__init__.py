@@ -1,0 +1,1 @@
+"""The launcher: starts, supervises and stops the processes of one network."""

@@ -1,0 +1,29 @@
+"""``python -m node.launcher ROOT``: the launcher as a process of its own, for ``shardyard up --detach``."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+
+from node.launcher.launcher import run_foreground
+from node.network import open_network
+from shardyard.errors import ShardyardError
+
+
+def main() -> int:
+    """Run the network at ``argv[1]`` with the changeable options in ``argv[2]`` (JSON) until it is told to stop."""
+    try:
+        network = open_network(Path(sys.argv[1]))
+        changed = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+        network = msgspec.structs.replace(network, options=msgspec.structs.replace(network.options, **changed))
+        asyncio.run(run_foreground(network, None, lambda: None))
+    except ShardyardError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""Brings a network up: broker, beacon, shards; tells when each is ready; keeps them running until asked to stop.
+
+Order: the broker first, because nodes reconnect but a first start should not have to; then beacon and shards together.
+A network is locked while its launcher lives, so two launchers can never run one set of keys.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from node.control import ControlError, ControlServer, ask
+from node.launcher.ports import LOOPBACK, Ports, choose_ports
+from node.launcher.supervisor import Child, ChildError, build_python_argv
+from node.network import OBSERVER, Network, parse_node, write_json
+from shardyard.errors import ShardyardError
+from shardyard.ids import BEACON, compute_chain_id
+
+BROKER = "broker"
+READY_TIMEOUT_S = 30.0
+READY_POLL_S = 0.03
+LOCK_TIMEOUT_S = 8.0
+
+Report = Callable[[str, float], None]
+"""Called with what became ready and after how many seconds."""
+
+
+class NetworkBusyError(ShardyardError):
+    """Another launcher holds this network."""
+
+
+@asynccontextmanager
+async def lock_network(root: Path) -> AsyncIterator[None]:
+    """Hold the network's launcher lock; the children of a launcher that was just killed get time to leave."""
+    descriptor = os.open(root / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            raise NetworkBusyError(
+                f"network {root.name!r} is already running (launcher pid {holder or 'unknown'}); "
+                f"try: shardyard status --name {root.name}, or shardyard down --name {root.name}"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def choose_broker(wanted: str) -> str:
+    """Return ``embedded``, ``mosquitto`` or a URL for the option ``broker``."""
+    if wanted == "auto":
+        return "embedded"
+    if wanted == "mosquitto" and shutil.which("mosquitto") is None:
+        raise ShardyardError(
+            "broker: mosquitto is not on PATH; try: --broker embedded, or install it (Debian: apt-get install mosquitto)"
+        )
+    return wanted
+
+
+class Launcher:
+    """Runs the processes of ``network`` while ``run`` is awaited."""
+
+    def __init__(self, network: Network, report: Report | None = None) -> None:
+        self.network = network
+        self.ready = asyncio.Event()
+        self.started_at = time.monotonic()
+        self._report = report or (lambda what, seconds: None)
+        self._children: dict[str, Child] = {}
+        self._stop = asyncio.Event()
+        self._exits: list[dict[str, Any]] = []
+
+    def request_stop(self) -> None:
+        """Make ``run`` stop everything and return."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Start everything, supervise, stop on request. Raises ``ShardyardError`` when a process refuses to start."""
+        options = self.network.options
+        broker = choose_broker(options.broker)
+        async with lock_network(self.network.root):
+            await self._wait_for_orphans()
+            ports = choose_ports(
+                port_base=options.port_base,
+                broker_port=options.broker_port,
+                shards=options.shards,
+                nodes_per_shard=options.nodes_per_shard,
+                embedded="://" not in broker,
+            )
+            self.network.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._write_endpoints(broker, ports)
+            self._create_children(broker)
+            control = ControlServer(self.network.get_control_path("launcher"), self._answer)
+            try:
+                async with control, asyncio.TaskGroup() as group:
+                    runners = await self._start_children(group)
+                    await self._stop.wait()
+                    for runner in reversed(runners):
+                        runner.cancel()
+            except* ShardyardError as errors:
+                raise errors.exceptions[0] from None
+
+    async def _wait_for_orphans(self) -> None:
+        """Children notice within moments that their launcher is gone; wait until none answers any more."""
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        for node in [BROKER, *self.network.nodes]:
+            while time.monotonic() < deadline:
+                try:
+                    await ask(self.network.get_control_path(node), "ping", timeout_s=0.5)
+                except ControlError:
+                    break
+                await asyncio.sleep(READY_POLL_S)
+
+    def _write_endpoints(self, broker: str, ports: Ports) -> None:
+        external = "://" in broker
+        endpoints = {
+            "version": 1,
+            "network": self.network.genesis.network.hex(),
+            "name": self.network.options.name,
+            "launcher_pid": os.getpid(),
+            "broker": {
+                "kind": "external" if external else broker,
+                "url": broker if external else f"mqtt://{LOOPBACK}:{ports.broker}",
+                "observer": {"username": OBSERVER, "password": self.network.read_broker_passwords()[OBSERVER]},
+                "watch_topics": f"sy/{self.network.options.name}/watch/#",
+            },
+            "shards": [
+                {
+                    "shard": shard,
+                    "chain_id": compute_chain_id(shard),
+                    "rpc": f"http://{LOOPBACK}:{ports.rpc[f'shard-{shard}-0']}",
+                    "ws": f"ws://{LOOPBACK}:{ports.rpc[f'shard-{shard}-0']}",
+                    "nodes": {
+                        name: f"http://{LOOPBACK}:{port}" for name, port in ports.rpc.items() if parse_node(name)[0] == shard
+                    },
+                }
+                for shard in range(self.network.options.shards)
+            ],
+        }
+        write_json(self.network.root / "endpoints.json", endpoints)
+
+    def _create_children(self, broker: str) -> None:
+        environ = {**os.environ, "SHARDYARD_NODE": "1"}
+        names = [*([] if "://" in broker else [BROKER]), *self.network.nodes]
+        for name in names:
+            argv = build_python_argv("node.process", name, str(self.network.root))
+            if name == BROKER:
+                argv.append(broker)
+            else:
+                argv.append(str(self.network.options.executors))
+                argv.append("sync" if self.network.options.sync_mempool else "async")
+            self._children[name] = Child(name, argv, self.network.get_log_path(name), environ)
+
+    async def _start_children(self, group: asyncio.TaskGroup) -> list["asyncio.Task[None]"]:
+        runners: list[asyncio.Task[None]] = []
+        if BROKER in self._children:
+            runners.append(group.create_task(self._children[BROKER].run(self._on_exit), name=BROKER))
+        for name, child in self._children.items():
+            if name != BROKER:
+                runners.append(group.create_task(child.run(self._on_exit), name=name))
+        await asyncio.gather(*(self._wait_ready(name) for name in self._children))
+        self.ready.set()
+        return runners
+
+    async def _wait_ready(self, name: str) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while True:
+            try:
+                await ask(self.network.get_control_path(name), "ping", timeout_s=1.0)
+            except ControlError:
+                if time.monotonic() > deadline:
+                    raise ChildError(
+                        f"{name} was not ready within {READY_TIMEOUT_S:.0f} s; its last words:\n"
+                        f"{self._children[name].read_last_words()}\ntry: shardyard logs {name}"
+                    ) from None
+                await asyncio.sleep(READY_POLL_S)
+            else:
+                self._report(name, time.monotonic() - self.started_at)
+                return
+
+    async def _on_exit(self, child: Child, code: int) -> None:
+        self._exits.append({"node": child.name, "code": code, "time": time.time()})
+        del self._exits[:-100]
+
+    def _get_child(self, name: str) -> Child:
+        try:
+            return self._children[name]
+        except KeyError:
+            raise ChildError(f"node: got {name!r}, expected one of {', '.join(self._children)}") from None
+
+    async def _answer(self, method: str, params: dict[str, Any]) -> Any:
+        match method:
+            case "ping":
+                return {"pid": os.getpid(), "ready": self.ready.is_set()}
+            case "stop":
+                self.request_stop()
+                return {"stopping": list(self._children)}
+            case "nodes":
+                return [
+                    {"node": child.name, "pid": child.pid, "restarts": child.restarts, "enabled": child.enabled}
+                    for child in self._children.values()
+                ]
+            case "exits":
+                return self._exits
+            case "kill":
+                self._get_child(params["node"]).kill()
+            case "stop-node":
+                await self._get_child(params["node"]).stop()
+            case "start-node":
+                self._get_child(params["node"]).start()
+            case "restart-node":
+                await self._get_child(params["node"]).stop()
+                self._get_child(params["node"]).start()
+            case _:
+                raise ControlError(f"method: got {method!r}, expected ping, stop, nodes, exits or kill")
+        return {"node": params["node"], "pid": self._get_child(params["node"]).pid}
+
+
+async def run_foreground(network: Network, report: Report | None, on_ready: Callable[[], None]) -> None:
+    """Run ``network`` until SIGINT or SIGTERM."""
+    import signal
+
+    launcher = Launcher(network, report)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, launcher.request_stop)
+
+    async def announce() -> None:
+        await launcher.ready.wait()
+        on_ready()
+
+    announcing = asyncio.create_task(announce(), name="announce")
+    try:
+        await launcher.run()
+    finally:
+        announcing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await announcing
+
+
+def get_chain_of(node: str) -> str:
+    """Return ``beacon`` or ``shard i`` for a node id."""
+    chain, _ = parse_node(node)
+    return "beacon" if chain == BEACON else f"shard {chain}"

@@ -1,0 +1,132 @@
+"""Supervision: one child process per node, restarted when it dies, stopped in order.
+
+A child's standard input is a pipe that nobody writes to: when the launcher dies, however it dies, the pipe closes and
+the child exits. A child that keeps dying is restarted ever more slowly and its last words are shown; a child that refused
+its configuration (exit status 2) is not restarted at all.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from shardyard.errors import ShardyardError
+
+RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+STABLE_S = 10.0
+"""A child that lived this long starts again without delay."""
+STOP_TIMEOUT_S = 5.0
+LOG_LIMIT_BYTES = 16 * 1024 * 1024
+EXIT_REFUSED = 2
+
+
+class ChildError(ShardyardError):
+    """A child cannot run."""
+
+
+class Child:
+    """One supervised process."""
+
+    def __init__(self, name: str, argv: list[str], log_path: Path, environ: Mapping[str, str]) -> None:
+        self.name = name
+        self.restarts = 0
+        self.started_at = 0.0
+        self.enabled = True
+        self._argv = argv
+        self._log_path = log_path
+        self._environ = dict(environ)
+        self._process: asyncio.subprocess.Process | None = None
+        self._enable = asyncio.Event()
+        self._enable.set()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def run(self, on_exit: Callable[["Child", int], Awaitable[None]]) -> None:
+        """Keep the process running until cancelled."""
+        failures = 0
+        try:
+            while True:
+                await self._enable.wait()
+                code = await self._run_once()
+                if not self.enabled:
+                    continue
+                await on_exit(self, code)
+                if code == EXIT_REFUSED:
+                    raise ChildError(f"{self.name} refused to start:\n{self.read_last_words()}")
+                failures = 0 if time.monotonic() - self.started_at > STABLE_S else failures + 1
+                self.restarts += 1
+                await asyncio.sleep(RESTART_DELAYS_S[min(failures, len(RESTART_DELAYS_S) - 1)])
+        finally:
+            await self._terminate()
+
+    async def _run_once(self) -> int:
+        self._rotate_log()
+        with self._log_path.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._environ,
+                start_new_session=True,
+            )
+        self.started_at = time.monotonic()
+        return await self._process.wait()
+
+    def _rotate_log(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self._log_path.stat().st_size > LOG_LIMIT_BYTES:
+                self._log_path.replace(self._log_path.with_suffix(".log.1"))
+
+    def read_last_words(self, lines: int = 8) -> str:
+        """Return the end of the child's log."""
+        try:
+            with self._log_path.open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 8192))
+                return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
+
+    async def stop(self) -> None:
+        """Stop the process and keep it stopped."""
+        self.enabled = False
+        self._enable.clear()
+        await self._terminate()
+
+    def start(self) -> None:
+        """Let a stopped process run again."""
+        self.enabled = True
+        self._enable.set()
+
+    def kill(self) -> None:
+        """SIGKILL the process; supervision starts it again."""
+        if self.pid is None:
+            raise ChildError(f"{self.name} is not running")
+        os.kill(self.pid, signal.SIGKILL)
+
+    async def _terminate(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def build_python_argv(module: str, *arguments: str) -> list[str]:
+    """Return the command line that runs ``module`` in this interpreter; ``-P`` keeps the working directory out of it."""
+    return [sys.executable, "-P", "-m", module, *arguments]

@@ -1,0 +1,295 @@
+"""A named network on disk: its genesis, its keys, who is who on the bus, and where every process keeps its data.
+
+Layout below ``<home>/<name>``::
+
+    network.json       what the network is (format version, options, chain of genesis)
+    genesis.bin        canonical bytes of the genesis
+    alloc.json         the state every shard starts from
+    directory.json     node id -> Ed25519 public key: whom a node believes
+    keys/              0700: validators.json, <node>.key, broker.json (all 0600)
+    data/<node>/       block log, signer log, mempool journal, index
+    logs/<node>.log
+    endpoints.json     ports and URLs, rewritten at every start
+
+The parameters of an existing network never change: opening it with others is refused with the two ways out.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from node.config import Options
+from node.genesis_alloc import build_alloc, encode_alloc, get_dev_balances
+from shardyard import _native
+from shardyard.codec import decode, encode
+from shardyard.errors import ConfigError
+from shardyard.genesis import Genesis, ShardGenesis
+from shardyard.ids import BEACON, Address, Hash32, NodeId, ShardId, compute_chain_id
+from shardyard.keys import NodeKey
+from shardyard.preset import get_preset
+from shardyard.validators import Validator
+
+FORMAT_VERSION = 1
+STAKE_WEI = 32 * 10**18
+OBSERVER = "observer"
+MAX_GENESIS_BYTES = 16 * 1024 * 1024
+_FIXED_OPTIONS = ("shards", "nodes_per_shard", "validators", "preset", "block_time_ms", "seed", "balance")
+"""Options that are part of what a network is; the others may differ from start to start."""
+
+
+class Network(msgspec.Struct, frozen=True):
+    """An opened network."""
+
+    root: Path
+    options: Options
+    genesis: Genesis
+    directory: dict[NodeId, bytes]
+
+    @property
+    def nodes(self) -> list[NodeId]:
+        """Every consensus node: the beacon, then the replicas of each shard."""
+        return list_nodes(self.options)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the control sockets are: short, because the path of a Unix socket has some hundred characters."""
+        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"shardyard-{os.getuid()}" / digest
+
+    def get_control_path(self, node: str) -> Path:
+        """Return the control socket of ``node`` or of ``launcher``."""
+        return self.run_dir / f"{node}.sock"
+
+    def get_data_dir(self, node: str) -> Path:
+        """Return the data directory of ``node``."""
+        return self.root / "data" / node
+
+    def get_log_path(self, node: str) -> Path:
+        """Return the log file of ``node``."""
+        return self.root / "logs" / f"{node}.log"
+
+    def read_alloc(self) -> bytes:
+        """Return the first state of every shard, as ``Core.init_genesis`` takes it."""
+        return (self.root / "alloc.json").read_bytes()
+
+    def read_node_key(self, node: str) -> NodeKey:
+        """Return the bus identity of ``node``."""
+        return NodeKey(bytes.fromhex((self.root / "keys" / f"{node}.key").read_text().strip()))
+
+    def read_validator_secrets(self, indices: Iterable[int]) -> dict[int, bytes]:
+        """Return the BLS secrets of the validators at ``indices`` (position in the genesis)."""
+        keys = json.loads((self.root / "keys" / "validators.json").read_text())
+        return {index: bytes.fromhex(keys[index]) for index in indices}
+
+    def read_broker_passwords(self) -> dict[str, str]:
+        """Return the broker password of every node and of the observer."""
+        passwords: dict[str, str] = json.loads((self.root / "keys" / "broker.json").read_text())
+        return passwords
+
+    def read_endpoints(self) -> dict[str, Any]:
+        """Return the endpoints of the last start; raises ``ConfigError`` when the network never ran."""
+        try:
+            endpoints: dict[str, Any] = json.loads((self.root / "endpoints.json").read_text())
+        except OSError as error:
+            raise ConfigError(f"network {self.options.name!r} has never been started; try: shardyard up") from error
+        return endpoints
+
+
+def list_nodes(options: Options) -> list[NodeId]:
+    """Return the node ids of a network with ``options``."""
+    shards = [
+        NodeId(f"shard-{shard}-{replica}")
+        for shard in range(options.shards)
+        for replica in range(options.nodes_per_shard)
+    ]
+    return [NodeId("beacon-0"), *shards]
+
+
+def parse_node(node: str) -> tuple[ShardId, int]:
+    """Return chain and replica number of a node id such as ``shard-2-0`` or ``beacon-0``."""
+    kind, _, rest = node.partition("-")
+    if kind == "beacon":
+        return BEACON, int(rest)
+    shard, _, replica = rest.partition("-")
+    return ShardId(int(shard)), int(replica)
+
+
+def get_local_validators(network: Network, node: str) -> tuple[int, ...]:
+    """Return the positions, within the committee of the node's chain, of the validators that ``node`` runs.
+
+    Replica ``n`` of ``N`` activates the keys with position ≡ ``n`` mod ``N``; the beacon process runs them all.
+    """
+    chain, replica = parse_node(node)
+    size = len(network.genesis.committees[chain])
+    replicas = 1 if chain == BEACON else network.options.nodes_per_shard
+    return tuple(index for index in range(size) if index % replicas == replica)
+
+
+def _write_private(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as JSON so that a reader sees the old file or the new one, never half of it."""
+    partial = path.with_suffix(path.suffix + ".part")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+class _KeySource:
+    """Key material: random, or derived from the seed so that a run repeats."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def get(self, label: str) -> bytes:
+        if self._seed == 0:
+            return secrets.token_bytes(32)
+        return hashlib.blake2b(label.encode(), key=self._seed.to_bytes(32, "big"), digest_size=32).digest()
+
+
+def parse_wei(text: str) -> int:
+    """Return the wei in an amount such as ``1ether``, ``20gwei`` or ``123``; raises ``ConfigError``."""
+    units = {"ether": 18, "eth": 18, "gwei": 9, "wei": 0, "": 0}
+    stripped = text.strip().replace("_", "").lower()
+    number = stripped.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = stripped[len(number) :]
+    whole, _, fraction = number.strip().partition(".")
+    if unit not in units or not (whole or fraction) or not (whole + fraction).isdigit() or len(fraction) > units[unit]:
+        raise ConfigError(f"amount: got {text!r}, expected for example 1ether, 0.5ether, 20gwei or a number of wei")
+    return int((whole or "0") + fraction.ljust(units[unit], "0"))
+
+
+def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[bytes], bytes]:
+    preset = get_preset(options.preset)
+    preset = msgspec.structs.replace(
+        preset,
+        validators_per_shard=options.validators,
+        block_time_ms=options.block_time_ms or preset.block_time_ms,
+    )
+    if options.block_time_ms:
+        preset = msgspec.structs.replace(preset, delta_ms=min(preset.delta_ms, max(50, options.block_time_ms // 2)))
+    secrets_ = [
+        _native.bls_secret_key(source.get(f"validator/{index}")) for index in range(options.shards * options.validators)
+    ]
+    validators = tuple(
+        Validator(
+            public_key=_native.bls_public_key(secret),
+            possession_proof=_native.bls_prove_possession(secret),
+            stake=STAKE_WEI // 10**9,
+            reward=Address(_native.keccak256(b"reward" + _native.bls_public_key(secret))[12:]),
+        )
+        for secret in secrets_
+    )
+    alloc = encode_alloc(build_alloc(shard_count=options.shards, balances=get_dev_balances(parse_wei(options.balance))))
+    shard_genesis = compute_genesis_state(alloc)
+    genesis = Genesis(
+        version=1,
+        name=options.name,
+        timestamp_ms=1_700_000_000_000 if options.seed else time.time_ns() // 1_000_000,
+        preset=preset,
+        validators=validators,
+        shards=(shard_genesis,) * options.shards,
+    )
+    return genesis, secrets_, alloc
+
+
+def compute_genesis_state(alloc: bytes) -> ShardGenesis:
+    """Return commitment and total wei of the state that ``alloc`` describes; it is the same on every shard."""
+    core = _native.Core(chain_id=compute_chain_id(0), shard=0)
+    root = core.init_genesis(alloc)
+    name = bytes(32)
+    core.set_base(name, 0)
+    return ShardGenesis(state_root=Hash32(root), supply=core.total_supply(name))
+
+
+def create_network(root: Path, options: Options) -> Network:
+    """Create the network ``options`` at ``root``, which must not exist. Half-made ones are never left behind."""
+    source = _KeySource(options.seed)
+    genesis, validator_secrets, alloc = _build_genesis(options, source)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{options.name}-", dir=root.parent))
+    try:
+        for folder in ("keys", "data", "logs"):
+            (staging / folder).mkdir(mode=0o700)
+        _write_private(staging / "keys" / "validators.json", json.dumps([secret.hex() for secret in validator_secrets]))
+        directory: dict[str, str] = {}
+        names = [*list_nodes(options), "launcher"]
+        for node in names:
+            seed = source.get(f"node/{node}")
+            _write_private(staging / "keys" / f"{node}.key", seed.hex())
+            directory[node] = NodeKey(seed).public_key.hex()
+        passwords = {node: source.get(f"broker/{node}").hex()[:32] for node in names}
+        passwords[OBSERVER] = OBSERVER
+        _write_private(staging / "keys" / "broker.json", json.dumps(passwords))
+        (staging / "alloc.json").write_bytes(alloc)
+        (staging / "genesis.bin").write_bytes(encode(genesis))
+        write_json(staging / "directory.json", directory)
+        write_json(
+            staging / "network.json",
+            {"format": FORMAT_VERSION, "network": genesis.network.hex(), "options": msgspec.to_builtins(options)},
+        )
+        staging.rename(root)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return open_network(root)
+
+
+def open_network(root: Path) -> Network:
+    """Return the network at ``root``; raises ``ConfigError`` when it is missing, damaged or of another format."""
+    try:
+        stamp = json.loads((root / "network.json").read_text())
+        if stamp.get("format") != FORMAT_VERSION:
+            raise ConfigError(
+                f"{root}: got data format {stamp.get('format')}, expected {FORMAT_VERSION}; "
+                "try: shardyard up --fresh, or another --name"
+            )
+        options = msgspec.convert(stamp["options"], Options)
+        genesis = decode((root / "genesis.bin").read_bytes(), Genesis, max_bytes=MAX_GENESIS_BYTES)
+        directory = json.loads((root / "directory.json").read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"no network at {root}; try: shardyard up --name {root.name}") from error
+    except (KeyError, ValueError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{root}: damaged network files ({error}); try: shardyard up --fresh") from error
+    if genesis.network.hex() != stamp["network"]:
+        raise ConfigError(f"{root}: genesis.bin is not the one of network.json; try: shardyard up --fresh, or another --name")
+    return Network(
+        root=root,
+        options=options,
+        genesis=genesis,
+        directory={NodeId(node): bytes.fromhex(key) for node, key in directory.items()},
+    )
+
+
+def open_or_create(root: Path, options: Options, *, given: set[str]) -> Network:
+    """Open the network at ``root``, or create it.
+
+    ``given`` names the options a person chose; when one of them contradicts the existing network, nothing is touched and
+    a ``ConfigError`` offers the two ways out.
+    """
+    if not root.exists():
+        return create_network(root, options)
+    network = open_network(root)
+    for key in _FIXED_OPTIONS:
+        wanted, found = getattr(options, key), getattr(network.options, key)
+        if key in given and wanted != found:
+            raise ConfigError(
+                f"network {options.name!r} at {root} has {key} = {found}, not {wanted}; "
+                f"try: --fresh to start it anew, or --name for another network beside it"
+            )
+    changeable = {
+        key: getattr(options, key) for key in Options.__struct_fields__ if key in given and key not in _FIXED_OPTIONS
+    }
+    return msgspec.structs.replace(network, options=msgspec.structs.replace(network.options, **changeable))
