@@ -26,10 +26,8 @@ RECEIVED: constant(bytes4) = method_id("receiveMessage(bytes32,bytes,bytes)", ou
 
 count: public(uint256)
 received: public(uint256)
-lastId: public(bytes32)
 lastChainId: public(uint256)
 lastSender: public(address)
-lastPayload: public(Bytes[1024])
 
 
 @external
@@ -51,11 +49,11 @@ def receiveMessage(receiveId: bytes32, sender: Bytes[64], payload: Bytes[1024]) 
     assert len(sender) == 28, "sender: expected 28 bytes of ERC-7930"
     word: uint256 = convert(slice(sender, 0, 28), uint256)
     self.received += 1
-    self.lastId = receiveId
-    self.lastChainId = (word >> 168) & 65535
-    self.lastSender = convert(convert(word & convert(max_value(uint160), uint256), uint160), address)
-    self.lastPayload = payload
-    self._count(self.lastChainId, self.lastSender)
+    chain_id: uint256 = (word >> 168) & 65535
+    account: address = convert(convert(word & convert(max_value(uint160), uint256), uint160), address)
+    self.lastChainId = chain_id
+    self.lastSender = account
+    self._count(chain_id, account)
     log MessageReceived(receiveId=receiveId, sender=sender, payload=payload, value=msg.value)
     return RECEIVED
 

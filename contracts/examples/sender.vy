@@ -37,8 +37,7 @@ sent: public(uint256)
 delivered: public(uint256)
 bounced: public(uint256)
 lastId: public(bytes32)
-lastData: public(Bytes[1024])
-lastValue: public(uint256)
+lastValue: public(uint256)  # wei that came back with the last reply; what it said is in the log
 
 
 @external
@@ -85,7 +84,6 @@ def receiveReply(sendId: bytes32, ok: bool, data: Bytes[1024]):
     else:
         self.statusOf[sendId] = Status.BOUNCED
         self.bounced += 1
-    self.lastData = data
     self.lastValue = msg.value
     log ReplyReceived(sendId=sendId, ok=ok, data=data, value=msg.value)
 
