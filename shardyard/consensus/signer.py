@@ -1,0 +1,107 @@
+"""What one key may sign: rules S1 to S4 over a map ``(validator, slot) -> {proposed, notar, skip, final}``.
+
+The same rules run twice. The engine keeps a ``SignerState`` of its *intents*, so that a vote handed to the signer counts
+before its signature is back; the signer keeps one whose entries are on disk before a signature leaves. Signing again what
+was signed already is allowed: that is how own votes return after a restart, with the same bytes.
+
+A slot belongs to one epoch and a position to one committee of that epoch (D2), so the pair names a key of one chain.
+"""
+
+import msgspec
+
+from shardyard.consensus.votes import VoteKind
+from shardyard.effects import SignRequest
+from shardyard.errors import LocalProtocolError
+from shardyard.ids import GENESIS_SLOT
+
+
+class SignerEntry(msgspec.Struct, frozen=True, array_like=True):
+    """What one validator has signed in one slot; an empty hash means nothing of that kind."""
+
+    validator: int
+    slot: int
+    proposed: bytes
+    notar: bytes
+    skip: bool
+    final: bytes
+
+
+class SignerState:
+    """The record of one chain's local keys above ``floor``; at or below it nothing is signed any more."""
+
+    def __init__(self, floor: int = GENESIS_SLOT) -> None:
+        self.floor = floor
+        self._entries: dict[tuple[int, int], SignerEntry] = {}
+
+    def get_entry(self, validator: int, slot: int) -> SignerEntry:
+        """Return what ``validator`` signed in ``slot``."""
+        found = self._entries.get((validator, slot))
+        return found or SignerEntry(validator=validator, slot=slot, proposed=b"", notar=b"", skip=False, final=b"")
+
+    def explain_refusal(self, request: SignRequest) -> str:
+        """Return which rule forbids ``request``, or an empty text when none does."""
+        if request.slot <= self.floor:
+            return f"D2: slot {request.slot} is not above {self.floor}"
+        return _explain_refusal(self.get_entry(request.validator, request.slot), request)
+
+    def check(self, request: SignRequest) -> bool:
+        """Tell whether ``request`` may be signed."""
+        return not self.explain_refusal(request)
+
+    def record(self, request: SignRequest) -> SignerEntry:
+        """Count ``request`` as signed and return the entry to make durable; a refused request is a programmer error."""
+        reason = self.explain_refusal(request)
+        if reason:
+            raise LocalProtocolError(f"signer: got a request that breaks {reason}")
+        entry = _apply_request(self.get_entry(request.validator, request.slot), request)
+        self._entries[request.validator, request.slot] = entry
+        return entry
+
+    def replay(self, entry: SignerEntry) -> None:
+        """Take an entry read from disk; later entries of one key and slot replace earlier ones."""
+        if entry.slot > self.floor:
+            self._entries[entry.validator, entry.slot] = entry
+
+    def entries(self) -> list[SignerEntry]:
+        """Return all entries, ordered by slot and validator: what a compacted record holds."""
+        return sorted(self._entries.values(), key=lambda entry: (entry.slot, entry.validator))
+
+    def prune(self, floor: int) -> None:
+        """Forget slots up to ``floor``, which take no more votes; the memory stays bounded by the unfinalised slots."""
+        if floor > self.floor:
+            self.floor = floor
+            self._entries = {key: entry for key, entry in self._entries.items() if entry.slot > floor}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _explain_refusal(entry: SignerEntry, request: SignRequest) -> str:
+    wanted = request.block_hash
+    match request.kind:
+        case VoteKind.PROPOSE:  # S4
+            return "" if entry.proposed in {b"", wanted} else "S4: another block was proposed in this slot"
+        case VoteKind.NOTAR:  # S1
+            if entry.notar not in {b"", wanted}:
+                return "S1: another block was notarized in this slot"
+            return "" if entry.final in {b"", wanted} else "S1: another block was finalized in this slot"
+        case VoteKind.SKIP:  # S2
+            return "S2: a block was finalized in this slot" if entry.final else ""
+        case VoteKind.FINAL:  # S3
+            if entry.skip:
+                return "S3: this slot was skipped"
+            if entry.notar != wanted:
+                return "S3: the block was not notarized by this key"
+            return "" if entry.final in {b"", wanted} else "S3: another block was finalized in this slot"
+
+
+def _apply_request(entry: SignerEntry, request: SignRequest) -> SignerEntry:
+    match request.kind:
+        case VoteKind.PROPOSE:
+            return msgspec.structs.replace(entry, proposed=request.block_hash)
+        case VoteKind.NOTAR:
+            return msgspec.structs.replace(entry, notar=request.block_hash)
+        case VoteKind.SKIP:
+            return msgspec.structs.replace(entry, skip=True)
+        case VoteKind.FINAL:
+            return msgspec.structs.replace(entry, final=request.block_hash)
