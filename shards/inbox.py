@@ -1,0 +1,486 @@
+"""The inbox: how a shard follows the beacon, and in which order receipts reach it (X0, X5, X6).
+
+``BeaconFollower`` takes final beacon blocks strictly by height, each with a proof by the beacon's committee
+(A2), and completes a block only when it holds every bundle the block has for this shard. Then, and not
+before, the block may be a ``beacon_ref``: so whoever proposes can also deliver, and whoever lacks a bundle
+merely waits. Announced bundles are kept unverified until the block that names their root is at hand; what
+does not match is dropped and asked for.
+
+The inbox is one sequence with absolute positions, counted from 1, in the order (beacon height, visited
+position, seq). A view per beacon height says how much of it a block with that ``beacon_ref`` may read.
+Receipts below the position of the last final block, and views below its ``beacon_ref``, are gone. When the
+shard falls too far behind the beacon the follower pauses: the caps hold whatever the beacon does (I14).
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from shards.policy import LinkBaseFees, compute_initial_base_fees
+from shardyard.blocks import BeaconContent, BeaconRef, Block, FinalityProof, compute_body_hash
+from shardyard.codec import decode, encode
+from shardyard.consensus.proofs import extend_proof, verify_finality_proof
+from shardyard.consensus.votes import Crypto
+from shardyard.crosslinks import BeaconBody, Bundle, Crosslink, compute_crosslinks_root
+from shardyard.effects import BeaconRecord, Effect, Notice, Persist, Send, SetTimer
+from shardyard.errors import (
+    InvalidBlockError,
+    InvalidProofError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    UnsolicitedError,
+)
+from shardyard.genesis import Genesis
+from shardyard.ids import BEACON, ZERO_HASH, Hash32, Height, NodeId, ShardId
+from shardyard.merkle import compute_root
+from shardyard.messages import BundleRequest, RangeRequest, RangeResponse
+from shardyard.receipts import LinkSummary, compute_delivery_gas, count_deliveries, decode_receipt
+
+FOLLOW_TIMER: Final = "inbox.follow"
+BUNDLE_TIMER: Final = "inbox.bundles"
+
+MAX_BLOCKS_AHEAD: Final = 64
+"""Beacon blocks kept that cannot be completed yet."""
+MAX_EARLY_BUNDLES: Final = 64
+MAX_EARLY_BYTES: Final = 32 * 1024 * 1024
+MAX_VIEWS: Final = 1024
+"""Beacon blocks the follower may be ahead of the shard's last final ``beacon_ref``."""
+MAX_INBOX_BYTES: Final = 64 * 1024 * 1024
+MAX_BEACON_NODES: Final = 16
+RANGE_COUNT: Final = 16
+MAX_BACKOFF: Final = 16
+"""Longest pause between requests, in block times."""
+CONGESTION_BLOCKS: Final = 20
+"""X9: blocks of INBOX_GAS that make a full inbox."""
+
+
+class BeaconView(msgspec.Struct, frozen=True):
+    """What a shard block knows that refers to one beacon block."""
+
+    ref: BeaconRef
+    inbox_length: int
+    """Receipts sent to this shard up to and including this beacon block."""
+    link_base_fees: LinkBaseFees
+    proof: bytes
+    """Encoded ``FinalityProof`` of the beacon block; empty for genesis."""
+    crosslink: Hash32
+    """Last crosslink of this shard that the beacon accepted; zero when there is none."""
+    crosslink_height: Height
+    """Shard height that crosslink reaches: what JSON-RPC calls "finalized"."""
+    crosslink_head: Hash32
+
+
+class BeaconFollowed(msgspec.Struct, frozen=True):
+    """The follower completed a beacon block."""
+
+    view: BeaconView
+    crosslinks: tuple[Crosslink, ...]
+    receipts: tuple[bytes, ...]
+    """What the block put into this shard's inbox."""
+
+
+FollowerOutput = Effect | BeaconFollowed
+
+
+class _Ahead(msgspec.Struct):
+    """A beacon block above the head, perhaps not verified yet."""
+
+    sender: NodeId
+    block: Block
+    proof: FinalityProof
+    is_proven: bool
+
+
+class _Wanted(msgspec.Struct, frozen=True):
+    crosslink: Hash32
+    src: ShardId
+    link: LinkSummary
+
+
+class _Pending(msgspec.Struct):
+    """The next beacon block, verified, while its bundles for this shard arrive."""
+
+    block: Block
+    proof: FinalityProof
+    crosslinks: tuple[Crosslink, ...]
+    wanted: tuple[_Wanted, ...]
+    bundles: dict[tuple[Hash32, ShardId], tuple[bytes, ...]]
+
+
+class BeaconFollower:
+    """Follows the beacon for one shard. Raises ``RemoteProtocolError`` for what peers send wrong."""
+
+    def __init__(self, genesis: Genesis, shard: ShardId, crypto: Crypto) -> None:
+        self._genesis = genesis
+        self._shard = shard
+        self._crypto = crypto
+        self._domain = genesis.get_domain(BEACON)
+        self._committee = genesis.committees[BEACON]
+        header = genesis.beacon_block.header
+        self._head = BeaconView(
+            ref=BeaconRef(height=header.height, hash=header.hash, epoch=header.epoch),
+            inbox_length=0,
+            link_base_fees=compute_initial_base_fees(genesis),
+            proof=b"",
+            crosslink=ZERO_HASH,
+            crosslink_height=Height(0),
+            crosslink_head=genesis.build_shard_block(shard).hash,
+        )
+        self._views: dict[int, BeaconView] = {0: self._head}
+        self._receipts: list[bytes] = []
+        self._gas: list[int] = []
+        self._inbox_bytes = 0
+        self._pruned = 0
+        self._pending: _Pending | None = None
+        self._ahead: dict[int, _Ahead] = {}
+        self._early: dict[tuple[Hash32, ShardId], tuple[bytes, ...]] = {}
+        self._early_bytes = 0
+        self._known_height = 0
+        self._beacon_nodes: list[NodeId] = [NodeId("beacon-0")]
+        self._attempts = 0
+        self._idle_rounds = 0
+        self._has_progressed = False
+        self._range_pending = False
+
+    # --- what others read ---
+
+    @property
+    def head(self) -> BeaconView:
+        """The latest beacon block followed completely: the ``beacon_ref`` of a new block."""
+        return self._head
+
+    def get_view(self, height: int) -> BeaconView | None:
+        """Return the view of a beacon height; None above the head and below the last final block's
+        reference.
+        """
+        return self._views.get(height)
+
+    def select_deliveries(self, position: int, view: BeaconView) -> tuple[bytes, ...]:
+        """Return the receipts that a block on ``position`` with the reference of ``view`` takes, all of
+        them (X5).
+        """
+        first = position - self._pruned
+        if first < 0:
+            raise LocalProtocolError(f"inbox: got position {position}, expected at least {self._pruned}")
+        last = max(first, view.inbox_length - self._pruned)
+        count = count_deliveries(self._gas[first:last], self._genesis.preset.inbox_gas)
+        return tuple(self._receipts[first : first + count])
+
+    def compute_congestion(self, position: int, view: BeaconView) -> int:
+        """Return how full the inbox is after ``position``, in thousandths (X9)."""
+        first = max(0, position - self._pruned)
+        waiting = sum(self._gas[first : max(first, view.inbox_length - self._pruned)])
+        return min(1000, waiting * 1000 // (CONGESTION_BLOCKS * self._genesis.preset.inbox_gas))
+
+    @property
+    def is_paused(self) -> bool:
+        """Tell whether the shard is so far behind that following on would break a cap (I14)."""
+        return len(self._views) > MAX_VIEWS or self._inbox_bytes > MAX_INBOX_BYTES
+
+    # --- events ---
+
+    def start(self) -> list[FollowerOutput]:
+        """Ask the beacon where it stands."""
+        return [*self._request_range(), self._schedule()]
+
+    def on_final_block(self, sender: NodeId, block: Block, proof: FinalityProof) -> list[FollowerOutput]:
+        """Take a final beacon block that was announced."""
+        height = block.header.height
+        if height <= self._head.ref.height:
+            return []
+        self._known_height = max(self._known_height, height)
+        self._keep_ahead(_Ahead(sender, block, proof, is_proven=False))
+        outputs = self._advance()
+        if (
+            self._pending is None
+            and self._head.ref.height + 1 < self._known_height
+            and not self._range_pending
+        ):
+            outputs.extend(self._request_range())
+        return outputs
+
+    def on_range_response(self, sender: NodeId, response: RangeResponse) -> list[FollowerOutput]:
+        """Take consecutive beacon blocks that were asked for; one proof covers them all."""
+        if not self._range_pending:
+            raise UnsolicitedError(f"range of beacon blocks from {sender}: nobody asked for it")  # L9
+        self._range_pending = False
+        if not response.blocks or response.proof is None:
+            return []
+        proofs = self._verify_range(response.blocks[:MAX_BLOCKS_AHEAD], response.blocks, response.proof)
+        for block, proof in proofs:
+            self._ahead[block.header.height] = _Ahead(sender, block, proof, is_proven=True)
+        last = response.blocks[-1].header.height
+        self._known_height = max(self._known_height, last)
+        outputs = self._advance()
+        # A full answer means that there is more; ask on without waiting for the timer.
+        if self._head.ref.height == last and len(response.blocks) >= RANGE_COUNT:
+            outputs.extend(self._request_range())
+        return outputs
+
+    def on_bundle(self, sender: NodeId, bundle: Bundle) -> list[FollowerOutput]:
+        """Take the receipts of a crosslink to this shard."""
+        if bundle.dst != self._shard:
+            raise UnsolicitedError(
+                f"bundle from {sender}: got destination {bundle.dst}, expected {self._shard}"
+            )
+        key = (bundle.crosslink, bundle.src)
+        if self._pending is not None:
+            for wanted in self._pending.wanted:
+                if key == (wanted.crosslink, wanted.src) and key not in self._pending.bundles:
+                    verify_bundle(wanted.link, bundle.receipts)
+                    self._pending.bundles[key] = bundle.receipts
+                    return self._advance()
+        self._keep_early(key, bundle.receipts)
+        return []
+
+    def on_status(self, height: int) -> list[FollowerOutput]:
+        """Take the beacon's height as a hint."""
+        self._known_height = max(self._known_height, height)
+        return self._request_range() if self._is_behind() else []
+
+    def on_timer(self, name: str) -> list[FollowerOutput]:
+        """Ask again for what is missing: bundles of the next block, or blocks after the head."""
+        if name == BUNDLE_TIMER:
+            return self._request_bundles()
+        outputs: list[FollowerOutput] = []
+        if not self._has_progressed:
+            self._range_pending = False  # the answer is late or lost
+            self._idle_rounds += 1
+            if self._pending is None:
+                outputs.extend(self._request_range())
+        self._has_progressed = False
+        return [*outputs, self._schedule()]
+
+    def on_final(self, beacon_ref: BeaconRef, inbox_position: int) -> list[FollowerOutput]:
+        """Forget what a final shard block has left behind."""
+        count = inbox_position - self._pruned
+        if count > 0:
+            self._inbox_bytes -= sum(len(receipt) for receipt in self._receipts[:count])
+            del self._receipts[:count], self._gas[:count]
+            self._pruned = inbox_position
+        for height in sorted(height for height in self._views if height < beacon_ref.height):
+            del self._views[height]
+        return self._advance()
+
+    def recover(self, record: BeaconRecord) -> BeaconFollowed:
+        """Replay a beacon block from the chain's own log; raises ``LocalProtocolError`` for a log with a
+        gap.
+        """
+        header = record.block.header
+        if header.height != self._head.ref.height + 1 or header.parent != self._head.ref.hash:
+            raise LocalProtocolError(
+                f"log: got beacon block {header.height}, expected {self._head.ref.height + 1} on the one before"
+            )
+        crosslinks = decode_beacon_body(self._genesis, record.block).crosslinks
+        return self._complete(record.block, record.proof, crosslinks, record.bundles)
+
+    # --- following ---
+
+    def _keep_ahead(self, item: _Ahead) -> None:
+        height = item.block.header.height
+        if height > self._head.ref.height + MAX_BLOCKS_AHEAD or height in self._ahead:
+            return  # a range will bring it; the first one at a height stays until it is judged
+        self._ahead[height] = item
+
+    def _keep_early(self, key: tuple[Hash32, ShardId], receipts: tuple[bytes, ...]) -> None:
+        size = sum(len(receipt) for receipt in receipts)
+        if key in self._early or size > self._genesis.preset.max_bundle_bytes:
+            return
+        while self._early and (
+            len(self._early) >= MAX_EARLY_BUNDLES or self._early_bytes + size > MAX_EARLY_BYTES
+        ):
+            self._drop_early(next(iter(self._early)))
+        self._early[key] = receipts
+        self._early_bytes += size
+
+    def _drop_early(self, key: tuple[Hash32, ShardId]) -> tuple[bytes, ...] | None:
+        receipts = self._early.pop(key, None)
+        if receipts is not None:
+            self._early_bytes -= sum(len(receipt) for receipt in receipts)
+        return receipts
+
+    def _advance(self) -> list[FollowerOutput]:
+        """Complete as many beacon blocks as possible; leave the first that lacks bundles as pending."""
+        outputs: list[FollowerOutput] = []
+        while not self.is_paused:
+            if self._pending is None:
+                item = self._ahead.pop(self._head.ref.height + 1, None)
+                if item is None:
+                    break
+                try:
+                    self._pending = self._open(item)
+                except RemoteProtocolError as error:
+                    # What was completed before must still be told; the block itself is asked for again.
+                    outputs.append(build_refusal(self._shard, item.sender, error))
+                    break
+                if not self._is_complete(self._pending):
+                    outputs.append(SetTimer(BUNDLE_TIMER, 2 * self._genesis.preset.delta_ms))
+            pending = self._pending
+            if not self._is_complete(pending):
+                break
+            bundles = tuple(pending.bundles[wanted.crosslink, wanted.src] for wanted in pending.wanted)
+            self._pending = None
+            outputs.append(Persist((BeaconRecord(pending.block, pending.proof, bundles),)))
+            outputs.append(self._complete(pending.block, pending.proof, pending.crosslinks, bundles))
+            self._has_progressed = True
+            if self._idle_rounds:
+                self._idle_rounds = 0
+                outputs.append(self._schedule())
+        return outputs
+
+    @staticmethod
+    def _is_complete(pending: _Pending) -> bool:
+        return len(pending.bundles) == len(pending.wanted)
+
+    def _open(self, item: _Ahead) -> _Pending:
+        """Verify the next beacon block and match it with the bundles that came early."""
+        block = item.block
+        if block.header.parent != self._head.ref.hash:
+            raise InvalidBlockError(f"beacon block {block.header.height}: not a child of the one followed")
+        if not item.is_proven:
+            proven = verify_finality_proof(self._crypto, self._domain, self._committee, item.proof)
+            if proven.hash != block.hash:
+                raise InvalidProofError(f"beacon block {block.header.height}: the proof is another block's")
+        body = decode_beacon_body(self._genesis, block)
+        if item.sender not in self._beacon_nodes and len(self._beacon_nodes) < MAX_BEACON_NODES:
+            self._beacon_nodes.append(item.sender)
+        wanted = tuple(
+            _Wanted(crosslink=crosslink.hash, src=crosslink.shard, link=link)
+            for crosslink in body.crosslinks
+            for link in crosslink.links
+            if link.dst == self._shard
+        )
+        pending = _Pending(block, item.proof, body.crosslinks, wanted, {})
+        for want in wanted:
+            receipts = self._drop_early((want.crosslink, want.src))
+            if receipts is not None and _is_bundle_valid(want.link, receipts):
+                pending.bundles[want.crosslink, want.src] = receipts
+        return pending
+
+    def _complete(
+        self,
+        block: Block,
+        proof: FinalityProof,
+        crosslinks: tuple[Crosslink, ...],
+        bundles: Sequence[tuple[bytes, ...]],
+    ) -> BeaconFollowed:
+        receipts = tuple(receipt for bundle in bundles for receipt in bundle)
+        fees = dict(self._head.link_base_fees)
+        own = (self._head.crosslink, self._head.crosslink_height, self._head.crosslink_head)
+        for crosslink in crosslinks:
+            fees[crosslink.shard] = crosslink.base_fee
+            if crosslink.shard == self._shard:
+                own = (crosslink.hash, crosslink.last_height, crosslink.head_hash)
+        header = block.header
+        self._head = BeaconView(
+            ref=BeaconRef(height=header.height, hash=header.hash, epoch=header.epoch),
+            inbox_length=self._head.inbox_length + len(receipts),
+            link_base_fees=tuple(sorted(fees.items())),
+            proof=encode(proof),
+            crosslink=own[0],
+            crosslink_height=own[1],
+            crosslink_head=own[2],
+        )
+        self._views[header.height] = self._head
+        self._receipts.extend(receipts)
+        self._gas.extend(compute_delivery_gas(decode_receipt(receipt)) for receipt in receipts)
+        self._inbox_bytes += sum(len(receipt) for receipt in receipts)
+        for height in [height for height in self._ahead if height <= header.height]:
+            del self._ahead[height]
+        return BeaconFollowed(self._head, crosslinks, receipts)
+
+    # --- asking ---
+
+    def _schedule(self) -> SetTimer:
+        """Return the next look at what is missing: two block times, doubling while the beacon is silent."""
+        factor = min(2 << min(self._idle_rounds, 8), MAX_BACKOFF)
+        return SetTimer(FOLLOW_TIMER, factor * self._genesis.preset.block_time_ms)
+
+    def _choose_node(self) -> NodeId:
+        self._attempts += 1
+        return self._beacon_nodes[self._attempts % len(self._beacon_nodes)]
+
+    def _is_behind(self) -> bool:
+        return (
+            self._head.ref.height < self._known_height and self._pending is None and not self._range_pending
+        )
+
+    def _request_range(self) -> list[FollowerOutput]:
+        if self.is_paused:
+            return []
+        self._range_pending = True
+        first = Height(self._head.ref.height + 1)
+        return [Send(self._choose_node(), RangeRequest(shard=BEACON, first_height=first, count=RANGE_COUNT))]
+
+    def _request_bundles(self) -> list[FollowerOutput]:
+        if self._pending is None:
+            return []
+        outputs: list[FollowerOutput] = []
+        for wanted in self._pending.wanted:
+            if (wanted.crosslink, wanted.src) in self._pending.bundles:
+                continue
+            # X10: beacon and source both serve it; every third time ask the source.
+            node = self._choose_node()
+            if self._attempts % 3 == 0:
+                node = NodeId(f"shard-{wanted.src}-0")
+            request = BundleRequest(crosslink=wanted.crosslink, src=wanted.src, dst=self._shard)
+            outputs.append(Send(node, request))
+        outputs.append(SetTimer(BUNDLE_TIMER, 4 * self._genesis.preset.delta_ms))
+        return outputs
+
+    def _verify_range(
+        self, kept: Sequence[Block], blocks: Sequence[Block], proof: FinalityProof
+    ) -> list[tuple[Block, FinalityProof]]:
+        """Return the blocks of a range, each with a proof made from the proof of the last one."""
+        if len(kept) != len(blocks):
+            raise InvalidProofError(f"range: got {len(blocks)} blocks, expected at most {MAX_BLOCKS_AHEAD}")
+        if not proof.path or proof.path[0].header != blocks[-1].header:
+            raise InvalidProofError("range: the proof is not the last block's")
+        proofs = [proof]
+        for block in reversed(blocks[:-1]):
+            proofs.append(extend_proof(proofs[-1], block))
+        proofs.reverse()
+        # The first proof's path runs over every block of the range, so one verification covers all.
+        verify_finality_proof(self._crypto, self._domain, self._committee, proofs[0])
+        return list(zip(blocks, proofs, strict=True))
+
+
+def build_refusal(shard: ShardId, sender: NodeId, error: RemoteProtocolError) -> Notice:
+    """Return the notice that ``sender``'s message was refused, and why."""
+    return Notice("refused", shard, {"sender": sender, "error": type(error).__name__, "reason": str(error)})
+
+
+def decode_beacon_body(genesis: Genesis, block: Block) -> BeaconBody:
+    """Return the crosslinks of a beacon block; raises ``RemoteProtocolError`` unless the header commits to
+    them.
+    """
+    content = block.header.content
+    if not isinstance(content, BeaconContent) or block.header.network != genesis.network:
+        raise InvalidBlockError(f"beacon block: got one of shard {block.header.shard} or of another network")
+    if compute_body_hash(block.body) != block.header.body_hash:
+        raise InvalidBlockError(f"beacon block {block.header.height}: the body is not the header's")
+    body = decode(block.body, BeaconBody, max_bytes=genesis.preset.max_body_bytes)
+    if content.crosslinks_root != compute_crosslinks_root(body.crosslinks):
+        raise InvalidBlockError(f"beacon block {block.header.height}: the crosslinks are not the header's")
+    return body
+
+
+def verify_bundle(link: LinkSummary, receipts: Sequence[bytes]) -> None:
+    """Raise ``RemoteProtocolError`` unless ``receipts`` are what the crosslink says of its link (X3)."""
+    if len(receipts) != link.count or compute_root(receipts) != link.link_root:
+        raise InvalidProofError(
+            f"bundle: got {len(receipts)} receipts of another root, expected {link.count}"
+        )
+    for offset, data in enumerate(receipts):
+        receipt = decode_receipt(data)
+        if receipt.dst != link.dst or receipt.seq != link.first_seq + offset:
+            raise InvalidProofError(f"bundle: got seq {receipt.seq}, expected {link.first_seq + offset}")
+
+
+def _is_bundle_valid(link: LinkSummary, receipts: Sequence[bytes]) -> bool:
+    try:
+        verify_bundle(link, receipts)
+    except RemoteProtocolError:
+        return False
+    return True
