@@ -1,0 +1,415 @@
+"""The beacon coordinator: hosts a finality engine, puts crosslinks into its blocks, and hands out what became final.
+
+Its blocks order all cross-shard messages (X5), and only what a *final* beacon block carries is delivered (X6). Leaders
+include crosslinks whose bodies they hold; voters fetch what they miss, and lack of it only withholds their votes (X10).
+Whatever a peer sends is checked behind one border: a ``RemoteProtocolError`` becomes a ``refused`` notice, and the beacon
+goes on (X4: nothing a shard sends can halt it).
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from crosslink.availability import BodyStore, NoSubmissionSource, SubmissionSource
+from crosslink.fetching import FETCH_TIMER, BodyFetcher
+from crosslink.ledger import Ledger
+from crosslink.reports import (
+    describe_block,
+    describe_crosslink,
+    describe_invalid,
+    describe_messages,
+    describe_refusal,
+)
+from crosslink.state import BeaconState, CrosslinkFacts, SupplyTable
+from crosslink.validity import AheadError, CheckedSubmission, check_bodies, check_submission, verify_position
+from shardyard.blocks import Block, BlockKind, FinalityProof
+from shardyard.consensus.engine import (
+    TIMER_PREFIX,
+    BlockAbandoned,
+    BlockFinal,
+    BlockNotarized,
+    BlockSource,
+    EngineConfig,
+    EngineOutput,
+    FinalityEngine,
+    RequestBuild,
+    RequestValidation,
+)
+from shardyard.consensus.votes import Crypto
+from shardyard.crosslinks import Bundle, Crosslink, CrosslinkSubmission
+from shardyard.effects import (
+    Broadcast,
+    Effect,
+    Persist,
+    Record,
+    Send,
+    SubmissionRecord,
+)
+from shardyard.errors import InvalidBlockError, LocalProtocolError, RemoteProtocolError
+from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
+from shardyard.genesis import Genesis
+from shardyard.ids import BEACON, Hash32, ShardId
+from shardyard.messages import (
+    BlockRequest,
+    BlockResponse,
+    BundleAnnouncement,
+    BundleRequest,
+    Certificates,
+    CrosslinkRequest,
+    FinalBlock,
+    Proposal,
+    RangeRequest,
+    RangeResponse,
+    Status,
+    SubmitCrosslink,
+    Votes,
+)
+
+MAX_WAITING_BLOCKS: Final = 64
+"""Blocks whose validation waits for bodies; above it the oldest is never voted for."""
+MAX_WAITING_FINALS: Final = 4096
+"""Final blocks whose bodies are still missing, while catching up."""
+
+EngineFactory = Callable[[EngineConfig, Crypto, BlockSource], FinalityEngine]
+_ENGINE_MESSAGES = (
+    Proposal,
+    Votes,
+    Certificates,
+    BlockRequest,
+    BlockResponse,
+    RangeRequest,
+    RangeResponse,
+    FinalBlock,
+    Status,
+)
+
+
+class BeaconMachine:
+    """The machine of one beacon replica, with any number of local validator keys."""
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        crypto: Crypto,
+        local_validators: Sequence[int],
+        blocks: BlockSource,
+        *,
+        build_engine: EngineFactory,
+        submissions: SubmissionSource | None = None,
+    ) -> None:
+        self._genesis = genesis
+        self._crypto = crypto
+        self._submissions = submissions or NoSubmissionSource()
+        config = EngineConfig(
+            shard=BEACON,
+            domain=genesis.get_domain(BEACON),
+            committee=genesis.committees[BEACON],
+            local_validators=tuple(local_validators),
+            genesis=genesis.beacon_block,
+            block_time_ms=genesis.preset.block_time_ms,
+            delta_ms=genesis.preset.delta_ms,
+            max_step_ms=genesis.preset.max_step_ms,
+        )
+        self.engine = build_engine(config, crypto, blocks)
+        self._bodies = BodyStore()
+        self._ledger = Ledger(genesis, self._bodies, self.engine.get_block, self.engine.get_final_block)
+        self._waiting_build: RequestBuild | None = None
+        self._waiting_blocks: OrderedDict[Hash32, RequestValidation] = OrderedDict()
+        self._waiting_finals: deque[BlockFinal] = deque()
+        self._fetcher = BodyFetcher(genesis.preset)
+        self._final_target = 0
+        self._is_catching_up = False
+
+    @property
+    def state(self) -> BeaconState:
+        """State after the last final beacon block whose bodies are here: shard entries, inboxes, supply."""
+        return self._ledger.final_state
+
+    @property
+    def final_block(self) -> Block:
+        """The block of ``state``."""
+        return self._ledger.final_block
+
+    def get_supply(self) -> SupplyTable:
+        """Return where all wei are at ``final_block`` (I1)."""
+        return self.state.get_supply()
+
+    def get_submission(self, crosslink: Hash32) -> CrosslinkSubmission | None:
+        """Return the submission behind a crosslink hash, from memory or from the log."""
+        checked = self._bodies.get(crosslink)
+        return checked.submission if checked is not None else self._submissions.get_submission(crosslink)
+
+    def get_bundle(self, crosslink: Hash32, dst: ShardId) -> Bundle | None:
+        """Return the receipts of a crosslink to ``dst``, from memory or from the log."""
+        bundle = self._bodies.get_bundle(crosslink, dst)
+        if bundle is not None or crosslink in self._bodies:
+            return bundle
+        submission = self._submissions.get_submission(crosslink)
+        if submission is None:
+            return None
+        bundles = check_bodies(self._genesis, submission).bundles
+        return next((found for found in bundles if found.dst == dst), None)
+
+    def recover(self, records: Sequence[Record]) -> None:
+        """Take over the chain's log before ``Started``: the same records give the same state."""
+        logged = {
+            record.submission.crosslink.hash: record.submission
+            for record in records
+            if isinstance(record, SubmissionRecord)
+        }
+        for final in self.engine.recover(records):
+            for crosslink in self._find_missing_of_final(final.block):
+                self._restore(logged.pop(crosslink.hash, None))
+            self._on_final(final)
+        entries = self.state.shards
+        for submission in logged.values():
+            if submission.crosslink.first_height > entries[submission.crosslink.shard].last_height:
+                self._restore(submission)
+        self._fetcher = BodyFetcher(self._genesis.preset)  # questions go out once effects are performed
+
+    def _restore(self, submission: CrosslinkSubmission | None) -> None:
+        if submission is not None:
+            checked = check_bodies(self._genesis, submission)
+            self._bodies.mark_logged(checked.facts.hash)
+            self._bodies.add(checked)
+
+    def step(self, event: Event, now_ms: int) -> list[Effect]:
+        """Take one event; returns the effects it asks for, in order. Raises nothing for what a peer sent."""
+        try:
+            return self._dispatch(event, now_ms)
+        except RemoteProtocolError as error:
+            return [describe_refusal(event, error)]
+
+    def _dispatch(self, event: Event, now_ms: int) -> list[Effect]:
+        match event:
+            case Started():
+                effects = self._run(self.engine.start(now_ms), now_ms)
+                return effects + self._resume(now_ms)
+            case MessageReceived():
+                return self._on_message(event, now_ms)
+            case TimerFired(name=name) if name.startswith(TIMER_PREFIX):
+                return self._run(self.engine.on_timer(name, now_ms), now_ms)
+            case TimerFired(name=name) if name == FETCH_TIMER:
+                return self._fetch_again(now_ms)
+            case Signed(votes=votes):
+                return self._run(self.engine.on_signed(votes, now_ms), now_ms)
+            case _:
+                return []  # the beacon executes no blocks; stale timers do nothing
+
+    def _on_message(self, event: MessageReceived, now_ms: int) -> list[Effect]:
+        match event.message:
+            case SubmitCrosslink(submission=submission):
+                return self._on_submission(submission, now_ms)
+            case CrosslinkRequest(crosslink=crosslink):
+                held = self.get_submission(crosslink)
+                return [] if held is None else [Send(event.sender, SubmitCrosslink(held))]
+            case BundleRequest(crosslink=crosslink, src=src, dst=dst):
+                bundle = self.get_bundle(crosslink, dst)
+                return (
+                    []
+                    if bundle is None or bundle.src != src
+                    else [Send(event.sender, BundleAnnouncement(bundle))]
+                )
+            case message if isinstance(message, _ENGINE_MESSAGES) and event.chain == BEACON:
+                self._is_catching_up = isinstance(message, RangeResponse)
+                try:
+                    return self._run(self.engine.on_message(event.sender, message, now_ms), now_ms)
+                finally:
+                    self._is_catching_up = False
+            case _:
+                return []  # a shard's own traffic
+
+    def _run(self, outputs: Iterable[EngineOutput], now_ms: int) -> list[Effect]:
+        """Answer what the engine asks, at once and depth first, so that effects keep the order of their causes."""
+        effects: list[Effect] = []
+        queue = deque(outputs)
+        while queue:
+            answer: list[EngineOutput] = []
+            match queue.popleft():
+                case RequestBuild() as request:
+                    answer = self._build(request, effects, now_ms)
+                case RequestValidation() as request:
+                    answer = self._validate(request, effects, now_ms)
+                case BlockFinal() as final:
+                    effects += self._on_final(final)
+                case BlockAbandoned(block_hash=block_hash):
+                    self._ledger.forget(block_hash)
+                    self._waiting_blocks.pop(block_hash, None)
+                case BlockNotarized():
+                    pass
+                case effect:
+                    effects.append(effect)
+            queue.extendleft(reversed(answer))
+        return effects
+
+    def _build(self, request: RequestBuild, effects: list[Effect], now_ms: int) -> list[EngineOutput]:
+        self._waiting_build = None
+        try:
+            state = self._ledger.get_state(request.parent)
+            missing = [] if state is not None else self._ledger.find_missing_above_final(request.parent)
+        except InvalidBlockError as error:  # a quorum notarized what is invalid: no place to build on
+            effects.append(describe_invalid(request.parent, error))
+            return []
+        if state is None:  # X10: a leader that cannot account for its parent proposes nothing yet
+            self._waiting_build = request
+            effects += self._fetcher.want(missing)
+            return []
+        content, body, accepted = self._ledger.build(request.parent, state)
+        effects += self._log_bodies(facts.hash for facts in accepted)
+        header, justification = self.engine.build_header(
+            request.slot, request.parent, BlockKind.NORMAL, request.timestamp_ms, content, body
+        )
+        block = Block(header=header, justification=justification, body=body, signature=b"", beacon_proof=b"")
+        return self.engine.on_proposed(request.slot, block, now_ms)
+
+    def _validate(self, request: RequestValidation, effects: list[Effect], now_ms: int) -> list[EngineOutput]:
+        block = request.block
+        try:
+            missing = self._find_missing(request)
+            if missing is not None:  # L2: pending, not invalid
+                self._waiting_blocks[block.hash] = request
+                if len(self._waiting_blocks) > MAX_WAITING_BLOCKS:
+                    self._waiting_blocks.popitem(last=False)
+                effects += self._fetcher.want(missing)
+                return []
+            crosslinks = self._ledger.read_crosslinks(block)
+        except InvalidBlockError as error:
+            effects.append(describe_invalid(block, error))
+            return self.engine.on_validated(block.hash, valid=False, reason=str(error), now_ms=now_ms)
+        effects += self._log_bodies(crosslink.hash for crosslink in crosslinks)  # S5: bodies before the vote
+        return self.engine.on_validated(block.hash, valid=True, reason="", now_ms=now_ms)
+
+    def _find_missing(self, request: RequestValidation) -> list[Crosslink] | None:
+        """Return the bodies that validation lacks, or None when the block is executed and valid.
+
+        Raises ``InvalidBlockError``.
+        """
+        block, parent = request.block, request.parent
+        if block.header.height <= self.final_block.header.height:
+            final = self.engine.get_final_block(block.header.height)
+            if final is None or final.hash != block.hash:
+                raise InvalidBlockError(f"beacon block {block.header.height}: it conflicts with a final one")
+            return None
+        missing = self._ledger.find_missing(block)
+        state = self._ledger.get_state(parent)
+        if state is None:
+            return missing + self._ledger.find_missing_above_final(parent)
+        if missing:
+            return missing
+        self._ledger.execute(parent, state, block)
+        return None
+
+    def _log_bodies(self, crosslinks: Iterable[Hash32]) -> list[Effect]:
+        fresh = self._bodies.take_unlogged(crosslinks)
+        return [Persist(tuple(SubmissionRecord(submission) for submission in fresh))] if fresh else []
+
+    def _on_final(self, final: BlockFinal) -> list[Effect]:
+        height = final.block.header.height
+        if height <= self._final_target:
+            return []
+        if len(self._waiting_finals) < MAX_WAITING_FINALS and (
+            not self._waiting_finals or self._waiting_finals[-1].block.hash == final.block.header.parent
+        ):
+            self._waiting_finals.append(final)
+        self._final_target = height
+        return self._drain_finals()
+
+    def _drain_finals(self) -> list[Effect]:
+        """Apply final blocks in order as far as their bodies are here."""
+        effects: list[Effect] = []
+        while (final := self._get_next_final()) is not None:
+            missing = self._find_missing_of_final(final.block)
+            if missing:
+                return effects + self._fetcher.want(missing)
+            crosslinks = self._ledger.read_crosslinks(final.block)
+            effects += self._log_bodies(crosslink.hash for crosslink in crosslinks)
+            accepted = self._ledger.apply_final(final.block)
+            effects += self._announce(final.block, final.proof, accepted)
+        return effects
+
+    def _find_missing_of_final(self, block: Block) -> list[Crosslink]:
+        try:
+            return self._ledger.find_missing(block)
+        except (
+            InvalidBlockError
+        ) as error:  # not a peer's fault: more than a third lied, or this process is broken
+            raise LocalProtocolError(f"the beacon finalised an invalid block: {error}") from error
+
+    def _get_next_final(self) -> BlockFinal | None:
+        height = self.final_block.header.height + 1
+        while self._waiting_finals and self._waiting_finals[0].block.header.height < height:
+            self._waiting_finals.popleft()
+        if self._waiting_finals and self._waiting_finals[0].block.header.height == height:
+            return self._waiting_finals[0]
+        if height > self._final_target:
+            return None
+        block, proof = self.engine.get_final_block(height), self.engine.final_proof(height)
+        return None if block is None or proof is None else BlockFinal(block=block, proof=proof)
+
+    def _announce(self, block: Block, proof: FinalityProof, accepted: list[CrosslinkFacts]) -> list[Effect]:
+        effects: list[Effect] = []
+        if not self._is_catching_up:  # old blocks are fetched by whoever needs them
+            effects.append(Broadcast(FinalBlock(block=block, proof=proof)))
+        effects.append(describe_block(block, self.state))
+        for facts in accepted:
+            checked = self._bodies.get(facts.hash)
+            assert checked is not None, "bodies of a final crosslink are held"
+            if not self._is_catching_up:
+                effects += [Broadcast(BundleAnnouncement(bundle)) for bundle in checked.bundles]
+            effects.append(describe_crosslink(block, checked))
+            effects += describe_messages(block, checked)
+        return effects
+
+    def _on_submission(self, submission: CrosslinkSubmission, now_ms: int) -> list[Effect]:
+        crosslink = submission.crosslink
+        key = crosslink.hash
+        if key in self._bodies:
+            return []  # a resubmission
+        is_wanted = key in self._fetcher
+        if not is_wanted and self._is_stale(crosslink):
+            return []
+        checked = check_submission(self._genesis, self._crypto, submission)
+        if not is_wanted:
+            self._verify_at_tip(checked)
+        self._bodies.add(checked)
+        self._fetcher.on_received(key)
+        return self._resume(now_ms)
+
+    def _is_stale(self, crosslink: Crosslink) -> bool:
+        shards = self.state.shards
+        return (
+            0 <= crosslink.shard < len(shards)
+            and crosslink.first_height <= shards[crosslink.shard].last_height
+        )
+
+    def _verify_at_tip(self, checked: CheckedSubmission) -> None:
+        """Refuse now what no block on the tip could carry, unless it may only be early."""
+        facts = checked.facts
+        tip = self.engine.notarized_tip
+        state = self._ledger.get_state(tip)
+        if state is None or state.shards[facts.crosslink.shard].crosslink != facts.crosslink.parent:
+            return
+        try:
+            verify_position(self._genesis, state, facts, self._ledger.build_find_ref(tip))
+        except AheadError:
+            return
+
+    def _resume(self, now_ms: int) -> list[Effect]:
+        """Try again what waited for bodies: finals first, then votes, then the own proposal."""
+        effects = self._drain_finals()
+        waiting, self._waiting_blocks = self._waiting_blocks, OrderedDict()
+        effects += self._run(waiting.values(), now_ms)
+        build, self._waiting_build = self._waiting_build, None
+        if build is not None and build.slot >= self.engine.slot:
+            effects += self._run([build], now_ms)
+        if not self._is_waiting():
+            self._fetcher.forget()
+        return effects + self._fetcher.settle()
+
+    def _is_waiting(self) -> bool:
+        is_behind = self.final_block.header.height < self._final_target
+        return is_behind or bool(self._waiting_blocks) or self._waiting_build is not None
+
+    def _fetch_again(self, now_ms: int) -> list[Effect]:
+        self._fetcher.forget()
+        return self._resume(now_ms) + self._fetcher.schedule()
