@@ -32,6 +32,7 @@ ROOMS = (
     ("node", "the shell: the only room with asyncio, files, sockets and processes"),
     ("native", "the Rust core, imported as `shardyard._native`"),
     ("contracts", "our own contracts, in Vyper"),
+    ("configs", "ready networks, for `shardyard up -c FILE`"),
     ("scripts", "thin entry points; each sets up what it needs"),
     ("tests", "named after the claims they make"),
 )
@@ -80,7 +81,7 @@ def describe(path: Path) -> str:
         return describe_python(path)
     if path.suffix == ".rs":
         return describe_rust(path)
-    if path.suffix == ".vy":
+    if path.suffix in {".vy", ".sol"}:
         return describe_vyper(path)
     return describe_hashed(path)
 
@@ -89,6 +90,7 @@ def find_modules(room: str) -> list[Path]:
     """Return the files of a room that carry code; an empty ``__init__.py`` has nothing to say."""
     top = ROOT / room
     found: list[Path] = []
+    suffixes = {".py", ".rs", ".vy", ".sol", ".toml"} if room == "configs" else {".py", ".rs", ".vy", ".sol"}
     for path in sorted(top.rglob("*")):
         inside = path.relative_to(top).parts
         if not path.is_file() or SKIPPED.intersection(inside) or path.name == "conftest.py":
