@@ -95,11 +95,7 @@ def find_modules(room: str) -> list[Path]:
         inside = path.relative_to(top).parts
         if not path.is_file() or SKIPPED.intersection(inside) or path.name == "conftest.py":
             continue
-        if (
-            path.suffix in {".py", ".rs", ".vy"}
-            or (room == "scripts" and not path.suffix)
-            or path.name == "lib.sh"
-        ):
+        if path.suffix in suffixes or (room == "scripts" and not path.suffix) or path.name == "lib.sh":
             found.append(path)
     return [path for path in found if path.name != "__init__.py" or path.stat().st_size]
 
