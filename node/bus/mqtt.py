@@ -115,7 +115,8 @@ class MqttBus(EnvelopeBus):
         async with self._open_client() as client:
             granted = await client.subscribe([(topic_filter, 0) for topic_filter in self._filters])
             for topic_filter, code in zip(self._filters, granted, strict=True):
-                if code >= SUBSCRIPTION_REFUSED:
+                # paho reports a number or a reason object, by the version of the protocol
+                if getattr(code, "value", code) == SUBSCRIPTION_REFUSED:
                     _log.error("bus of %s: the broker refuses %s", self.node_id, topic_filter)
             self.counters.connections += 1
             self._connected.set()
