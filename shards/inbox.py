@@ -204,9 +204,9 @@ class BeaconFollower:
         """Take consecutive beacon blocks that were asked for; one proof covers them all."""
         if not self._range_pending:
             raise UnsolicitedError(f"range of beacon blocks from {sender}: nobody asked for it")  # L9
-        self._range_pending = False
         if not response.blocks or response.proof is None:
-            return []
+            return []  # nothing newer there; hints may lie, so nobody is asked again before the timer
+        self._range_pending = False
         proofs = self._verify_range(response.blocks[:MAX_BLOCKS_AHEAD], response.blocks, response.proof)
         for block, proof in proofs:
             self._ahead[block.header.height] = _Ahead(sender, block, proof, is_proven=True)
@@ -244,8 +244,8 @@ class BeaconFollower:
         if name == BUNDLE_TIMER:
             return self._request_bundles()
         outputs: list[FollowerOutput] = []
+        self._range_pending = False  # the answer is late or lost
         if not self._has_progressed:
-            self._range_pending = False  # the answer is late or lost
             self._idle_rounds += 1
             if self._pending is None:
                 outputs.extend(self._request_range())

@@ -20,7 +20,6 @@ import msgspec
 from shardyard.blocks import FinalityProof, Header
 from shardyard.crosslinks import Bundle, Crosslink, CrosslinkSubmission
 from shardyard.effects import Broadcast, Effect, Send
-from shardyard.errors import UnsolicitedError
 from shardyard.genesis import Genesis
 from shardyard.ids import ZERO_HASH, Hash32, Height, NodeId, ShardId
 from shardyard.messages import BundleAnnouncement, BundleRequest, SubmitCrosslink
@@ -29,6 +28,8 @@ from shardyard.receipts import compute_link_summaries, decode_receipt
 MAX_OUTBOX_BYTES: Final = 256 * 1024 * 1024
 MAX_OUTBOX_BLOCKS: Final = 65_536
 """Final blocks the shard may be ahead of its last crosslink before it stops to take user transactions."""
+MAX_OFFERED: Final = 8
+"""Submissions kept for beacon replicas that missed them."""
 PATIENCE: Final = 2
 """Beacon blocks that may pass a crosslink over before it is offered anew."""
 
@@ -63,13 +64,14 @@ class CrosslinkAssembler:
         self._beacon_height = 0
         self._in_flight: CrosslinkSubmission | None = None
         self._offered_at = 0
+        self._offered: dict[Hash32, CrosslinkSubmission] = {}
         self._accepted: dict[Hash32, _Accepted] = {}
         self._inbox_lengths: dict[ShardId, int] = {}
         self._positions: dict[ShardId, int] = {}
 
     @property
     def is_full(self) -> bool:
-        """Tell whether so much waits for the beacon or its destinations that nothing should be added (I14)."""
+        """Tell whether too much waits for the beacon or for destinations to add anything (I14)."""
         return self._bytes > MAX_OUTBOX_BYTES or self._final_height - self._last_height > MAX_OUTBOX_BLOCKS
 
     @property
@@ -132,6 +134,9 @@ class CrosslinkAssembler:
         if submission is None:
             return []
         self._in_flight = submission
+        self._offered[submission.crosslink.hash] = submission
+        while len(self._offered) > MAX_OFFERED:
+            del self._offered[next(iter(self._offered))]
         self._offered_at = self._beacon_height
         return [Broadcast(SubmitCrosslink(submission))]
 
@@ -194,20 +199,15 @@ class CrosslinkAssembler:
     # --- serving ---
 
     def on_crosslink_request(self, sender: NodeId, crosslink: Hash32) -> list[Effect]:
-        """Serve the submission in flight; raises ``UnsolicitedError`` for any other."""
-        if self._in_flight is None or self._in_flight.crosslink.hash != crosslink:
-            raise UnsolicitedError(f"crosslink {crosslink.hex()}: asked for by {sender}, not in flight")
-        return [Send(sender, SubmitCrosslink(self._in_flight))]
+        """Serve one of the submissions offered lately; a replica that never offered it stays silent."""
+        submission = self._offered.get(crosslink)
+        return [Send(sender, SubmitCrosslink(submission))] if submission is not None else []
 
     def on_bundle_request(self, sender: NodeId, request: BundleRequest) -> list[Effect]:
-        """Serve the receipts of an accepted crosslink until they are consumed; raises ``UnsolicitedError``."""
+        """Serve the receipts of an accepted crosslink until they are consumed, if they are here."""
         accepted = self._accepted.get(request.crosslink)
-        if (
-            accepted is None
-            or request.src != self._shard
-            or accepted.crosslink.last_height > self._final_height
-        ):
-            raise UnsolicitedError(f"bundle of {request.crosslink.hex()}: asked for by {sender}, not held")
+        if accepted is None or accepted.crosslink.last_height > self._final_height:
+            return []
         crosslink = accepted.crosslink
         receipts = tuple(
             receipt

@@ -104,6 +104,11 @@ def compute_content(
     )
 
 
+def compute_selection_bytes(preset: Preset) -> int:
+    """Return how many bytes of transactions a builder may take: the body also holds the end of each, 5 bytes."""
+    return preset.max_body_bytes * 15 // 16
+
+
 def verify_header(genesis: Genesis, parent: Header, header: Header) -> None:
     """Raise ``InvalidBlockError`` unless ``header`` may follow ``parent``, as far as needs no execution."""
     _verify_chain(genesis, parent, header)

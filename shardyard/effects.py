@@ -48,7 +48,17 @@ class BeaconRecord(msgspec.Struct, frozen=True, array_like=True, tag=5):
     bundles: tuple[tuple[bytes, ...], ...]
 
 
-Record = BlockRecord | CertificateRecord | FinalRecord | SubmissionRecord | BeaconRecord
+class ExecutionRecord(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """A shard block was executed here and is valid; ``outbox`` is what it emitted, encoded, in commit order.
+
+    On disk before the block is voted for or folded in: after a restart the receipts of final blocks come from here.
+    """
+
+    block_hash: Hash32
+    outbox: tuple[bytes, ...]
+
+
+Record = BlockRecord | CertificateRecord | FinalRecord | SubmissionRecord | BeaconRecord | ExecutionRecord
 
 
 class EnvSpec(msgspec.Struct, frozen=True, array_like=True):

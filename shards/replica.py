@@ -1,0 +1,609 @@
+"""The machine of one shard replica: hosts the finality engine, executes, follows the beacon, offers
+crosslinks.
+
+The engine decides which blocks are final; this module decides what is in them and whether they are valid. A
+block is validated when its parent is executed and its ``beacon_ref`` is followed completely; until then it
+is pending, never invalid (L2). Execution is asked for and never awaited (M1): ``Execute`` and ``Build`` go
+out, ``Executed`` and ``Built`` come back and may be stale. A final block is folded in strictly by height,
+after its execution confirmed its header; blocks that became final before they were executed wait here in
+order.
+
+Recovery replays the chain's log: final blocks whose execution is on record are taken over up to
+``recovered_height``, where the executor's state must be; what is final beyond it is executed again after
+``Started``.
+
+``step`` raises nothing for what a peer sent: it becomes a ``refused`` notice. A *final* block that does not
+execute to its own header means that more than a third of the committee lied, or that this process is
+broken: the machine halts.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum, auto
+from typing import Final
+
+import msgspec
+
+from shards.inbox import (
+    FOLLOW_TIMER,
+    BeaconFollowed,
+    BeaconFollower,
+    BeaconView,
+    FollowerOutput,
+    build_refusal,
+)
+from shards.outbox import CrosslinkAssembler
+from shards.policy import (
+    BlockContext,
+    compute_content,
+    compute_env,
+    compute_selection_bytes,
+    verify_body,
+    verify_emission,
+    verify_header,
+    verify_results,
+)
+from shardyard.blocks import Block, BlockKind, FinalityProof, Header
+from shardyard.consensus.engine import (
+    TIMER_PREFIX,
+    BlockAbandoned,
+    BlockFinal,
+    BlockNotarized,
+    BlockSource,
+    EngineConfig,
+    EngineMessage,
+    EngineOutput,
+    FinalityEngine,
+    RequestBuild,
+    RequestValidation,
+)
+from shardyard.consensus.votes import Crypto
+from shardyard.effects import (
+    Adopt,
+    BeaconRecord,
+    Build,
+    Discard,
+    Effect,
+    EnvSpec,
+    Execute,
+    ExecutionRecord,
+    Finalise,
+    Notice,
+    Persist,
+    Record,
+    SetTimer,
+)
+from shardyard.errors import InvalidBlockError, RemoteProtocolError
+from shardyard.events import (
+    Built,
+    Event,
+    Executed,
+    ExecutionSummary,
+    MessageReceived,
+    Signed,
+    Started,
+    TimerFired,
+)
+from shardyard.genesis import Genesis
+from shardyard.ids import BEACON, Hash32, Height, ShardId
+from shardyard.messages import (
+    BlockRequest,
+    BlockResponse,
+    BundleAnnouncement,
+    BundleRequest,
+    Certificates,
+    CrosslinkRequest,
+    FinalBlock,
+    Proposal,
+    RangeRequest,
+    RangeResponse,
+    Status,
+    Votes,
+)
+
+OFFER_TIMER: Final = "outbox.offer"
+OFFER_PERIOD: Final = 4
+"""Block times after which a crosslink in flight is sent once more."""
+MAX_WAITING_FINALS: Final = 128
+"""Final blocks waiting for execution before catch-up stops to ask for more."""
+
+EngineFactory = Callable[[EngineConfig, Crypto, BlockSource], FinalityEngine]
+
+
+class Progress(Enum):
+    """How far this replica is with a block that is not folded in yet."""
+
+    WAITING = auto()
+    """Parent not executed, or ``beacon_ref`` not followed."""
+    EXECUTING = auto()
+    EXECUTED = auto()
+    INVALID = auto()
+
+
+class Heads(msgspec.Struct, frozen=True):
+    """The heads that JSON-RPC names: ``latest`` is shard-final, ``finalized`` beacon-final, ``tip``
+    notarized.
+    """
+
+    latest_height: Height
+    latest_hash: Hash32
+    finalized_height: Height
+    finalized_hash: Hash32
+    tip_height: Height
+    tip_hash: Hash32
+
+
+class _Candidate(msgspec.Struct):
+    """A block above the last one folded in."""
+
+    block: Block
+    is_asked: bool
+    """The engine waits for an answer."""
+    progress: Progress = Progress.WAITING
+    env: EnvSpec | None = None
+    summary: ExecutionSummary | None = None
+    reason: str = ""
+
+
+class _Building(msgspec.Struct, frozen=True):
+    """A block being built."""
+
+    number: int
+    request: RequestBuild
+    env: EnvSpec
+    view: BeaconView
+    deliveries: tuple[bytes, ...]
+    max_body_bytes: int
+
+
+class ShardReplica:
+    """The machine of one shard in one process, with any number of local validator keys."""
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        shard: ShardId,
+        crypto: Crypto,
+        local_validators: Sequence[int],
+        blocks: BlockSource,
+        *,
+        build_engine: EngineFactory,
+    ) -> None:
+        self._genesis = genesis
+        self._shard = shard
+        genesis_block = genesis.build_shard_block(shard)
+        config = EngineConfig(
+            shard=shard,
+            domain=genesis.get_domain(shard),
+            committee=genesis.committees[shard],
+            local_validators=tuple(local_validators),
+            genesis=genesis_block,
+            block_time_ms=genesis.preset.block_time_ms,
+            delta_ms=genesis.preset.delta_ms,
+            max_step_ms=genesis.preset.max_step_ms,
+        )
+        self.engine = build_engine(config, crypto, blocks)
+        self.follower = BeaconFollower(genesis, shard, crypto)
+        self.assembler = CrosslinkAssembler(
+            genesis, shard, self._find_final, is_offering=bool(local_validators)
+        )
+        self._base = genesis_block.header
+        """The last block folded in: final, executed, and the executor's base state."""
+        self._candidates: dict[Hash32, _Candidate] = {}
+        self._finals: deque[BlockFinal] = deque()
+        self._wanted_build: RequestBuild | None = None
+        self._building: _Building | None = None
+        self._next_build = 0
+        self._is_halted = False
+        self._effects: list[Effect] = []
+
+    # --- what others read ---
+
+    @property
+    def heads(self) -> Heads:
+        """Where this replica stands."""
+        view, tip = self.follower.head, self.engine.notarized_tip
+        is_known = view.crosslink_height <= self._base.height
+        return Heads(
+            latest_height=self._base.height,
+            latest_hash=self._base.hash,
+            finalized_height=view.crosslink_height if is_known else self._base.height,
+            finalized_hash=view.crosslink_head if is_known else self._base.hash,
+            tip_height=tip.header.height,
+            tip_hash=tip.hash,
+        )
+
+    @property
+    def recovered_height(self) -> Height:
+        """Height of the last block folded in; after ``recover`` the executor's state must stand there."""
+        return self._base.height
+
+    def get_ancestors(self, block_hash: Hash32) -> list[Hash32]:
+        """Return ``block_hash`` and its ancestors above the last block folded in, newest first."""
+        found: list[Hash32] = []
+        candidate = self._candidates.get(block_hash)
+        while candidate is not None:
+            found.append(candidate.block.hash)
+            candidate = self._candidates.get(candidate.block.header.parent)
+        return found
+
+    # --- events ---
+
+    def recover(self, records: Sequence[Record]) -> None:
+        """Replay the chain's log, in order, before ``Started``: the same records give the same heads."""
+        outboxes = {item.block_hash: item.outbox for item in records if isinstance(item, ExecutionRecord)}
+        beacon = deque(item for item in records if isinstance(item, BeaconRecord))
+        self._finals.extend(self.engine.recover(records))
+        while self._finals:
+            block = self._finals[0].block
+            if block.header.shard_content.beacon_ref.height > self.follower.head.ref.height and beacon:
+                self._follow(self.follower.recover(beacon.popleft()))
+            elif block.hash in outboxes and self._find_view(block.header) is not None:
+                self._fold(block.header, outboxes[block.hash])
+                self._finals.popleft()
+            else:
+                break
+        for record in beacon:
+            self._follow(self.follower.recover(record))
+        for final in self._finals:
+            self._candidates[final.block.hash] = _Candidate(final.block, is_asked=False)
+        self._effects = []  # what this says was said before the restart
+
+    def step(self, event: Event, now_ms: int) -> list[Effect]:
+        """Take one event; return what the driver shall do, in order."""
+        if self._is_halted:
+            return []
+        try:
+            self._dispatch(event, now_ms)
+            self._advance(now_ms)
+        except RemoteProtocolError as error:
+            assert isinstance(event, MessageReceived), f"only peers' messages are refused, got {event!r}"
+            self._emit(build_refusal(self._shard, event.sender, error))
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _dispatch(self, event: Event, now_ms: int) -> None:
+        match event:
+            case Started():
+                self._run(self.engine.start(now_ms), now_ms)
+                self._absorb(self.follower.start())
+                self._emit(SetTimer(OFFER_TIMER, OFFER_PERIOD * self._genesis.preset.block_time_ms))
+            case MessageReceived():
+                self._on_message(event, now_ms)
+            case TimerFired(name=name) if name.startswith(TIMER_PREFIX):
+                self._run(self.engine.on_timer(name, now_ms), now_ms)
+            case TimerFired(name=name) if name == OFFER_TIMER:
+                self._emit(*self.assembler.offer_again())
+                self._emit(SetTimer(OFFER_TIMER, OFFER_PERIOD * self._genesis.preset.block_time_ms))
+            case TimerFired(name=name):
+                self._absorb(self.follower.on_timer(name))
+            case Built():
+                self._on_built(event, now_ms)
+            case Executed():
+                self._on_executed(event, now_ms)
+            case Signed(votes=votes):
+                self._run(self.engine.on_signed(votes, now_ms), now_ms)
+
+    def _on_message(self, event: MessageReceived, now_ms: int) -> None:
+        """Hand a message to the part it concerns; whose chain it is about decides, not the topic it came
+        by.
+        """
+        sender, follower = event.sender, self.follower
+        match event.message:
+            case FinalBlock(block=block, proof=proof) if block.header.shard == BEACON:
+                self._absorb(follower.on_final_block(sender, block, proof))
+            case RangeResponse(shard=shard) as response if shard == BEACON:
+                self._absorb(follower.on_range_response(sender, response))
+            case Status(shard=shard, final_height=height) if shard == BEACON:
+                self._absorb(follower.on_status(height))
+            case BundleAnnouncement(bundle=bundle) if bundle.dst == self._shard:
+                self._absorb(follower.on_bundle(sender, bundle))
+            case BundleRequest() as request if request.src == self._shard:
+                self._emit(*self.assembler.on_bundle_request(sender, request))
+            case CrosslinkRequest(crosslink=crosslink):
+                self._emit(*self.assembler.on_crosslink_request(sender, crosslink))
+            case (Proposal() | Votes() | Certificates()) as message if event.chain == self._shard:
+                self._run(self.engine.on_message(sender, message, now_ms), now_ms)
+            case FinalBlock() as message if message.block.header.shard == self._shard:
+                self._catch_up(event, message, now_ms)
+            case RangeResponse() as message if message.shard == self._shard:
+                self._catch_up(event, message, now_ms)
+            case (BlockRequest() | BlockResponse() | RangeRequest() | Status()) as message if (
+                message.shard == self._shard
+            ):
+                self._run(self.engine.on_message(sender, message, now_ms), now_ms)
+            case _:
+                pass  # other chains' traffic, and transactions, which are the mempool's
+
+    def _catch_up(self, event: MessageReceived, message: EngineMessage, now_ms: int) -> None:
+        if len(self._finals) < MAX_WAITING_FINALS:  # else execution is behind; the engine will ask again
+            self._run(self.engine.on_message(event.sender, message, now_ms), now_ms)
+
+    # --- the engine's wishes ---
+
+    def _emit(self, *effects: Effect) -> None:
+        for effect in effects:
+            last = self._effects[-1] if self._effects else None
+            if isinstance(effect, Persist) and isinstance(last, Persist):
+                self._effects[-1] = Persist((*last.records, *effect.records))  # one sync instead of two
+            else:
+                self._effects.append(effect)
+
+    def _run(self, outputs: Iterable[EngineOutput], now_ms: int) -> None:
+        """Answer what the engine asks, at once and depth first, so that effects keep the order of their
+        causes.
+        """
+        for output in outputs:
+            match output:
+                case RequestBuild():
+                    self._wanted_build, self._building = output, None
+                    self._start_build()
+                case RequestValidation(block=block):
+                    self._on_validation_wanted(block, now_ms)
+                case BlockNotarized(block=block):
+                    self._emit(self._describe("block.notarized", block.header))
+                case BlockFinal(block=block):
+                    self._finals.append(output)
+                    if block.hash not in self._candidates:
+                        self._candidates[block.hash] = _Candidate(block, is_asked=False)
+                    self._drain_finals()
+                case BlockAbandoned(block_hash=block_hash):
+                    self._drop(block_hash)
+                case _:
+                    self._emit(output)
+
+    def _absorb(self, outputs: Iterable[FollowerOutput]) -> None:
+        for output in outputs:
+            if isinstance(output, BeaconFollowed):
+                self._follow(output)
+            else:
+                self._emit(output)
+
+    def _follow(self, followed: BeaconFollowed) -> None:
+        view = followed.view
+        self.assembler.on_beacon_block(view.ref.height, followed.crosslinks)
+        data: dict[str, int | str | bytes] = {
+            "height": view.ref.height,
+            "hash": view.ref.hash,
+            "receipts": len(followed.receipts),
+            "finalized_height": view.crosslink_height,
+            "finalized_hash": view.crosslink_head,
+        }
+        self._emit(Notice("beacon.followed", self._shard, data))
+
+    def _describe(self, kind: str, header: Header) -> Notice:
+        content = header.shard_content
+        data: dict[str, int | str | bytes] = {
+            "height": header.height,
+            "hash": header.hash,
+            "slot": header.slot,
+            "timestamp_ms": header.timestamp_ms,
+            "transactions": content.transaction_count,
+            "deliveries": content.delivery_count,
+            "gas_used": content.gas_used,
+            "base_fee": content.base_fee,
+        }
+        return Notice(kind, self._shard, data)
+
+    def _find_final(self, height: int) -> tuple[Header, FinalityProof] | None:
+        block, proof = self.engine.get_final_block(height), self.engine.final_proof(height)
+        return (block.header, proof) if block is not None and proof is not None else None
+
+    def _find_view(self, header: Header) -> BeaconView | None:
+        """Return the view that ``header`` refers to, when it is followed; its hash is not compared."""
+        return self.follower.get_view(header.shard_content.beacon_ref.height)
+
+    def _get_executed(self, block_hash: Hash32) -> Header | None:
+        if block_hash == self._base.hash:
+            return self._base
+        candidate = self._candidates.get(block_hash)
+        is_executed = candidate is not None and candidate.progress is Progress.EXECUTED
+        return candidate.block.header if candidate is not None and is_executed else None
+
+    # --- building ---
+
+    def _start_build(self) -> None:
+        """M2: ask for a block on the wanted parent, once the parent is executed here."""
+        request = self._wanted_build
+        parent = self._get_executed(request.parent.hash) if request is not None else None
+        if request is None or parent is None:
+            return
+        self._wanted_build = None
+        view = self.follower.head
+        context = BlockContext(
+            slot=request.slot,
+            timestamp_ms=request.timestamp_ms,
+            proposer=self._genesis.committees[self._shard].get_leader(request.slot),
+            beacon_ref=view.ref,
+            link_base_fees=view.link_base_fees,
+        )
+        self._ask_build(
+            request,
+            compute_env(self._genesis, parent, context),
+            view,
+            # I14: with too much waiting for the beacon, blocks carry deliveries alone.
+            0 if self.assembler.is_full else compute_selection_bytes(self._genesis.preset),
+        )
+
+    def _ask_build(self, request: RequestBuild, env: EnvSpec, view: BeaconView, max_body_bytes: int) -> None:
+        position = request.parent.header.shard_content.inbox_position
+        deliveries = self.follower.select_deliveries(position, view)
+        self._next_build += 1
+        self._building = _Building(self._next_build, request, env, view, deliveries, max_body_bytes)
+        self._emit(Build(self._next_build, env, deliveries, max_body_bytes))
+
+    def _on_built(self, event: Built, now_ms: int) -> None:
+        building = self._building
+        if building is None or building.number != event.request:
+            return  # stale
+        self._building = None
+        request, summary = building.request, event.summary
+        if summary is None:
+            return
+        try:
+            verify_emission(self._genesis, self._shard, summary)
+        except InvalidBlockError as error:
+            # X10: users sent more than a crosslink carries; deliveries alone, or this slot stays empty.
+            self._emit(Notice("build.refused", self._shard, {"slot": request.slot, "reason": str(error)}))
+            if building.max_body_bytes:
+                self._ask_build(request, building.env, building.view, 0)
+            return
+        parent = request.parent.header.shard_content
+        content = compute_content(parent, building.env, building.view.ref, summary)
+        header, justification = self.engine.build_header(
+            request.slot, request.parent, BlockKind.NORMAL, request.timestamp_ms, content, event.body
+        )
+        proof = b"" if building.view.ref == parent.beacon_ref else building.view.proof
+        block = Block(header, justification, event.body, signature=b"", beacon_proof=proof)
+        self._candidates[block.hash] = _Candidate(
+            block, is_asked=False, progress=Progress.EXECUTED, env=building.env, summary=summary
+        )
+        self._emit(Adopt(event.request, block.hash, header.height))
+        self._emit(Persist((ExecutionRecord(block.hash, summary.outbox),)))
+        self._run(self.engine.on_proposed(request.slot, block, now_ms), now_ms)
+
+    # --- validation and execution ---
+
+    def _on_validation_wanted(self, block: Block, now_ms: int) -> None:
+        candidate = self._candidates.get(block.hash)
+        if candidate is None:
+            candidate = self._candidates[block.hash] = _Candidate(block, is_asked=True)
+        candidate.is_asked = True
+        if candidate.progress in {Progress.EXECUTED, Progress.INVALID}:
+            self._answer(candidate, now_ms)
+        else:
+            self._start_execution(candidate, now_ms)
+
+    def _answer(self, candidate: _Candidate, now_ms: int) -> None:
+        if candidate.is_asked:
+            candidate.is_asked = False
+            is_valid = candidate.progress is Progress.EXECUTED
+            block_hash = candidate.block.hash
+            self._run(self.engine.on_validated(block_hash, is_valid, candidate.reason, now_ms), now_ms)
+
+    def _start_execution(self, candidate: _Candidate, now_ms: int) -> None:
+        """M2: check the header and ask for execution, once parent and ``beacon_ref`` are known here (L2)."""
+        block = candidate.block
+        header = block.header
+        parent = self._get_executed(header.parent)
+        if candidate.progress is not Progress.WAITING or parent is None:
+            return
+        try:
+            verify_header(self._genesis, parent, header)
+            ref = header.shard_content.beacon_ref
+            view = self.follower.get_view(ref.height)
+            if view is None:
+                # The proof that travels with the block is a hint; followed is only what comes with its bundles.
+                self._absorb(self.follower.on_status(ref.height))
+                return
+            if view.ref != ref:
+                raise InvalidBlockError(f"beacon_ref: got another block than the final one at {ref.height}")
+            deliveries = self._verify_deliveries(parent, header, view)
+            verify_body(self._genesis.preset, block)
+        except InvalidBlockError as error:
+            self._reject(candidate, str(error), now_ms)
+            return
+        context = BlockContext(
+            header.slot, header.timestamp_ms, header.proposer, view.ref, view.link_base_fees
+        )
+        candidate.env = compute_env(self._genesis, parent, context)
+        candidate.progress = Progress.EXECUTING
+        self._emit(Execute(block, candidate.env, deliveries))
+
+    def _verify_deliveries(self, parent: Header, header: Header, view: BeaconView) -> tuple[bytes, ...]:
+        deliveries = self.follower.select_deliveries(parent.shard_content.inbox_position, view)
+        got = header.shard_content.delivery_count
+        if got != len(deliveries):  # X5: what fits must be taken, and nothing else
+            raise InvalidBlockError(f"deliveries: got {got}, expected {len(deliveries)}")
+        return deliveries
+
+    def _on_executed(self, event: Executed, now_ms: int) -> None:
+        candidate = self._candidates.get(event.block_hash)
+        if candidate is None or candidate.progress is not Progress.EXECUTING or candidate.env is None:
+            return  # abandoned meanwhile
+        if event.summary is None:
+            self._reject(candidate, event.error, now_ms)
+            return
+        header = candidate.block.header
+        parent = self._get_executed(header.parent)
+        if parent is None:
+            return  # its parent was abandoned, and so will it be
+        try:
+            verify_results(self._genesis, parent, header, candidate.env, event.summary)
+        except InvalidBlockError as error:
+            self._reject(candidate, str(error), now_ms)
+            return
+        candidate.progress, candidate.summary = Progress.EXECUTED, event.summary
+        self._emit(Persist((ExecutionRecord(event.block_hash, event.summary.outbox),)))  # S5
+        self._answer(candidate, now_ms)
+
+    def _reject(self, candidate: _Candidate, reason: str, now_ms: int) -> None:
+        header = candidate.block.header
+        was_executed = candidate.progress is Progress.EXECUTING
+        candidate.progress, candidate.reason = Progress.INVALID, reason
+        data: dict[str, int | str | bytes] = {
+            "height": header.height,
+            "hash": header.hash,
+            "slot": header.slot,
+            "reason": reason,
+        }
+        self._emit(Notice("block.invalid", self._shard, data))
+        if was_executed:
+            self._emit(Discard(header.hash))
+        self._answer(candidate, now_ms)
+
+    # --- finality ---
+
+    def _advance(self, now_ms: int) -> None:
+        """Start what waited for a parent or for the beacon."""
+        if self._is_halted:
+            return
+        for block_hash in list(self._candidates):
+            candidate = self._candidates.get(block_hash)
+            if candidate is not None and candidate.progress is Progress.WAITING:
+                self._start_execution(candidate, now_ms)
+        self._drain_finals()
+        self._start_build()
+        self._emit(*self.assembler.offer())
+
+    def _drain_finals(self) -> None:
+        """Fold final blocks in, by height, as far as they are executed."""
+        while self._finals:
+            final = self._finals[0]
+            candidate = self._candidates[final.block.hash]
+            if candidate.progress is Progress.INVALID:
+                self._halt(final.block.header, candidate.reason)
+                return
+            if candidate.progress is not Progress.EXECUTED or candidate.summary is None:
+                return
+            self._finals.popleft()
+            header = final.block.header
+            self._emit(Finalise(final.block, final.proof), self._describe("block.final", header))
+            del self._candidates[header.hash]
+            self._fold(header, candidate.summary.outbox)
+            waiting = {later.block.hash for later in self._finals}
+            for block_hash, other in list(self._candidates.items()):
+                if other.block.header.height <= header.height and block_hash not in waiting:
+                    self._drop(block_hash)
+
+    def _fold(self, header: Header, outbox: Sequence[bytes]) -> None:
+        content = header.shard_content
+        view = self._find_view(header)
+        assert view is not None, "an executed block refers to a followed beacon block"
+        congestion = self.follower.compute_congestion(content.inbox_position, view)
+        self._base = header
+        self.assembler.on_final(header, outbox, congestion)
+        self._absorb(self.follower.on_final(content.beacon_ref, content.inbox_position))
+
+    def _drop(self, block_hash: Hash32) -> None:
+        candidate = self._candidates.pop(block_hash, None)
+        if candidate is not None and candidate.progress in {Progress.EXECUTING, Progress.EXECUTED}:
+            self._emit(Discard(block_hash))
+
+    def _halt(self, header: Header, reason: str) -> None:
+        self._is_halted = True
+        data: dict[str, int | str | bytes] = {"height": header.height, "hash": header.hash, "reason": reason}
+        self._emit(Notice("halted", self._shard, data))
+
+
+__all__ = ["FOLLOW_TIMER", "OFFER_TIMER", "EngineFactory", "Heads", "Progress", "ShardReplica"]
