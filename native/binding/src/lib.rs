@@ -1,6 +1,7 @@
 //! The boundary to Python: `shardyard._native`. It translates types, releases the GIL and lets no panic through;
 //! it decides nothing.
 
+mod core;
 mod crypto;
 mod errors;
 
@@ -9,5 +10,6 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     errors::register(module)?;
-    crypto::register(module)
+    crypto::register(module)?;
+    core::register(module)
 }

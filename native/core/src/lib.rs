@@ -5,9 +5,21 @@
 //! state is kept over forks (`state`) and committed to (`lthash`, `merkle`), and what a valid signature is (`bls`).
 //! The binding crate beside this one only translates types.
 
+pub mod batch;
+pub mod block;
 pub mod bls;
+pub mod call;
 pub mod codec;
+pub mod core;
+pub mod delivery;
 pub mod error;
+pub mod evm;
+pub mod gateway;
 pub mod hash;
 pub mod lthash;
 pub mod merkle;
+pub mod outbox;
+pub mod pool;
+pub mod receipt;
+pub mod state;
+pub mod transaction;

@@ -1,0 +1,111 @@
+//! Batches: many raw transactions decoded, hashed and recovered at once, on all workers, each at most once per process.
+//!
+//! Recovery costs more than executing a transfer, so what it found is kept in one bounded cache for the whole process:
+//! ingress, the builder and the validator of co-hosted replicas all ask for the same transactions.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use alloy_primitives::{B256, keccak256};
+use rayon::prelude::*;
+
+use crate::error::{CoreError, Result};
+use crate::hash::pieces;
+use crate::pool::pool;
+use crate::state::Map;
+use crate::transaction::{Refusal, Transaction};
+
+/// Entries and bytes of one generation of the cache; two generations are held.
+const GENERATION_ENTRIES: usize = 65_536;
+const GENERATION_BYTES: usize = 64 << 20;
+/// Fewer transactions than this are not worth handing to workers.
+const PARALLEL_TRANSACTIONS: usize = 8;
+
+/// One transaction of a batch.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    pub hash: B256,
+    /// What was read, even when it is then refused for this chain.
+    pub transaction: Option<Arc<Transaction>>,
+    pub refusal: Option<Refusal>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    pub entries: Vec<Entry>,
+}
+
+/// Two generations: when the young one is full the old one is forgotten. A look-up promotes.
+#[derive(Default)]
+struct Cache {
+    young: Map<B256, Arc<Transaction>>,
+    old: Map<B256, Arc<Transaction>>,
+    young_bytes: usize,
+}
+
+impl Cache {
+    fn find(&mut self, hash: &B256) -> Option<Arc<Transaction>> {
+        if let Some(found) = self.young.get(hash) {
+            return Some(found.clone());
+        }
+        let found = self.old.remove(hash)?;
+        self.insert(found.clone());
+        Some(found)
+    }
+
+    fn insert(&mut self, transaction: Arc<Transaction>) {
+        let bytes = 512 + transaction.input.len() + 32 * transaction.access_list.storage_keys_count();
+        if self.young.len() >= GENERATION_ENTRIES || self.young_bytes + bytes > GENERATION_BYTES {
+            self.old = std::mem::take(&mut self.young);
+            self.young_bytes = 0;
+        }
+        if self.young.insert(transaction.hash, transaction).is_none() {
+            self.young_bytes += bytes;
+        }
+    }
+}
+
+static CACHE: OnceLock<Mutex<Cache>> = OnceLock::new();
+
+fn with_cache<T>(work: impl FnOnce(&mut Cache) -> T) -> T {
+    work(&mut CACHE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Batch {
+    /// # Errors
+    /// `Malformed` when the offsets do not cut the blob; a bad transaction is only an entry with a refusal.
+    pub fn prepare(raw: &[u8], offsets: &[usize], chain_id: u64, threads: usize) -> Result<Self> {
+        let pieces = pieces(raw, offsets).map_err(CoreError::Malformed)?;
+        let hashes: Vec<B256> = on_workers(&pieces, threads, |piece| keccak256(piece));
+        let known: Vec<Option<Arc<Transaction>>> =
+            with_cache(|cache| hashes.iter().map(|hash| cache.find(hash)).collect());
+        let missing: Vec<usize> = (0..pieces.len()).filter(|i| known[*i].is_none()).collect();
+        let decoded = on_workers(&missing, threads, |i| Transaction::decode(pieces[*i], hashes[*i]).map(Arc::new));
+        with_cache(|cache| decoded.iter().flatten().for_each(|transaction| cache.insert(transaction.clone())));
+        let mut decoded = decoded.into_iter();
+        let entries = hashes
+            .into_iter()
+            .zip(known)
+            .map(|(hash, known)| match known.map_or_else(|| decoded.next().unwrap_or(Err(Refusal::Sender)), Ok) {
+                Ok(transaction) => {
+                    let refusal = transaction.check_chain(chain_id).err();
+                    Entry { hash, transaction: Some(transaction), refusal }
+                }
+                Err(refusal) => Entry { hash, transaction: None, refusal: Some(refusal) },
+            })
+            .collect();
+        Ok(Self { entries })
+    }
+
+    /// Fixed-width fields of all transactions, one after the other; a transaction that was not read gives zeros.
+    pub fn pack<const N: usize>(&self, field: impl Fn(&Transaction) -> [u8; N]) -> Vec<u8> {
+        let packed = self.entries.iter().map(|entry| entry.transaction.as_deref().map_or([0; N], &field));
+        packed.flatten().collect()
+    }
+}
+
+fn on_workers<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
+    match pool(threads) {
+        Some(pool) if items.len() >= PARALLEL_TRANSACTIONS => pool.install(|| items.par_iter().map(work).collect()),
+        _ => items.iter().map(work).collect(),
+    }
+}

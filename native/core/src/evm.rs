@@ -1,0 +1,390 @@
+//! The only module that speaks to revm, whose API changes with every release.
+//!
+//! It maps our transactions, block environment and state to revm's, runs user transactions, deliveries and system calls,
+//! and translates what comes back, refusals in geth's words. The revision is Prague (P1).
+
+use std::fmt;
+
+use alloy_eips::eip2930::AccessList;
+use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, Log, TxKind, U256, address};
+use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction, OutOfGasError};
+use revm::context::{BlockEnv as RevmBlock, Context, ContextSetters, JournalTr, TxEnv};
+use revm::context_interface::cfg::GasParams;
+use revm::database_interface::DBErrorMarker;
+use revm::handler::{Handler, MainnetContext, MainnetHandler, pre_execution};
+use revm::primitives::hardfork::SpecId;
+use revm::state::{AccountInfo, EvmState};
+use revm::{Database, ExecuteEvm, MainBuilder, MainnetEvm, SystemCallEvm};
+
+use crate::block::BlockEnv;
+use crate::error::{CoreError, Result};
+use crate::gateway::GATEWAY;
+use crate::state::{Account, BlockState};
+use crate::transaction::Transaction;
+
+pub use revm::bytecode::Bytecode;
+
+const SPEC: SpecId = SpecId::PRAGUE;
+/// EIP-2935: block hashes as state.
+pub const HISTORY: Address = address!("0x0000F90827F1C53a10cb7A02335B175320002935");
+const HISTORY_WINDOW: u64 = 8191;
+/// EIP-4788.
+pub const BEACON_ROOTS: Address = address!("0x000F3df6D732807Ef1319fB7B8bB8522d0Beac02");
+/// EIP-7002 and EIP-7251: run at the end of a block; this chain has no use for the requests they answer.
+pub const REQUEST_CONTRACTS: [Address; 2] =
+    [address!("0x00000961Ef480Eb55e80D19ad83579A64c007002"), address!("0x0000BBdDc7CE488642fb579F8B00f3a590007251")];
+
+/// (intrinsic gas, EIP-7623 floor) of a transaction.
+pub fn intrinsic_gas(input: &[u8], is_create: bool, access_list: &AccessList) -> (u64, u64) {
+    let (accounts, keys) = (access_list.len() as u64, access_list.storage_keys_count() as u64);
+    let gas = GasParams::new_spec(SPEC).initial_tx_gas(input, is_create, accounts, keys, 0, None);
+    (gas.initial_total_gas(), gas.floor_gas())
+}
+
+/// A state error on its way through revm.
+#[derive(Debug)]
+pub struct StateError(pub CoreError);
+
+impl fmt::Display for StateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for StateError {}
+impl DBErrorMarker for StateError {}
+
+impl From<CoreError> for StateError {
+    fn from(error: CoreError) -> Self {
+        Self(error)
+    }
+}
+
+impl Database for BlockState {
+    type Error = StateError;
+
+    fn basic(&mut self, address: Address) -> Result<Option<AccountInfo>, StateError> {
+        Ok(self.account(&address)?.map(|account| AccountInfo {
+            balance: account.balance,
+            nonce: account.nonce,
+            code_hash: account.code_hash,
+            account_id: None,
+            code: None,
+        }))
+    }
+
+    fn code_by_hash(&mut self, code_hash: B256) -> Result<Bytecode, StateError> {
+        if code_hash == KECCAK256_EMPTY { Ok(Bytecode::default()) } else { Ok(self.code(&code_hash)?) }
+    }
+
+    fn storage(&mut self, address: Address, index: U256) -> Result<U256, StateError> {
+        Ok(self.slot(&address, &index)?)
+    }
+
+    /// BLOCKHASH reads what EIP-2935 keeps in the state, so every node answers alike.
+    fn block_hash(&mut self, number: u64) -> Result<B256, StateError> {
+        let slot = U256::from(number % HISTORY_WINDOW);
+        Ok(self.slot(&HISTORY, &slot)?.into())
+    }
+}
+
+/// How an execution ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    Success,
+    Revert,
+    Halt(String),
+}
+
+/// An execution whose writes are not yet in the state.
+#[derive(Debug)]
+pub struct Executed {
+    pub status: Status,
+    pub gas_used: u64,
+    /// What EIP-3529 gave back; already subtracted from `gas_used`.
+    pub gas_refunded: u64,
+    pub logs: Vec<Log>,
+    pub output: Bytes,
+    pub created: Option<Address>,
+    writes: EvmState,
+}
+
+impl Executed {
+    pub fn is_success(&self) -> bool {
+        self.status == Status::Success
+    }
+}
+
+/// Why a transaction did not execute at all.
+#[derive(Debug)]
+pub enum NotExecuted {
+    /// The transaction cannot be in this block; geth's words.
+    Invalid(String),
+    Failed(CoreError),
+}
+
+impl From<CoreError> for NotExecuted {
+    fn from(error: CoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Which checks a simulated call skips; a block skips none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Relaxed {
+    pub account_checks: bool,
+    pub base_fee: bool,
+}
+
+type Inner = MainnetEvm<MainnetContext<BlockState>>;
+
+/// One EVM over the state of one block.
+pub struct Machine {
+    evm: Inner,
+    base_fee: u64,
+}
+
+impl Machine {
+    pub fn new(state: BlockState, chain_id: u64, env: &BlockEnv, relaxed: Relaxed) -> Self {
+        let block = RevmBlock {
+            number: U256::from(env.number),
+            beneficiary: env.beneficiary,
+            timestamp: U256::from(env.timestamp),
+            gas_limit: env.gas_limit,
+            basefee: env.base_fee,
+            prevrandao: Some(env.prevrandao),
+            ..RevmBlock::default()
+        };
+        let context: MainnetContext<BlockState> = Context::new(state, SPEC);
+        let context = context.with_block(block).modify_cfg_chained(|cfg| {
+            cfg.chain_id = chain_id;
+            cfg.disable_nonce_check = relaxed.account_checks;
+            cfg.disable_eip3607 = relaxed.account_checks;
+            cfg.disable_block_gas_limit = relaxed.account_checks;
+            cfg.disable_base_fee = relaxed.base_fee;
+        });
+        Self { evm: context.build_mainnet(), base_fee: env.base_fee }
+    }
+
+    pub fn state(&mut self) -> &mut BlockState {
+        &mut self.evm.ctx.journaled_state.database
+    }
+
+    pub fn into_state(self) -> BlockState {
+        self.evm.ctx.journaled_state.database
+    }
+
+    /// Runs a user transaction; nothing is written until `commit`.
+    ///
+    /// # Errors
+    /// `Invalid` when it cannot be in this block.
+    pub fn transact(&mut self, transaction: &Transaction) -> Result<Executed, NotExecuted> {
+        let tx = TxEnv {
+            tx_type: transaction.tx_type,
+            caller: transaction.sender,
+            gas_limit: transaction.gas_limit,
+            gas_price: transaction.max_fee,
+            kind: transaction.to,
+            value: transaction.value,
+            data: transaction.input.clone(),
+            nonce: transaction.nonce,
+            chain_id: transaction.chain_id,
+            access_list: transaction.access_list.clone(),
+            gas_priority_fee: transaction.tip,
+            blob_hashes: Vec::new(),
+            max_fee_per_blob_gas: 0,
+            authorization_list: Vec::new(),
+        };
+        self.run(tx)
+    }
+
+    /// Runs a call that nobody signed, for reads.
+    ///
+    /// # Errors
+    /// `Invalid` when even a relaxed check refuses it.
+    pub fn simulate(&mut self, call: &Simulated) -> Result<Executed, NotExecuted> {
+        let tx = TxEnv {
+            tx_type: u8::from(!call.access_list.is_empty()),
+            caller: call.from,
+            gas_limit: call.gas,
+            gas_price: call.gas_price,
+            kind: call.to,
+            value: call.value,
+            data: call.input.clone(),
+            chain_id: None,
+            access_list: call.access_list.clone(),
+            ..TxEnv::default()
+        };
+        self.run(tx)
+    }
+
+    fn run(&mut self, tx: TxEnv) -> Result<Executed, NotExecuted> {
+        let result = self.evm.transact_one(tx);
+        let writes = self.evm.finalize();
+        match result {
+            Ok(result) => Ok(translate(result, writes)),
+            Err(EVMError::Transaction(reason)) => Err(NotExecuted::Invalid(self.geth_words(&reason))),
+            Err(other) => Err(NotExecuted::Failed(failure(other))),
+        }
+    }
+
+    fn geth_words(&self, reason: &InvalidTransaction) -> String {
+        let tx = &self.evm.ctx.tx;
+        let caller = tx.caller;
+        match reason {
+            InvalidTransaction::NonceTooLow { tx, state } => {
+                format!("nonce too low: address {caller}, tx: {tx} state: {state}")
+            }
+            InvalidTransaction::NonceTooHigh { tx, state } => {
+                format!("nonce too high: address {caller}, tx: {tx} state: {state}")
+            }
+            InvalidTransaction::NonceOverflowInTransaction => {
+                format!("nonce has max value: address {caller}, nonce: {}", tx.nonce)
+            }
+            InvalidTransaction::LackOfFundForMaxFee { fee, balance } => {
+                format!("insufficient funds for gas * price + value: address {caller} have {balance} want {fee}")
+            }
+            InvalidTransaction::OverflowPaymentInTransaction => {
+                format!(
+                    "insufficient funds for gas * price + value: address {caller} required balance exceeds 256 bits"
+                )
+            }
+            InvalidTransaction::GasPriceLessThanBasefee => format!(
+                "max fee per gas less than block base fee: address {caller}, maxFeePerGas: {}, baseFee: {}",
+                tx.gas_price, self.base_fee
+            ),
+            InvalidTransaction::PriorityFeeGreaterThanMaxFee => format!(
+                "max priority fee per gas higher than max fee per gas: address {caller}, maxPriorityFeePerGas: {}, \
+                 maxFeePerGas: {}",
+                tx.gas_priority_fee.unwrap_or_default(),
+                tx.gas_price
+            ),
+            InvalidTransaction::CallGasCostMoreThanGasLimit { initial_gas, gas_limit } => {
+                format!("intrinsic gas too low: have {gas_limit}, want {initial_gas}")
+            }
+            InvalidTransaction::GasFloorMoreThanGasLimit { gas_floor, gas_limit } => {
+                format!("insufficient gas for floor data gas cost: have {gas_limit}, want {gas_floor}")
+            }
+            InvalidTransaction::RejectCallerWithCode => format!("sender not an eoa: address {caller}"),
+            InvalidTransaction::CallerGasLimitMoreThanBlock => "gas limit reached".into(),
+            InvalidTransaction::CreateInitCodeSizeLimit => "max initcode size exceeded".into(),
+            other => other.to_string(),
+        }
+    }
+
+    /// Runs a delivery's call: from the gateway, with gas for execution alone, free of fees, nonces and intrinsic gas.
+    /// The gateway's balance must already hold `value`.
+    pub fn deliver(&mut self, target: Address, value: U256, input: Bytes, gas: u64) -> Result<Executed> {
+        self.evm.ctx.set_tx(TxEnv {
+            caller: GATEWAY,
+            gas_limit: gas,
+            kind: TxKind::Call(target),
+            value,
+            data: input,
+            ..TxEnv::default()
+        });
+        // Warms precompiles and the beneficiary, as for any transaction, and the caller, whose value moves.
+        let loaded = pre_execution::load_accounts::<_, EVMError<StateError>>(&mut self.evm)
+            .and_then(|()| self.evm.ctx.journaled_state.load_account(GATEWAY).map(drop).map_err(EVMError::Database));
+        let result = loaded.and_then(|()| MainnetHandler::default().run_system_call(&mut self.evm));
+        let writes = self.evm.finalize();
+        let mut executed = translate(result.map_err(failure)?, writes);
+        // A system call leaves the refund uncapped; EIP-3529 allows a fifth of what was spent.
+        let spent = executed.gas_used + executed.gas_refunded;
+        executed.gas_refunded = if executed.is_success() { executed.gas_refunded.min(spent / 5) } else { 0 };
+        executed.gas_used = spent - executed.gas_refunded;
+        Ok(executed)
+    }
+
+    /// A system call of the protocol; a contract that is absent or fails changes nothing.
+    pub fn system_call(&mut self, contract: Address, input: Bytes) -> Result<()> {
+        if !self.state().has_code(&contract)? {
+            return Ok(());
+        }
+        let result = self.evm.system_call_one(contract, input);
+        let writes = self.evm.finalize();
+        let executed = translate(result.map_err(failure)?, writes);
+        if executed.is_success() { self.commit(executed) } else { Ok(()) }
+    }
+
+    /// Writes an execution's changes into the block's state.
+    pub fn commit(&mut self, executed: Executed) -> Result<()> {
+        let state = self.state();
+        for (address, account) in executed.writes {
+            if !account.is_touched() {
+                continue;
+            }
+            if account.is_selfdestructed() {
+                state.set_account(&address, None)?;
+                state.wipe_storage(&address)?;
+                continue;
+            }
+            if account.is_created() {
+                state.wipe_storage(&address)?;
+            }
+            let info = &account.info;
+            if let Some(code) = info.code.as_ref().filter(|code| account.is_created() && !code.is_empty()) {
+                state.add_code(info.code_hash, code.clone());
+            }
+            let present = Account { nonce: info.nonce, balance: info.balance, code_hash: info.code_hash };
+            state.set_account(&address, Some(present))?;
+            for (slot, value) in account.changed_storage_slots() {
+                state.set_slot(&address, slot, value.present_value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A call to simulate.
+#[derive(Debug, Clone)]
+pub struct Simulated {
+    pub from: Address,
+    pub to: TxKind,
+    pub gas: u64,
+    pub gas_price: u128,
+    pub value: U256,
+    pub input: Bytes,
+    pub access_list: AccessList,
+}
+
+fn failure(error: EVMError<StateError>) -> CoreError {
+    match error {
+        EVMError::Database(StateError(error)) => error,
+        other => CoreError::Internal(format!("EVM: {other}")),
+    }
+}
+
+fn translate(result: ExecutionResult, writes: EvmState) -> Executed {
+    let created = result.created_address();
+    let (status, gas, logs, output) = match result {
+        ExecutionResult::Success { gas, logs, output, .. } => (Status::Success, gas, logs, output.into_data()),
+        ExecutionResult::Revert { gas, output, .. } => (Status::Revert, gas, Vec::new(), output),
+        ExecutionResult::Halt { reason, gas, .. } => (Status::Halt(halt_words(&reason)), gas, Vec::new(), Bytes::new()),
+    };
+    let (gas_used, gas_refunded) = (gas.tx_gas_used(), gas.final_refunded());
+    Executed { status, gas_used, gas_refunded, logs, output, created, writes }
+}
+
+/// geth's names of the ways an execution can fail.
+fn halt_words(reason: &HaltReason) -> String {
+    match reason {
+        HaltReason::OutOfGas(OutOfGasError::InvalidOperand) => "gas uint64 overflow".into(),
+        HaltReason::OutOfGas(_) => "out of gas".into(),
+        HaltReason::OpcodeNotFound | HaltReason::NotActivated => "invalid opcode".into(),
+        HaltReason::InvalidFEOpcode => "invalid opcode: INVALID".into(),
+        HaltReason::InvalidJump => "invalid jump destination".into(),
+        HaltReason::StackUnderflow => "stack underflow".into(),
+        HaltReason::StackOverflow => "stack limit reached".into(),
+        HaltReason::OutOfOffset => "return data out of bounds".into(),
+        HaltReason::CreateCollision => "contract address collision".into(),
+        HaltReason::NonceOverflow => "nonce uint64 overflow".into(),
+        HaltReason::CreateContractSizeLimit => "max code size exceeded".into(),
+        HaltReason::CreateContractStartingWithEF => "invalid code: must not begin with 0xef".into(),
+        HaltReason::CreateInitCodeSizeLimit => "max initcode size exceeded".into(),
+        HaltReason::StateChangeDuringStaticCall | HaltReason::CallNotAllowedInsideStatic => "write protection".into(),
+        HaltReason::OutOfFunds | HaltReason::OverflowPayment => "insufficient balance for transfer".into(),
+        HaltReason::CallTooDeep => "max call depth exceeded".into(),
+        other => format!("{other:?}"),
+    }
+}

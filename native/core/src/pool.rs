@@ -1,0 +1,45 @@
+//! Worker threads: one process-wide pool per size, made on first use and kept, niced below the thread that runs the event
+//! loop. A core with one thread works on its caller's thread, so hundreds of simulated shards cost no threads at all.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rayon::ThreadPool;
+
+static POOLS: OnceLock<Mutex<BTreeMap<usize, Arc<ThreadPool>>>> = OnceLock::new();
+/// Nice value of the workers: votes and timers must run while a block executes.
+const WORKER_NICE: libc::c_int = 5;
+
+/// The pool of `threads` workers; none when one thread is wanted or the system grants no threads.
+pub fn pool(threads: usize) -> Option<Arc<ThreadPool>> {
+    if threads <= 1 {
+        return None;
+    }
+    let mut pools = POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = pools.get(&threads) {
+        return Some(pool.clone());
+    }
+    let built = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("shardyard-{index}"))
+        .start_handler(|_| be_nice())
+        .build()
+        .ok()?;
+    let pool = Arc::new(built);
+    pools.insert(threads, pool.clone());
+    Some(pool)
+}
+
+#[cfg(target_os = "linux")]
+fn be_nice() {
+    // SAFETY: both calls take plain integers; on Linux priorities are per thread. A refusal changes nothing.
+    unsafe {
+        let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
+        libc::setpriority(libc::PRIO_PROCESS, thread, WORKER_NICE);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn be_nice() {
+    let _ = WORKER_NICE;
+}

@@ -1,0 +1,344 @@
+//! Where the state lives: one finalised base, overlays by block hash above it, undo records for the last blocks below it.
+//!
+//! A `View` names one state by the overlays between it and a numbered version of the base. It stays right while the
+//! base moves on: values that later versions overwrote are found in their undo records. So executing and answering reads
+//! never block finalising for longer than one lookup, and a slow reader gets `MissingState`, never a wrong value.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use alloy_primitives::{Address, B256, U256};
+
+use super::{Account, Changes, Map, Slots, Update, commit};
+use crate::error::{CoreError, Result};
+use crate::evm::Bytecode;
+use crate::lthash::LtHash;
+
+/// A block executed and adopted but not final.
+#[derive(Debug)]
+pub struct Overlay {
+    pub parent: B256,
+    pub height: u64,
+    pub changes: Arc<Changes>,
+    pub accumulator: Arc<LtHash>,
+    pub root: B256,
+}
+
+/// The state before a version, kept as the values that version overwrote.
+#[derive(Debug)]
+struct Undo {
+    /// The version that these values belong to.
+    version: u64,
+    block_hash: B256,
+    root: B256,
+    before: Arc<Changes>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    accounts: Map<Address, Account>,
+    storage: Map<Address, Slots>,
+    codes: Map<B256, Bytecode>,
+    accumulator: Arc<LtHash>,
+    root: B256,
+    block_hash: B256,
+    height: u64,
+    version: u64,
+    undo: VecDeque<Undo>,
+    overlays: Map<B256, Arc<Overlay>>,
+}
+
+#[derive(Debug)]
+pub struct Store {
+    inner: RwLock<Inner>,
+    history: usize,
+}
+
+/// One state, named; holds no lock.
+#[derive(Debug, Clone)]
+pub struct View {
+    store: Arc<Store>,
+    /// From the newest to the oldest.
+    overlays: Vec<Arc<Changes>>,
+    version: u64,
+    pub accumulator: Option<Arc<LtHash>>,
+    pub root: B256,
+}
+
+impl Store {
+    pub fn new(history: usize) -> Self {
+        let inner = Inner { root: B256::new(LtHash::default().root()), ..Inner::default() };
+        Self { inner: RwLock::new(inner), history }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces everything by one state; views taken before answer `MissingState` from now on.
+    pub fn replace(&self, changes: Changes, threads: usize) -> B256 {
+        let mut inner = self.write();
+        let mut fresh = Inner { version: inner.version + 1, ..Inner::default() };
+        let updates = fresh.fold(&changes).0;
+        let accumulator = commit(&LtHash::default(), &updates, threads);
+        fresh.root = B256::new(accumulator.root());
+        fresh.accumulator = Arc::new(accumulator);
+        let root = fresh.root;
+        *inner = fresh;
+        root
+    }
+
+    pub fn set_base(&self, block_hash: B256, height: u64) {
+        let mut inner = self.write();
+        inner.block_hash = block_hash;
+        inner.height = height;
+    }
+
+    pub fn has(&self, at: &B256) -> bool {
+        let inner = self.read();
+        inner.overlays.contains_key(at) || inner.version_of(at).is_some()
+    }
+
+    /// # Errors
+    /// `MissingState` when the block is neither an overlay, nor the base, nor within the history.
+    pub fn view(self: &Arc<Self>, at: &B256) -> Result<View> {
+        let inner = self.read();
+        let missing = || CoreError::MissingState(format!("block {at} is not held"));
+        let Some(tip) = inner.overlays.get(at) else {
+            let (version, root) = inner.version_of(at).ok_or_else(missing)?;
+            let accumulator = (version == inner.version).then(|| inner.accumulator.clone());
+            return Ok(View { store: self.clone(), overlays: Vec::new(), version, accumulator, root });
+        };
+        let overlays = inner.path(at).ok_or_else(missing)?;
+        Ok(View {
+            store: self.clone(),
+            overlays: overlays.iter().map(|(_, overlay)| overlay.changes.clone()).collect(),
+            version: inner.version,
+            accumulator: Some(tip.accumulator.clone()),
+            root: tip.root,
+        })
+    }
+
+    /// Registers an executed block; a block known already stays as it is.
+    ///
+    /// # Errors
+    /// `UnknownParent` when the parent is neither the base nor an overlay.
+    pub fn adopt(&self, block_hash: B256, overlay: Overlay) -> Result<()> {
+        let mut inner = self.write();
+        if inner.overlays.contains_key(&block_hash) || inner.version_of(&block_hash).is_some() {
+            return Ok(());
+        }
+        if overlay.parent != inner.block_hash && !inner.overlays.contains_key(&overlay.parent) {
+            return Err(CoreError::UnknownParent(format!("{} of block {block_hash}", overlay.parent)));
+        }
+        inner.overlays.insert(block_hash, Arc::new(overlay));
+        Ok(())
+    }
+
+    /// Folds a block and its ancestors into the base and drops whatever does not descend from it (L5).
+    ///
+    /// # Errors
+    /// `UnknownParent` when the block is not known.
+    pub fn finalise(&self, block_hash: &B256) -> Result<()> {
+        let mut inner = self.write();
+        if inner.version_of(block_hash).is_some() {
+            return Ok(());
+        }
+        let path = inner
+            .path(block_hash)
+            .ok_or_else(|| CoreError::UnknownParent(format!("block {block_hash} is not held")))?;
+        for (hash, overlay) in path.into_iter().rev() {
+            let before = inner.fold(&overlay.changes).1;
+            let accumulator = overlay.accumulator.clone();
+            inner.advance(hash, overlay.height, overlay.root, accumulator, before, self.history);
+        }
+        inner.drop_strangers();
+        Ok(())
+    }
+
+    /// Drops an overlay and everything above it.
+    pub fn discard(&self, block_hash: &B256) {
+        let mut inner = self.write();
+        if inner.overlays.remove(block_hash).is_some() {
+            inner.drop_strangers();
+        }
+    }
+
+    /// Recovery: base := base + changes.
+    pub fn apply(&self, block_hash: B256, height: u64, changes: &Changes, threads: usize) -> B256 {
+        let mut inner = self.write();
+        let (updates, before) = inner.fold(changes);
+        let accumulator = commit(&inner.accumulator, &updates, threads);
+        let root = B256::new(accumulator.root());
+        inner.advance(block_hash, height, root, Arc::new(accumulator), before, self.history);
+        inner.drop_strangers();
+        root
+    }
+
+    /// The whole base as changes against nothing, with the code its accounts use.
+    pub fn export(&self) -> Changes {
+        let inner = self.read();
+        let used = inner.accounts.values().filter(|account| account.has_code());
+        let codes = used.filter_map(|account| inner.codes.get_key_value(&account.code_hash));
+        Changes {
+            accounts: inner.accounts.iter().map(|(address, account)| (*address, Some(*account))).collect(),
+            storage: inner.storage.clone(),
+            codes: codes.map(|(hash, code)| (*hash, code.clone())).collect(),
+        }
+    }
+}
+
+impl Inner {
+    fn version_of(&self, at: &B256) -> Option<(u64, B256)> {
+        if *at == self.block_hash {
+            return Some((self.version, self.root));
+        }
+        self.undo.iter().rev().find(|undo| undo.block_hash == *at).map(|undo| (undo.version, undo.root))
+    }
+
+    /// The overlays from `at` down to the base.
+    fn path(&self, at: &B256) -> Option<Vec<(B256, Arc<Overlay>)>> {
+        let (mut path, mut hash) = (Vec::new(), *at);
+        while hash != self.block_hash {
+            let overlay = self.overlays.get(&hash)?;
+            path.push((hash, overlay.clone()));
+            hash = overlay.parent;
+        }
+        Some(path)
+    }
+
+    /// Writes changes into the base; gives each location's old and new value, and the old values by themselves.
+    fn fold(&mut self, changes: &Changes) -> (Vec<Update>, Changes) {
+        let mut before = Changes::default();
+        let mut updates = Vec::with_capacity(changes.accounts.len() + changes.storage.len());
+        for (address, after) in &changes.accounts {
+            let old = match after {
+                Some(account) => self.accounts.insert(*address, *account),
+                None => self.accounts.remove(address),
+            };
+            before.accounts.insert(*address, old);
+            updates.push(Update::Account(*address, old, *after));
+        }
+        for (address, slots) in &changes.storage {
+            let stored = self.storage.entry(*address).or_default();
+            let old_slots = before.storage.entry(*address).or_default();
+            for (slot, after) in slots {
+                let old = if after.is_zero() { stored.remove(slot) } else { stored.insert(*slot, *after) };
+                let old = old.unwrap_or_default();
+                old_slots.insert(*slot, old);
+                updates.push(Update::Slot(*address, *slot, old, *after));
+            }
+            if stored.is_empty() {
+                self.storage.remove(address);
+            }
+        }
+        for (hash, code) in &changes.codes {
+            self.codes.entry(*hash).or_insert_with(|| code.clone());
+        }
+        (updates, before)
+    }
+
+    fn advance(
+        &mut self,
+        block_hash: B256,
+        height: u64,
+        root: B256,
+        accumulator: Arc<LtHash>,
+        before: Changes,
+        history: usize,
+    ) {
+        let (old_hash, old_root) = (self.block_hash, self.root);
+        let before = Arc::new(before);
+        self.undo.push_back(Undo { version: self.version, block_hash: old_hash, root: old_root, before });
+        while self.undo.len() > history {
+            self.undo.pop_front();
+        }
+        self.version += 1;
+        self.block_hash = block_hash;
+        self.height = height;
+        self.root = root;
+        self.accumulator = accumulator;
+    }
+
+    /// Keeps only overlays whose ancestry reaches the base.
+    fn drop_strangers(&mut self) {
+        let kept: Vec<B256> = self.overlays.keys().filter(|hash| self.path(hash).is_some()).copied().collect();
+        if kept.len() < self.overlays.len() {
+            let old = std::mem::take(&mut self.overlays);
+            self.overlays =
+                kept.into_iter().filter_map(|hash| old.get_key_value(&hash)).map(|(h, o)| (*h, o.clone())).collect();
+        }
+    }
+
+    /// The undo records a view of `version` must look through, oldest first.
+    fn undone_since(&self, version: u64) -> Result<impl Iterator<Item = &Arc<Changes>>> {
+        let missing = (self.version - version) as usize;
+        if missing > self.undo.len() {
+            return Err(CoreError::MissingState("the state is older than the history kept".into()));
+        }
+        Ok(self.undo.iter().skip(self.undo.len() - missing).map(|undo| &undo.before))
+    }
+}
+
+impl View {
+    pub fn account(&self, address: &Address) -> Result<Option<Account>> {
+        if let Some(found) = self.overlays.iter().find_map(|changes| changes.accounts.get(address)) {
+            return Ok(*found);
+        }
+        let inner = self.store.read();
+        if let Some(found) = inner.undone_since(self.version)?.find_map(|before| before.accounts.get(address)) {
+            return Ok(*found);
+        }
+        Ok(inner.accounts.get(address).copied())
+    }
+
+    pub fn slot(&self, address: &Address, slot: &U256) -> Result<U256> {
+        let seek = |changes: &Arc<Changes>| changes.storage.get(address).and_then(|slots| slots.get(slot)).copied();
+        if let Some(found) = self.overlays.iter().find_map(seek) {
+            return Ok(found);
+        }
+        let inner = self.store.read();
+        if let Some(found) = inner.undone_since(self.version)?.find_map(seek) {
+            return Ok(found);
+        }
+        Ok(inner.storage.get(address).and_then(|slots| slots.get(slot)).copied().unwrap_or_default())
+    }
+
+    /// Code by hash: content, so it has no versions.
+    pub fn code(&self, hash: &B256) -> Option<Bytecode> {
+        let found = self.overlays.iter().find_map(|changes| changes.codes.get(hash)).cloned();
+        found.or_else(|| self.store.read().codes.get(hash).cloned())
+    }
+
+    /// All non-zero slots of one account; needed only when an account loses its storage at once.
+    pub fn slots(&self, address: &Address) -> Result<Slots> {
+        let inner = self.store.read();
+        let mut slots = inner.storage.get(address).cloned().unwrap_or_default();
+        let undone: Vec<_> = inner.undone_since(self.version)?.collect();
+        for changes in undone.into_iter().rev().chain(self.overlays.iter().rev()) {
+            slots.extend(changes.storage.get(address).into_iter().flatten().map(|(slot, value)| (*slot, *value)));
+        }
+        slots.retain(|_, value| !value.is_zero());
+        Ok(slots)
+    }
+
+    /// The sum of all balances, for audits: reads every account.
+    pub fn total_supply(&self) -> Result<U256> {
+        let inner = self.store.read();
+        let mut touched: Map<Address, Option<Account>> = Map::default();
+        let undone: Vec<_> = inner.undone_since(self.version)?.collect();
+        for changes in undone.into_iter().rev().chain(self.overlays.iter().rev()) {
+            touched.extend(changes.accounts.iter().map(|(address, account)| (*address, *account)));
+        }
+        let untouched = inner.accounts.iter().filter(|(address, _)| !touched.contains_key(*address));
+        let balances = untouched.map(|(_, account)| account).chain(touched.values().flatten());
+        balances
+            .map(|account| account.balance)
+            .try_fold(U256::ZERO, U256::checked_add)
+            .ok_or_else(|| CoreError::Internal("the sum of balances exceeds 256 bits".into()))
+    }
+}
