@@ -183,5 +183,8 @@ class Chain:
         account = self.core.account(self.head, address)
         return int.from_bytes(account[1], "big") if account else 0
 
+    def supply(self) -> int:
+        return int.from_bytes(self.core.total_supply(self.head), "big")
+
     def slot(self, address: bytes, key: bytes) -> int:
         return int.from_bytes(self.core.storage(self.head, address, key), "big")

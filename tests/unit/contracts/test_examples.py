@@ -30,6 +30,10 @@ def deliver(block: Block, target: Chain) -> Block:
     return target.execute(inbox=block.result.outbox)
 
 
+def get_burnt(block: Block) -> int:
+    return int.from_bytes(block.result.burnt, "big")
+
+
 def test_a_message_counts_on_the_other_shard_and_its_sender_learns_of_it(chain: Chain, other: Chain) -> None:
     sender, counter = chain.deploy("sender"), other.deploy("counter")
     sent = chain.transact(sender, encode_send(other, counter, b"hello"), value=COST + VALUE)
@@ -79,6 +83,38 @@ def test_a_message_that_fails_comes_back_with_its_value(
     if reason is not None:
         ok, data, value = decode(["bool", "bytes", "uint256"], replied.outcomes[0].logs[0].data)
         assert (ok, decode_reason(data), value) == (False, reason, VALUE)
+
+
+def test_a_message_past_its_deadline_comes_back_with_its_value(chain: Chain, other: Chain) -> None:
+    sender, counter = chain.deploy("sender"), other.deploy("counter")
+    deadline = selector("deadline(uint256)") + (10).to_bytes(32, "big")
+    in_time, late = (
+        chain.transact(sender, encode_send(other, counter, b"", (deadline,)), value=COST + VALUE)
+        for _ in range(2)
+    )
+    taken = other.execute(inbox=in_time.result.outbox, beacon_height=10)
+    assert [receipt.kind for receipt in taken.receipts] == [ReceiptKind.RESULT]
+    expired = other.execute(inbox=late.result.outbox, beacon_height=11)
+    assert [receipt.kind for receipt in expired.receipts] == [ReceiptKind.BOUNCE]
+    assert other.read(counter, "count()") == 1
+    deliver(expired, chain)
+    assert chain.read(sender, "lastValue()") == VALUE
+
+
+@pytest.mark.parametrize("contract", ["counter", "reverter"])
+def test_what_a_round_trip_burns_is_all_that_two_shards_lose(
+    chain: Chain, other: Chain, contract: str
+) -> None:
+    sender, receiver = chain.deploy("sender"), other.deploy(contract)
+    at_source, elsewhere = chain.supply(), other.supply()
+    sent = chain.transact(sender, encode_send(other, receiver), value=COST + VALUE)
+    in_flight = COST + VALUE  # in nobody's balance
+    assert chain.supply() == at_source - in_flight - get_burnt(sent)
+    delivered = deliver(sent, other)
+    replied = deliver(delivered, chain)
+    burnt = sum(get_burnt(block) for block in (sent, delivered, replied))
+    assert burnt > 0
+    assert chain.supply() + other.supply() == at_source + elsewhere - burnt
 
 
 def test_a_message_to_no_code_bounces(chain: Chain, other: Chain) -> None:
