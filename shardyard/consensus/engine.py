@@ -10,7 +10,15 @@ from typing import Final, Protocol
 
 import msgspec
 
-from shardyard.blocks import BeaconContent, Block, BlockKind, FinalityProof, Header, Justification, ShardContent
+from shardyard.blocks import (
+    BeaconContent,
+    Block,
+    BlockKind,
+    FinalityProof,
+    Header,
+    Justification,
+    ShardContent,
+)
 from shardyard.consensus.votes import Certificate, Domain, Vote
 from shardyard.effects import Effect, Record
 from shardyard.ids import Hash32, Millis, NodeId, ShardId, Slot
@@ -110,6 +118,7 @@ class NoBlockSource:
     def get_final(self, height: int) -> tuple[Block, FinalityProof] | None:
         """Return None."""
         del height
+        return None
 
 
 class FinalityEngine(Protocol):

@@ -63,7 +63,9 @@ def verify_evidence(crypto: Crypto, domain: Domain, committee: ValidatorSet, evi
     if first.validator != second.validator or not is_slashable(first, second):
         raise InvalidProofError("evidence: got two votes that are not slashable together")
     if not 0 <= first.validator < len(committee):
-        raise InvalidProofError(f"evidence: got validator {first.validator}, expected 0..{len(committee) - 1}")
+        raise InvalidProofError(
+            f"evidence: got validator {first.validator}, expected 0..{len(committee) - 1}"
+        )
     items = [
         (vote.validator, compute_vote_message(domain, vote.kind, vote.slot, vote.block_hash), vote.signature)
         for vote in (first, second)

@@ -24,9 +24,13 @@ def check_header(header: Header, domain: Domain, committee: ValidatorSet) -> Non
     if header.network != domain.network or header.shard != domain.shard:
         raise InvalidBlockError(f"header: got a block of another network or of shard {header.shard}")
     if header.epoch != compute_epoch(header.slot):
-        raise InvalidBlockError(f"header: got epoch {header.epoch}, expected {compute_epoch(header.slot)}")  # D2
+        raise InvalidBlockError(
+            f"header: got epoch {header.epoch}, expected {compute_epoch(header.slot)}"
+        )  # D2
     if header.kind is not BlockKind.NORMAL:
-        raise InvalidBlockError(f"header: got kind {header.kind.name}, expected NORMAL within one epoch")  # E1
+        raise InvalidBlockError(
+            f"header: got kind {header.kind.name}, expected NORMAL within one epoch"
+        )  # E1
     if not GENESIS_SLOT <= header.parent_slot < header.slot < 1 << 64:
         raise InvalidBlockError(f"header: got slot {header.slot} on parent slot {header.parent_slot}")
     if header.proposer != committee.get_leader(header.slot):
@@ -49,10 +53,14 @@ def check_justification(header: Header, justification: Justification) -> None:
         )
     for offset, skip in enumerate(justification.skips, start=1):
         if skip.kind is not VoteKind.SKIP or skip.slot != header.parent_slot + offset:
-            raise InvalidBlockError(f"justification of slot {header.slot}: expected the SkipCert of every slot between")
+            raise InvalidBlockError(
+                f"justification of slot {header.slot}: expected the SkipCert of every slot between"
+            )
     notarization = justification.notarization
     if (notarization is None) != (header.parent_slot == GENESIS_SLOT):
-        raise InvalidBlockError(f"justification of slot {header.slot}: only a child of genesis needs no NotarCert")
+        raise InvalidBlockError(
+            f"justification of slot {header.slot}: only a child of genesis needs no NotarCert"
+        )
     if notarization is not None and (
         notarization.kind is not VoteKind.NOTAR
         or notarization.slot != header.parent_slot
@@ -76,9 +84,13 @@ def check_block(block: Block, domain: Domain, committee: ValidatorSet) -> None:
     check_header(block.header, domain, committee)
     check_justification(block.header, block.justification)
     if compute_body_hash(block.body) != block.header.body_hash:
-        raise InvalidBlockError(f"block of slot {block.header.slot}: the body is not the one its header names")
+        raise InvalidBlockError(
+            f"block of slot {block.header.slot}: the body is not the one its header names"
+        )
     if block.signature and len(block.signature) != SIGNATURE_BYTES:
-        raise InvalidBlockError(f"block of slot {block.header.slot}: got a signature of {len(block.signature)} bytes")
+        raise InvalidBlockError(
+            f"block of slot {block.header.slot}: got a signature of {len(block.signature)} bytes"
+        )
 
 
 def check_link(header: Header, parent: Header, max_step_ms: int) -> None:
@@ -86,7 +98,9 @@ def check_link(header: Header, parent: Header, max_step_ms: int) -> None:
     if header.parent != parent.hash or header.parent_slot != parent.slot:
         raise InvalidBlockError(f"header of slot {header.slot}: its parent is another block")
     if header.height != parent.height + 1:
-        raise InvalidBlockError(f"header of slot {header.slot}: got height {header.height}, expected {parent.height + 1}")
+        raise InvalidBlockError(
+            f"header of slot {header.slot}: got height {header.height}, expected {parent.height + 1}"
+        )
     if not parent.timestamp_ms < header.timestamp_ms <= parent.timestamp_ms + max_step_ms:
         raise InvalidBlockError(  # P4
             f"header of slot {header.slot}: got timestamp {header.timestamp_ms} ms after a parent at "

@@ -23,7 +23,10 @@ def build_certified_header(block: Block) -> CertifiedHeader:
 
 
 def build_finality_proof(
-    ancestors: Sequence[CertifiedHeader], tip: CertifiedHeader, notarization: Certificate, finalization: Certificate
+    ancestors: Sequence[CertifiedHeader],
+    tip: CertifiedHeader,
+    notarization: Certificate,
+    finalization: Certificate,
 ) -> FinalityProof:
     """Return the proof of ``ancestors[0]`` (or of ``tip``) by the certificates of ``tip``."""
     return FinalityProof(path=(*ancestors, tip), notarization=notarization, finalization=finalization)
@@ -47,10 +50,15 @@ def get_notarization(proof: FinalityProof) -> Certificate:
     return notarization
 
 
-def verify_finality_proof(crypto: Crypto, domain: Domain, committee: ValidatorSet, proof: FinalityProof) -> Header:
+def verify_finality_proof(
+    crypto: Crypto, domain: Domain, committee: ValidatorSet, proof: FinalityProof
+) -> Header:
     """Return the header that ``proof`` proves; raise ``InvalidProofError`` if it proves nothing."""
     return verify_proof_with(
-        lambda certificate: verify_certificate(crypto, domain, committee, certificate), domain, committee, proof
+        lambda certificate: verify_certificate(crypto, domain, committee, certificate),
+        domain,
+        committee,
+        proof,
     )
 
 
@@ -59,11 +67,15 @@ def verify_proof_with(
 ) -> Header:
     """As ``verify_finality_proof``, with the verifier of certificates given: an engine has one that remembers."""
     if not 1 <= len(proof.path) <= MAX_PROOF_PATH:
-        raise InvalidProofError(f"finality proof: got a path of {len(proof.path)}, expected 1 to {MAX_PROOF_PATH}")
+        raise InvalidProofError(
+            f"finality proof: got a path of {len(proof.path)}, expected 1 to {MAX_PROOF_PATH}"
+        )
     tip = proof.path[-1].header
     for certificate, kind in ((proof.notarization, VoteKind.NOTAR), (proof.finalization, VoteKind.FINAL)):
         if certificate.kind is not kind or certificate.slot != tip.slot or certificate.block_hash != tip.hash:
-            raise InvalidProofError(f"finality proof: expected a {kind.name} certificate of the tip in slot {tip.slot}")
+            raise InvalidProofError(
+                f"finality proof: expected a {kind.name} certificate of the tip in slot {tip.slot}"
+            )
     try:
         _check_path(proof.path, domain, committee)
         verify(proof.notarization)
@@ -81,7 +93,9 @@ def _check_path(path: Sequence[CertifiedHeader], domain: Domain, committee: Vali
         check_header(step.header, domain, committee)
         check_justification(step.header, step.justification)
         if index and (step.header.parent != path[index - 1].header.hash):
-            raise InvalidProofError(f"finality proof: header {index} of the path is no child of the one before")
+            raise InvalidProofError(
+                f"finality proof: header {index} of the path is no child of the one before"
+            )
         if index and (
             step.header.parent_slot != path[index - 1].header.slot
             or step.header.height != path[index - 1].header.height + 1

@@ -36,7 +36,9 @@ class SignerState:
     def get_entry(self, validator: int, slot: int) -> SignerEntry:
         """Return what ``validator`` signed in ``slot``."""
         found = self._entries.get((validator, slot))
-        return found or SignerEntry(validator=validator, slot=slot, proposed=b"", notar=b"", skip=False, final=b"")
+        return found or SignerEntry(
+            validator=validator, slot=slot, proposed=b"", notar=b"", skip=False, final=b""
+        )
 
     def explain_refusal(self, request: SignRequest) -> str:
         """Return which rule forbids ``request``, or an empty text when none does."""

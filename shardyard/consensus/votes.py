@@ -76,7 +76,9 @@ class Crypto(Protocol):
     Implementations are pure: the same arguments give the same answer and nothing is read or written.
     """
 
-    def verify_aggregate(self, committee: ValidatorSet, bitmap: bytes, message: bytes, signature: bytes) -> bool:
+    def verify_aggregate(
+        self, committee: ValidatorSet, bitmap: bytes, message: bytes, signature: bytes
+    ) -> bool:
         """Tell whether ``signature`` aggregates the signatures of the validators in ``bitmap`` over ``message``."""
         ...
 
@@ -102,7 +104,9 @@ def build_certificate(crypto: Crypto, committee: ValidatorSet, votes: Sequence[V
     )
 
 
-def verify_certificate(crypto: Crypto, domain: Domain, committee: ValidatorSet, certificate: Certificate) -> None:
+def verify_certificate(
+    crypto: Crypto, domain: Domain, committee: ValidatorSet, certificate: Certificate
+) -> None:
     """Raise ``InvalidCertificateError`` unless ``certificate`` carries a quorum of ``committee``.
 
     Cheap checks (shape, stake) come before the pairing, so that garbage costs its sender more than its reader.
@@ -124,4 +128,6 @@ def verify_certificate(crypto: Crypto, domain: Domain, committee: ValidatorSet, 
         )
     message = compute_vote_message(domain, certificate.kind, certificate.slot, certificate.block_hash)
     if not crypto.verify_aggregate(committee, certificate.bitmap, message, certificate.signature):
-        raise InvalidCertificateError(f"certificate of slot {certificate.slot}: the aggregate signature does not verify")
+        raise InvalidCertificateError(
+            f"certificate of slot {certificate.slot}: the aggregate signature does not verify"
+        )

@@ -1,0 +1,1 @@
+"""The deterministic simulator: the same machines as in real processes, run from a seed in virtual time."""

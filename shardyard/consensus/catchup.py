@@ -1,0 +1,140 @@
+"""What to ask of whom when something is missing: blocks by hash (L9) and ranges of final blocks.
+
+Both ask one peer at a time, go on to the next after a timeout that doubles, and know whom they asked for what: an answer
+that nobody asked for is refused before anything of it is verified or kept.
+"""
+
+from dataclasses import dataclass, field
+
+from shardyard.ids import Hash32, NodeId
+
+MAX_WANTED = 64
+"""Blocks asked for by hash at a time; what is missing beyond that is asked for when these have come."""
+MAX_PEERS = 64
+"""Peers remembered as possible sources."""
+MAX_ATTEMPTS_DOUBLED = 5
+"""The timeout of a fetch doubles this often at most."""
+
+
+class Peers:
+    """Nodes heard on this chain, in order of first appearance."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[NodeId, None] = {}
+
+    def note(self, node: NodeId) -> None:
+        """Remember ``node``; beyond the cap newcomers are not remembered."""
+        if len(self._nodes) < MAX_PEERS:
+            self._nodes.setdefault(node)
+
+    def pick(self, attempt: int, first: NodeId | None) -> NodeId | None:
+        """Return whom to ask at ``attempt``: ``first`` at first, then the others in turn."""
+        order = [*([first] if first is not None else []), *(node for node in self._nodes if node != first)]
+        return order[attempt % len(order)] if order else None
+
+
+@dataclass(slots=True)
+class _Want:
+    source: NodeId | None
+    slot: int
+    attempt: int = 0
+    wait_ms: int = 0
+    asked: set[NodeId] = field(default_factory=set)
+
+
+class Fetcher:
+    """L9: missing ancestry and certified blocks, by hash; a fetch survives a SKIP and ends with its slot's finality."""
+
+    def __init__(self, peers: Peers, timeout_ms: int) -> None:
+        self._peers = peers
+        self._timeout_ms = timeout_ms
+        self._wanted: dict[Hash32, _Want] = {}
+
+    def want(self, block_hash: Hash32, slot: int, source: NodeId | None, delay_ms: int = 0) -> None:
+        """Ask for a block after ``delay_ms``, during which it may still arrive by itself, and from ``source`` first."""
+        if block_hash not in self._wanted and len(self._wanted) < MAX_WANTED:
+            self._wanted[block_hash] = _Want(source=source, slot=slot, wait_ms=delay_ms)
+
+    def is_asked(self, block_hash: Hash32, sender: NodeId) -> bool:
+        """Tell whether ``sender`` was asked for this block."""
+        want = self._wanted.get(block_hash)
+        return want is not None and sender in want.asked
+
+    def drop(self, block_hash: Hash32) -> None:
+        """End the fetch of a block that has come, or that is no longer needed."""
+        self._wanted.pop(block_hash, None)
+
+    def prune(self, floor: int) -> None:
+        """End the fetches of slots up to ``floor``."""
+        self._wanted = {key: want for key, want in self._wanted.items() if want.slot > floor}
+
+    def poll(self, elapsed_ms: int) -> dict[NodeId, list[Hash32]]:
+        """Return what to ask of whom now, ``elapsed_ms`` after the last poll."""
+        requests: dict[NodeId, list[Hash32]] = {}
+        for block_hash, want in self._wanted.items():
+            want.wait_ms -= elapsed_ms
+            if want.wait_ms > 0:
+                continue
+            peer = self._peers.pick(want.attempt, want.source)
+            if peer is None:
+                continue
+            want.wait_ms = self._timeout_ms << min(want.attempt, MAX_ATTEMPTS_DOUBLED)
+            want.attempt += 1
+            want.asked.add(peer)
+            requests.setdefault(peer, []).append(block_hash)
+        return requests
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+
+class RangeSync:
+    """Who claims to be ahead, and the one range request that is under way."""
+
+    def __init__(self) -> None:
+        self._claims: dict[NodeId, int] = {}
+        self._asked: tuple[NodeId, int] | None = None
+        self._last: NodeId | None = None
+
+    def note(self, node: NodeId, height: int) -> None:
+        """Remember that ``node`` says its final height is ``height``."""
+        if node in self._claims or len(self._claims) < MAX_PEERS:
+            self._claims[node] = height
+
+    def get_lag(self, final_height: int) -> int:
+        """Return by how many blocks the best claim is ahead."""
+        return max(0, max(self._claims.values(), default=0) - final_height)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a request is under way."""
+        return self._asked is not None
+
+    def choose(self, final_height: int) -> NodeId | None:
+        """Return whom to ask for the blocks after ``final_height`` and count the request as under way."""
+        if self._asked is not None:
+            return None
+        ahead = [node for node, height in self._claims.items() if height > final_height]
+        if not ahead:
+            return None
+        start = ahead.index(self._last) + 1 if self._last in ahead else 0
+        self._last = ahead[start % len(ahead)]
+        self._asked = (self._last, final_height + 1)
+        return self._last
+
+    def accept(self, sender: NodeId) -> int | None:
+        """End the request that ``sender`` answers and return the height it asked from; None if nothing was asked of it."""
+        if self._asked is None or self._asked[0] != sender:
+            return None
+        first = self._asked[1]
+        self._asked = None
+        self._last = None
+        return first
+
+    def give_up(self) -> None:
+        """End the request under way; the next one goes to another peer."""
+        self._asked = None
+
+    def forget(self, node: NodeId) -> None:
+        """Drop the claim of a node that did not keep it."""
+        self._claims.pop(node, None)

@@ -1,0 +1,68 @@
+"""Which proposals a slot may bring: one of its leader; a second one is evidence, a third one noise (S4).
+
+Checks go from cheap to dear: shape of the header, the leader's signature, then body and justification; so a stranger
+cannot make this node hash megabytes or verify certificates.
+"""
+
+from shardyard.blocks import Block
+from shardyard.consensus.evidence import VoteEvidence
+from shardyard.consensus.justify import check_block, check_header
+from shardyard.consensus.votes import Crypto, Domain, Vote, VoteKind, compute_vote_message
+from shardyard.errors import InvalidBlockError
+from shardyard.validators import SIGNATURE_BYTES, ValidatorSet
+
+MAX_PROPOSALS = 2
+"""Signed proposals remembered per slot."""
+
+
+class ProposalBook:
+    """The leaders' signatures seen above the last final slot."""
+
+    def __init__(self, crypto: Crypto, domain: Domain, committee: ValidatorSet) -> None:
+        self._crypto = crypto
+        self._domain = domain
+        self._committee = committee
+        self._signed: dict[int, list[Vote]] = {}
+
+    def is_known(self, block: Block) -> bool:
+        """Tell whether this proposal was seen, or enough others of its slot were."""
+        signed = self._signed.get(block.header.slot, [])
+        return len(signed) >= MAX_PROPOSALS or any(vote.block_hash == block.hash for vote in signed)
+
+    def admit(self, block: Block) -> VoteEvidence | None:
+        """Check ``block`` as a proposal; return evidence when its leader signed another block of this slot before.
+
+        Raises ``InvalidBlockError``. Certificates of its justification are left to the caller.
+        """
+        header = block.header
+        check_header(header, self._domain, self._committee)
+        if len(block.signature) != SIGNATURE_BYTES:
+            raise InvalidBlockError(
+                f"proposal of slot {header.slot}: got {len(block.signature)} bytes of signature"
+            )
+        message = compute_vote_message(self._domain, VoteKind.PROPOSE, header.slot, block.hash)
+        if not self._crypto.verify_votes(self._committee, [(header.proposer, message, block.signature)])[0]:
+            raise InvalidBlockError(f"proposal of slot {header.slot}: the leader's signature does not verify")
+        evidence = self.record(
+            Vote(
+                kind=VoteKind.PROPOSE,
+                slot=header.slot,
+                block_hash=block.hash,
+                validator=header.proposer,
+                signature=block.signature,
+            )
+        )
+        check_block(block, self._domain, self._committee)
+        return evidence
+
+    def record(self, vote: Vote) -> VoteEvidence | None:
+        """Remember a leader's verified signature; return evidence when it is the second of its slot."""
+        signed = self._signed.setdefault(vote.slot, [])
+        if any(other.block_hash == vote.block_hash for other in signed) or len(signed) >= MAX_PROPOSALS:
+            return None
+        signed.append(vote)
+        return VoteEvidence(signed[0], vote) if len(signed) > 1 else None
+
+    def prune(self, floor: int) -> None:
+        """Forget slots up to ``floor``."""
+        self._signed = {slot: signed for slot, signed in self._signed.items() if slot > floor}
