@@ -76,13 +76,20 @@ class MempoolEntry(msgspec.Struct, frozen=True, gc=False):
 class PreparedBatch(Protocol):
     """What the native core's ``Batch`` offers to ``unpack_entries``: packed columns."""
 
-    hashes: bytes
-    senders: bytes
-    nonces: bytes
-    gas_limits: bytes
-    max_fees: bytes
-    tips: bytes
-    costs: bytes
+    @property
+    def hashes(self) -> bytes: ...
+    @property
+    def senders(self) -> bytes: ...
+    @property
+    def nonces(self) -> bytes: ...
+    @property
+    def gas_limits(self) -> bytes: ...
+    @property
+    def max_fees(self) -> bytes: ...
+    @property
+    def tips(self) -> bytes: ...
+    @property
+    def costs(self) -> bytes: ...
 
     def __len__(self) -> int: ...
 

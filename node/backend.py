@@ -1,0 +1,295 @@
+"""What a shard process offers to its readers and senders: heads, state, blocks, pending transactions.
+
+The driver tells it what happened (``on_adopted``, ``on_notarized``, ``on_final``, ``on_discarded``, ``on_beacon_final``) and
+asks it for transactions (``select``); JSON-RPC reads from it. ``latest`` moves when a final block is in the index, so
+whatever a reader hears of can be read; the mempool follows a final block at once, so that the builder never sees used
+nonces.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from node.admission import ACCOUNT_BYTES, Admission, Answer, Journal
+from node.index.records import IndexedBlock, build_indexed_block, decode_outcome_hashes
+from node.index.store import ChainIndex
+from node.rpc.errors import LIMIT_EXCEEDED, RpcError
+from shards.mempool import Mempool, MempoolEntry
+from shards.policy import compute_base_fee
+from shardyard import _native
+from shardyard.blocks import Block, Header
+from shardyard.effects import EnvSpec
+from shardyard.genesis import Genesis
+from shardyard.ids import Address, Hash32, Height, ShardId, compute_chain_id
+
+MAX_UNINDEXED: Final = 64
+"""Final blocks that may wait for the index before ``on_final`` makes its caller wait."""
+READ_THREADS: Final = 4
+MAX_READS_WAITING: Final = 256
+
+T = TypeVar("T")
+
+
+class Execution(msgspec.Struct, frozen=True):
+    """A block that this node executed: what it is built on, and what it gave. Receipts are encoded."""
+
+    block_hash: Hash32
+    parent: Hash32
+    height: Height
+    outcomes: bytes
+    deliveries: tuple[bytes, ...]
+    """The receipts it consumed: the first ``inbox_taken`` of what the executor was offered."""
+    outbox: tuple[bytes, ...]
+
+
+class SyncProgress(msgspec.Struct, frozen=True):
+    """Where a replica that catches up began, stands and heads for."""
+
+    starting: Height
+    highest: Height
+
+
+class _Unsettled(msgspec.Struct, frozen=True):
+    """An executed block whose transactions are not in the index yet."""
+
+    execution: Execution
+    positions: dict[Hash32, int]
+
+
+class ShardBackend:
+    """One shard's chain as this process knows it. Lives in the event loop; ``run`` must be running."""
+
+    def __init__(
+        self,
+        *,
+        core: _native.Core,
+        index: ChainIndex,
+        mempool: Mempool,
+        journal: Journal,
+        genesis: Genesis,
+        shard: ShardId,
+        broadcast: Callable[[bytes, tuple[int, ...]], None] | None = None,
+        get_peer_count: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.core = core
+        self.index = index
+        self.mempool = mempool
+        self.genesis = genesis
+        self.shard = shard
+        self.chain_id = compute_chain_id(shard)
+        self.sync: SyncProgress | None = None
+        """Set by the driver while the replica is behind."""
+        self.get_peer_count = get_peer_count
+        self.on_head: list[Callable[[IndexedBlock], None]] = []
+        """Called with every block that becomes ``latest``."""
+        self.on_pending: list[Callable[[Sequence[MempoolEntry]], None]] = []
+        """Called with transactions that the mempool took."""
+        self.status_sources: dict[str, Callable[[], dict[str, Any]]] = {}
+        """What other parts of the process add to ``shard_status``, by key; set by the driver."""
+        self.admission = Admission(
+            core=core,
+            mempool=mempool,
+            journal=journal,
+            get_final_hash=lambda: self._final_hash,
+            on_accepted=self._on_accepted,
+        )
+        self._broadcast = broadcast
+        first = genesis.build_shard_block(shard)
+        if index.get_hash(0) != first.hash:
+            index.clear()
+            index.append(build_indexed_block(first, b"", (), ()))
+        self._latest = self._require_block(index.height)
+        self._final_hash = self._latest.hash
+        self._tip = self._latest.header
+        self._beacon_final = Height(0)
+        self._unsettled: dict[Hash32, _Unsettled] = {}
+        self._indexing: dict[Hash32, IndexedBlock] = {}
+        """Final blocks on their way into the index."""
+        self._to_index: asyncio.Queue[IndexedBlock] = asyncio.Queue(MAX_UNINDEXED)
+        self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix=f"shard-{shard}-read")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"shard-{shard}-index")
+        self._reads_waiting = 0
+
+    def _require_block(self, height: int) -> IndexedBlock:
+        block = self.index.get_block(height)
+        assert block is not None, f"the index has heights up to its own, {height} is missing"
+        return block
+
+    async def run(self) -> None:
+        """Admit transactions and index final blocks until cancelled; raises when disk or journal fail."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.admission.run(), name=f"shard-{self.shard}-admission")
+                group.create_task(self._index_blocks(), name=f"shard-{self.shard}-index")
+        finally:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            self._writer.shutdown(wait=True)
+
+    # --- what the driver tells ---
+
+    def recover(self, final: Header) -> int:
+        """Take the index back to what the block log holds; returns the first height to ``restore_block``.
+
+        ``final`` is the last final block of the log. Call before ``run``.
+        """
+        height = min(self.index.height, final.height)
+        if height == final.height and self.index.get_hash(height) != final.hash:
+            height = 0
+        self.index.rollback_to(height)
+        self._settle_at(self._require_block(height))
+        return height + 1
+
+    def restore_block(
+        self, block: Block, outcomes: bytes, deliveries: Sequence[bytes], outbox: Sequence[bytes]
+    ) -> None:
+        """Add a final block out of the log; in order, between ``recover`` and ``run``."""
+        indexed = build_indexed_block(block, outcomes, deliveries, outbox)
+        self.index.append(indexed)
+        self._settle_at(indexed)
+
+    def _settle_at(self, block: IndexedBlock) -> None:
+        self._latest = block
+        self._final_hash = block.hash
+        self._tip = block.header
+
+    def on_adopted(self, execution: Execution) -> None:
+        """A block was executed, here or as somebody else's proposal, and the core holds its state."""
+        hashes = decode_outcome_hashes(execution.outcomes)
+        self._unsettled[execution.block_hash] = _Unsettled(execution, {h: i for i, h in enumerate(hashes)})
+        self.mempool.mark_included(execution.block_hash, hashes[len(execution.deliveries) :])
+
+    def on_notarized(self, header: Header) -> None:
+        """The tip moved: what ``pending`` means from now on."""
+        if header.height >= self._tip.height:
+            self._tip = header
+
+    def on_discarded(self, block_hash: Hash32) -> None:
+        """A block can never become final: its transactions are offered again."""
+        self._unsettled.pop(block_hash, None)
+        self.mempool.on_discarded(block_hash)
+        if self._tip.hash == block_hash:
+            self._tip = self._latest.header
+
+    async def on_final(self, block: Block) -> None:
+        """A block that was adopted is final, and the core has folded it in; in order of height."""
+        execution = self._unsettled[block.hash].execution
+        indexed = build_indexed_block(block, execution.outcomes, execution.deliveries, execution.outbox)
+        self._final_hash = block.hash
+        self._indexing[block.hash] = indexed
+        self.mempool.on_final(block.hash, self._read_senders(indexed))
+        if self._tip.height < block.header.height:
+            self._tip = block.header
+        await self._to_index.put(indexed)
+
+    def on_beacon_final(self, height: Height) -> None:
+        """A final beacon block carries a crosslink of this shard up to ``height``."""
+        self._beacon_final = max(self._beacon_final, height)
+
+    def _read_senders(self, block: IndexedBlock) -> Iterable[tuple[Address, int, int]]:
+        waiting = set(self.mempool.get_senders())
+        senders = [sender for sender in dict.fromkeys(o.sender for o in block.outcomes) if sender in waiting]
+        accounts = self.core.nonces_balances(block.hash, b"".join(senders))
+        for i, sender in enumerate(senders):
+            account = accounts[ACCOUNT_BYTES * i : ACCOUNT_BYTES * (i + 1)]
+            yield sender, int.from_bytes(account[:8], "little"), int.from_bytes(account[8:], "big")
+
+    async def _index_blocks(self) -> None:
+        while True:
+            block = await self._to_index.get()
+            await asyncio.get_running_loop().run_in_executor(self._writer, self.index.append, block)
+            self._latest = block
+            self._unsettled.pop(block.hash, None)
+            self._indexing.pop(block.hash, None)
+            for listener in self.on_head:
+                listener(block)
+
+    # --- transactions ---
+
+    async def submit(self, transactions: Sequence[bytes]) -> list[Answer]:
+        """Return for each raw transaction its hash, once durable, or why it is refused."""
+        return await self.admission.submit(transactions)
+
+    def receive(self, raw: bytes, ends: Sequence[int]) -> None:
+        """Take transactions that a peer passed on."""
+        self.admission.receive(raw, ends)
+
+    def _on_accepted(self, entries: Sequence[MempoolEntry], is_local: bool) -> None:
+        for listener in self.on_pending:
+            listener(entries)
+        if is_local and self._broadcast is not None:
+            ends, total = [], 0
+            for entry in entries:
+                total += len(entry.raw)
+                ends.append(total)
+            self._broadcast(b"".join(entry.raw for entry in entries), tuple(ends))
+
+    def select(self, parent: Hash32, env: EnvSpec, max_bytes: int) -> tuple[bytes, tuple[int, ...]]:
+        """Return transactions for a block on ``parent``: one blob and the end of each."""
+        return self.select_preview(parent, env.base_fee, env.gas_limit, max_bytes)
+
+    def select_preview(
+        self, parent: Hash32, base_fee: int, gas_limit: int, max_bytes: int
+    ) -> tuple[bytes, tuple[int, ...]]:
+        """Return what ``select`` would for these numbers."""
+        ancestors = self._get_open_ancestors(parent)
+        raw, ends, _ = self.mempool.select(base_fee, gas_limit, max_bytes, ancestors)
+        return raw, ends
+
+    def _get_open_ancestors(self, block_hash: Hash32) -> list[Hash32]:
+        ancestors: list[Hash32] = []
+        while (unsettled := self._unsettled.get(block_hash)) is not None and block_hash != self._final_hash:
+            ancestors.append(block_hash)
+            block_hash = unsettled.execution.parent
+        return ancestors
+
+    def find_pending(self, tx_hash: Hash32) -> bytes | None:
+        """Return the raw bytes of a transaction that waits, or stands in a final block on its way into the index."""
+        if (entry := self.mempool.get(tx_hash)) is not None:
+            return entry.raw
+        for block_hash, block in self._indexing.items():
+            if (position := self._unsettled[block_hash].positions.get(tx_hash)) is not None:
+                return block.get_raw_transaction(position)
+        return None
+
+    # --- heads ---
+
+    @property
+    def latest(self) -> IndexedBlock:
+        """The newest final block that can be read."""
+        return self._latest
+
+    @property
+    def tip(self) -> Header:
+        """The notarized tip when its state is here, else the newest final block."""
+        if self._tip.height > self._latest.height and self.core.has(self._tip.hash):
+            return self._tip
+        return self._latest.header
+
+    @property
+    def finalized_height(self) -> Height:
+        """Height up to which this shard is beacon-final."""
+        return min(self._beacon_final, self._latest.height)
+
+    def get_pending_nonce(self, address: Address) -> int:
+        """Return the nonce after everything that waits and can run."""
+        found = self.core.account(self._final_hash, address)
+        return self.mempool.get_next_nonce(address, found[0] if found else 0)
+
+    def compute_next_base_fee(self, header: Header) -> int:
+        """Return the base fee of a child of ``header``, in wei per gas."""
+        return compute_base_fee(header.shard_content, self.genesis.preset.min_base_fee)
+
+    # --- reading in threads ---
+
+    async def read(self, work: Callable[[], T]) -> T:
+        """Run a slow read in a thread; raises ``RpcError`` when too many wait."""
+        if self._reads_waiting >= MAX_READS_WAITING:
+            raise RpcError(LIMIT_EXCEEDED, "too many requests")
+        self._reads_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._reads_waiting -= 1

@@ -1,0 +1,267 @@
+"""The index of one shard's final chain, in LMDB below the node's data directory.
+
+A cache: it carries a stamp (format, network, shard) and starts empty when the stamp is another's, or when the file cannot be
+read; whatever is missing is read again from the block log. One writer, a block per transaction, so a crash leaves whole
+blocks only; when the log lost its tail, ``rollback_to`` takes the index back to it.
+
+Tables: ``blocks`` height -> block · ``brief`` height -> hash, counts, bloom (what scans need) · ``hashes`` block hash ->
+height · ``places`` transaction hash -> height, position · ``messages`` id -> record · ``origins`` transaction hash -> ids.
+"""
+
+import shutil
+import struct
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Self
+
+import lmdb
+import msgspec
+
+from node.index.bloom import BLOOM_BYTES
+from node.index.messages import (
+    EMPTY_RECORD,
+    MessageRecord,
+    MessageUpdates,
+    decode_message_record,
+)
+from node.index.records import IndexedBlock
+from shardyard.codec import encode
+from shardyard.ids import Hash32, Height, ShardId
+
+FORMAT_VERSION: Final = 1
+MAP_BYTES: Final = 1 << 38
+"""Address space, not memory or disk: the file grows as it is filled."""
+MAX_CACHED_BLOCKS: Final = 64
+MAX_CACHED_BYTES: Final = 32 * 1024 * 1024
+
+_HEIGHT = struct.Struct(">Q")
+_PLACE = struct.Struct(">QI")
+_COUNTS = struct.Struct(">II")
+_decode_block = msgspec.msgpack.Decoder(IndexedBlock).decode
+
+
+class Brief(msgspec.Struct, frozen=True):
+    """What a scan over many blocks needs of each."""
+
+    height: Height
+    hash: Hash32
+    deliveries: int
+    emitted: int
+    bloom: bytes
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a transaction or delivery stands."""
+
+    height: Height
+    position: int
+
+
+class ChainIndex:
+    """Reads from any thread; ``append`` and ``rollback_to`` from one at a time."""
+
+    def __init__(self, path: Path, *, network: Hash32, shard: ShardId) -> None:
+        self._stamp = encode((FORMAT_VERSION, network, shard))
+        self._path = path
+        self._cache: OrderedDict[int, IndexedBlock] = OrderedDict()
+        self._cached_bytes = 0
+        self._open()
+        if self._read_stamp() != self._stamp:
+            self.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; no reads may be under way."""
+        self._env.close()
+
+    def _open(self) -> None:
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._env = self._open_environment()
+        except lmdb.Error:
+            # Not ours, torn or of another machine's page size: a cache is not worth a repair.
+            shutil.rmtree(self._path)
+            self._path.mkdir(mode=0o700, parents=True)
+            self._env = self._open_environment()
+        tables = [b"meta", b"blocks", b"brief", b"hashes", b"places", b"messages"]
+        self._meta, self._blocks, self._brief, self._hashes, self._places, self._messages = (
+            self._env.open_db(name) for name in tables
+        )
+        self._origins = self._env.open_db(b"origins", dupsort=True)
+
+    def _open_environment(self) -> lmdb.Environment:
+        return lmdb.open(
+            str(self._path), map_size=MAP_BYTES, max_dbs=8, max_readers=256, metasync=False, readahead=False
+        )
+
+    def _read_stamp(self) -> bytes | None:
+        with self._env.begin(db=self._meta) as txn:
+            return txn.get(b"stamp")
+
+    def clear(self) -> None:
+        """Forget everything; what the block log holds can be appended again."""
+        with self._env.begin(write=True) as txn:
+            for table in (
+                self._blocks,
+                self._brief,
+                self._hashes,
+                self._places,
+                self._messages,
+                self._origins,
+            ):
+                txn.drop(table, delete=False)
+            txn.put(b"stamp", self._stamp, db=self._meta)
+        self._forget_cached()
+
+    # --- writing ---
+
+    @property
+    def height(self) -> int:
+        """Height of the newest block, -1 when there is none."""
+        with self._env.begin(db=self._brief) as txn:
+            cursor = txn.cursor()
+            return int(_HEIGHT.unpack(cursor.key())[0]) if cursor.last() else -1
+
+    def append(self, block: IndexedBlock) -> None:
+        """Add the next block; raises ``ValueError`` when heights would not be dense (a programmer error)."""
+        expected = self.height + 1
+        if expected and block.height != expected:
+            raise ValueError(f"index: got block {block.height}, expected {expected}")
+        key = _HEIGHT.pack(block.height)
+        hashes = block.transaction_hashes
+        updates = MessageUpdates(block)
+        with self._env.begin(write=True) as txn:
+            txn.put(key, encode(block), db=self._blocks)
+            txn.put(key, _encode_brief(block), db=self._brief)
+            txn.put(block.hash, key, db=self._hashes)
+            places = [(tx_hash, _PLACE.pack(block.height, i)) for i, tx_hash in enumerate(hashes)]
+            with txn.cursor(self._places) as cursor:
+                cursor.putmulti(sorted(places))
+            self._put_messages(txn, updates)
+        self._remember(block)
+
+    def _put_messages(self, txn: lmdb.Transaction, updates: MessageUpdates) -> None:
+        records: dict[Hash32, MessageRecord] = {}
+        for message in updates.touched:
+            stored = txn.get(message, db=self._messages)
+            records[message] = decode_message_record(bytes(stored)) if stored else EMPTY_RECORD
+        updates.apply(records)
+        for message, record in records.items():
+            txn.put(message, encode(record), db=self._messages)
+        for receipt in [receipt for _, receipt in updates.emitted] + [r for _, r, _ in updates.delivered]:
+            txn.put(receipt.origin.tx_hash, receipt.id, db=self._origins)
+
+    def rollback_to(self, height: int) -> None:
+        """Drop every block above ``height``, with what it said of messages."""
+        if height < 0:
+            self.clear()
+            return
+        for above in range(self.height, height, -1):
+            block = self.get_block(above)
+            assert block is not None, "heights are dense"
+            self._remove(block)
+        self._forget_cached()
+
+    def _remove(self, block: IndexedBlock) -> None:
+        key = _HEIGHT.pack(block.height)
+        updates = MessageUpdates(block)
+        with self._env.begin(write=True) as txn:
+            txn.delete(key, db=self._blocks)
+            txn.delete(key, db=self._brief)
+            txn.delete(block.hash, db=self._hashes)
+            for tx_hash in block.transaction_hashes:
+                txn.delete(tx_hash, db=self._places)
+            for message in updates.touched:
+                stored = txn.get(message, db=self._messages)
+                record = decode_message_record(bytes(stored)) if stored else EMPTY_RECORD
+                txn.put(message, encode(updates.undo(record)), db=self._messages)
+
+    # --- reading ---
+
+    def get_block(self, height: int) -> IndexedBlock | None:
+        """Return the final block at ``height``."""
+        if (cached := self._cache.get(height)) is not None:
+            return cached
+        with self._env.begin(db=self._blocks) as txn:
+            data = txn.get(_HEIGHT.pack(height))
+        return _decode_block(data) if data is not None else None
+
+    def get_height(self, block_hash: bytes) -> Height | None:
+        """Return the height of the final block with this hash."""
+        with self._env.begin(db=self._hashes) as txn:
+            data = txn.get(block_hash)
+        return Height(_HEIGHT.unpack(data)[0]) if data is not None else None
+
+    def get_hash(self, height: int) -> Hash32 | None:
+        """Return the hash of the final block at ``height``."""
+        with self._env.begin(db=self._brief) as txn:
+            data = txn.get(_HEIGHT.pack(height))
+        return Hash32(data[:32]) if data is not None else None
+
+    def find_transaction(self, tx_hash: bytes) -> Place | None:
+        """Return where a transaction or delivery stands in the final chain."""
+        with self._env.begin(db=self._places) as txn:
+            data = txn.get(tx_hash)
+        if data is None:
+            return None
+        height, position = _PLACE.unpack(data)
+        return Place(Height(height), position)
+
+    def iterate_briefs(self, first: int, last: int) -> Iterator[Brief]:
+        """Yield what scans need of the blocks from ``first`` to ``last``, both included."""
+        with self._env.begin(db=self._brief) as txn:
+            cursor = txn.cursor()
+            if not cursor.set_range(_HEIGHT.pack(first)):
+                return
+            for key, value in cursor:
+                height = _HEIGHT.unpack(key)[0]
+                if height > last:
+                    return
+                deliveries, emitted = _COUNTS.unpack(value[32:40])
+                yield Brief(height, Hash32(value[:32]), deliveries, emitted, value[40 : 40 + BLOOM_BYTES])
+
+    def get_message(self, message: bytes) -> MessageRecord | None:
+        """Return what this shard knows of a message."""
+        with self._env.begin(db=self._messages) as txn:
+            data = txn.get(message)
+        return decode_message_record(data) if data is not None else None
+
+    def find_messages(self, tx_hash: bytes, limit: int) -> list[Hash32]:
+        """Return ids of messages that began with the user transaction ``tx_hash``, at most ``limit``."""
+        found: list[Hash32] = []
+        with self._env.begin(db=self._origins) as txn:
+            cursor = txn.cursor()
+            if cursor.set_key(tx_hash):
+                for message in cursor.iternext_dup():
+                    if len(found) == limit:
+                        break
+                    found.append(Hash32(message))
+        return found
+
+    # --- the cache of recent blocks ---
+
+    def _remember(self, block: IndexedBlock) -> None:
+        self._cache[block.height] = block
+        self._cached_bytes += _weigh(block)
+        while len(self._cache) > MAX_CACHED_BLOCKS or self._cached_bytes > MAX_CACHED_BYTES:
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= _weigh(oldest)
+
+    def _forget_cached(self) -> None:
+        self._cache.clear()
+        self._cached_bytes = 0
+
+
+def _weigh(block: IndexedBlock) -> int:
+    return block.size + 4 * len(block.outcomes_data)
+
+
+def _encode_brief(block: IndexedBlock) -> bytes:
+    counts = _COUNTS.pack(len(block.deliveries_data), len(block.outbox_data))
+    return block.hash + counts + block.content.logs_bloom

@@ -1,0 +1,135 @@
+"""What every method works with: the backend, and how block arguments become blocks and states.
+
+``latest`` and ``safe`` are shard-final, ``finalized`` is beacon-final, ``pending`` is the notarized tip (for state) or the
+builder's preview on it (for blocks), ``earliest`` is genesis.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+from node.backend import ShardBackend
+from node.index.records import IndexedBlock
+from node.rpc.errors import RpcError, build_server_error
+from node.rpc.filters import FilterRegistry
+from node.rpc.params import BlockId
+from node.rpc.pending import PendingPreview
+from shardyard import _native
+from shardyard.blocks import Header
+from shardyard.ids import Hash32
+
+INLINE_TRANSACTIONS: Final = 64
+"""Blocks with more are put into JSON in a thread."""
+
+T = TypeVar("T")
+
+
+class Session(Protocol):
+    """A connection that can be told things later: a WebSocket."""
+
+    def subscribe(self, kind: str, options: object) -> str:
+        """Start to notify; returns the subscription's id. Raises ``RpcError`` above the session's limit."""
+        ...
+
+    def unsubscribe(self, subscription: str) -> bool:
+        """Stop; false when there is no such subscription."""
+        ...
+
+
+class StateView(msgspec.Struct, frozen=True):
+    """A state that can be read: its name in the core, and the header of its block."""
+
+    at: Hash32
+    header: Header
+    is_pending: bool
+
+
+class FoundBlock(msgspec.Struct, frozen=True):
+    """A block that was asked for."""
+
+    block: IndexedBlock
+    is_pending: bool
+
+
+class ShardApi:
+    """Shared by all connections of one server."""
+
+    def __init__(self, backend: ShardBackend, urls: Mapping[int, Sequence[str]] | None = None) -> None:
+        self.backend = backend
+        self.urls = dict(urls or {})
+        """JSON-RPC URLs by shard, for ``shard_list``."""
+        self.preview = PendingPreview(backend)
+        self.filters = FilterRegistry()
+
+    @property
+    def core(self) -> _native.Core:
+        """The native core of this shard."""
+        return self.backend.core
+
+    def resolve_height(self, block: BlockId) -> int | None:
+        """Return the height of a final block, None when there is no such block or ``pending`` is meant."""
+        match block.tag:
+            case "latest" | "safe":
+                return self.backend.latest.height
+            case "finalized":
+                return self.backend.finalized_height
+            case "earliest":
+                return 0
+            case "pending":
+                return None
+        if block.hash is not None:
+            return self.backend.index.get_height(block.hash)
+        assert block.number is not None, "one of the three is set"
+        return block.number if block.number <= self.backend.latest.height else None
+
+    def find_final(self, block: BlockId) -> IndexedBlock | None:
+        """Return the final block that is meant, None when there is none."""
+        height = self.resolve_height(block)
+        if height is None:
+            return None
+        latest = self.backend.latest
+        return latest if height == latest.height else self.backend.index.get_block(height)
+
+    async def find_block(self, block: BlockId) -> FoundBlock | None:
+        """Return the block that is meant, the preview included."""
+        if block.tag == "pending":
+            return FoundBlock(await self.preview.get(), is_pending=True)
+        found = self.find_final(block)
+        return None if found is None else FoundBlock(found, is_pending=False)
+
+    def get_state(self, block: BlockId) -> StateView:
+        """Return the state that is meant; raises ``RpcError`` when there is no such block."""
+        if block.tag == "pending":
+            tip = self.backend.tip
+            return StateView(tip.hash, tip, is_pending=True)
+        found = self.find_final(block)
+        if found is None:
+            raise build_server_error("header for hash not found" if block.hash else "header not found")
+        return StateView(found.hash, found.header, is_pending=False)
+
+    def read_state(self, view: StateView, read: Callable[[], T]) -> T:
+        """Run a read of ``view``; a state that is no longer kept gives geth's error."""
+        try:
+            return read()
+        except _native.MissingState:
+            raise build_missing_state(view) from None
+
+    async def run(self, block: IndexedBlock, work: Callable[[], T]) -> T:
+        """Run what makes JSON of ``block``, in a thread when there is much of it."""
+        if block.transaction_count <= INLINE_TRANSACTIONS:
+            return work()
+        return await self.backend.read(work)
+
+
+class CallContext(msgspec.Struct, frozen=True):
+    """First argument of every method: the API, and the connection if it is one that can be notified."""
+
+    api: ShardApi
+    session: Session | None = None
+
+
+def build_missing_state(view: StateView) -> RpcError:
+    """Return what geth says when a state was pruned; clients look for its first words."""
+    root = "0x" + view.header.shard_content.state_root.hex()
+    return build_server_error(f"missing trie node {root[2:]} (path ) state {root} is not available")

@@ -1,0 +1,213 @@
+"""JSON-RPC 2.0, strictly: bytes in, bytes out, the same over HTTP and WebSocket.
+
+Codes are exact (-32700 parse, -32600 invalid request, -32601 unknown method, -32602 parameters); one bad item never spoils
+its batch; notifications are carried out and not answered; an id comes back byte for byte. Batches, answers and the time
+of every call are bounded. The calls of a batch run in order, so a batch of transactions keeps its nonces.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections import Counter
+from typing import Any, Final
+
+import msgspec
+
+from node.rpc.errors import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    PARSE_ERROR,
+    RESPONSE_TOO_LARGE,
+    TIMED_OUT,
+    RpcError,
+)
+from node.rpc.methods import Method, MethodTable
+
+NULL_ID: Final = msgspec.Raw(b"null")
+_ID_STARTS: Final = frozenset(b'"-0123456789n')
+MAX_ID_BYTES: Final = 256
+MAX_COUNTED_METHODS: Final = 64
+
+logger = logging.getLogger("shardyard.rpc")
+
+
+class RpcLimits(msgspec.Struct, frozen=True):
+    """Bounds of one server (04, threat model)."""
+
+    max_body_bytes: int = 5 * 1024 * 1024
+    max_batch: int = 1000
+    max_response_bytes: int = 25 * 1024 * 1024
+    call_timeout_s: float = 30.0
+    body_timeout_s: float = 15.0
+    max_connections: int = 512
+    max_calls_per_socket: int = 16
+    """Requests of one WebSocket that are carried out at once."""
+    max_subscriptions_per_socket: int = 128
+    max_outgoing_per_socket: int = 1024
+    """Messages that wait for a slow reader before its connection is closed."""
+
+
+class _Envelope(msgspec.Struct):
+    jsonrpc: Any = None
+    method: Any = None
+    params: Any = msgspec.UNSET
+    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Success(msgspec.Struct):
+    jsonrpc: str
+    id: msgspec.Raw
+    result: Any
+
+
+class _Error(msgspec.Struct, omit_defaults=True):
+    code: int
+    message: str
+    data: Any = None
+
+
+class _Failure(msgspec.Struct):
+    jsonrpc: str
+    id: msgspec.Raw
+    error: _Error
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_any = msgspec.json.Decoder(msgspec.Raw).decode
+_encoder = msgspec.json.Encoder()
+
+
+def encode_json(value: Any) -> bytes:
+    """Return the JSON text of ``value``."""
+    return _encoder.encode(value)
+
+
+def encode_failure(error: RpcError, request_id: msgspec.Raw = NULL_ID) -> bytes:
+    """Return the answer that carries ``error``."""
+    return _encoder.encode(_Failure("2.0", request_id, _Error(error.code, error.message, error.data)))
+
+
+class Dispatcher:
+    """Answers requests out of a table; ``context`` is handed to every method as its first argument."""
+
+    def __init__(self, table: MethodTable, limits: RpcLimits) -> None:
+        self.limits = limits
+        self.counters: Counter[str] = Counter()
+        """``calls``, ``errors`` and one entry per known method."""
+        self._table = table
+
+    async def answer(self, body: bytes | str, context: Any) -> bytes | None:
+        """Return the answer to ``body``, or None when nothing in it wants one."""
+        text = body.encode() if isinstance(body, str) else body
+        try:
+            if text.lstrip(b" \t\r\n")[:1] == b"[":
+                items = _decode_batch(text)
+                return await self._answer_batch(items, context)
+            _decode_any(text)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            self.counters["errors"] += 1
+            return encode_failure(RpcError(PARSE_ERROR, "parse error"))
+        return await self._answer_one(text, context)
+
+    async def _answer_batch(self, items: list[msgspec.Raw], context: Any) -> bytes | None:
+        if not items:
+            return encode_failure(RpcError(INVALID_REQUEST, "empty batch"))
+        if len(items) > self.limits.max_batch:
+            self.counters["errors"] += 1
+            return encode_failure(
+                RpcError(INVALID_REQUEST, f"batch too large: at most {self.limits.max_batch} calls")
+            )
+        answers: list[bytes] = []
+        size = 0
+        for item in items:
+            if size > self.limits.max_response_bytes:
+                answers.append(self._refuse_rest(item))
+                continue
+            answer = await self._answer_one(item, context)
+            if answer is not None:
+                size += len(answer)
+                answers.append(answer)
+        return b"[" + b",".join(answers) + b"]" if answers else None
+
+    def _refuse_rest(self, item: msgspec.Raw) -> bytes:
+        try:
+            request_id = _read_id(_decode_envelope(item))
+        except (msgspec.MsgspecError, RecursionError, RpcError):
+            request_id = NULL_ID
+        return encode_failure(RpcError(RESPONSE_TOO_LARGE, "response too large"), request_id or NULL_ID)
+
+    async def _answer_one(self, item: bytes | msgspec.Raw, context: Any) -> bytes | None:
+        request_id: msgspec.Raw | None = NULL_ID
+        try:
+            try:
+                envelope = _decode_envelope(item)
+            except msgspec.ValidationError:
+                raise RpcError(INVALID_REQUEST, "invalid request") from None
+            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+                raise RpcError(PARSE_ERROR, "parse error") from None
+            try:
+                request_id = _read_id(envelope)
+            except msgspec.DecodeError:
+                raise RpcError(PARSE_ERROR, "parse error") from None
+            result = await self._call(envelope, context)
+            if request_id is None:
+                return None
+            answer = _encoder.encode(_Success("2.0", request_id, result))
+            if len(answer) > self.limits.max_response_bytes:
+                raise RpcError(RESPONSE_TOO_LARGE, "response too large")
+            return answer
+        except RpcError as error:
+            self.counters["errors"] += 1
+            # A notification is never answered; what is no valid request at all cannot be one.
+            if request_id is None and error.code not in {INVALID_REQUEST, PARSE_ERROR}:
+                return None
+            return encode_failure(error, request_id or NULL_ID)
+
+    async def _call(self, envelope: _Envelope, context: Any) -> Any:
+        if envelope.jsonrpc != "2.0" or not isinstance(envelope.method, str):
+            raise RpcError(INVALID_REQUEST, "invalid request")
+        if envelope.params is not msgspec.UNSET and not isinstance(envelope.params, list | dict | None):
+            raise RpcError(INVALID_REQUEST, "invalid request: params must be an array")
+        self.counters["calls"] += 1
+        method = self._table.get(envelope.method)
+        if method is None:
+            name = envelope.method[:64]
+            raise RpcError(METHOD_NOT_FOUND, f"the method {name} does not exist/is not available")
+        self.counters[method.name] += 1
+        if isinstance(envelope.params, dict):
+            raise RpcError(INVALID_PARAMS, "non-array args: parameters are by position")
+        given = envelope.params if isinstance(envelope.params, list) else []
+        return await self._run(method, given, context)
+
+    async def _run(self, method: Method, given: list[Any], context: Any) -> Any:
+        arguments = method.read_params(given)
+        try:
+            result = method.answer(context, *arguments)
+            if inspect.isawaitable(result):
+                async with asyncio.timeout(self.limits.call_timeout_s):
+                    result = await result
+        except TimeoutError:
+            raise RpcError(TIMED_OUT, "request timed out") from None
+        except RpcError:
+            raise
+        except Exception:
+            # One request must not take the node down; what happened is ours to read, not the client's.
+            logger.exception("%s failed", method.name)
+            raise RpcError(INTERNAL_ERROR, "internal error") from None
+        return result
+
+
+def _read_id(envelope: _Envelope) -> msgspec.Raw | None:
+    """Return the id to answer with, or None for a notification."""
+    if envelope.id is msgspec.UNSET:
+        return None
+    assert isinstance(envelope.id, msgspec.Raw)
+    text = bytes(envelope.id)
+    if text[0] not in _ID_STARTS or len(text) > MAX_ID_BYTES:
+        raise RpcError(INVALID_REQUEST, "invalid request: id must be a string, a number or null")
+    if text[:1] == b'"':
+        msgspec.json.decode(text)  # a raw string is not looked into: bad UTF-8 must not be echoed
+    return msgspec.Raw(text)
