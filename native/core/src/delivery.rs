@@ -27,7 +27,7 @@ pub struct Delivered {
 
 /// The gas that a receipt reserves in its destination's inbox (X5).
 pub fn inbox_gas(receipt: &Receipt) -> u64 {
-    if matches!(receipt.kind, Kind::Transfer | Kind::Withdrawal) { TRANSFER_GAS } else { receipt.gas_limit }
+    if receipt.kind == Kind::Transfer { TRANSFER_GAS } else { receipt.gas_limit }
 }
 
 /// How a call from the gateway ended.
@@ -55,14 +55,14 @@ pub struct Delivery<'a> {
 
 impl Delivery<'_> {
     /// # Errors
-    /// `Malformed` for a kind no shard receives: the beacon lets none through.
+    /// Only when the state fails or an amount leaves 256 bits; a delivery that fails is a result.
     pub fn run(&mut self) -> Result<Delivered> {
         match self.receipt.kind {
-            // A withdrawal is the beacon's plain transfer of unlocked stake.
-            Kind::Transfer | Kind::Withdrawal => self.transfer(),
+            Kind::Transfer => self.transfer(),
             Kind::Call => self.call(),
             Kind::Result | Kind::Bounce => self.reply(),
-            other => Err(CoreError::Malformed(format!("a shard does not receive {other:?}"))),
+            // Meant for the beacon. A captured shard may still send one here: it must not halt this shard.
+            Kind::Deposit | Kind::Exit | Kind::Govern | Kind::Withdrawal => self.refuse(),
         }
     }
 
@@ -123,9 +123,7 @@ impl Delivery<'_> {
         let receipt = self.receipt;
         let reply = Reply::decode(&receipt.payload).ok().filter(|reply| reply.refund <= receipt.value);
         let Some(reply) = reply else {
-            let escrow = receipt.escrow()?;
-            self.make_claimable(escrow)?;
-            return Ok(Delivered::default());
+            return self.refuse();
         };
         let amount = receipt.value - reply.refund;
         let mut delivered = Delivered { is_success: true, ..Delivered::default() };
@@ -150,6 +148,13 @@ impl Delivery<'_> {
         state.credit(&receipt.refund_to, unused)?;
         state.credit(&receipt.refund_to, reply.refund)?;
         Ok(delivered)
+    }
+
+    /// Runs nothing: all that the message carries becomes claimable.
+    fn refuse(&mut self) -> Result<Delivered> {
+        let escrow = self.receipt.escrow()?;
+        self.make_claimable(escrow)?;
+        Ok(Delivered::default())
     }
 
     /// Runs the target with `value`. Unless it succeeds and `accepts` agrees, nothing of it stays (X8).

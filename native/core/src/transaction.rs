@@ -175,7 +175,7 @@ impl Transaction {
         let dynamic = self.tip.is_some();
         let typed = self.tx_type != 0;
         let mut writer = Writer::with_capacity(256 + self.input.len());
-        writer.map(12 + usize::from(dynamic) + 2 * usize::from(typed));
+        writer.map(13 + usize::from(dynamic) + 2 * usize::from(typed));
         writer.text("type").uint(self.tx_type.into()).text("hash").bytes(self.hash.as_slice());
         writer.text("from").bytes(self.sender.as_slice()).text("chainId").uint(self.chain_id.unwrap_or_default());
         writer.text("nonce").uint(self.nonce).text("gas").uint(self.gas_limit);
