@@ -19,7 +19,7 @@ from shardyard.errors import ConfigError
 from shardyard.preset import PRESETS
 
 ENV_PREFIX = "SHARDYARD_"
-ENV_OTHER = frozenset({"HOME", "NET", "JSON", "KEEP"})
+ENV_OTHER = frozenset({"HOME", "NODE"})
 """Variables with our prefix that are not options."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")

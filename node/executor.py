@@ -7,7 +7,6 @@ without executing it again.
 """
 
 import asyncio
-import logging
 from array import array
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from node.backend import Execution
 from shardyard import _native
 from shardyard import effects as fx
 from shardyard.blocks import Block, ShardBody
@@ -22,10 +22,6 @@ from shardyard.codec import decode, encode
 from shardyard.errors import DecodeError, InvalidBlockError
 from shardyard.events import Built, Event, Executed, ExecutionSummary
 from shardyard.ids import Hash32, Height, ShardId
-
-logger = logging.getLogger("shardyard.executor")
-
-MAX_KEPT_RESULTS = 1024
 
 
 class StateRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -35,6 +31,10 @@ class StateRecord(msgspec.Struct, frozen=True, array_like=True):
     height: Height
     diff: bytes
     outcomes: bytes
+    deliveries: tuple[bytes, ...]
+    """Encoded receipts that the block consumed."""
+    outbox: tuple[bytes, ...]
+    """Encoded receipts that it emitted, in commit order."""
 
 
 class TransactionSource(Protocol):
@@ -78,7 +78,7 @@ def decode_body(body: bytes, max_bytes: int) -> ShardBody:
     return found
 
 
-def pick_transactions(raw: bytes, ends: tuple[int, ...], indices: array[int]) -> ShardBody:
+def pick_transactions(raw: bytes, ends: tuple[int, ...], indices: "array[int]") -> ShardBody:
     """Return the body with the transactions at ``indices`` of a selection."""
     if len(indices) == len(ends):
         return ShardBody(raw=raw, ends=ends)
@@ -122,18 +122,16 @@ class ShardExecutor:
         complete: Callable[[Event], None],
         enqueue: Callable[[Callable[[], Awaitable[None]]], None],
         write_state: Callable[[StateRecord], None],
-        on_adopted: Callable[[Hash32, Height, bytes], None],
+        on_adopted: Callable[[Execution], None],
     ) -> None:
         self.core = core
-        self.outcomes: dict[Hash32, bytes] = {}
-        """Outcomes of blocks that are executed and not final yet."""
         self._source = source
         self._max_body_bytes = max_body_bytes
         self._complete = complete
         self._enqueue = enqueue
         self._write_state = write_state
         self._on_adopted = on_adopted
-        self._built: dict[int, _native.BlockResult] = {}
+        self._built: dict[int, tuple[fx.Build, _native.BlockResult]] = {}
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"shard-{shard}-executor")
         self._loop = asyncio.get_running_loop()
 
@@ -176,33 +174,46 @@ class ShardExecutor:
 
         def deliver() -> None:
             self._built.clear()  # Only the newest build can still be adopted.
-            self._built[effect.request] = result
+            self._built[effect.request] = (effect, result)
             self._complete(Built(effect.request, encode(body), summary))
 
         return deliver
 
     def adopt(self, effect: fx.Adopt) -> None:
         """Name the state of a built block; its results go to the log ahead of the block's own record."""
-        result = self._built.pop(effect.request)
-        self._keep(effect.block_hash, effect.height, result)
+        build, result = self._built.pop(effect.request)
+        self._keep(effect.block_hash, build.env, build.inbox, result)
         self._start(lambda: self._adopt_native(result, effect.block_hash, effect.height))
 
     def _adopt_native(self, result: _native.BlockResult, block_hash: Hash32, height: int) -> Callable[[], None]:
         self.core.adopt(result, block_hash, height)
         return lambda: None
 
-    def _keep(self, block_hash: Hash32, height: Height, result: _native.BlockResult) -> None:
-        outcomes = result.outcomes
-        self.outcomes[block_hash] = outcomes
-        while len(self.outcomes) > MAX_KEPT_RESULTS:
-            del self.outcomes[next(iter(self.outcomes))]
-        record = StateRecord(block_hash, height, result.diff, outcomes)
+    def _keep(
+        self, block_hash: Hash32, env: fx.EnvSpec, inbox: tuple[bytes, ...], result: _native.BlockResult
+    ) -> None:
+        execution = Execution(
+            block_hash=block_hash,
+            parent=env.parent_hash,
+            height=Height(env.number),
+            outcomes=result.outcomes,
+            deliveries=inbox[: result.inbox_taken],
+            outbox=tuple(result.outbox),
+        )
+        record = StateRecord(
+            block_hash=block_hash,
+            height=execution.height,
+            diff=result.diff,
+            outcomes=execution.outcomes,
+            deliveries=execution.deliveries,
+            outbox=execution.outbox,
+        )
 
         async def write() -> None:
             self._write_state(record)
 
         self._enqueue(write)
-        self._on_adopted(block_hash, height, outcomes)
+        self._on_adopted(execution)
 
     def start_execute(self, effect: fx.Execute) -> None:
         """Execute a block that somebody else built; ``Executed`` follows."""
@@ -220,7 +231,7 @@ class ShardExecutor:
         summary = summarise(result, count)
 
         def deliver() -> None:
-            self._keep(block_hash, height, result)
+            self._keep(block_hash, effect.env, effect.inbox, result)
             self._complete(Executed(block_hash, summary, ""))
 
         return deliver
@@ -231,14 +242,12 @@ class ShardExecutor:
         env = build_native_env(effect.env)
         return self.core.execute(block.header.parent, batch, env, "validate", effect.inbox), len(batch)
 
-    async def finalise(self, block_hash: Hash32) -> bytes:
-        """Fold a final block into the base; returns its outcomes."""
+    async def finalise(self, block_hash: Hash32) -> None:
+        """Fold a final block into the base."""
         await self.run(lambda: self.core.finalise(block_hash))
-        return self.outcomes.pop(block_hash)
 
     def discard(self, block_hash: Hash32) -> None:
         """Drop the state of a block that can never become final."""
-        self.outcomes.pop(block_hash, None)
         self._start(lambda: self._discard_native(block_hash))
 
     def _discard_native(self, block_hash: Hash32) -> Callable[[], None]:

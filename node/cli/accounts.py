@@ -1,0 +1,135 @@
+"""``accounts`` and ``faucet``: who has ether here."""
+
+import secrets
+import sys
+
+import rich_click as click
+
+from node.cli.output import network_option, print_json, print_table, say
+from node.cli.root import EXIT_USAGE, CliError
+from node.cli.session import Session
+from node.cli.tx import send_and_report
+from node.cli.wallet import list_user_keys, resolve_account, resolve_address, sign_transaction, store_user_key
+from node.dev_accounts import DEV_ACCOUNTS, MNEMONIC
+from node.network import parse_wei
+
+FAUCET_ACCOUNT = "9"
+
+
+def format_ether(wei: int) -> str:
+    """Return ``wei`` as ether, without trailing zeros."""
+    whole, rest = divmod(wei, 10**18)
+    return f"{whole}.{rest:018d}".rstrip("0").rstrip(".")
+
+
+@click.group(invoke_without_command=True)
+@network_option
+@click.pass_context
+def accounts(ctx: click.Context, *, name: str, as_json: bool) -> int:
+    """List the funded development accounts, or make a new key."""
+    if ctx.invoked_subcommand is not None:
+        return 0
+    return _list(name, as_json=as_json)
+
+
+@accounts.command("list")
+@network_option
+def list_accounts(*, name: str, as_json: bool) -> int:
+    """List development accounts and own keys, with balances on every shard when the network runs."""
+    return _list(name, as_json=as_json)
+
+
+def _list(name: str, *, as_json: bool) -> int:
+    session = Session(name)
+    rows = [(str(index), account.checksum_address, "0x" + account.private_key.hex()) for index, account in enumerate(DEV_ACCOUNTS)]
+    rows += [("-", address, "(key file)") for address in list_user_keys(session)]
+    running = session.is_running()
+    shards = range(session.shard_count if running else 0)
+    found = []
+    for number, address, key in rows:
+        balances = [int(session.get_client(shard).request("eth_getBalance", address, "latest"), 16) for shard in shards]
+        found.append({"number": number, "address": address, "private_key": key, "balances": balances})
+    if as_json:
+        print_json({"mnemonic": MNEMONIC, "accounts": [{**f, "balances": [str(b) for b in f["balances"]]} for f in found]})
+        return 0
+    say(f"public development keys of {MNEMONIC!r}: never send real value to them")
+    print_table(
+        ("#", "Address", "Private key", *(f"Shard {shard} (ether)" for shard in shards)),
+        [(f["number"], f["address"], f["private_key"], *map(format_ether, f["balances"])) for f in found],
+    )
+    if not running:
+        say(f"the network is not running, so no balances; try: shardyard up --name {name}")
+    return 0
+
+
+@accounts.command()
+@network_option
+def new(*, name: str, as_json: bool) -> int:
+    """Make a new key; it stays in the network's key folder with mode 0600."""
+    address = store_user_key(Session(name), secrets.token_bytes(32))
+    return _report_key(address, as_json=as_json)
+
+
+@accounts.command("import")
+@network_option
+def import_key(*, name: str, as_json: bool) -> int:
+    """Store a private key read from standard input (never from the command line, where others can see it)."""
+    text = (click.prompt("private key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    try:
+        key = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise CliError("private key: expected 64 hexadecimal digits; try: shardyard accounts new", EXIT_USAGE)
+    return _report_key(store_user_key(Session(name), key), as_json=as_json)
+
+
+def _report_key(address: str, *, as_json: bool) -> int:
+    if as_json:
+        print_json({"address": address})
+    else:
+        click.echo(address)
+        say(f"fund it with: shardyard faucet {address} 10ether")
+    return 0
+
+
+@accounts.command()
+@click.argument("account")
+@network_option
+def show(*, account: str, name: str, as_json: bool) -> int:
+    """Show balance and nonce of ACCOUNT on every shard."""
+    session = Session(name)
+    address = resolve_address(account)
+    rows = []
+    for shard in range(session.shard_count):
+        client = session.get_client(shard)
+        balance = int(client.request("eth_getBalance", address, "latest"), 16)
+        rows.append((shard, format_ether(balance), int(client.request("eth_getTransactionCount", address, "latest"), 16)))
+    if as_json:
+        print_json({"address": address, "shards": [{"shard": s, "ether": b, "nonce": n} for s, b, n in rows]})
+        return 0
+    click.echo(address)
+    print_table(("Shard", "Ether", "Nonce"), rows)
+    return 0
+
+
+@click.command()
+@click.argument("address")
+@click.argument("amount", default="10ether")
+@click.option("--shard", default="0", show_default=True, help="Shard, or all.")
+@network_option
+def faucet(*, address: str, amount: str, shard: str, name: str, as_json: bool) -> int:
+    """Send AMOUNT of development ether to ADDRESS and wait for it."""
+    session = Session(name)
+    to = resolve_address(address)
+    value = parse_wei(amount)
+    if shard != "all" and not shard.isdigit():
+        raise CliError(f"shard: got {shard!r}, expected a number or all; try: --shard all", EXIT_USAGE)
+    shards = range(session.shard_count) if shard == "all" else [int(shard)]
+    code = 0
+    for number in shards:
+        client = session.get_client(number)
+        sender = resolve_account(session, FAUCET_ACCOUNT)
+        raw = sign_transaction(client, shard=number, sender=sender, to=to, value=value)
+        code = max(code, send_and_report(session, number, raw, wait="included", as_json=as_json))
+    return code

@@ -1,0 +1,365 @@
+"""``up``, ``down``, ``status``, ``logs``, ``reset``, ``env``, ``version``: a network as a whole."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version as get_version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import rich_click as click
+
+from node.cli.output import json_option, network_option, print_json, print_table, say
+from node.cli.root import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_RUNNING, CliError
+from node.cli.session import Session
+from node.config import Options, get_home, resolve_options
+from node.control import ControlError, ask
+from node.network import Network, open_network, open_or_create
+from shardyard.errors import ShardyardError
+
+DETACH_TIMEOUT_S = 40.0
+STOP_TIMEOUT_S = 15.0
+
+
+@click.command()
+@click.option("--name", envvar="SHARDYARD_NAME", default=None, help="Network; several may run beside each other.")
+@click.option("-s", "--shards", type=int, default=None, help="Number of shards.  [default: 4]")
+@click.option("-n", "--nodes-per-shard", type=int, default=None, help="Replicas (processes) per shard.  [default: 1]")
+@click.option("--validators", type=int, default=None, help="Validators per shard.  [default: 4]")
+@click.option("--preset", default=None, help="Protocol numbers: devnet, test or bench.  [default: devnet]")
+@click.option("--block-time", "block_time_ms", default=None, help="Block time, for example 1s or 250ms.")
+@click.option("--broker", default=None, help="auto, embedded, mosquitto or an mqtt:// URL.  [default: auto]")
+@click.option("--port-base", type=int, default=None, help="JSON-RPC port of shard 0; 0 picks free ports.  [default: 8545]")
+@click.option("--broker-port", type=int, default=None, help="Port of the embedded broker.  [default: 18545]")
+@click.option("--executors", type=int, default=None, help="Executor threads per shard; 0 shares the cores.  [default: 0]")
+@click.option("--sync-mempool/--no-sync-mempool", default=None, help="Answer only after an fsync (survives power loss).")
+@click.option("--seed", type=int, default=None, help="Derive all keys from this number, so that runs repeat.")
+@click.option("--balance", default=None, help="Ether of each development account per shard.  [default: 10000ether]")
+@click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), default=None, help="TOML file of options.")
+@click.option("--fresh", is_flag=True, help="Delete the network first and start anew.")
+@click.option("-d", "--detach", is_flag=True, help="Return when the network is ready and leave it running.")
+@json_option
+def up(*, config_file: Path | None, fresh: bool, detach: bool, as_json: bool, **flags: Any) -> int:
+    """Start a network: broker, beacon and shards, each a process of its own.
+
+    State survives: the same command later goes on where the network stopped.
+    """
+    if flags["block_time_ms"] is not None:
+        flags["block_time_ms"] = parse_duration_ms(flags["block_time_ms"])
+    options, origin = resolve_options(flags, os.environ, config_file)
+    root = get_home() / options.name
+    started = time.monotonic()
+    if fresh:
+        delete_network(root)
+    is_new = not root.exists()
+    given = {key for key, source in origin.items() if source != "default"}
+    network = open_or_create(root, options, given=given)
+    if not as_json:
+        made = "created" if is_new else "opened"
+        say(f"network {options.name!r} {made} in {time.monotonic() - started:.2f} s at {root}")
+    if detach:
+        return _start_detached(network, started, as_json=as_json)
+    return _run_here(network, as_json=as_json)
+
+
+def parse_duration_ms(text: str) -> int:
+    """Return the milliseconds in ``1s``, ``250ms`` or ``2``(seconds)."""
+    stripped = text.strip().lower()
+    try:
+        if stripped.endswith("ms"):
+            return int(stripped[:-2])
+        return round(float(stripped.removesuffix("s")) * 1000)
+    except ValueError:
+        raise click.BadParameter(f"duration: got {text!r}, expected for example 1s or 250ms") from None
+
+
+def _run_here(network: Network, *, as_json: bool) -> int:
+    import uvloop
+
+    from node.launcher.launcher import run_foreground
+
+    def report(what: str, seconds: float) -> None:
+        if not as_json:
+            say(f"  ready {what:<12} {seconds:6.2f} s")
+
+    def on_ready() -> None:
+        _print_ready(network, as_json=as_json, is_foreground=True)
+
+    uvloop.run(run_foreground(network, report, on_ready))
+    if not as_json:
+        say("stopped; everything is kept, `shardyard up` goes on from here")
+    return 0
+
+
+def _start_detached(network: Network, started: float, *, as_json: bool) -> int:
+    from node.launcher.supervisor import build_python_argv
+
+    changeable = json.dumps(msgspec.to_builtins(network.options))
+    log_path = network.get_log_path("launcher")
+    with log_path.open("ab") as log:
+        position = log.tell()
+        process = subprocess.Popen(
+            build_python_argv("node.launcher", str(network.root), changeable),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = started + DETACH_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            if asyncio.run(ask(network.get_control_path("launcher"), "ping")) == {"pid": process.pid, "ready": True}:
+                break
+        except ControlError:
+            pass
+        if (code := process.poll()) is not None:
+            words = log_path.read_bytes()[position:].decode(errors="replace").strip()
+            is_conflict = "PortInUseError" in words or "NetworkBusyError" in words
+            text = words.rpartition("Error: ")[2] or f"the launcher ended with status {code}"
+            raise CliError(text, EXIT_CONFLICT if is_conflict else EXIT_FAILURE)
+        time.sleep(0.03)
+    else:
+        process.terminate()
+        raise CliError(f"the network was not ready within {DETACH_TIMEOUT_S:.0f} s; try: shardyard logs launcher")
+    if not as_json:
+        say(f"ready after {time.monotonic() - started:.2f} s (launcher pid {process.pid})")
+    _print_ready(network, as_json=as_json, is_foreground=False)
+    return 0
+
+
+def _print_ready(network: Network, *, as_json: bool, is_foreground: bool) -> None:
+    endpoints = network.read_endpoints()
+    if as_json:
+        print_json({"endpoints": endpoints, "root": str(network.root)})
+        sys.stdout.flush()
+        return
+    session = Session(network.options.name)
+    _print_shards(session)
+    from node.dev_accounts import DEV_ACCOUNTS, MNEMONIC
+
+    broker = endpoints["broker"]
+    say(f"broker {broker['kind']} at {broker['url']}; watch with: mosquitto_sub -L "
+        f"{broker['url'].replace('://', '://observer:observer@')}/{broker['watch_topics'].replace('#', '%23')}")
+    say(f"{len(DEV_ACCOUNTS)} funded accounts on every shard (public keys of {MNEMONIC!r}, never use them elsewhere):")
+    say(f"  {DEV_ACCOUNTS[0].checksum_address}  … all: shardyard accounts")
+    say("next: shardyard tx xsend --src 0 --dst 1 --value 1ether --wait" + _name_flag(network.options.name))
+    if is_foreground:
+        say("Ctrl-C stops the network and keeps its state")
+
+
+def _name_flag(name: str) -> str:
+    return "" if name == "dev" else f" --name {name}"
+
+
+def collect_status(session: Session) -> dict[str, Any]:
+    """Return shards, beacon and processes of a running network."""
+    nodes = session.ask_launcher("nodes")
+    shards = []
+    for endpoint in session.endpoints["shards"]:
+        try:
+            found = session.get_client(endpoint["shard"]).request("shard_status")
+        except CliError as error:
+            found = {"error": str(error)}
+        shards.append({**endpoint, "status": found})
+    try:
+        beacon = session.ask_node("beacon-0", "status")
+    except (CliError, ControlError) as error:
+        beacon = {"error": str(error)}
+    return {"name": session.name, "root": str(session.root), "beacon": beacon, "shards": shards, "nodes": nodes}
+
+
+def _print_shards(session: Session) -> None:
+    rows = []
+    for endpoint in session.endpoints["shards"]:
+        client = session.get_client(endpoint["shard"])
+        try:
+            head = int(client.request("eth_blockNumber"), 16)
+            final = client.request("eth_getBlockByNumber", "finalized", False)
+            final_height = int(final["number"], 16) if final else 0
+        except CliError:
+            head, final_height = "-", "-"
+        rows.append((endpoint["shard"], endpoint["chain_id"], endpoint["rpc"], len(endpoint["nodes"]), head, final_height))
+    print_table(("Shard", "Chain ID", "JSON-RPC", "Nodes", "Head", "Finalized"), rows)
+
+
+@click.command()
+@network_option
+def status(*, name: str, as_json: bool) -> int:
+    """Show shards, heads and processes of a network."""
+    session = Session(name)
+    found = collect_status(session)
+    if as_json:
+        print_json(found)
+        return 0
+    _print_shards(session)
+    beacon = found["beacon"]
+    if "error" in beacon:
+        say(f"beacon: {beacon['error']}")
+    else:
+        supply = "holds" if beacon["supply_holds"] else "BROKEN"
+        say(f"beacon height {beacon['height']} slot {beacon['slot']}, supply {supply}")
+    print_table(
+        ("Node", "Pid", "Restarts", "Memory"),
+        [(n["node"], n["pid"] or "stopped", n["restarts"], describe_memory(n["pid"])) for n in found["nodes"]],
+    )
+    return 0
+
+
+def describe_memory(pid: int | None) -> str:
+    import psutil
+
+    try:
+        return f"{psutil.Process(pid).memory_full_info().uss / 1e6:.0f} MB" if pid else "-"
+    except psutil.Error:
+        return "-"
+
+
+@click.command()
+@network_option
+def down(*, name: str, as_json: bool) -> int:
+    """Stop a running network; its state is kept."""
+    session = Session(name)
+    session.ask_launcher("stop")
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while session.is_running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if session.is_running():
+        raise CliError(f"the launcher is still there after {STOP_TIMEOUT_S:.0f} s; try: shardyard logs launcher")
+    if as_json:
+        print_json({"name": name, "stopped": True})
+    else:
+        say(f"network {name!r} stopped; its state is kept")
+    return 0
+
+
+def delete_network(root: Path) -> None:
+    """Delete a network that is not running; raises ``CliError`` when it is."""
+    if not root.exists():
+        return
+    try:
+        network = open_network(root)
+    except ShardyardError:
+        network = None
+    if network is not None:
+        try:
+            asyncio.run(ask(network.get_control_path("launcher"), "ping"))
+        except ControlError:
+            pass
+        else:
+            raise CliError(f"network {root.name!r} is running; try: shardyard down --name {root.name}", EXIT_CONFLICT)
+    elif any(root.iterdir()) and not (root / "network.json").exists():
+        raise CliError(f"{root} is not a network and is left alone; try: delete it by hand, or another --name")
+    shutil.rmtree(root)
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@network_option
+def reset(*, name: str, as_json: bool, yes: bool) -> int:
+    """Delete a stopped network: keys, chains, logs."""
+    root = get_home() / name
+    if not root.exists():
+        raise CliError(f"no network at {root}; try: shardyard up --name {name}", EXIT_NOT_RUNNING)
+    if not yes:
+        click.confirm(f"delete network {name!r} at {root}?", abort=True, err=True)
+    delete_network(root)
+    if as_json:
+        print_json({"name": name, "deleted": str(root)})
+    else:
+        say(f"network {name!r} deleted")
+    return 0
+
+
+@click.command()
+@click.argument("node", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines are written.")
+@click.option("-n", "--lines", default=40, show_default=True, help="How many of the last lines.")
+@network_option
+def logs(*, node: str | None, follow: bool, lines: int, name: str, as_json: bool) -> int:
+    """Show the logs of NODE (for example shard-0-0, beacon-0, broker, launcher), or of all."""
+    session = Session(name)
+    paths = sorted((session.root / "logs").glob("*.log"))
+    if node is not None:
+        paths = [path for path in paths if path.stem == node]
+        if not paths:
+            known = ", ".join(path.stem for path in sorted((session.root / "logs").glob("*.log"))) or "none yet"
+            raise CliError(f"node: got {node!r}, expected one with a log: {known}; try: shardyard node list --name {name}")
+    tails = {path: path.read_bytes().splitlines()[-lines:] for path in paths}
+    sizes = {path: path.stat().st_size for path in paths}
+    for path, tail in tails.items():
+        for line in tail:
+            _print_log_line(path.stem, line.decode(errors="replace"), as_json=as_json)
+    while follow:
+        time.sleep(0.2)
+        for path in paths:
+            if path.stat().st_size < sizes[path]:
+                sizes[path] = 0
+            with path.open("rb") as file:
+                file.seek(sizes[path])
+                fresh = file.read()
+            complete = fresh[: fresh.rfind(b"\n") + 1]
+            sizes[path] += len(complete)
+            for line in complete.splitlines():
+                _print_log_line(path.stem, line.decode(errors="replace"), as_json=as_json)
+    return 0
+
+
+def _print_log_line(node: str, line: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"node": node, "line": line}))
+        return
+    try:
+        record = json.loads(line)
+        text = f"{record['time'][11:23]} {record['level']:<7} {record['message']}"
+        if "traceback" in record:
+            text += "\n" + record["traceback"]
+    except (ValueError, KeyError, TypeError):
+        text = line
+    click.echo(f"{node:<10} {text}")
+
+
+@click.command()
+@click.option("--shard", default=0, show_default=True, help="Shard the variables point at.")
+@network_option
+def env(*, shard: int, name: str, as_json: bool) -> int:
+    """Print shell variables for cast and other tools: eval "$(shardyard env)"."""
+    from node.dev_accounts import DEV_ACCOUNTS
+
+    session = Session(name)
+    session.get_client(shard)
+    endpoint = session.endpoints["shards"][shard]
+    values = {
+        "ETH_RPC_URL": endpoint["rpc"],
+        "CHAIN_ID": str(endpoint["chain_id"]),
+        "ETH_FROM": DEV_ACCOUNTS[0].checksum_address,
+        "PRIVATE_KEY": "0x" + DEV_ACCOUNTS[0].private_key.hex(),
+        "SHARDYARD_NAME": name,
+    }
+    if as_json:
+        print_json(values)
+    else:
+        for key, value in values.items():
+            click.echo(f"export {key}={value}")
+    return 0
+
+
+@click.command()
+@json_option
+def version(*, as_json: bool) -> int:
+    """Print the version."""
+    if as_json:
+        print_json({"shardyard": get_version("shardyard"), "python": sys.version.split()[0]})
+    else:
+        click.echo(f"shardyard {get_version('shardyard')}")
+    return 0
+
+
+def describe_options(options: Options) -> dict[str, Any]:
+    """Return the options as plain values."""
+    found: dict[str, Any] = msgspec.to_builtins(options)
+    return found

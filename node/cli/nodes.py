@@ -1,0 +1,73 @@
+"""``node``: the processes of a network, one by one."""
+
+import rich_click as click
+
+from node.cli.network import describe_memory
+from node.cli.output import network_option, print_json, print_table, say
+from node.cli.root import CliError
+from node.cli.session import Session
+
+
+@click.group()
+def node() -> None:
+    """List nodes; stop, start, kill and restart them."""
+
+
+@node.command("list")
+@network_option
+def list_nodes(*, name: str, as_json: bool) -> int:
+    """List the processes of a network."""
+    nodes = Session(name).ask_launcher("nodes")
+    if as_json:
+        print_json(nodes)
+        return 0
+    print_table(
+        ("Node", "Pid", "State", "Restarts", "Memory"),
+        [
+            (n["node"], n["pid"] or "-", _describe_state(n), n["restarts"], describe_memory(n["pid"]))
+            for n in nodes
+        ],
+    )
+    return 0
+
+
+def _describe_state(found: dict[str, object]) -> str:
+    if found["pid"]:
+        return "running"
+    return "restarting" if found["enabled"] else "stopped"
+
+
+@node.command()
+@click.argument("node_id")
+@network_option
+def show(*, node_id: str, name: str, as_json: bool) -> int:
+    """Show what NODE_ID says of itself: heads, slot, queues, bus counters."""
+    session = Session(name)
+    known = [str(found["node"]) for found in session.ask_launcher("nodes")]
+    if node_id not in known:
+        raise CliError(f"node: got {node_id!r}, expected one of {', '.join(known)}; try: shardyard node list --name {name}")
+    found = session.ask_node(node_id, "status")
+    if as_json:
+        print_json(found)
+        return 0
+    print_table(("Field", "Value"), sorted(found.items()))
+    return 0
+
+
+def _register(command: str, method: str, done: str, text: str) -> None:
+    @node.command(command, help=text)
+    @click.argument("node_id")
+    @network_option
+    def act(*, node_id: str, name: str, as_json: bool) -> int:
+        found = Session(name).ask_launcher(method, node=node_id)
+        if as_json:
+            print_json(found)
+        else:
+            say(f"{node_id} {done}")
+        return 0
+
+
+_register("stop", "stop-node", "stopped; it stays down until `shardyard node start`", "Stop NODE_ID and keep it stopped.")
+_register("start", "start-node", "started", "Start a stopped NODE_ID.")
+_register("kill", "kill", "killed with SIGKILL; the launcher starts it again", "SIGKILL NODE_ID; it is started again.")
+_register("restart", "restart-node", "restarted", "Stop NODE_ID in order and start it again.")

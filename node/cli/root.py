@@ -1,0 +1,153 @@
+"""The root of the command tree: lazy groups, options every command shares, and one place where errors become exit codes.
+
+Modules of commands are imported only when one of their commands runs, so that ``--help`` stays below 150 ms. Data goes to
+standard output, words for people to standard error. Exit codes: 0 ok, 1 failure, 2 usage, 3 network not running,
+4 transaction reverted or rejected, 5 timed out and may still complete, 6 check failed, 7 port or resource conflict,
+130 interrupted.
+"""
+
+import importlib
+import sys
+from typing import Any, Final
+
+import rich_click as click
+
+from node.cli.output import print_error
+from shardyard.errors import ConfigError, ShardyardError
+
+EXIT_FAILURE: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOT_RUNNING: Final = 3
+EXIT_REJECTED: Final = 4
+EXIT_TIMEOUT: Final = 5
+EXIT_CHECK_FAILED: Final = 6
+EXIT_CONFLICT: Final = 7
+EXIT_INTERRUPTED: Final = 130
+
+COMMANDS: Final = {
+    "up": ("node.cli.network:up", "Start a network and keep it running."),
+    "down": ("node.cli.network:down", "Stop a running network."),
+    "status": ("node.cli.network:status", "Show shards, heads and processes of a network."),
+    "watch": ("node.cli.watch:watch", "Show shards, blocks, votes and messages live in the terminal."),
+    "logs": ("node.cli.network:logs", "Show the logs of a node."),
+    "doctor": ("node.cli.doctor:doctor", "Look for what keeps a network from running well."),
+    "reset": ("node.cli.network:reset", "Delete a stopped network and everything in it."),
+    "env": ("node.cli.network:env", "Print shell variables for cast and other tools."),
+    "accounts": ("node.cli.accounts:accounts", "List the funded development accounts, or make a new key."),
+    "faucet": ("node.cli.accounts:faucet", "Send development ether to an address."),
+    "tx": ("node.cli.tx:tx", "Send transactions, also across shards, and follow them."),
+    "explain": ("node.cli.explain:explain", "Tell the story of a transaction, hop by hop, with timings."),
+    "contract": ("node.cli.contract:contract", "Deploy, call and send to contracts."),
+    "block": ("node.cli.block:block", "Show blocks."),
+    "shard": ("node.cli.shard:shard", "List shards and the messages between them."),
+    "node": ("node.cli.nodes:node", "List nodes; stop, start, kill and restart them."),
+    "load": ("node.cli.load:load", "Send load and measure what comes of it."),
+    "audit": ("node.cli.audit:audit", "Re-execute every chain from its log and check every promise."),
+    "sim": ("node.cli.sim:sim", "Run the same network from a seed in virtual time."),
+    "config": ("node.cli.config:config", "Show the options in force and where they came from."),
+    "version": ("node.cli.network:version", "Print the version."),
+}
+
+
+class CliError(ShardyardError):
+    """A command cannot go on; ``exit_code`` says which way."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILURE) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class LazyGroup(click.RichGroup):
+    """Lists its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of ``cmd_name``; while help is listed, a light stand-in will do."""
+        if cmd_name not in COMMANDS:
+            return None
+        target, summary = COMMANDS[cmd_name]
+        if ctx.resilient_parsing or _is_listing(ctx):
+            return click.RichCommand(cmd_name, help=summary, short_help=summary)
+        module, _, attribute = target.partition(":")
+        found: click.Command = getattr(importlib.import_module(module), attribute)
+        return found
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command when ``args`` has none of ours."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.4)
+            hint = f"shardyard {near[0]}" if near else "shardyard --help"
+            raise click.UsageError(f"unknown command {args[0]!r}; try: {hint}", ctx=ctx) from error
+
+
+def _is_listing(ctx: click.Context) -> bool:
+    arguments = ctx.protected_args if hasattr(ctx, "protected_args") else []
+    return not arguments and not ctx.args
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="First steps: shardyard up   then, in another terminal: shardyard tx xsend --src 0 --dst 1 --value 1ether --wait",
+)
+def cli() -> None:
+    """A sharded blockchain on your machine: EVM shards, BFT finality, a beacon, messages between shards."""
+
+
+def get_exit_code(error: ShardyardError) -> int:
+    """Return the exit code for ``error``."""
+    from node.control import ControlError
+    from node.launcher.launcher import NetworkBusyError
+    from node.launcher.ports import PortInUseError
+
+    match error:
+        case CliError():
+            return error.exit_code
+        case ConfigError():
+            return EXIT_USAGE
+        case ControlError():
+            return EXIT_NOT_RUNNING
+        case PortInUseError() | NetworkBusyError():
+            return EXIT_CONFLICT
+        case _:
+            return EXIT_FAILURE
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    as_json = "--json" in arguments
+    try:
+        result: Any = cli.main(args=arguments, prog_name="shardyard", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print_error("interrupted", as_json=as_json, code=EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        text = error.format_message()
+        if "try:" not in text:
+            path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "shardyard"
+            text += f"; try: {path} --help"
+        print_error(text, as_json=as_json, code=EXIT_USAGE)
+        return EXIT_USAGE
+    except ShardyardError as error:
+        code = get_exit_code(error)
+        print_error(str(error), as_json=as_json, code=code)
+        return code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_FAILURE
+    return result if isinstance(result, int) else 0

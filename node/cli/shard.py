@@ -1,0 +1,104 @@
+"""``shard``: the shards of a network and the messages between them."""
+
+import rich_click as click
+
+from node.cli.accounts import format_ether
+from node.cli.output import network_option, print_json, print_table, say
+from node.cli.session import Session
+
+
+@click.group()
+def shard() -> None:
+    """List shards and the messages between them."""
+
+
+@shard.command("list")
+@network_option
+def list_shards(*, name: str, as_json: bool) -> int:
+    """List shards with their heads, mempools and inboxes."""
+    session = Session(name)
+    found = [session.get_client(number).request("shard_status") for number in range(session.shard_count)]
+    if as_json:
+        print_json(found)
+        return 0
+    print_table(
+        ("Shard", "Latest", "Finalized", "Notarized", "Pending tx", "Inbox read"),
+        [
+            (
+                item["shard"],
+                item["heads"]["latest"]["height"],
+                item["heads"]["finalized"]["height"],
+                item["heads"]["notarized"]["height"],
+                item["mempool"]["pending"],
+                item["inbox"]["consumed"],
+            )
+            for item in found
+        ],
+    )
+    return 0
+
+
+@shard.command()
+@click.argument("number", type=int)
+@network_option
+def show(*, number: int, name: str, as_json: bool) -> int:
+    """Show shard NUMBER: parameters, heads, committee."""
+    client = Session(name).get_client(number)
+    found = {
+        "info": client.request("shard_info"),
+        "status": client.request("shard_status"),
+        "committee": client.request("shard_getCommittee"),
+    }
+    if as_json:
+        print_json(found)
+        return 0
+    rows = [(key, value) for part in ("info", "status") for key, value in found[part].items()]
+    rows.append(("validators", len(found["committee"]["validators"])))
+    print_table(("Field", "Value"), rows)
+    return 0
+
+
+@shard.command()
+@click.option("--src", type=int, default=None, help="Only from this shard.")
+@click.option("--dst", type=int, default=None, help="Only to this shard.")
+@click.option("--stuck", is_flag=True, help="Only those that have not been executed at their destination.")
+@click.option("--limit", default=20, show_default=True, help="How many, newest first.")
+@network_option
+def messages(*, src: int | None, dst: int | None, stuck: bool, limit: int, name: str, as_json: bool) -> int:
+    """List messages between shards, newest first."""
+    session = Session(name)
+    delivered: set[str] = set()
+    emitted: list[dict[str, object]] = []
+    query: dict[str, object] = {"limit": 1000 if stuck else limit}
+    if dst is not None:
+        query["dst"] = dst
+    for number in range(session.shard_count):
+        client = session.get_client(number)
+        found = client.request("shard_getMessages", query | {"direction": "in"})
+        delivered |= {item["id"] for item in found if item["delivered"]}
+        if src is None or src == number:
+            emitted += client.request("shard_getMessages", query | {"direction": "out"})
+    chosen = [item for item in emitted if not (stuck and item["id"] in delivered)]
+    chosen.sort(key=lambda item: -(item["emitted"] or {}).get("timestampMs", 0))  # type: ignore[attr-defined]
+    chosen = chosen[:limit]
+    if as_json:
+        print_json(chosen)
+        return 0
+    print_table(
+        ("Message", "Kind", "From", "To", "Seq", "Ether", "Executed"),
+        [
+            (
+                item["id"],
+                item["kind"],
+                item["src"],
+                item["dst"],
+                item["seq"],
+                format_ether(int(str(item["value"]), 16)),
+                "yes" if item["id"] in delivered else "not yet",
+            )
+            for item in chosen
+        ],
+    )
+    if not chosen:
+        say("no messages; try: shardyard tx xsend --src 0 --dst 1 --value 1ether")
+    return 0

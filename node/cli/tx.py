@@ -1,0 +1,307 @@
+"""``tx``: send transactions, also across shards, and wait for what one wants to know of them.
+
+A wait that runs out is not a loss: the hash is printed, the exit code is 5, and ``tx wait`` goes on from there.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import rich_click as click
+
+from node.cli.journey import Journey, trace_journey
+from node.cli.output import network_option, print_json, print_table, say
+from node.cli.root import EXIT_REJECTED, EXIT_TIMEOUT, EXIT_USAGE, CliError
+from node.cli.session import RpcClient, Session
+from node.cli.wallet import (
+    GATEWAY_HEX,
+    encode_gateway_message,
+    encode_gateway_transfer,
+    parse_data,
+    resolve_account,
+    resolve_address,
+    sign_transaction,
+)
+from node.network import parse_wei
+
+DEFAULT_TIMEOUT_S: Final = 30.0
+POLL_S: Final = 0.05
+
+Stage = Literal["sent", "included", "final", "cross"]
+
+
+def send_raw(client: RpcClient, raw: bytes) -> str:
+    """Send a signed transaction; the node's words become the error."""
+    tx_hash: str = client.request("eth_sendRawTransaction", "0x" + raw.hex())
+    return tx_hash
+
+
+def wait_for_receipt(client: RpcClient, tx_hash: str, timeout_s: float) -> dict[str, Any]:
+    """Return the receipt once the transaction is in a final block; raises ``CliError`` with exit code 5."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        receipt: dict[str, Any] | None = client.request("eth_getTransactionReceipt", tx_hash)
+        if receipt is not None:
+            return receipt
+        if time.monotonic() > deadline:
+            raise CliError(
+                f"transaction {tx_hash} was not in a block after {timeout_s:.0f} s; it is not lost; "
+                f"try: shardyard tx wait {tx_hash}",
+                EXIT_TIMEOUT,
+            )
+        time.sleep(POLL_S)
+
+
+def send_and_wait(client: RpcClient, raw: bytes, timeout_s: float) -> tuple[str, dict[str, Any]]:
+    """Send and return hash and receipt."""
+    tx_hash = send_raw(client, raw)
+    return tx_hash, wait_for_receipt(client, tx_hash, timeout_s)
+
+
+def wait_until_final(client: RpcClient, height: int, tx_hash: str, timeout_s: float) -> None:
+    """Return once block ``height`` is beacon-final; raises ``CliError`` with exit code 5."""
+    deadline = time.monotonic() + timeout_s
+    while int(client.request("eth_getBlockByNumber", "finalized", False)["number"], 16) < height:
+        if time.monotonic() > deadline:
+            raise CliError(
+                f"block {height} with {tx_hash} is final on its shard but not on the beacon after {timeout_s:.0f} s; "
+                f"try: shardyard tx wait --final {tx_hash}",
+                EXIT_TIMEOUT,
+            )
+        time.sleep(POLL_S)
+
+
+def wait_for_journey(session: Session, shard: int, tx_hash: str, timeout_s: float) -> Journey:
+    """Return the journey of a transaction once all its messages are done; raises ``CliError`` with exit code 5."""
+    return _wait_journey(session, shard, tx_hash, timeout_s, lambda journey: journey.is_done)
+
+
+def _wait_journey(
+    session: Session, shard: int, tx_hash: str, timeout_s: float, is_reached: Callable[[Journey], bool]
+) -> Journey:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        journey = trace_journey(session, shard, tx_hash)
+        if is_reached(journey):
+            return journey
+        if time.monotonic() > deadline:
+            open_ids = ", ".join(hop.id for hop in journey.hops if not hop.is_done)
+            raise CliError(
+                f"messages {open_ids or 'of ' + tx_hash} are still on their way after {timeout_s:.0f} s; they are not lost; "
+                f"try: shardyard tx wait --cross {tx_hash}",
+                EXIT_TIMEOUT,
+            )
+        time.sleep(POLL_S)
+
+
+def send_and_report(
+    session: Session, shard: int, raw: bytes, *, wait: Stage, as_json: bool, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> int:
+    """Send, wait for ``wait`` and print what came of it; returns the exit code."""
+    client = session.get_client(shard)
+    started = time.monotonic()
+    tx_hash = send_raw(client, raw)
+    if not as_json:
+        click.echo(tx_hash)
+    if wait == "sent":
+        if as_json:
+            print_json({"transaction": tx_hash, "shard": shard})
+        return 0
+    return _report(session, shard, tx_hash, wait=wait, as_json=as_json, timeout_s=timeout_s, started=started)
+
+
+def _report(
+    session: Session, shard: int, tx_hash: str, *, wait: Stage, as_json: bool, timeout_s: float, started: float
+) -> int:
+    client = session.get_client(shard)
+    receipt = wait_for_receipt(client, tx_hash, timeout_s)
+    height = int(receipt["blockNumber"], 16)
+    is_ok = receipt["status"] == "0x1"
+    document: dict[str, Any] = {"transaction": tx_hash, "shard": shard, "receipt": receipt}
+    if not as_json:
+        word = "succeeded" if is_ok else "reverted"
+        say(f"{word} in block {height} of shard {shard} after {time.monotonic() - started:.1f} s, "
+            f"{int(receipt['gasUsed'], 16):,} gas")
+    if is_ok and wait == "cross":
+        journey = wait_for_journey(session, shard, tx_hash, timeout_s)
+        document["hops"] = journey.to_json()
+        if not as_json:
+            for hop in journey.hops:
+                say(f"  {hop.describe()}")
+            say(f"all messages done after {time.monotonic() - started:.1f} s")
+        is_ok = journey.is_successful
+    elif wait == "final":
+        wait_until_final(client, height, tx_hash, timeout_s)
+        if not as_json:
+            say(f"beacon-final after {time.monotonic() - started:.1f} s")
+    if as_json:
+        print_json(document)
+    return 0 if is_ok else EXIT_REJECTED
+
+
+@click.group()
+def tx() -> None:
+    """Send transactions, also across shards, and follow them."""
+
+
+def _choose_stage(*, wait: bool, final: bool, cross: bool) -> Stage:
+    if cross:
+        return "cross"
+    if final:
+        return "final"
+    return "included" if wait else "sent"
+
+
+@tx.command()
+@click.option("--from", "sender", default="0", show_default=True, help="Development account number or address.")
+@click.option("--to", required=True, help="Address, or development account number.")
+@click.option("--value", default="0", show_default=True, help="Amount, for example 1ether.")
+@click.option("--data", default="0x", help="Call data.")
+@click.option("--gas", type=int, default=None, help="Gas limit; estimated unless given.")
+@click.option("--nonce", type=int, default=None, help="Nonce; the next one unless given.")
+@click.option("--shard", default=0, show_default=True, help="Shard to send it on.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is in a final block.")
+@click.option("--final", is_flag=True, help="Wait until it is beacon-final.")
+@click.option("--timeout", "timeout_s", default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds to wait.")
+@network_option
+def send(
+    *,
+    sender: str,
+    to: str,
+    value: str,
+    data: str,
+    gas: int | None,
+    nonce: int | None,
+    shard: int,
+    wait: bool,
+    final: bool,
+    timeout_s: float,
+    name: str,
+    as_json: bool,
+) -> int:
+    """Send ether or call data on one shard."""
+    session = Session(name)
+    raw = sign_transaction(
+        session.get_client(shard),
+        shard=shard,
+        sender=resolve_account(session, sender),
+        to=resolve_address(to),
+        value=parse_wei(value),
+        data=parse_data(data),
+        gas=gas,
+        nonce=nonce,
+    )
+    stage = _choose_stage(wait=wait, final=final, cross=False)
+    return send_and_report(session, shard, raw, wait=stage, as_json=as_json, timeout_s=timeout_s)
+
+
+@tx.command()
+@click.option("--from", "sender", default="0", show_default=True, help="Development account number or address.")
+@click.option("--src", default=0, show_default=True, help="Shard it starts from.")
+@click.option("--dst", required=True, type=int, help="Shard it goes to.")
+@click.option("--to", default=None, help="Address or development account number; the sender's own unless given.")
+@click.option("--value", default="0", show_default=True, help="Amount that arrives, for example 1ether.")
+@click.option("--payload", default=None, help="Call data for receiveMessage of the contract --to; else a plain transfer.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every message is done.")
+@click.option("--timeout", "timeout_s", default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds to wait.")
+@network_option
+def xsend(
+    *,
+    sender: str,
+    src: int,
+    dst: int,
+    to: str | None,
+    value: str,
+    payload: str | None,
+    wait: bool,
+    timeout_s: float,
+    name: str,
+    as_json: bool,
+) -> int:
+    """Send ether or a message from one shard to another, by way of the gateway contract."""
+    session = Session(name)
+    client = session.get_client(src)
+    session.get_client(dst)
+    if src == dst:
+        raise CliError(f"xsend: --src and --dst are both {src}; try: shardyard tx send --shard {src}", EXIT_USAGE)
+    account = resolve_account(session, sender)
+    target = resolve_address(to) if to is not None else account[0]
+    amount = parse_wei(value)
+    if payload is None:
+        data = encode_gateway_transfer(dst, target)
+    else:
+        data = encode_gateway_message(dst, target, parse_data(payload))
+        amount += _quote_message(client, dst)
+    raw = sign_transaction(client, shard=src, sender=account, to=GATEWAY_HEX, value=amount, data=data)
+    stage: Stage = "cross" if wait else "sent"
+    return send_and_report(session, src, raw, wait=stage, as_json=as_json, timeout_s=timeout_s)
+
+
+def _quote_message(client: RpcClient, dst: int) -> int:
+    """Return the wei that a message with the gateway's default gas holds in escrow."""
+    from node.cli.wallet import encode_call
+
+    data = encode_call("quote", ("uint256", "uint256", "uint256"), (dst, DEFAULT_MESSAGE_GAS, DEFAULT_REPLY_GAS))
+    return int(client.request("eth_call", {"to": GATEWAY_HEX, "data": "0x" + data.hex()}, "latest"), 16)
+
+
+DEFAULT_MESSAGE_GAS: Final = 200_000
+DEFAULT_REPLY_GAS: Final = 100_000
+"""What the gateway grants a message whose attributes name no gas (contracts/gateway.vy)."""
+
+
+def find_shard(session: Session, tx_hash: str) -> int:
+    """Return the shard that knows ``tx_hash``; raises ``CliError``."""
+    if not tx_hash.startswith("0x") or len(tx_hash) != 66:
+        raise CliError(f"transaction: got {tx_hash!r}, expected 0x and 64 hexadecimal digits; try: shardyard tx send", EXIT_USAGE)
+    for shard in range(session.shard_count):
+        if session.get_client(shard).request("eth_getTransactionByHash", tx_hash) is not None:
+            return shard
+    raise CliError(f"no shard knows transaction {tx_hash}; try: shardyard status --name {session.name}")
+
+
+@tx.command()
+@click.argument("tx_hash")
+@network_option
+def status(*, tx_hash: str, name: str, as_json: bool) -> int:
+    """Show where a transaction and its messages stand."""
+    session = Session(name)
+    shard = find_shard(session, tx_hash)
+    client = session.get_client(shard)
+    receipt = client.request("eth_getTransactionReceipt", tx_hash)
+    if receipt is None:
+        if as_json:
+            print_json({"transaction": tx_hash, "shard": shard, "stage": "pending"})
+        else:
+            click.echo(f"pending on shard {shard}")
+        return 0
+    height = int(receipt["blockNumber"], 16)
+    final = int(client.request("eth_getBlockByNumber", "finalized", False)["number"], 16)
+    stage = "beacon-final" if height <= final else "final"
+    journey = trace_journey(session, shard, tx_hash)
+    if as_json:
+        print_json(
+            {"transaction": tx_hash, "shard": shard, "stage": stage, "receipt": receipt, "hops": journey.to_json()}
+        )
+        return 0
+    word = "succeeded" if receipt["status"] == "0x1" else "reverted"
+    click.echo(f"{word} in block {height} of shard {shard}, {stage}")
+    if journey.hops:
+        print_table(("Message", "Kind", "From", "To", "Stage"), [hop.to_row() for hop in journey.hops])
+    return 0
+
+
+@tx.command("wait")
+@click.argument("tx_hash")
+@click.option("--cross", is_flag=True, help="Wait until every message it caused is done.")
+@click.option("--final", is_flag=True, help="Wait until it is beacon-final.")
+@click.option("--timeout", "timeout_s", default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds to wait.")
+@network_option
+def wait_(*, tx_hash: str, cross: bool, final: bool, timeout_s: float, name: str, as_json: bool) -> int:
+    """Wait for a transaction."""
+    session = Session(name)
+    shard = find_shard(session, tx_hash)
+    stage = _choose_stage(wait=True, final=final, cross=cross)
+    return _report(
+        session, shard, tx_hash, wait=stage, as_json=as_json, timeout_s=timeout_s, started=time.monotonic()
+    )
