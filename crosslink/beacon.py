@@ -35,6 +35,7 @@ from shardyard.consensus.engine import (
     RequestBuild,
     RequestValidation,
 )
+from shardyard.consensus.simplex import SimplexEngine
 from shardyard.consensus.votes import Crypto
 from shardyard.crosslinks import Bundle, Crosslink, CrosslinkSubmission
 from shardyard.effects import (
@@ -67,8 +68,6 @@ from shardyard.messages import (
 
 MAX_WAITING_BLOCKS: Final = 64
 """Blocks whose validation waits for bodies; above it the oldest is never voted for."""
-MAX_WAITING_FINALS: Final = 4096
-"""Final blocks whose bodies are still missing, while catching up."""
 
 EngineFactory = Callable[[EngineConfig, Crypto, BlockSource], FinalityEngine]
 _ENGINE_MESSAGES = (
@@ -94,7 +93,7 @@ class BeaconMachine:
         local_validators: Sequence[int],
         blocks: BlockSource,
         *,
-        build_engine: EngineFactory,
+        build_engine: EngineFactory = SimplexEngine,
         submissions: SubmissionSource | None = None,
     ) -> None:
         self._genesis = genesis
@@ -113,11 +112,9 @@ class BeaconMachine:
         self.engine = build_engine(config, crypto, blocks)
         self._bodies = BodyStore()
         self._ledger = Ledger(genesis, self._bodies, self.engine.get_block, self.engine.get_final_block)
-        self._waiting_build: RequestBuild | None = None
+        self._waiting_builds: list[RequestBuild] = []
         self._waiting_blocks: OrderedDict[Hash32, RequestValidation] = OrderedDict()
-        self._waiting_finals: deque[BlockFinal] = deque()
         self._fetcher = BodyFetcher(genesis.preset)
-        self._final_target = 0
         self._is_catching_up = False
 
     @property
@@ -158,14 +155,13 @@ class BeaconMachine:
             if isinstance(record, SubmissionRecord)
         }
         for final in self.engine.recover(records):
-            for crosslink in self._find_missing_of_final(final.block):
+            for crosslink in self._ledger.read_crosslinks(final.block):
                 self._restore(logged.pop(crosslink.hash, None))
-            self._on_final(final)
+            self._apply_final(final.block)
         entries = self.state.shards
         for submission in logged.values():
             if submission.crosslink.first_height > entries[submission.crosslink.shard].last_height:
                 self._restore(submission)
-        self._fetcher = BodyFetcher(self._genesis.preset)  # questions go out once effects are performed
 
     def _restore(self, submission: CrosslinkSubmission | None) -> None:
         if submission is not None:
@@ -183,8 +179,7 @@ class BeaconMachine:
     def _dispatch(self, event: Event, now_ms: int) -> list[Effect]:
         match event:
             case Started():
-                effects = self._run(self.engine.start(now_ms), now_ms)
-                return effects + self._resume(now_ms)
+                return self._run(self.engine.start(now_ms), now_ms)
             case MessageReceived():
                 return self._on_message(event, now_ms)
             case TimerFired(name=name) if name.startswith(TIMER_PREFIX):
@@ -205,11 +200,9 @@ class BeaconMachine:
                 return [] if held is None else [Send(event.sender, SubmitCrosslink(held))]
             case BundleRequest(crosslink=crosslink, src=src, dst=dst):
                 bundle = self.get_bundle(crosslink, dst)
-                return (
-                    []
-                    if bundle is None or bundle.src != src
-                    else [Send(event.sender, BundleAnnouncement(bundle))]
-                )
+                if bundle is None or bundle.src != src:
+                    return []
+                return [Send(event.sender, BundleAnnouncement(bundle))]
             case message if isinstance(message, _ENGINE_MESSAGES) and event.chain == BEACON:
                 self._is_catching_up = isinstance(message, RangeResponse)
                 try:
@@ -220,7 +213,7 @@ class BeaconMachine:
                 return []  # a shard's own traffic
 
     def _run(self, outputs: Iterable[EngineOutput], now_ms: int) -> list[Effect]:
-        """Answer what the engine asks, at once and depth first, so that effects keep the order of their causes."""
+        """Answer what the engine asks, first come first served: its outputs stay in the order in which it made them."""
         effects: list[Effect] = []
         queue = deque(outputs)
         while queue:
@@ -230,8 +223,8 @@ class BeaconMachine:
                     answer = self._build(request, effects, now_ms)
                 case RequestValidation() as request:
                     answer = self._validate(request, effects, now_ms)
-                case BlockFinal() as final:
-                    effects += self._on_final(final)
+                case BlockFinal(block=block, proof=proof):
+                    effects += self._announce(block, proof, self._apply_final(block))
                 case BlockAbandoned(block_hash=block_hash):
                     self._ledger.forget(block_hash)
                     self._waiting_blocks.pop(block_hash, None)
@@ -239,11 +232,10 @@ class BeaconMachine:
                     pass
                 case effect:
                     effects.append(effect)
-            queue.extendleft(reversed(answer))
+            queue.extend(answer)
         return effects
 
     def _build(self, request: RequestBuild, effects: list[Effect], now_ms: int) -> list[EngineOutput]:
-        self._waiting_build = None
         try:
             state = self._ledger.get_state(request.parent)
             missing = [] if state is not None else self._ledger.find_missing_above_final(request.parent)
@@ -251,7 +243,7 @@ class BeaconMachine:
             effects.append(describe_invalid(request.parent, error))
             return []
         if state is None:  # X10: a leader that cannot account for its parent proposes nothing yet
-            self._waiting_build = request
+            self._waiting_builds = [request]
             effects += self._fetcher.want(missing)
             return []
         content, body, accepted = self._ledger.build(request.parent, state)
@@ -303,48 +295,17 @@ class BeaconMachine:
         fresh = self._bodies.take_unlogged(crosslinks)
         return [Persist(tuple(SubmissionRecord(submission) for submission in fresh))] if fresh else []
 
-    def _on_final(self, final: BlockFinal) -> list[Effect]:
-        height = final.block.header.height
-        if height <= self._final_target:
-            return []
-        if len(self._waiting_finals) < MAX_WAITING_FINALS and (
-            not self._waiting_finals or self._waiting_finals[-1].block.hash == final.block.header.parent
-        ):
-            self._waiting_finals.append(final)
-        self._final_target = height
-        return self._drain_finals()
-
-    def _drain_finals(self) -> list[Effect]:
-        """Apply final blocks in order as far as their bodies are here."""
-        effects: list[Effect] = []
-        while (final := self._get_next_final()) is not None:
-            missing = self._find_missing_of_final(final.block)
-            if missing:
-                return effects + self._fetcher.want(missing)
-            crosslinks = self._ledger.read_crosslinks(final.block)
-            effects += self._log_bodies(crosslink.hash for crosslink in crosslinks)
-            accepted = self._ledger.apply_final(final.block)
-            effects += self._announce(final.block, final.proof, accepted)
-        return effects
-
-    def _find_missing_of_final(self, block: Block) -> list[Crosslink]:
+    def _apply_final(self, block: Block) -> list[CrosslinkFacts]:
         try:
-            return self._ledger.find_missing(block)
-        except (
-            InvalidBlockError
-        ) as error:  # not a peer's fault: more than a third lied, or this process is broken
-            raise LocalProtocolError(f"the beacon finalised an invalid block: {error}") from error
-
-    def _get_next_final(self) -> BlockFinal | None:
-        height = self.final_block.header.height + 1
-        while self._waiting_finals and self._waiting_finals[0].block.header.height < height:
-            self._waiting_finals.popleft()
-        if self._waiting_finals and self._waiting_finals[0].block.header.height == height:
-            return self._waiting_finals[0]
-        if height > self._final_target:
-            return None
-        block, proof = self.engine.get_final_block(height), self.engine.final_proof(height)
-        return None if block is None or proof is None else BlockFinal(block=block, proof=proof)
+            missing = self._ledger.find_missing(block)
+            if not missing:
+                return self._ledger.apply_final(block)
+        except InvalidBlockError as error:
+            raise LocalProtocolError(f"the engine finalised an invalid beacon block: {error}") from error
+        # An engine finalises only what its host found valid, and that rests in the log (S5).
+        raise LocalProtocolError(
+            f"final beacon block {block.header.height}: {len(missing)} bodies are missing"
+        )
 
     def _announce(self, block: Block, proof: FinalityProof, accepted: list[CrosslinkFacts]) -> list[Effect]:
         effects: list[Effect] = []
@@ -395,20 +356,14 @@ class BeaconMachine:
             return
 
     def _resume(self, now_ms: int) -> list[Effect]:
-        """Try again what waited for bodies: finals first, then votes, then the own proposal."""
-        effects = self._drain_finals()
+        """Try again what waited for bodies: votes first, then the own proposal."""
         waiting, self._waiting_blocks = self._waiting_blocks, OrderedDict()
-        effects += self._run(waiting.values(), now_ms)
-        build, self._waiting_build = self._waiting_build, None
-        if build is not None and build.slot >= self.engine.slot:
-            effects += self._run([build], now_ms)
-        if not self._is_waiting():
+        effects = self._run(waiting.values(), now_ms)
+        builds, self._waiting_builds = self._waiting_builds, []
+        effects += self._run([build for build in builds if build.slot >= self.engine.slot], now_ms)
+        if not self._waiting_blocks and not self._waiting_builds:
             self._fetcher.forget()
         return effects + self._fetcher.settle()
-
-    def _is_waiting(self) -> bool:
-        is_behind = self.final_block.header.height < self._final_target
-        return is_behind or bool(self._waiting_blocks) or self._waiting_build is not None
 
     def _fetch_again(self, now_ms: int) -> list[Effect]:
         self._fetcher.forget()

@@ -85,12 +85,12 @@ def decode_receipt(data: bytes) -> Receipt:
 def compute_escrow(receipt: Receipt) -> int:
     """Return the wei that are in flight with ``receipt`` (X2).
 
-    Raises ``SupplyError`` when the sum leaves 256 bits: a receipt that overflows could create value.
+    Raises ``SupplyError`` when the sum leaves 256 bits or is negative: such a receipt could create value.
     """
     escrow = (
         int.from_bytes(receipt.value, "big") + (receipt.gas_limit + receipt.reply_gas) * receipt.gas_price
     )
-    if escrow > U256_MAX:
+    if not 0 <= escrow <= U256_MAX:
         raise SupplyError(f"escrow of receipt {receipt.id.hex()}: got {escrow:#x}, expected at most 256 bits")
     return escrow
 

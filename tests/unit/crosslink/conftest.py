@@ -1,4 +1,4 @@
-"""The model of this folder as a fixture: test folders are no packages."""
+"""The model and the network of this folder under names that tests import: test folders are no packages."""
 
 import importlib.util
 import pathlib
@@ -6,21 +6,22 @@ import sys
 
 import pytest
 
+FOLDER = pathlib.Path(__file__).parent
 
-def load_model():
-    name = "crosslink_test_model"
+
+def load(name, file):
     if name not in sys.modules:
-        path = pathlib.Path(__file__).with_name("model.py")
-        spec = importlib.util.spec_from_file_location(name, path)
+        spec = importlib.util.spec_from_file_location(name, FOLDER / file)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
 
 
-load_model()
+load("crosslink_test_model", "model.py")
+load("crosslink_test_network", "network.py")
 
 
 @pytest.fixture
 def world():
-    return load_model().World()
+    return sys.modules["crosslink_test_model"].World()

@@ -25,6 +25,7 @@ from shardyard.blocks import (
 from shardyard.codec import encode
 from shardyard.consensus.votes import Vote, VoteKind, build_certificate, compute_vote_message
 from shardyard.crosslinks import Crosslink, CrosslinkSubmission
+from shardyard.errors import ShardyardError
 from shardyard.genesis import Genesis, ShardGenesis
 from shardyard.ids import BEACON, ZERO_HASH
 from shardyard.preset import get_preset
@@ -185,7 +186,7 @@ class ShardModel:
         self.balance -= burnt
         try:
             outbox_root = compute_outbox_root(compute_link_summaries(outbox))
-        except Exception:  # a planted receipt that even the kernel refuses to sum up
+        except ShardyardError:  # a planted receipt that even the kernel refuses to sum up
             outbox_root = b"\x0b" * 32
         content = msgspec.structs.replace(
             before,
@@ -229,7 +230,7 @@ class ShardModel:
         content = head.content
         try:
             links = compute_link_summaries([data for made in blocks for data in made.outbox])
-        except Exception:
+        except ShardyardError:
             links = ()
         crosslink = Crosslink(
             shard=self.shard,
