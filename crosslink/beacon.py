@@ -203,6 +203,9 @@ class BeaconMachine:
                 if bundle is None or bundle.src != src:
                     return []
                 return [Send(event.sender, BundleAnnouncement(bundle))]
+            case RangeRequest(shard=shard) as request if shard == BEACON and event.chain != BEACON:
+                # Shards follow the beacon, and ask for its blocks by their own chain's topics.
+                return self._run(self.engine.on_message(event.sender, request, now_ms), now_ms)
             case message if isinstance(message, _ENGINE_MESSAGES) and event.chain == BEACON:
                 self._is_catching_up = isinstance(message, RangeResponse)
                 try:

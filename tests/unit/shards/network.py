@@ -30,6 +30,8 @@ class Node:
     def start(self):
         self.machine = self.build_machine()
         self.machine.recover(tuple(self.log))
+        if self.executor is not None:
+            self.executor.restore(self.machine.heads.latest_hash)
         self.is_down = False
         self.life += 1
         self.timers = {}

@@ -314,6 +314,11 @@ class ToyExecutor:
     def discard(self, effect: fx.Discard):
         self.states.pop(effect.block_hash, None)
 
+    def restore(self, block_hash):
+        """Forget all states but that of the block which the machine recovered to."""
+        self.states = {block_hash: self.states[block_hash]}
+        self.built = {}
+
     def _keep(self, block_hash, result):
         summary, seqs, inbox = result
         self.states[block_hash] = (summary.state_root, seqs)
