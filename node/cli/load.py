@@ -1,0 +1,117 @@
+"""``load run``: send load, measure what comes of it, and leave the result in a folder."""
+
+import asyncio
+import re
+import signal
+import time
+from pathlib import Path
+
+import rich_click as click
+
+from node.cli.output import network_option, print_json, print_table, say
+from node.cli.root import EXIT_CHECK_FAILED, EXIT_USAGE, CliError
+from node.cli.session import Session
+from node.load.result import LATENCY_COLUMNS, LoadResult, build_rows
+from node.load.run import LoadRun, RunOptions, write_answered, write_result, write_transactions
+from node.load.workload import Knobs
+
+SCENARIOS = ("transfers",)
+
+
+@click.group()
+def load() -> None:
+    """Send load and measure what comes of it."""
+
+
+@load.command("run")
+@click.argument("scenario", type=click.Choice(SCENARIOS), default="transfers")
+@click.option("--tps", type=float, default=100.0, show_default=True, help="Transactions per second over all shards.")
+@click.option("--cross", default="0%", show_default=True, help="Share that goes to another shard, for example 20%.")
+@click.option("--duration", default="30s", show_default=True, help="How long to send, for example 30s or 2m.")
+@click.option("--accounts", type=int, default=32, show_default=True, help="Accounts per shard.")
+@click.option("--zipf", type=float, default=0.0, show_default=True, help="Skew of receivers; 0 is even.")
+@click.option("--warm-up", default="2s", show_default=True, help="Left out of the latencies.")
+@click.option("--drain", default="60s", show_default=True, help="How long to wait for what was sent.")
+@click.option("--seed", type=int, default=None, help="The same seed sends the same transactions; fresh by default.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for the result; one below the network's by default.")
+@network_option
+def run(
+    *,
+    scenario: str,
+    tps: float,
+    cross: str,
+    duration: str,
+    accounts: int,
+    zipf: float,
+    warm_up: str,
+    drain: str,
+    seed: int | None,
+    out: Path | None,
+    name: str,
+    as_json: bool,
+) -> int:
+    """Send signed transactions through the public RPC at a fixed rate, whatever the answers, and follow each to its end."""
+    session = Session(name)
+    cross_ratio = parse_share(cross)
+    if cross_ratio and session.shard_count == 1:
+        raise CliError("cross: the network has one shard, so nothing can cross; try: --cross 0%", EXIT_USAGE)
+    if tps <= 0 or not 1 <= accounts <= 1000:
+        raise CliError("tps must be above 0 and accounts 1..1000; try: --tps 100 --accounts 32", EXIT_USAGE)
+    chosen = seed if seed is not None else time.time_ns() % 2**32
+    knobs = Knobs(session.shard_count, tps, cross_ratio, accounts, zipf, chosen)
+    options = RunOptions(parse_seconds(duration), parse_seconds(warm_up), parse_seconds(drain), scenario)
+    session.ask_launcher("ping")
+    urls = [endpoint["rpc"] for endpoint in session.endpoints["shards"]]
+    folder = out or session.root / "load" / time.strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    runner = LoadRun(urls, knobs, options, say)
+    result = asyncio.run(_run(runner))
+    write_result(folder / "result.json", result)
+    write_answered(folder / "answered.json", runner.list_answered())
+    write_transactions(folder / "transactions.csv", runner.tracked)
+    _print(result, folder, as_json=as_json)
+    return 0 if result.is_valid else EXIT_CHECK_FAILED
+
+
+async def _run(runner: LoadRun) -> LoadResult:
+    """Ctrl-C once stops sending; what was sent is still followed and reported."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, runner.stop)
+    return await runner.run()
+
+
+def _print(result: LoadResult, folder: Path, *, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        print_json(msgspec.to_builtins(result) | {"valid": result.is_valid, "folder": str(folder)})
+        return
+    print_table(LATENCY_COLUMNS, build_rows(result))
+    say(
+        f"sent {result.sent} at {result.sent_tps:g}/s of {result.target_tps:g}/s wanted: accepted {result.accepted}, "
+        f"rejected {result.rejected}, lost {result.lost}; settled {result.settled} ({result.settled_tps:g}/s, "
+        f"half-and-half {result.half_and_half_tps:g}/s)"
+    )
+    for reason, count in result.refusals.items():
+        say(f"refused {count}: {reason}")
+    say("valid" if result.is_valid else "INVALID: " + "; ".join(result.problems))
+    say(f"result in {folder}")
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds in ``30s``, ``250ms``, ``2m`` or a plain number."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", text.strip().lower())
+    if found is None:
+        raise CliError(f"duration: got {text!r}, expected for example 30s, 250ms or 2m; try: --duration 30s", EXIT_USAGE)
+    return float(found[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}[found[2]]
+
+
+def parse_share(text: str) -> float:
+    """Return the share in ``20%`` or ``0.2``."""
+    stripped = text.strip()
+    try:
+        share = float(stripped[:-1]) / 100 if stripped.endswith("%") else float(stripped)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise CliError(f"share: got {text!r}, expected for example 20% or 0.2; try: --cross 20%", EXIT_USAGE)
+    return share

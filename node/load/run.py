@@ -1,0 +1,250 @@
+"""One load run from beginning to end: fund accounts, sign ahead, send on time, drain, add up.
+
+Signing goes on a few seconds ahead of sending, in a thread, so a run may be as long as its caller wants: ``stop`` ends it
+early and it still drains.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from node.dev_accounts import DEV_ACCOUNTS
+from node.load.client import NoAnswerError, RefusedError, RpcConnection
+from node.load.keys import Account, Draft, Signer
+from node.load.result import LoadResult, build_result
+from node.load.sender import ShardSender
+from node.load.tracker import NEVER, Tracked, Tracker
+from node.load.workload import TRANSFER_GAS, Fees, Knobs, Workload
+from shardyard.errors import ShardyardError
+
+SIGN_AHEAD_S = 6.0
+CHUNK_S = 2.0
+MAX_CHUNK = 5_000
+FUNDING_TIMEOUT_S = 60.0
+POLL_S = 0.1
+ANSWERED_VERSION = 1
+
+Progress = Callable[[str], None]
+
+
+class LoadError(ShardyardError):
+    """A run cannot be carried out."""
+
+
+class RunOptions(msgspec.Struct, frozen=True):
+    """How long a run lasts and what it waits for, in seconds."""
+
+    duration_s: float
+    warm_up_s: float = 2.0
+    drain_s: float = 60.0
+    scenario: str = "transfers"
+    funder: int = 9
+    """Development account that pays; far from those that people use first."""
+
+
+class LoadRun:
+    """A run against the shards at ``urls``, in order of shard."""
+
+    def __init__(self, urls: Sequence[str], knobs: Knobs, options: RunOptions, progress: Progress | None = None) -> None:
+        if len(urls) != knobs.shards:
+            raise LoadError(f"got {len(urls)} URLs for {knobs.shards} shards")
+        self.knobs = knobs
+        self.options = options
+        self.tracked: list[Tracked] = []
+        self.tracker = Tracker(urls)
+        self.funding: list[tuple[int, str]] = []
+        """(shard, hash) of the transactions that funded the accounts."""
+        self.workload = Workload(knobs)
+        self._urls = urls
+        self._senders = [ShardSender(url, self.tracker.forget) for url in urls]
+        self._progress = progress or (lambda _: None)
+        self._stop = asyncio.Event()
+        self._started = NEVER
+
+    def stop(self) -> None:
+        """Send nothing more; drain what was sent."""
+        self._stop.set()
+        for sender in self._senders:
+            for tracked in sender.queue:
+                self.tracker.forget(tracked)
+            sender.queue.clear()
+
+    @property
+    def accepted(self) -> int:
+        """Transactions that were answered with their hash so far."""
+        return sum(item.is_accepted for item in self.tracked)
+
+    async def run(self) -> LoadResult:
+        """Carry the run out; raises ``LoadError`` when it cannot begin."""
+        await self.prepare()
+        return await self.send()
+
+    async def prepare(self) -> None:
+        """Fund the accounts and learn their nonces."""
+        started = time.monotonic()
+        transactions = round(self.knobs.tps * self.options.duration_s)
+        async with asyncio.TaskGroup() as group:
+            for shard in range(self.knobs.shards):
+                group.create_task(self._prepare_shard(shard, transactions))
+        await self.tracker.start()
+        count = self.knobs.shards * self.knobs.accounts
+        self._progress(f"funded {count} accounts in {time.monotonic() - started:.1f} s")
+
+    async def _prepare_shard(self, shard: int, transactions: int) -> None:
+        connection = RpcConnection(self._urls[shard])
+        try:
+            block = await connection.request("eth_getBlockByNumber", "latest", False)
+            base_fee = int(block["baseFeePerGas"], 16)
+            # Twice six full blocks of growth; what is not needed is not paid.
+            self.workload.fees[shard] = Fees(max_fee=4 * base_fee + 10**9, tip=10**6)
+            wallets = self.workload.wallets[shard]
+            addresses = ["0x" + wallet.account.address.hex() for wallet in wallets]
+            answers = await connection.request_batch(
+                [("eth_getTransactionCount", (address, "pending")) for address in addresses]
+            )
+            for wallet, answer in zip(wallets, answers, strict=True):
+                if answer.result != "0x0":
+                    raise LoadError(f"the accounts of seed {self.knobs.seed} were used before; try: another --seed")
+                wallet.nonce = 0
+            amount = self.workload.compute_funding(transactions)
+            await self._fund(connection, shard, addresses, amount)
+        except (NoAnswerError, RefusedError) as error:
+            raise LoadError(f"shard {shard}: {error}; try: shardyard status") from error
+        finally:
+            connection.close()
+
+    async def _fund(self, connection: RpcConnection, shard: int, addresses: Sequence[str], amount: int) -> None:
+        funder = Account(DEV_ACCOUNTS[self.options.funder].private_key)
+        nonce = int(await connection.request("eth_getTransactionCount", "0x" + funder.address.hex(), "pending"), 16)
+        fees = self.workload.fees[shard]
+        drafts = [
+            Draft(funder, nonce + index, bytes.fromhex(address[2:]), amount, TRANSFER_GAS, fees.max_fee, fees.tip)
+            for index, address in enumerate(addresses)
+        ]
+        signed = await asyncio.to_thread(Signer(shard).sign, drafts)
+        for answer in await connection.send_raw(["0x" + raw.hex() for raw, _ in signed]):
+            if answer.error is not None:
+                raise LoadError(f"shard {shard}: funding was refused: {answer.error.message}")
+        self.funding.extend((shard, "0x" + digest.hex()) for _, digest in signed)
+        deadline = time.monotonic() + FUNDING_TIMEOUT_S
+        while int(await connection.request("eth_getBalance", addresses[-1], "latest"), 16) < amount:
+            if time.monotonic() > deadline:
+                raise LoadError(f"shard {shard}: funding was not included within {FUNDING_TIMEOUT_S:.0f} s")
+            await asyncio.sleep(POLL_S)
+
+    async def send(self) -> LoadResult:
+        """Send until the duration is over or ``stop``, drain, and return what came of it."""
+        watching = asyncio.create_task(self.tracker.run(), name="tracker")
+        sending = [asyncio.create_task(sender.run(), name=f"send-{i}") for i, sender in enumerate(self._senders)]
+        try:
+            await self._feed()
+            for sender in self._senders:
+                sender.finish()
+            await self._drain(sending)
+            for task in (*sending, watching):
+                if task.done():
+                    task.result()  # raises what made it end before its time
+        finally:
+            for task in (*sending, watching):
+                task.cancel()
+            await asyncio.gather(*sending, watching, return_exceptions=True)
+        return self.build_result()
+
+    async def _feed(self) -> None:
+        """Sign ahead of time and queue, until enough is queued."""
+        total = max(1, round(self.knobs.tps * self.options.duration_s))
+        chunk = max(1, min(MAX_CHUNK, round(self.knobs.tps * CHUNK_S)))
+        planned = 0
+        while planned < total and not self._stop.is_set():
+            plans = await asyncio.to_thread(self.workload.draw, min(chunk, total - planned))
+            if self._stop.is_set():
+                return
+            if self._started == NEVER:
+                self._started = time.monotonic() + 0.1
+            for plan in plans:
+                tracked = Tracked(plan, due=self._started + plan.due_s)
+                self.tracked.append(tracked)
+                self.tracker.follow(tracked)
+                self._senders[plan.shard].queue.append(tracked)
+            planned += len(plans)
+            ahead = self._started + plans[-1].due_s - time.monotonic()
+            if ahead > SIGN_AHEAD_S:
+                await self._pause(ahead - SIGN_AHEAD_S)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            return
+
+    async def _drain(self, sending: Sequence["asyncio.Task[None]"]) -> None:
+        now = time.monotonic()
+        last_due = now if self._stop.is_set() or not self.tracked else self.tracked[-1].due
+        deadline = max(last_due, now) + self.options.drain_s
+        while time.monotonic() < deadline:
+            if all(task.done() for task in sending) and self.tracker.unsettled == 0:
+                return
+            await asyncio.sleep(POLL_S)
+        self._progress(f"{self.tracker.unsettled} transactions were not settled {self.options.drain_s:.0f} s after the last")
+
+    def build_result(self) -> LoadResult:
+        """Add up what is known now."""
+        refusals: Counter[str] = Counter()
+        for sender in self._senders:
+            refusals += sender.refusals
+        return build_result(
+            self.tracked,
+            scenario=self.options.scenario,
+            seed=self.knobs.seed,
+            shards=self.knobs.shards,
+            target_tps=self.knobs.tps,
+            cross_ratio=self.knobs.cross_ratio,
+            warm_up_s=self.options.warm_up_s,
+            refusals=refusals,
+            retries=sum(sender.retries for sender in self._senders),
+        )
+
+    def list_answered(self) -> list[dict[str, object]]:
+        """Return every transaction whose hash a node answered with, as the auditor takes it."""
+        found: list[dict[str, object]] = [{"shard": shard, "hash": tx_hash} for shard, tx_hash in self.funding]
+        for item in self.tracked:
+            if item.is_accepted:
+                plan = item.plan
+                entry: dict[str, object] = {
+                    "shard": plan.shard,
+                    "hash": plan.tx_hash,
+                    "sender": "0x" + plan.sender.hex(),
+                    "nonce": plan.nonce,
+                }
+                found.append(entry | ({"message": plan.message, "dst": plan.dst} if plan.message else {}))
+        return found
+
+
+def write_answered(path: Path, entries: Sequence[dict[str, object]]) -> None:
+    """Write answered transactions, for ``shardyard audit --answered``."""
+    path.write_text(json.dumps({"version": ANSWERED_VERSION, "transactions": list(entries)}) + "\n")
+
+
+def write_result(path: Path, result: LoadResult) -> None:
+    """Write ``result.json``."""
+    path.write_text(json.dumps(msgspec.to_builtins(result) | {"valid": result.is_valid}, indent=1) + "\n")
+
+
+def write_transactions(path: Path, tracked: Sequence[Tracked]) -> None:
+    """Write one CSV line per transaction; moments in seconds after it was due, empty when they never came."""
+    names = ("answered", "included", "final", "executed", "settled")
+    with path.open("w") as file:
+        file.write(f"hash,shard,dst,due_s,attempts,refusal,{','.join(names)}\n")
+        for item in tracked:
+            moments = (getattr(item, name) for name in names)
+            texts = ["" if moment == NEVER else f"{moment - item.due:.4f}" for moment in moments]
+            plan = item.plan
+            refusal = item.refusal.replace(",", ";")
+            cells = (plan.tx_hash, plan.shard, plan.dst, f"{plan.due_s:.3f}", item.attempts, refusal, *texts)
+            file.write(",".join(str(cell) for cell in cells) + "\n")
