@@ -1,0 +1,98 @@
+"""Two shards with the native core and a beacon, in one process: signed transactions in, balances on the other shard out."""
+
+import pytest
+
+from crosslink.beacon import BeaconMachine
+from node.dev_accounts import DEV_ACCOUNTS, DEV_BALANCE
+from shards.replica import ShardReplica
+from shardyard.consensus.engine import NoBlockSource
+from shardyard.consensus.simplex import SimplexEngine
+from shardyard.ids import BEACON
+from tests.unit.shards.native import (
+    NativeExecutor,
+    build_native_genesis,
+    sign_shard_transfer,
+    sign_transaction,
+)
+from tests.unit.shards.network import Network
+from tests.unit.shards.world import CRYPTO
+
+ETHER = 10**18
+STRANGER = bytes.fromhex("00000000000000000000000000000000deadbeef")
+
+
+@pytest.fixture
+def network():
+    genesis, alloc_json = build_native_genesis()
+    network = Network(genesis)
+    network.alloc_json = alloc_json
+    keys = tuple(range(len(genesis.validators)))
+    network.add(
+        "beacon-0",
+        BEACON,
+        lambda: BeaconMachine(genesis, CRYPTO, keys, NoBlockSource(), build_engine=SimplexEngine),
+    )
+    for shard in range(2):
+        add_shard(network, f"shard-{shard}-0", shard, range(4))
+    for node in network.nodes.values():
+        node.start()
+    return network
+
+
+def add_shard(network, name, shard, keys):
+    executor = NativeExecutor(network.genesis, shard, network.alloc_json)
+
+    def build():
+        machine = ShardReplica(
+            network.genesis, shard, CRYPTO, tuple(keys), NoBlockSource(), build_engine=SimplexEngine
+        )
+        executor.get_ancestors = machine.get_ancestors
+        return machine
+
+    return network.add(name, shard, build, executor)
+
+
+def check_supply(network):
+    table = network.nodes["beacon-0"].machine.get_supply()
+    assert table.total == table.genesis
+
+
+def test_a_transfer_through_the_gateway_credits_an_account_on_the_other_shard(network):
+    source, target = network.nodes["shard-0-0"], network.nodes["shard-1-0"]
+    source.executor.submit(*(sign_shard_transfer(0, nonce, 1, STRANGER, ETHER) for nonce in range(3)))
+    network.run_until(lambda: target.executor.get_balance(STRANGER) == 3 * ETHER)
+    network.run_until(lambda: network.nodes["beacon-0"].machine.get_supply().in_flight == (0, 0))
+    check_supply(network)
+    assert source.executor.get_balance(DEV_ACCOUNTS[0].address) < DEV_BALANCE - 3 * ETHER
+    assert len(source.executor.pool) == 0
+    assert not any(node.get_notices("refused") for node in network.nodes.values())
+
+
+def test_a_follower_executes_to_the_same_state(network):
+    source = network.nodes["shard-0-0"]
+    recipient = STRANGER
+    for nonce in range(5):
+        source.executor.submit(
+            sign_transaction(0, DEV_ACCOUNTS[1], nonce, recipient, b"", value=ETHER, gas=21_000)
+        )
+        network.run_for(150)
+    late = add_shard(network, "shard-0-1", 0, ())
+    late.start()
+    network.run_until(lambda: late.executor.get_balance(recipient) == 5 * ETHER)
+    height = late.machine.heads.latest_height
+    finals = [[data["hash"] for data in node.get_notices("block.final")][:height] for node in (source, late)]
+    assert finals[0] == finals[1]
+
+
+def test_a_restart_replays_diffs_to_the_same_state_and_loses_no_transfer(network):
+    source, target = network.nodes["shard-0-0"], network.nodes["shard-1-0"]
+    source.executor.submit(*(sign_shard_transfer(0, nonce, 1, STRANGER, ETHER) for nonce in range(2)))
+    for node, pause_ms in ((source, 130), (target, 170), (source, 210), (target, 90)):
+        network.run_for(pause_ms)
+        node.stop()
+        network.run_for(100)
+        node.start()
+    network.run_until(lambda: target.executor.get_balance(STRANGER) == 2 * ETHER)
+    network.run_for(2000)
+    assert target.executor.get_balance(STRANGER) == 2 * ETHER
+    check_supply(network)

@@ -1,0 +1,153 @@
+"""The executor of a shard over the native core and the mempool, for machines in virtual time: what ``node`` does, at once."""
+
+from array import array
+
+import msgspec
+from eth_account import Account
+from eth_utils import to_checksum_address
+
+from node.dev_accounts import DEV_ACCOUNTS
+from node.executor import build_native_env, decode_body, pick_transactions, summarise
+from node.genesis_alloc import build_alloc, compute_alloc_supply, encode_alloc, get_dev_balances
+from shards.mempool import Mempool, MempoolLimits, unpack_entries
+from shardyard import _native
+from shardyard.codec import encode
+from shardyard.events import Built, Executed
+from shardyard.genesis import ShardGenesis
+from shardyard.ids import GATEWAY, compute_chain_id
+from tests.unit.shards.world import build_genesis
+
+GWEI = 10**9
+
+
+def build_native_genesis(shard_count=2):
+    """Return a genesis whose shards start from the usual predeploys and development accounts, and their alloc."""
+    alloc = build_alloc(shard_count=shard_count, balances=get_dev_balances())
+    supply = compute_alloc_supply(alloc).to_bytes(32, "big")
+    alloc_json = encode_alloc(alloc)
+    roots = [
+        _native.Core(chain_id=compute_chain_id(shard), shard=shard).init_genesis(alloc_json)
+        for shard in range(shard_count)
+    ]
+    genesis = build_genesis(shard_count)
+    shards = tuple(ShardGenesis(root, supply) for root in roots)
+    return msgspec.structs.replace(genesis, shards=shards), alloc_json
+
+
+def sign_transaction(shard, account, nonce, to, data, *, value, gas):
+    fields = {
+        "type": 2,
+        "chainId": compute_chain_id(shard),
+        "nonce": nonce,
+        "gas": gas,
+        "maxFeePerGas": 10 * GWEI,
+        "maxPriorityFeePerGas": GWEI,
+        "value": value,
+        "data": data,
+        "to": to_checksum_address(to),
+    }
+    return bytes(Account.sign_transaction(fields, account.private_key).raw_transaction)
+
+
+def sign_shard_transfer(shard, nonce, dst, to, value, account=DEV_ACCOUNTS[0]):
+    """Return a signed call of the gateway that moves ``value`` to ``to`` on shard ``dst``."""
+    data = _native.keccak256(b"transfer(uint256,address)")[:4] + dst.to_bytes(32, "big") + to.rjust(32, b"\0")
+    return sign_transaction(shard, account, nonce, GATEWAY, data, value=value, gas=300_000)
+
+
+class NativeExecutor:
+    """Executes blocks of one shard with the native core; transactions come from a mempool."""
+
+    def __init__(self, genesis, shard, alloc_json):
+        self.genesis, self.shard, self.alloc_json = genesis, shard, alloc_json
+        self.pool = Mempool(MempoolLimits(max_gas=genesis.preset.block_gas))
+        self.get_ancestors = lambda _: ()
+        self.results = {}
+        self.built = {}
+        self.core = self._open()
+        self.base = genesis.build_shard_block(shard).hash
+
+    def _open(self):
+        core = _native.Core(chain_id=compute_chain_id(self.shard), shard=self.shard)
+        core.init_genesis(self.alloc_json)
+        core.set_base(self.genesis.build_shard_block(self.shard).hash, 0)
+        return core
+
+    def submit(self, *raws):
+        raw = b"".join(raws)
+        ends = [sum(map(len, raws[: index + 1])) for index in range(len(raws))]
+        batch = self.core.prepare(raw, [0, *ends])
+        assert not any(batch.status), [batch.error(index) for index in range(len(raws))]
+        for entry in unpack_entries(batch, raw, ends):
+            nonce, balance, _ = self.core.account(self.base, entry.sender)
+            self.pool.add(entry, nonce, int.from_bytes(balance, "big"))
+
+    def get_balance(self, address):
+        found = self.core.account(self.base, address)
+        return int.from_bytes(found[1], "big") if found else 0
+
+    def build(self, effect):
+        env = effect.env
+        ancestors = self.get_ancestors(env.parent_hash)
+        raw, ends, _ = self.pool.select(env.base_fee, env.gas_limit, effect.max_body_bytes, ancestors)
+        batch = self.core.prepare(raw, (0, *ends))
+        native_env = build_native_env(env)
+        try:
+            result = self.core.execute(env.parent_hash, batch, native_env, "build", effect.inbox)
+        except _native.UnknownParent:
+            return Built(effect.request, b"", None)
+        chosen = array("I", result.included)
+        self.built[effect.request] = (result, batch)
+        summary = summarise(result, len(chosen))
+        return Built(effect.request, encode(pick_transactions(raw, ends, chosen)), summary)
+
+    def adopt(self, effect):
+        result, batch = self.built.pop(effect.request)
+        self._keep(effect.block_hash, effect.height, result, batch)
+
+    def execute(self, effect):
+        block = effect.block
+        try:
+            body = decode_body(block.body, self.genesis.preset.max_body_bytes)
+            batch = self.core.prepare(body.raw, (0, *body.ends))
+            native_env = build_native_env(effect.env)
+            result = self.core.execute(block.header.parent, batch, native_env, "validate", effect.inbox)
+        except _native.CoreError as error:
+            return Executed(block.hash, None, repr(error))
+        self._keep(block.hash, block.header.height, result, batch)
+        return Executed(block.hash, summarise(result, len(batch)), "")
+
+    def _keep(self, block_hash, height, result, batch):
+        self.core.adopt(result, block_hash, height)
+        self.results[block_hash] = (height, result, batch)
+        hashes = [batch.hashes[at : at + 32] for at in range(0, len(batch.hashes), 32)]
+        self.pool.mark_included(block_hash, [hashes[index] for index in array("I", result.included)])
+
+    def finalise(self, effect):
+        block_hash = effect.block.hash
+        self.core.finalise(block_hash)
+        self.base = block_hash
+        accounts = []
+        for sender in self.pool.get_senders():
+            nonce, balance, _ = self.core.account(block_hash, sender)
+            accounts.append((sender, nonce, int.from_bytes(balance, "big")))
+        self.pool.on_final(block_hash, accounts)
+
+    def discard(self, effect):
+        self.core.discard(effect.block_hash)
+        self.pool.on_discarded(effect.block_hash)
+
+    def restore(self, block_hash):
+        """Open the core again and replay the diffs of final blocks up to ``block_hash``, as a restart does."""
+        self.core = self._open()
+        self.built = {}
+        if block_hash not in self.results:
+            return
+        last = self.results[block_hash][0]
+        by_height = {}
+        for final_hash, (height, result, _) in self.results.items():
+            by_height.setdefault(height, (final_hash, result))
+        for height in range(1, last + 1):
+            final_hash, result = by_height[height]
+            assert self.core.apply_diff(final_hash, height, result.diff) == result.state_root
+        assert self.core.has(block_hash)
