@@ -31,10 +31,6 @@ class StateRecord(msgspec.Struct, frozen=True, array_like=True):
     height: Height
     diff: bytes
     outcomes: bytes
-    deliveries: tuple[bytes, ...]
-    """Encoded receipts that the block consumed."""
-    outbox: tuple[bytes, ...]
-    """Encoded receipts that it emitted, in commit order."""
 
 
 class TransactionSource(Protocol):
@@ -185,7 +181,9 @@ class ShardExecutor:
         self._keep(effect.block_hash, build.env, build.inbox, result)
         self._start(lambda: self._adopt_native(result, effect.block_hash, effect.height))
 
-    def _adopt_native(self, result: _native.BlockResult, block_hash: Hash32, height: int) -> Callable[[], None]:
+    def _adopt_native(
+        self, result: _native.BlockResult, block_hash: Hash32, height: int
+    ) -> Callable[[], None]:
         self.core.adopt(result, block_hash, height)
         return lambda: None
 
@@ -205,8 +203,6 @@ class ShardExecutor:
             height=execution.height,
             diff=result.diff,
             outcomes=execution.outcomes,
-            deliveries=execution.deliveries,
-            outbox=execution.outbox,
         )
 
         async def write() -> None:

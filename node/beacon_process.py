@@ -1,0 +1,118 @@
+"""The beacon's process: its machine, its log, its signer, its bus. It executes nothing; it orders and checks."""
+
+import logging
+import time
+from typing import Any
+
+import msgspec
+
+from crosslink.beacon import BeaconMachine
+from node.bus.mqtt import MqttBus
+from node.bus.watch import WatchMirror
+from node.driver import Driver
+from node.network import Network, get_local_validators
+from node.runtime import (
+    HaltedError,
+    LagMeter,
+    build_bus,
+    open_node_data,
+    pump_messages,
+    run_until_ended,
+    serve_control,
+    watch_for_end,
+)
+from node.signer import Signer
+from node.storage.log import BlockLog, EntryKind
+from shardyard import effects as fx
+from shardyard.ids import BEACON
+from shardyard.keys import BlsCrypto
+
+logger = logging.getLogger("shardyard.beacon")
+
+
+class BeaconHost:
+    """What the beacon's driver needs of its process: somebody to watch."""
+
+    def __init__(self, mirror: WatchMirror, signer: Signer) -> None:
+        self._mirror = mirror
+        self._signer = signer
+
+    def start_build(self, effect: fx.Build) -> None:
+        """Never asked: the beacon machine builds in its step."""
+        raise AssertionError(f"the beacon executes nothing, got {effect!r}")
+
+    def adopt(self, effect: fx.Adopt) -> None:
+        """Never asked."""
+        raise AssertionError(f"the beacon executes nothing, got {effect!r}")
+
+    def start_execute(self, effect: fx.Execute) -> None:
+        """Never asked."""
+        raise AssertionError(f"the beacon executes nothing, got {effect!r}")
+
+    async def finalise(self, effect: fx.Finalise) -> None:
+        """Forget what was signed up to the final slot."""
+        await self._signer.prune(effect.block.header.slot)
+
+    def discard(self, effect: fx.Discard) -> None:
+        """Nothing is kept for a block that is dropped."""
+
+    def observe(self, notice: fx.Notice) -> None:
+        """Mirror the notice for people."""
+        if notice.kind == "halted":
+            raise HaltedError(f"beacon halted: {notice.data}")
+        self._mirror.publish(notice)
+
+
+def describe_beacon(
+    machine: BeaconMachine, driver: Driver, bus: MqttBus, lag: LagMeter, started: float
+) -> dict[str, Any]:
+    """Return what ``shardyard status`` shows of the beacon."""
+    supply = machine.get_supply()
+    header = machine.final_block.header
+    return {
+        "height": header.height,
+        "slot": header.slot,
+        "timestamp_ms": header.timestamp_ms,
+        "hash": header.hash.hex(),
+        "supply_holds": supply.total == supply.genesis,
+        "supply": {
+            key: str(value) if isinstance(value, int) else [str(part) for part in value]
+            for key, value in msgspec.structs.asdict(supply).items()
+        },
+        "uptime_s": round(time.monotonic() - started, 1),
+        "loop_lag_ms": lag.read_ms(),
+        "bus": {"connected": bus.is_connected, "refused": dict(bus.counters.refused)},
+        "driver": dict(driver.counters),
+    }
+
+
+async def run_beacon(network: Network, node: str) -> None:
+    """Run the beacon until it is told to end."""
+    started = time.monotonic()
+    ended = watch_for_end()
+    validators = get_local_validators(network, node)
+    with (
+        open_node_data(network, node, BEACON) as data,
+        BlockLog(data.log_path, data.owner) as log,
+        Signer(
+            data,
+            network.genesis.get_domain(BEACON),
+            network.read_validator_secrets(BEACON, validators),
+            lock_dir=network.root / "keys" / "locks",
+        ) as signer,
+    ):
+        machine = BeaconMachine(network.genesis, BlsCrypto(), validators, log)
+        machine.recover([entry.decode_record() for entry in log.iterate() if entry.kind is EntryKind.KERNEL])
+        async with build_bus(network, node, BEACON, data) as bus:
+            driver = Driver(chain=BEACON, machine=machine, bus=bus, log=log, signer=signer)
+            driver.attach(BeaconHost(WatchMirror(bus), signer))
+            lag = LagMeter()
+            async with serve_control(
+                network, node, lambda: describe_beacon(machine, driver, bus, lag, started)
+            ):
+                logger.info(
+                    "beacon at height %d, ready after %.2f s",
+                    machine.final_block.header.height,
+                    time.monotonic() - started,
+                )
+                await run_until_ended(ended, driver.run(), pump_messages(bus, driver, None), lag.run())

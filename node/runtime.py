@@ -1,0 +1,172 @@
+"""What every node process has in common: its data directory, its bus, its signer, its control socket, and when it ends.
+
+A node ends in order on SIGTERM, SIGINT, or when standard input closes, which happens whenever its launcher dies. It ends
+at once, with a non-zero status, when its disk fails or its machine halts: a node that cannot remember must not vote.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from node.bus.endpoint import BusConfig, BusIdentity
+from node.bus.mqtt import BrokerAddress, MqttBus
+from node.bus.topics import MessageClass, Subscription
+from node.control import ControlError, ControlServer
+from node.driver import Driver
+from node.network import Network
+from node.storage.data_dir import DataDir, build_stamp, open_data_dir
+from shardyard.errors import ShardyardError
+from shardyard.ids import BEACON, NodeId, ShardId
+from shardyard.messages import Message, Transactions
+
+logger = logging.getLogger("shardyard.node")
+
+LAG_PERIOD_S = 0.25
+
+
+class HaltedError(ShardyardError):
+    """The machine met something that must not be; the process stops rather than go on wrongly."""
+
+
+def choose_executors(wanted: int, shards: int) -> int:
+    """Return the executor threads of one shard: what is configured, else its share of the cores."""
+    return wanted or max(1, (os.cpu_count() or 1) // shards)
+
+
+def open_node_data(network: Network, node: str, chain: ShardId) -> DataDir:
+    """Open the data directory of ``node``."""
+    return open_data_dir(
+        network.get_data_dir(node), build_stamp(network.genesis.network, NodeId(node), chain)
+    )
+
+
+def list_subscriptions(chain: ShardId) -> tuple[Subscription, ...]:
+    """Return what a node of ``chain`` wants to hear; requests and answers to it come by its own topic anyway."""
+    if chain == BEACON:
+        return (
+            Subscription(BEACON),
+            Subscription(None, frozenset({MessageClass.CROSSLINK})),
+        )
+    return (
+        Subscription(chain, frozenset(MessageClass) - {MessageClass.CROSSLINK, MessageClass.BUNDLE}),
+        Subscription(BEACON, frozenset({MessageClass.BLOCK, MessageClass.STATUS})),
+        Subscription(None, frozenset({MessageClass.BUNDLE}), destination=chain),
+    )
+
+
+def build_bus(network: Network, node: str, chain: ShardId, data: DataDir) -> MqttBus:
+    """Return the bus of ``node``, not connected yet."""
+    endpoints = network.read_endpoints()
+    config = BusConfig(
+        network_name=network.options.name,
+        network=network.genesis.network,
+        subscriptions=list_subscriptions(chain),
+    )
+    identity = BusIdentity(NodeId(node), network.read_node_key(node), data.take_incarnation())
+    password = network.read_broker_passwords()[node]
+    address = BrokerAddress(url=endpoints["broker"]["url"], username=node, password=password)
+    return MqttBus(config, identity, network.directory, address)
+
+
+async def pump_messages(
+    bus: MqttBus, driver: Driver, on_transactions: Callable[[Transactions], None] | None
+) -> None:
+    """Hand what the bus brings to the driver; transactions go to the mempool, not to the machine."""
+    async for sender, chain, message in bus.messages():
+        route_message(sender, chain, message, driver, on_transactions)
+
+
+def route_message(
+    sender: NodeId,
+    chain: ShardId,
+    message: Message,
+    driver: Driver,
+    on_transactions: Callable[[Transactions], None] | None,
+) -> None:
+    """Give one message to whom it concerns."""
+    if isinstance(message, Transactions):
+        if on_transactions is not None and message.shard == driver.chain:
+            on_transactions(message)
+        return
+    driver.receive(sender, chain, message)
+
+
+class LagMeter:
+    """Measures how late the event loop is: the largest delay since the last reading, in milliseconds."""
+
+    def __init__(self) -> None:
+        self._worst_ms = 0.0
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_PERIOD_S
+            await asyncio.sleep(LAG_PERIOD_S)
+            self._worst_ms = max(self._worst_ms, (loop.time() - due) * 1000)
+
+    def read_ms(self) -> int:
+        """Return the worst lag since the last call."""
+        worst, self._worst_ms = self._worst_ms, 0.0
+        return round(worst)
+
+
+def watch_for_end() -> asyncio.Event:
+    """Return an event that is set by SIGTERM, SIGINT, or the end of standard input."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    if os.environ.get("SHARDYARD_NODE"):
+        loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, ended)
+    return ended
+
+
+def _on_stdin(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        loop.remove_reader(sys.stdin.fileno())
+        ended.set()
+
+
+@asynccontextmanager
+async def serve_control(
+    network: Network, node: str, describe: Callable[[], dict[str, Any]]
+) -> AsyncIterator[None]:
+    """Answer ``ping`` and ``status`` on the node's control socket while entered."""
+
+    async def answer(method: str, params: dict[str, Any]) -> Any:
+        del params
+        match method:
+            case "ping":
+                return {"pid": os.getpid(), "node": node}
+            case "status":
+                return describe()
+            case _:
+                raise ControlError(f"method: got {method!r}, expected ping or status")
+
+    network.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with ControlServer(network.get_control_path(node), answer):
+        yield
+
+
+async def run_until_ended(ended: asyncio.Event, *parts: Coroutine[Any, Any, None]) -> None:
+    """Run ``parts`` until ``ended`` is set; an error of any of them ends all and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in parts]
+            await ended.wait()
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as errors:
+        raise _find_cause(errors) from errors
+
+
+def _find_cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first error inside nested groups: what a person needs to read."""
+    first = errors.exceptions[0]
+    return _find_cause(first) if isinstance(first, BaseExceptionGroup) else first
