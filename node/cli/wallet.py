@@ -18,7 +18,6 @@ from shardyard.ids import GATEWAY, compute_chain_id
 TRANSFER_GAS = 21_000
 GAS_MARGIN_PERCENT = 120
 """An estimate is for the state of one moment; what is not used is not paid."""
-GATEWAY_HEX = "0x" + GATEWAY.hex()
 
 
 def to_checksum(address: bytes) -> str:
@@ -26,6 +25,9 @@ def to_checksum(address: bytes) -> str:
     text = address.hex()
     digest = _native.keccak256(text.encode()).hex()
     return "0x" + "".join(c.upper() if int(d, 16) >= 8 else c for c, d in zip(text, digest, strict=False))
+
+
+GATEWAY_HEX = to_checksum(GATEWAY)
 
 
 def parse_address(text: str) -> str:
@@ -36,10 +38,16 @@ def parse_address(text: str) -> str:
     except ValueError:
         address = b""
     if len(address) != 20:
-        raise CliError(f"address: got {text!r}, expected 0x and 40 hexadecimal digits; try: shardyard accounts", EXIT_USAGE)
+        raise CliError(
+            f"address: got {text!r}, expected 0x and 40 hexadecimal digits; try: shardyard accounts",
+            EXIT_USAGE,
+        )
     found = to_checksum(address)
     if stripped not in {stripped.lower(), stripped.upper()} and "0x" + stripped != found:
-        raise CliError(f"address: {text} has a wrong checksum, expected {found}; try: check it for typing errors", EXIT_USAGE)
+        raise CliError(
+            f"address: {text} has a wrong checksum, expected {found}; try: check it for typing errors",
+            EXIT_USAGE,
+        )
     return found
 
 
@@ -82,7 +90,8 @@ def resolve_account(session: Session, text: str) -> tuple[str, bytes]:
     path = list_user_keys(session).get(address)
     if path is None:
         raise CliError(
-            f"no key of {address} here; try: --from 0 (a development account), or shardyard accounts import", EXIT_USAGE
+            f"no key of {address} here; try: --from 0 (a development account), or shardyard accounts import",
+            EXIT_USAGE,
         )
     return address, bytes.fromhex(path.read_text().strip())
 
@@ -91,7 +100,10 @@ def resolve_address(text: str) -> str:
     """Return the address that ``text`` names: the number of a development account, or an address."""
     if text.isdigit() and len(text) <= 3:
         if int(text) >= len(DEV_ACCOUNTS):
-            raise CliError(f"account: got {text}, expected 0..{len(DEV_ACCOUNTS) - 1}; try: shardyard accounts", EXIT_USAGE)
+            raise CliError(
+                f"account: got {text}, expected 0..{len(DEV_ACCOUNTS) - 1}; try: shardyard accounts",
+                EXIT_USAGE,
+            )
         return DEV_ACCOUNTS[int(text)].checksum_address
     return parse_address(text)
 
@@ -101,7 +113,9 @@ def parse_data(text: str) -> bytes:
     try:
         return bytes.fromhex(text.removeprefix("0x"))
     except ValueError:
-        raise CliError(f"data: got {text[:40]!r}, expected 0x and hexadecimal digits; try: --data 0x", EXIT_USAGE) from None
+        raise CliError(
+            f"data: got {text[:40]!r}, expected 0x and hexadecimal digits; try: --data 0x", EXIT_USAGE
+        ) from None
 
 
 def sign_transaction(
@@ -148,7 +162,7 @@ def sign_transaction(
 
 def encode_call(name: str, types: tuple[str, ...], values: tuple[object, ...]) -> bytes:
     """Return call data: selector of ``name(types)`` and the ABI encoding of ``values``."""
-    from eth_abi import encode
+    from eth_abi.abi import encode
 
     return _native.keccak256(f"{name}({','.join(types)})".encode())[:4] + encode(types, values)
 
