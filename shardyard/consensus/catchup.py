@@ -52,7 +52,10 @@ class Fetcher:
 
     def want(self, block_hash: Hash32, slot: int, source: NodeId | None, delay_ms: int = 0) -> None:
         """Ask for a block after ``delay_ms``, during which it may still arrive by itself, and from ``source`` first."""
-        if block_hash not in self._wanted and len(self._wanted) < MAX_WANTED:
+        want = self._wanted.get(block_hash)
+        if want is not None and want.attempt == 0:
+            want.wait_ms = min(want.wait_ms, delay_ms)
+        elif want is None and len(self._wanted) < MAX_WANTED:
             self._wanted[block_hash] = _Want(source=source, slot=slot, wait_ms=delay_ms)
 
     def is_asked(self, block_hash: Hash32, sender: NodeId) -> bool:

@@ -58,9 +58,11 @@ class FinalChain:
         found = self.get(height)
         return None if found is None else found[0]
 
-    def get_by_hash(self, block_hash: Hash32) -> tuple[Block, FinalityProof] | None:
-        """Return a block of the recent window."""
-        return next((held for held in reversed(self._recent) if held[0].hash == block_hash), None)
+    def get_by_hash(self, block_hash: Hash32) -> Block | None:
+        """Return genesis or a block of the recent window."""
+        if block_hash == self._genesis.hash:
+            return self._genesis
+        return next((block for block, _ in reversed(self._recent) if block.hash == block_hash), None)
 
     def answer_range(self, request: RangeRequest) -> RangeResponse:
         """Return consecutive final blocks from the first one asked for, within the caps."""

@@ -17,7 +17,6 @@ from shardyard.blocks import (
     Header,
     Justification,
     ShardContent,
-    compute_body_hash,
 )
 from shardyard.consensus.certificates import CertificateStore, CertificateVerifier
 from shardyard.consensus.engine import (
@@ -32,24 +31,25 @@ from shardyard.consensus.engine import (
     RequestBuild,
     RequestValidation,
 )
-from shardyard.consensus.finals import FinalChain
 from shardyard.consensus.justify import check_block
 from shardyard.consensus.pacing import TIMER_RANGE, compute_timestamp, compute_wait
 from shardyard.consensus.pool import VotePool
 from shardyard.consensus.proofs import (
     build_certified_header,
     build_finality_proof,
-    extend_proof,
     get_notarization,
     verify_proof_with,
 )
+from shardyard.consensus.proposer import build_header
 from shardyard.consensus.sync import Sync
-from shardyard.consensus.tree import BlockState, BlockTree, TreeEntry
+from shardyard.consensus.targets import FinalityTargets
+from shardyard.consensus.tree import BlockState, TreeEntry
+from shardyard.consensus.view import ChainView
 from shardyard.consensus.voter import Voter
 from shardyard.consensus.votes import Certificate, Crypto, Vote, VoteKind
 from shardyard.effects import BlockRecord, Broadcast, FinalRecord, Notice, Persist, Record, SetTimer
 from shardyard.errors import InvalidBlockError, InvalidProofError, LocalProtocolError, RemoteProtocolError
-from shardyard.ids import Hash32, Height, Millis, NodeId, Slot, compute_epoch
+from shardyard.ids import Hash32, NodeId, Slot
 from shardyard.messages import FinalBlock, RangeRequest, RangeResponse, Status
 from shardyard.quorum import is_quorum, sum_stake
 
@@ -57,60 +57,29 @@ TIMER_PROPOSE: Final = TIMER_PREFIX + "propose"
 TIMER_STATUS: Final = TIMER_PREFIX + "status"
 
 
-class InstantEngine:
+class InstantEngine(ChainView):
     """One chain's finality by one process; see ``FinalityEngine``."""
 
     def __init__(self, config: EngineConfig, crypto: Crypto, blocks: BlockSource) -> None:
-        self._config = config
+        super().__init__(config, blocks)
         self._verifier = CertificateVerifier(crypto, config.domain, config.committee)
         self._voter = Voter(config.domain, config.local_validators)
         self._pool = VotePool(crypto, config.domain, config.committee)
-        self._tree = BlockTree(config.genesis, config.max_step_ms)
-        self._finals = FinalChain(config.shard, config.genesis, blocks)
         self._sync = Sync(config, self._verifier, CertificateStore(), self._tree, self._finals)
         self._is_sequencer = is_quorum(
             sum_stake(config.local_validators, config.committee.stakes), config.committee.total_stake
         )
         self._final_notarization: Certificate | None = None
         self._certificates: dict[VoteKind, Certificate] = {}
-        self._targets: dict[Hash32, FinalityProof] = {}
+        self._targets = FinalityTargets(self._tree)
         self._is_asked = False
         self._out: list[EngineOutput] = []
         self.refused: Counter[str] = Counter()
 
     @property
-    def final_block(self) -> Block:
-        """The latest final block."""
-        return self._finals.tip
-
-    @property
-    def notarized_tip(self) -> Block:
-        """The final block: nothing is notarized without being final."""
-        return self._finals.tip
-
-    @property
     def slot(self) -> Slot:
         """The slot after the final block's: none is ever skipped."""
         return Slot(self._finals.tip.header.slot + 1)
-
-    def get_block(self, block_hash: Hash32) -> Block | None:
-        """Return a block of the unfinalised tree or one of the recent final ones."""
-        entry = self._tree.get(block_hash)
-        if entry is not None:
-            return entry.block
-        if block_hash == self._config.genesis.hash:
-            return self._config.genesis
-        held = self._finals.get_by_hash(block_hash)
-        return None if held is None else held[0]
-
-    def get_final_block(self, height: int) -> Block | None:
-        """Return the final block at ``height``."""
-        return self._finals.get_block(height)
-
-    def final_proof(self, height: int) -> FinalityProof | None:
-        """Return the finality proof of the block at ``height``."""
-        held = self._finals.get(height)
-        return None if held is None else held[1]
 
     def recover(self, records: Sequence[Record]) -> list[BlockFinal]:
         """Take over the chain's log before ``start``."""
@@ -118,11 +87,7 @@ class InstantEngine:
         for record in records:
             match record:
                 case BlockRecord(block):
-                    if (
-                        block.header.height > self.final_block.header.height
-                        and self._tree.get(block.hash) is None
-                    ):
-                        self._tree.add(block, None, is_justified=self._is_sequencer).is_persisted = True
+                    self._recover_block(block, is_justified=self._is_sequencer)
                 case FinalRecord():
                     entry = self._tree.get(record.block_hash)
                     if entry is None or entry.block.header.parent != self.final_block.hash:
@@ -192,7 +157,7 @@ class InstantEngine:
                 proof = build_finality_proof(
                     (), build_certified_header(entry.block), notarization, finalization
                 )
-                self._targets[entry.block_hash] = proof
+                self._targets.add(proof)
         self._settle(now_ms)
         return self._take()
 
@@ -240,22 +205,7 @@ class InstantEngine:
     ) -> tuple[Header, Justification]:
         """Return the header of a block that this engine asked for, and its justification."""
         justification = Justification(notarization=self._final_notarization, skips=())
-        header = Header(
-            version=1,
-            network=self._config.domain.network,
-            shard=self._config.shard,
-            epoch=compute_epoch(slot),
-            kind=kind,
-            slot=Slot(slot),
-            height=Height(parent.header.height + 1),
-            parent=parent.hash,
-            parent_slot=parent.header.slot,
-            justification_hash=justification.hash,
-            timestamp_ms=Millis(timestamp_ms),
-            proposer=self._config.committee.get_leader(slot),
-            body_hash=compute_body_hash(body),
-            content=content,
-        )
+        header = build_header(self._config, slot, parent, kind, timestamp_ms, content, body, justification)
         return header, justification
 
     def _on_final_block(self, sender: NodeId, block: Block, proof: FinalityProof) -> None:
@@ -272,7 +222,7 @@ class InstantEngine:
         for block in blocks:
             if self._tree.get(block.hash) is None:
                 self._tree.add(block, sender, is_justified=False)
-        self._targets[blocks[-1].hash] = proof
+        self._targets.add(proof)
 
     def _on_valid(self, entry: TreeEntry) -> None:
         if not entry.is_persisted:
@@ -287,15 +237,8 @@ class InstantEngine:
             self._out.extend(self._voter.take_requests())
 
     def _settle(self, now_ms: int) -> None:
-        for target in list(self._targets.values()):
-            path = self._tree.get_path(target.path[0].header.hash) or []
-            proofs = [target]
-            for entry in reversed(path[:-1]):
-                proofs.append(extend_proof(proofs[-1], entry.block))
-            for entry, proof in zip(path, reversed(proofs), strict=False):
-                if entry.state is not BlockState.VALID:
-                    break
-                self._finalise(entry, proof)
+        for entry, proof in self._targets.get_next():
+            self._finalise(entry, proof)
         for entry in self._tree.get_validatable():
             parent = self._tree.get_parent(entry)
             assert parent is not None, "a validatable block has its parent in the tree"
@@ -329,7 +272,7 @@ class InstantEngine:
         self._voter.prune(floor)
         dead = self._tree.advance_root(entry)
         self._finals.append(entry.block, proof)
-        self._targets = {key: held for key, held in self._targets.items() if held.path[0].header.slot > floor}
+        self._targets.prune(floor)
         return dead
 
     def _on_status_timer(self) -> None:

@@ -6,7 +6,7 @@ cannot make this node hash megabytes or verify certificates.
 
 from shardyard.blocks import Block
 from shardyard.consensus.evidence import VoteEvidence
-from shardyard.consensus.justify import check_block, check_header
+from shardyard.consensus.justify import check_header
 from shardyard.consensus.votes import Crypto, Domain, Vote, VoteKind, compute_vote_message
 from shardyard.errors import InvalidBlockError
 from shardyard.validators import SIGNATURE_BYTES, ValidatorSet
@@ -24,15 +24,23 @@ class ProposalBook:
         self._committee = committee
         self._signed: dict[int, list[Vote]] = {}
 
-    def is_known(self, block: Block) -> bool:
-        """Tell whether this proposal was seen, or enough others of its slot were."""
+    def is_full(self, block: Block) -> bool:
+        """Tell whether enough other proposals of this slot were seen.
+
+        One that was seen before is looked at again: a stranger may have sent the leader's header with another body first.
+        """
         signed = self._signed.get(block.header.slot, [])
-        return len(signed) >= MAX_PROPOSALS or any(vote.block_hash == block.hash for vote in signed)
+        return len(signed) >= MAX_PROPOSALS and all(vote.block_hash != block.hash for vote in signed)
+
+    def is_first(self, block: Block) -> bool:
+        """Tell whether this is the first block that its leader signed for its slot, as seen from here (L2)."""
+        signed = self._signed.get(block.header.slot, [])
+        return bool(signed) and signed[0].block_hash == block.hash
 
     def admit(self, block: Block) -> VoteEvidence | None:
-        """Check ``block`` as a proposal; return evidence when its leader signed another block of this slot before.
+        """Check that the leader signed ``block``; return evidence when it signed another one of this slot before.
 
-        Raises ``InvalidBlockError``. Certificates of its justification are left to the caller.
+        Raises ``InvalidBlockError``. Body and justification are left to the caller.
         """
         header = block.header
         check_header(header, self._domain, self._committee)
@@ -43,7 +51,7 @@ class ProposalBook:
         message = compute_vote_message(self._domain, VoteKind.PROPOSE, header.slot, block.hash)
         if not self._crypto.verify_votes(self._committee, [(header.proposer, message, block.signature)])[0]:
             raise InvalidBlockError(f"proposal of slot {header.slot}: the leader's signature does not verify")
-        evidence = self.record(
+        return self.record(
             Vote(
                 kind=VoteKind.PROPOSE,
                 slot=header.slot,
@@ -52,8 +60,6 @@ class ProposalBook:
                 signature=block.signature,
             )
         )
-        check_block(block, self._domain, self._committee)
-        return evidence
 
     def record(self, vote: Vote) -> VoteEvidence | None:
         """Remember a leader's verified signature; return evidence when it is the second of its slot."""

@@ -17,16 +17,13 @@ from collections.abc import Sequence
 from typing import Final, assert_never
 
 from shardyard.blocks import (
-    EMPTY_JUSTIFICATION,
     BeaconContent,
     Block,
     BlockKind,
-    CertifiedHeader,
     FinalityProof,
     Header,
     Justification,
     ShardContent,
-    compute_body_hash,
 )
 from shardyard.codec import encode
 from shardyard.consensus.certificates import CertificateStore, CertificateVerifier
@@ -38,11 +35,9 @@ from shardyard.consensus.engine import (
     EngineConfig,
     EngineMessage,
     EngineOutput,
-    RequestBuild,
     RequestValidation,
 )
 from shardyard.consensus.evidence import VoteEvidence
-from shardyard.consensus.finals import FinalChain
 from shardyard.consensus.justify import check_block, verify_justification
 from shardyard.consensus.pacing import (
     TIMER_FETCH,
@@ -50,24 +45,22 @@ from shardyard.consensus.pacing import (
     TIMER_RANGE,
     TIMER_SLOT,
     TIMER_STANDSTILL,
-    ProposalPhase,
     compute_advance_timeout,
     compute_leader_timeout,
     compute_standstill_period,
-    compute_timestamp,
-    compute_wait,
 )
 from shardyard.consensus.pool import MAX_SENDERS, MAX_STRIKES, VotePool
 from shardyard.consensus.proofs import (
-    build_certified_header,
-    build_finality_proof,
     get_notarization,
     verify_proof_with,
 )
 from shardyard.consensus.proposals import ProposalBook
+from shardyard.consensus.proposer import Proposer, build_header
 from shardyard.consensus.standstill import Standstill
 from shardyard.consensus.sync import Sync
-from shardyard.consensus.tree import BlockState, BlockTree, TreeEntry
+from shardyard.consensus.targets import FinalityTargets
+from shardyard.consensus.tree import BlockState, TreeEntry
+from shardyard.consensus.view import ChainView
 from shardyard.consensus.voter import Voter
 from shardyard.consensus.votes import Certificate, Crypto, Vote, VoteKind
 from shardyard.effects import (
@@ -89,7 +82,7 @@ from shardyard.errors import (
     RemoteProtocolError,
     UnsolicitedError,
 )
-from shardyard.ids import GENESIS_SLOT, Hash32, Height, Millis, NodeId, Slot, compute_epoch
+from shardyard.ids import GENESIS_SLOT, Hash32, NodeId, Slot, compute_epoch
 from shardyard.messages import (
     BlockRequest,
     BlockResponse,
@@ -108,27 +101,24 @@ MAX_ITEMS: Final = 1024
 """Votes or certificates read from one message."""
 
 
-class SimplexEngine:
+class SimplexEngine(ChainView):
     """One chain's finality in one process, with any number of local keys; see ``FinalityEngine``."""
 
     def __init__(self, config: EngineConfig, crypto: Crypto, blocks: BlockSource) -> None:
-        self._config = config
+        super().__init__(config, blocks)
         self._verifier = CertificateVerifier(crypto, config.domain, config.committee)
         self._certificates = CertificateStore()
         self._pool = VotePool(crypto, config.domain, config.committee)
         self._proposals = ProposalBook(crypto, config.domain, config.committee)
         self._voter = Voter(config.domain, config.local_validators)
-        self._tree = BlockTree(config.genesis, config.max_step_ms)
-        self._finals = FinalChain(config.shard, config.genesis, blocks)
         self._sync = Sync(config, self._verifier, self._certificates, self._tree, self._finals)
+        self._proposer = Proposer(config, self._certificates, self._voter, self._tree, self._finals)
         self._standstill = Standstill()
         self._final_notarization: Certificate | None = None
-        self._targets: dict[Hash32, FinalityProof] = {}
+        self._targets = FinalityTargets(self._tree)
         self._fresh: list[tuple[Certificate, NodeId | None, bool]] = []
         self._epoch = compute_epoch(config.genesis.header.slot)
         self._slot = GENESIS_SLOT
-        self._phase = ProposalPhase.WAITING
-        self._asked: tuple[int, Hash32, Justification] | None = None
         self._has_waited = False
         self._last_status_ms: int | None = None
         self._strikes: Counter[NodeId] = Counter()
@@ -136,52 +126,10 @@ class SimplexEngine:
         self.refused: Counter[str] = Counter()
         """What was refused of peers, by the type of the error; for metrics."""
 
-    # What a host may read
-
-    @property
-    def final_block(self) -> Block:
-        """The latest final block."""
-        return self._finals.tip
-
-    @property
-    def notarized_tip(self) -> Block:
-        """The valid notarized block of the highest slot, or the final block."""
-        best = self._finals.tip
-        for entry in self._tree.get_entries():
-            if entry.is_announced and entry.block.header.slot > best.header.slot:
-                best = entry.block
-        return best
-
     @property
     def slot(self) -> Slot:
         """The slot the engine is in; 0 before ``start``."""
         return self._slot
-
-    @property
-    def final_slot(self) -> Slot:
-        """The slot of the latest final block."""
-        return self._finals.tip.header.slot
-
-    def get_block(self, block_hash: Hash32) -> Block | None:
-        """Return a block of the unfinalised tree or one of the recent final ones."""
-        entry = self._tree.get(block_hash)
-        if entry is not None:
-            return entry.block
-        if block_hash == self._config.genesis.hash:
-            return self._config.genesis
-        held = self._finals.get_by_hash(block_hash)
-        return None if held is None else held[0]
-
-    def get_final_block(self, height: int) -> Block | None:
-        """Return the final block at ``height``."""
-        return self._finals.get_block(height)
-
-    def final_proof(self, height: int) -> FinalityProof | None:
-        """Return the finality proof of the block at ``height``."""
-        held = self._finals.get(height)
-        return None if held is None else held[1]
-
-    # Inputs
 
     def recover(self, records: Sequence[Record]) -> list[BlockFinal]:
         """Take over the chain's log before ``start``; return what became final in it.
@@ -192,7 +140,7 @@ class SimplexEngine:
         for record in records:
             match record:
                 case BlockRecord(block):
-                    self._recover_block(block)
+                    self._recover_block(block, is_justified=False)
                 case CertificateRecord(certificate):
                     self._recover_certificate(certificate)
                 case FinalRecord():
@@ -234,8 +182,7 @@ class SimplexEngine:
         if name == f"{TIMER_SLOT}{self._slot}":
             self._on_slot_timer()
         elif name == f"{TIMER_PROPOSE}{self._slot}":
-            if self._phase is ProposalPhase.TIMED:
-                self._phase = ProposalPhase.DUE
+            self._proposer.on_timer()
         elif name == TIMER_STANDSTILL:
             self._on_standstill(now_ms)
         elif name == TIMER_FETCH:
@@ -262,24 +209,15 @@ class SimplexEngine:
 
     def on_proposed(self, slot: int, block: Block, now_ms: int) -> list[EngineOutput]:
         """Take the block that was asked for; one that comes too late is given back as abandoned."""
-        leader = self._config.committee.get_leader(slot)
-        asked = self._asked
-        if (
-            self._phase is not ProposalPhase.ASKED
-            or slot != self._slot
-            or asked is None
-            or block.header.parent != asked[1]
-            or self._voter.has_skipped(leader, slot)
-        ):
+        if not self._proposer.accept(slot, block):
             return [BlockAbandoned(block.hash)]
         try:
             check_block(block, self._config.domain, self._config.committee)
             entry = self._tree.add(block, None, is_justified=True)
         except InvalidBlockError as error:
             raise LocalProtocolError(f"own proposal: {error}") from error
-        self._phase = ProposalPhase.DONE
         entry.state = BlockState.VALID
-        self._voter.propose(leader, Slot(slot), entry.block_hash)
+        self._voter.propose(block.header.proposer, block.header.slot, entry.block_hash)
         self._on_valid(entry)
         self._settle(now_ms)
         return self._take()
@@ -314,25 +252,8 @@ class SimplexEngine:
 
         For a request that is stale by now the result is well formed and useless; ``on_proposed`` gives it back.
         """
-        asked = self._asked
-        is_asked = asked is not None and asked[0] == slot and asked[1] == parent.hash
-        justification = asked[2] if asked is not None and is_asked else EMPTY_JUSTIFICATION
-        header = Header(
-            version=1,
-            network=self._config.domain.network,
-            shard=self._config.shard,
-            epoch=compute_epoch(slot),
-            kind=kind,
-            slot=Slot(slot),
-            height=Height(parent.header.height + 1),
-            parent=parent.hash,
-            parent_slot=parent.header.slot,
-            justification_hash=justification.hash,
-            timestamp_ms=Millis(timestamp_ms),
-            proposer=self._config.committee.get_leader(slot),
-            body_hash=compute_body_hash(body),
-            content=content,
-        )
+        justification = self._proposer.get_justification(slot, parent.hash)
+        header = build_header(self._config, slot, parent, kind, timestamp_ms, content, body, justification)
         return header, justification
 
     # Messages
@@ -363,14 +284,18 @@ class SimplexEngine:
 
     def _on_proposal(self, sender: NodeId, block: Block) -> None:
         """L2: the first proposal of a slot is pending until it is executed; a second one is evidence."""
-        if not self._is_in_window(block.header.slot) or self._proposals.is_known(block):
+        slot = block.header.slot
+        if (
+            not self._is_in_window(slot)
+            or self._tree.get(block.hash) is not None
+            or self._proposals.is_full(block)
+        ):
             return
         evidence = self._proposals.admit(block)
         if evidence is not None:
             self._report(evidence)
-            if not self._certificates.has(VoteKind.NOTAR, block.header.slot, block.hash):
-                return
-        if self._tree.get(block.hash) is None:
+        if self._proposals.is_first(block) or self._certificates.has(VoteKind.NOTAR, slot, block.hash):
+            check_block(block, self._config.domain, self._config.committee)
             verify_justification(block.justification, self._verifier.verify)
             self._admit(block, sender)
 
@@ -422,7 +347,7 @@ class SimplexEngine:
                 except InvalidBlockError:
                     self._sync.abandon_range(sender)
                     raise
-        self._targets[blocks[-1].hash] = proof
+        self._targets.add(proof)
 
     # Facts
 
@@ -504,7 +429,7 @@ class SimplexEngine:
             self._sync.want(parent_hash, entry.block.header.parent_slot, entry.source, is_urgent=True)
         self._out.extend(self._sync.poll_fetch())
         self._enter_slot()
-        self._try_propose(now_ms)
+        self._out.extend(self._proposer.poll(now_ms, self._final_notarization))
         for evidence in self._pool.take_evidence():
             self._report(evidence)
         self._out.extend(self._voter.take_requests())
@@ -534,30 +459,11 @@ class SimplexEngine:
 
     def _advance_final(self, now_ms: int) -> bool:
         """L5: finalise every valid block on the way to a block that is proven final; tell whether any was."""
-        self._find_targets()
-        for proof in sorted(self._targets.values(), key=lambda proof: proof.path[0].header.slot):
-            path = self._tree.get_path(proof.path[0].header.hash)
-            if path is None or path[0].state is not BlockState.VALID:
-                continue
-            steps = [build_certified_header(entry.block) for entry in path[:-1]]
-            for index, entry in enumerate(path):
-                if entry.state is not BlockState.VALID:
-                    break
-                self._finalise(entry, _prepend(steps[index:], proof), now_ms)
-            return True
-        return False
-
-    def _find_targets(self) -> None:
-        """A2: a held block with NotarCert and FinalCert is proven final."""
-        for entry in self._tree.get_entries():
-            slot = entry.block.header.slot
-            finalization = self._certificates.get_finalization(slot, entry.block_hash)
-            if finalization is None or entry.block_hash in self._targets:
-                continue
-            notarization = self._certificates.get_notarization(slot, entry.block_hash)
-            if notarization is not None:
-                tip = build_certified_header(entry.block)
-                self._targets[entry.block_hash] = build_finality_proof((), tip, notarization, finalization)
+        self._targets.find(self._certificates)
+        ready = self._targets.get_next()
+        for entry, proof in ready:
+            self._finalise(entry, proof, now_ms)
+        return bool(ready)
 
     def _finalise(self, entry: TreeEntry, proof: FinalityProof, now_ms: int) -> None:
         block = entry.block
@@ -585,7 +491,7 @@ class SimplexEngine:
         dead = self._tree.advance_root(entry)
         self._finals.append(entry.block, proof)
         self._certificates.prune(floor)
-        self._targets = {key: held for key, held in self._targets.items() if held.path[0].header.slot > floor}
+        self._targets.prune(floor)
         return dead
 
     def _enter_slot(self) -> None:
@@ -595,21 +501,14 @@ class SimplexEngine:
             slot += 1
         if slot == self._slot:
             return
-        if self._phase is ProposalPhase.TIMED:
-            self._out.append(CancelTimer(f"{TIMER_PROPOSE}{self._slot}"))
         if self._voter.has_keys:
-            if self._slot > GENESIS_SLOT and not self._has_waited_out():
+            if self._slot > GENESIS_SLOT:
                 self._out.append(CancelTimer(f"{TIMER_SLOT}{self._slot}"))
             timeout = compute_leader_timeout(self._config, slot, self.final_slot)
             self._out.append(SetTimer(f"{TIMER_SLOT}{slot}", timeout))  # L6
         self._slot = Slot(slot)
-        self._phase = ProposalPhase.WAITING
-        self._asked = None
+        self._out.extend(self._proposer.enter_slot(self._slot))
         self._has_waited = False
-
-    def _has_waited_out(self) -> bool:
-        """Tell whether the slot's timer has run out for good: then there is nothing to cancel."""
-        return any(self._voter.has_skipped(key, self._slot) for key in self._config.local_validators)
 
     def _on_slot_timer(self) -> None:
         """L6: SKIP; a slot with a proposal that may still be valid gets a little longer, once."""
@@ -631,51 +530,6 @@ class SimplexEngine:
         self._out.append(SetTimer(TIMER_STANDSTILL, compute_standstill_period(self._config)))
         self._tell_status(now_ms, is_due=True)
 
-    # Proposing
-
-    def _try_propose(self, now_ms: int) -> None:
-        """L1: as leader of the current slot, ask the host for one block on the best parent, not before its time."""
-        leader = self._config.committee.get_leader(self._slot)
-        if self._slot == GENESIS_SLOT or not self._voter.is_local(leader):
-            return
-        if self._phase not in {ProposalPhase.WAITING, ProposalPhase.DUE}:
-            return
-        if any(entry.block.header.proposer == leader for entry in self._tree.get_at_slot(self._slot)):
-            self._phase = ProposalPhase.DONE  # S4: proposed before a restart
-            return
-        parent = self._choose_parent()
-        if parent is None or self._voter.has_skipped(leader, self._slot):
-            return
-        wait_ms = compute_wait(self._config, parent.header.timestamp_ms, now_ms)
-        if self._phase is ProposalPhase.WAITING and wait_ms > 0:
-            self._phase = ProposalPhase.TIMED
-            self._out.append(SetTimer(f"{TIMER_PROPOSE}{self._slot}", wait_ms))
-            return
-        self._phase = ProposalPhase.ASKED
-        self._asked = (self._slot, parent.hash, self._build_justification(parent))
-        timestamp_ms = compute_timestamp(self._config, parent.header.timestamp_ms, now_ms)
-        self._out.append(RequestBuild(self._slot, parent, timestamp_ms))
-
-    def _choose_parent(self) -> Block | None:
-        """Return the highest notarized block that is executed and can be justified; None while there is none."""
-        for slot in range(self._slot - 1, self.final_slot, -1):
-            for block_hash in self._certificates.get_notarized(slot):
-                entry = self._tree.get(block_hash)
-                if entry is not None and entry.state is BlockState.VALID:
-                    return entry.block
-            if self._certificates.get_skip(slot) is None:
-                return None
-        return self._finals.tip
-
-    def _build_justification(self, parent: Block) -> Justification:
-        notarization = self._certificates.get_notarization(parent.header.slot, parent.hash)
-        if parent.hash == self._finals.tip.hash:
-            notarization = self._final_notarization
-        skips = [self._certificates.get_skip(slot) for slot in range(parent.header.slot + 1, self._slot)]
-        return Justification(
-            notarization=notarization, skips=tuple(skip for skip in skips if skip is not None)
-        )
-
     def _send_proposal(self, vote: Vote) -> None:
         entry = self._tree.get(vote.block_hash)
         if entry is None:
@@ -694,11 +548,6 @@ class SimplexEngine:
         self._out.append(Broadcast(Proposal(entry.block)))
 
     # Recovery
-
-    def _recover_block(self, block: Block) -> None:
-        if block.header.height > self.final_block.header.height and self._tree.get(block.hash) is None:
-            entry = self._tree.add(block, None, is_justified=False)
-            entry.is_persisted = True
 
     def _recover_certificate(self, certificate: Certificate) -> None:
         self._verifier.remember(certificate)
@@ -749,11 +598,3 @@ class SimplexEngine:
     def _take(self) -> list[EngineOutput]:
         taken, self._out = self._out, []
         return taken
-
-
-def _prepend(ancestors: Sequence[CertifiedHeader], proof: FinalityProof) -> FinalityProof:
-    if not ancestors:
-        return proof
-    return FinalityProof(
-        path=(*ancestors, *proof.path), notarization=proof.notarization, finalization=proof.finalization
-    )

@@ -214,5 +214,4 @@ class Sync:
         entry = self._tree.get(block_hash)
         if entry is not None:
             return entry.block
-        held = self._finals.get_by_hash(block_hash)
-        return None if held is None else held[0]
+        return self._finals.get_by_hash(block_hash)
