@@ -15,7 +15,7 @@ them back.
 """
 
 from collections.abc import Container, Iterable, Iterator, Sequence
-from heapq import heapify, heappop, heappush, nlargest
+from heapq import heapify, heappop, heappush, heapreplace, nlargest
 from struct import unpack
 from typing import Final, Protocol
 
@@ -386,44 +386,47 @@ class Mempool:
         over.
         """
         excluded = frozenset[Hash32]().union(*(self._included.get(block, frozenset()) for block in ancestors))
-        heads: list[tuple[int, int, Hash32]] = []
-        for queue in self._queues.values():
-            self._offer(heads, queue, queue.account_nonce, base_fee, excluded)
-        heapify(heads)
-        chosen: list[MempoolEntry] = []
-        gas_left, bytes_left = gas_limit, max_bytes
-        while heads and gas_left > 0:
-            entry = self._by_hash[heappop(heads)[2]]
-            if entry.gas_limit > gas_left or len(entry.raw) > bytes_left:
-                continue  # the sender's later nonces must wait with it
-            gas_left -= entry.gas_limit
-            bytes_left -= len(entry.raw)
-            chosen.append(entry)
-            found: list[tuple[int, int, Hash32]] = []
-            self._offer(found, self._queues[entry.sender], entry.nonce + 1, base_fee, excluded)
-            for head in found:
-                heappush(heads, head)
+        heads = self._find_heads(base_fee, excluded)
+        arrivals = self._arrivals
+        raws: list[bytes] = []
         ends: list[int] = []
-        position = 0
-        for entry in chosen:
-            position += len(entry.raw)
-            ends.append(position)
-        return b"".join(entry.raw for entry in chosen), tuple(ends), tuple(entry.hash for entry in chosen)
+        hashes: list[Hash32] = []
+        gas_left, size = gas_limit, 0
+        while heads and gas_left > 0:
+            _, _, entry, queue = heads[0]
+            end = size + len(entry.raw)
+            if entry.gas_limit > gas_left or end > max_bytes:
+                heappop(heads)  # the sender's later nonces must wait with it
+                continue
+            gas_left -= entry.gas_limit
+            size = end
+            raws.append(entry.raw)
+            ends.append(end)
+            hashes.append(entry.hash)
+            after = queue.by_nonce.get(entry.nonce + 1)
+            while after is not None and after.hash in excluded:
+                after = queue.by_nonce.get(after.nonce + 1)
+            if after is not None and after.max_fee >= base_fee:
+                tip = min(after.tip, after.max_fee - base_fee)
+                heapreplace(heads, (-tip, arrivals[after.hash], after, queue))
+            else:
+                heappop(heads)
+        return b"".join(raws), tuple(ends), tuple(hashes)
 
-    def _offer(
-        self,
-        heads: list[tuple[int, int, Hash32]],
-        queue: _SenderQueue,
-        nonce: int,
-        base_fee: int,
-        excluded: frozenset[Hash32],
-    ) -> None:
-        entry = queue.by_nonce.get(nonce)
-        while entry is not None and entry.hash in excluded:
-            nonce += 1
-            entry = queue.by_nonce.get(nonce)
-        if entry is not None and entry.max_fee >= base_fee:
-            heads.append((-min(entry.tip, entry.max_fee - base_fee), self._arrivals[entry.hash], entry.hash))
+    def _find_heads(
+        self, base_fee: int, excluded: frozenset[Hash32]
+    ) -> list[tuple[int, int, MempoolEntry, _SenderQueue]]:
+        """Return the next transaction of every sender as a heap: best tip first, then the earliest arrival."""
+        heads: list[tuple[int, int, MempoolEntry, _SenderQueue]] = []
+        for queue in self._queues.values():
+            entry = queue.by_nonce.get(queue.account_nonce)
+            while entry is not None and entry.hash in excluded:
+                entry = queue.by_nonce.get(entry.nonce + 1)
+            if entry is not None and entry.max_fee >= base_fee:
+                tip = min(entry.tip, entry.max_fee - base_fee)
+                heads.append((-tip, self._arrivals[entry.hash], entry, queue))
+        heapify(heads)
+        return heads
 
     # --- following the chain ---
 

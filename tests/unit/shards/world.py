@@ -30,7 +30,7 @@ from shardyard.crosslinks import BeaconBody, Bundle, Crosslink, compute_crosslin
 from shardyard.events import Built, Executed, ExecutionSummary
 from shardyard.genesis import Genesis, ShardGenesis
 from shardyard.hashing import hash_tagged
-from shardyard.ids import BEACON, ZERO_ADDRESS, ZERO_HASH, Slot
+from shardyard.ids import ZERO_ADDRESS, ZERO_HASH, Slot
 from shardyard.merkle import compute_root
 from shardyard.preset import get_preset
 from shardyard.quorum import decode_bitmap
@@ -346,6 +346,3 @@ class ToyExecutor:
             outbox=tuple(outbox),
         )
         return summary, seqs, tuple(inbox)
-
-
-__all__ = ["BEACON"]
