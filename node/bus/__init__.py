@@ -8,3 +8,19 @@ what happens as JSON for people.
 A broker is never trusted: it may lose, double, reorder, delay or invent, and brokers were seen to acknowledge what they
 then drop. So every envelope is signed and sequenced, every queue is bounded, and what is lost is fetched again by hash.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from node.bus.endpoint import Bus, BusConfig, BusCounters, BusIdentity
+
+__all__ = ["Bus", "BusConfig", "BusCounters", "BusIdentity"]
+
+
+def __getattr__(name: str) -> object:
+    # On demand: the broker's process imports this package and must not load the protocol with it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from node.bus import endpoint
+
+    return getattr(endpoint, name)

@@ -1,0 +1,368 @@
+"""The block log: everything a chain's process must remember, in the order in which it happened.
+
+Records are appended to segment files in checksummed frames (``frames``). ``append`` only queues; ``sync`` writes what is
+queued and returns when it is on disk, and callers that come together share one sync. A write or sync that fails is
+never tried again: what a disk holds after it is unknown (the kernel may have dropped the pages), so the log refuses
+everything from then on and its process must stop.
+
+On opening, an unfinished end is cut off: nobody was told it was durable. A fault in front of something that was durable
+is refused. An index from height to the places of a final block and its proof makes the log a ``BlockSource``.
+"""
+
+import asyncio
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
+from pathlib import Path
+from typing import Final, Self, cast
+
+import msgspec
+
+from node.storage.data_dir import LowDiskError, verify_space
+from node.storage.frames import (
+    HEADER_BYTES,
+    CorruptFileError,
+    Frame,
+    ScanEnd,
+    Tail,
+    encode_frame,
+    encode_header,
+    read_frame,
+    scan,
+    sync_directory,
+    verify_header,
+    write_all,
+)
+from shardyard.blocks import Block, FinalityProof
+from shardyard.codec import decode, encode
+from shardyard.effects import BlockRecord, FinalRecord, Record
+from shardyard.errors import ShardyardError
+
+LOG_FILE_KIND: Final = 1
+SEGMENT_BYTES: Final = 64 * 1024 * 1024
+MAX_RECORD_BYTES: Final = 96 * 1024 * 1024
+SPACE_CHECK_BYTES: Final = 8 * 1024 * 1024
+"""Free space is looked at once in this many bytes written."""
+_OFFSET_BITS: Final = 40
+_LABEL_BYTES: Final = 40
+_RECORD: Final = cast("type[Record]", Record)  # a union is no type to mypy
+
+
+class EntryKind(IntEnum):
+    """Whose record an entry is."""
+
+    KERNEL = 0
+    NODE = 1
+
+
+class LogEntry(msgspec.Struct, frozen=True):
+    """One entry as it was appended."""
+
+    kind: EntryKind
+    payload: bytes
+
+    def decode_record(self) -> Record:
+        """Return the kernel record in here; raises ``DecodeError``."""
+        return decode(self.payload, _RECORD, max_bytes=MAX_RECORD_BYTES)
+
+
+class LogFailedError(ShardyardError):
+    """A write or a sync failed; the process must stop."""
+
+
+class BlockLog:
+    """The durable log of one chain. ``append`` and reads belong to one thread; ``sync`` does its work in another."""
+
+    def __init__(self, path: Path, owner: bytes, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+        """Open the log in directory ``path``, creating it when it is missing; ``owner`` is the hash of the genesis.
+
+        Raises ``CorruptFileError`` when something durable is damaged or missing, ``OSError`` when the disk fails.
+        """
+        self._path = path
+        self._owner = owner
+        self._segment_bytes = segment_bytes
+        self._descriptors: list[int] = []
+        self._queue: list[tuple[int, bytes]] = []
+        self._failure: BaseException | None = None
+        self._syncing = asyncio.Lock()
+        self._unchecked_bytes = SPACE_CHECK_BYTES
+        self._index = _FinalIndex()
+        self._end = HEADER_BYTES
+        """Offset in the last segment where the next frame will stand, queued frames included."""
+        self._number = 0
+        """Segment in which the next frame will stand."""
+        self.truncated_bytes = 0
+        """What was cut off the end when the log was opened."""
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._open_segments()
+        except BaseException:
+            self._close_descriptors()
+            raise
+        self._synced = self._position
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="block-log")
+
+    # --- writing ---
+
+    def append(self, kind: EntryKind, payload: bytes, *, label: bytes = b"") -> None:
+        """Queue one entry; it is durable after the next ``sync``. Raises ``LogFailedError``."""
+        self._verify_alive()
+        if self._end >= self._segment_bytes:
+            self._number += 1
+            self._end = HEADER_BYTES
+        position = self._position
+        frame = encode_frame(self._end, self._number, kind, payload, label=label, synced=self._synced)
+        self._queue.append((self._number, frame))
+        self._end += len(frame)
+        self._index.add(label, position)
+
+    def append_records(self, records: Sequence[Record]) -> None:
+        """Queue kernel records."""
+        for record in records:
+            self.append(EntryKind.KERNEL, encode(record), label=_compute_label(record))
+
+    def append_node(self, record: msgspec.Struct) -> None:
+        """Queue a record of the shell's own, such as the state a block led to."""
+        self.append(EntryKind.NODE, encode(record))
+
+    async def sync(self) -> None:
+        """Return when everything appended so far is on disk. Raises ``LogFailedError``."""
+        target = self._position
+        async with self._syncing:
+            self._verify_alive()
+            if self._synced >= target:
+                return  # somebody else's sync took it along
+            queue, self._queue = self._queue, []
+            reached = self._position
+            loop = asyncio.get_running_loop()
+            # A cancelled caller must not leave the log in doubt: the write is awaited whatever happens.
+            work = loop.run_in_executor(self._writer, self._write, queue)
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])
+                self._settle(work.exception(), reached)
+                raise
+            except (OSError, LowDiskError) as error:
+                self._settle(error, reached)
+            else:
+                self._synced = reached
+        self._verify_alive()
+
+    def sync_now(self) -> None:
+        """``sync`` for those without an event loop."""
+        self._verify_alive()
+        queue, self._queue = self._queue, []
+        try:
+            self._write(queue)
+        except (OSError, LowDiskError) as error:
+            self._settle(error, self._position)
+            self._verify_alive()
+        self._synced = self._position
+
+    def _settle(self, error: BaseException | None, reached: int) -> None:
+        if error is None:
+            self._synced = reached
+        else:
+            self._failure = error
+
+    def _write(self, queue: Sequence[tuple[int, bytes]]) -> None:
+        """Write and sync; runs in the writer's thread."""
+        size = sum(len(frame) for _, frame in queue)
+        self._unchecked_bytes += size
+        if self._unchecked_bytes >= SPACE_CHECK_BYTES:
+            verify_space(self._path)
+            self._unchecked_bytes = 0
+        start = 0
+        for index, (number, _) in enumerate(queue):
+            if number >= len(self._descriptors):
+                self._write_frames(queue[start:index])
+                self._create_segment(number)
+                start = index
+        self._write_frames(queue[start:])
+
+    def _write_frames(self, queue: Sequence[tuple[int, bytes]]) -> None:
+        if queue:
+            descriptor = self._descriptors[-1]
+            write_all(descriptor, b"".join(frame for _, frame in queue))
+            os.fdatasync(descriptor)
+
+    def _create_segment(self, number: int) -> None:
+        descriptor = os.open(
+            self._get_segment_path(number),
+            os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_CLOEXEC,
+            0o600,
+        )
+        self._descriptors.append(descriptor)
+        write_all(descriptor, encode_header(LOG_FILE_KIND, self._owner, number))
+        os.fsync(descriptor)
+        sync_directory(self._path)
+
+    def _verify_alive(self) -> None:
+        if self._failure is not None:
+            raise LogFailedError(
+                f"{self._path}: {self._failure}; what the disk holds is unknown now, so this process must stop"
+            ) from self._failure
+
+    # --- reading ---
+
+    def iterate(self) -> Iterator[LogEntry]:
+        """Yield the entries that are on disk, in order. Raises ``CorruptFileError`` when a disk has rotted since."""
+        for number, descriptor in enumerate(self._descriptors):
+            offset = HEADER_BYTES
+            end = os.fstat(descriptor).st_size
+            while offset < end:
+                frame = read_frame(descriptor, number, offset)
+                if frame is None:
+                    raise self._build_corruption(number, offset)
+                yield LogEntry(EntryKind(frame.kind), frame.payload)
+                offset = frame.end
+
+    def get_final(self, height: int) -> tuple[Block, FinalityProof] | None:
+        """Return the final block at ``height`` with its proof, or None when the log does not hold it."""
+        places = self._index.get(height)
+        if places is None:
+            return None
+        block, proof = (self._read_record(position) for position in places)
+        if not isinstance(block, BlockRecord) or not isinstance(proof, FinalRecord):
+            return None
+        return block.block, proof.proof
+
+    @property
+    def final_height(self) -> int:
+        """The highest height up to which every final block is held."""
+        return self._index.height
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(os.fstat(descriptor).st_size for descriptor in self._descriptors)
+
+    def _read_record(self, position: int) -> Record | None:
+        if position >= self._synced:
+            return None
+        number, offset = position >> _OFFSET_BITS, position & (1 << _OFFSET_BITS) - 1
+        frame = read_frame(self._descriptors[number], number, offset)
+        if frame is None:
+            raise self._build_corruption(number, offset)
+        return decode(frame.payload, _RECORD, max_bytes=MAX_RECORD_BYTES)
+
+    # --- opening and closing ---
+
+    @property
+    def _position(self) -> int:
+        return self._number << _OFFSET_BITS | self._end
+
+    def _get_segment_path(self, number: int) -> Path:
+        return self._path / f"{number:08d}.log"
+
+    def _open_segments(self) -> None:
+        count = self._count_segments()
+        for number in range(count):
+            descriptor = os.open(self._get_segment_path(number), os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+            self._descriptors.append(descriptor)
+            self._open_segment(number, descriptor, is_last=number == count - 1)
+        if not count:
+            self._create_segment(0)
+
+    def _count_segments(self) -> int:
+        names = sorted(self._path.glob("*.log"))
+        for number, name in enumerate(names):
+            if name != self._get_segment_path(number):
+                raise CorruptFileError(
+                    f"{self._path}: got {name.name}, expected {number:08d}.log, which is missing; "
+                    "try: shardyard up --fresh, or restore it"
+                )
+        return len(names)
+
+    def _open_segment(self, number: int, descriptor: int, *, is_last: bool) -> None:
+        name = str(self._get_segment_path(number))
+        if not verify_header(descriptor, LOG_FILE_KIND, self._owner, number, name):
+            if not is_last or any(isinstance(item, Frame) for item in scan(descriptor, number)):
+                raise self._build_corruption(number, 0)
+            os.ftruncate(descriptor, 0)
+            write_all(descriptor, encode_header(LOG_FILE_KIND, self._owner, number))
+            os.fsync(descriptor)
+        for item in scan(descriptor, number):
+            if isinstance(item, Frame):
+                self._index.add(item.label, number << _OFFSET_BITS | item.offset)
+            else:
+                self._cut_tail(number, descriptor, item, is_last=is_last)
+
+    def _cut_tail(self, number: int, descriptor: int, end: ScanEnd, *, is_last: bool) -> None:
+        if end.tail is not Tail.CLEAN:
+            # A segment is synced before the next one begins, so only the last one can have an unfinished end.
+            if end.tail is Tail.CORRUPT or not is_last:
+                raise self._build_corruption(number, end.offset)
+            self.truncated_bytes = os.fstat(descriptor).st_size - end.offset
+            os.ftruncate(descriptor, end.offset)
+            os.fsync(descriptor)
+        self._number, self._end = number, end.offset
+
+    def _build_corruption(self, number: int, offset: int) -> CorruptFileError:
+        return CorruptFileError(
+            f"{self._get_segment_path(number)}: damaged at offset {offset}, before records that were durable; "
+            "try: shardyard up --fresh, or restore the file (other nodes still have the chain)"
+        )
+
+    def close(self) -> None:
+        """Close the files; what was not synced is dropped, as a crash would."""
+        self._writer.shutdown(wait=True)
+        self._close_descriptors()
+        if self._failure is None:
+            self._failure = LogFailedError("the log was closed")
+
+    def _close_descriptors(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class _FinalIndex:
+    """Where final blocks and their proofs stand: two positions per height, dense from height 1."""
+
+    def __init__(self) -> None:
+        self._places = array("Q")
+        self._blocks: dict[bytes, int] = {}
+
+    @property
+    def height(self) -> int:
+        return len(self._places) // 2
+
+    def add(self, label: bytes, position: int) -> None:
+        if len(label) != _LABEL_BYTES + 1:
+            return
+        is_final, key = label[0] == 1, label[1:]
+        if not is_final:
+            self._blocks[key] = position
+            return
+        height = int.from_bytes(key[:8], "big")
+        block = self._blocks.get(key)
+        if block is None or height != self.height + 1:
+            return  # a record repeated after a restart, or a chain that does not begin at genesis
+        self._places.extend((block, position))
+        self._blocks = {other: place for other, place in self._blocks.items() if other[:8] > key[:8]}
+
+    def get(self, height: int) -> tuple[int, int] | None:
+        if not 1 <= height <= self.height:
+            return None
+        return self._places[2 * height - 2], self._places[2 * height - 1]
+
+
+def _compute_label(record: Record) -> bytes:
+    """Return what the index must know of ``record`` without decoding it."""
+    match record:
+        case BlockRecord(block):
+            return b"\x00" + block.header.height.to_bytes(8, "big") + block.hash
+        case FinalRecord(height, block_hash):
+            return b"\x01" + height.to_bytes(8, "big") + block_hash
+        case _:
+            return b""
