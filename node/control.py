@@ -7,7 +7,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from shardyard.errors import ShardyardError
 
@@ -19,6 +19,10 @@ class ControlError(ShardyardError):
     """The other side refused, or is not there."""
 
 
+class NoAnswerError(ControlError):
+    """Nobody is there, or nobody answers in time."""
+
+
 class ControlServer:
     """Serves ``handler(method, params)`` at ``path`` while entered."""
 
@@ -27,7 +31,7 @@ class ControlServer:
         self._handler = handler
         self._server: asyncio.Server | None = None
 
-    async def __aenter__(self) -> "ControlServer":
+    async def __aenter__(self) -> Self:
         self._path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, path=str(self._path), limit=MAX_LINE)
         self._path.chmod(0o600)
@@ -57,8 +61,11 @@ class ControlServer:
         return json.dumps({"result": result}).encode()
 
 
-async def ask(path: Path, method: str, *, timeout_s: float = 5.0, **params: object) -> Any:
-    """Return the answer of the process behind ``path``; raises ``ControlError`` when there is none."""
+async def ask(path: Path, method: str, /, *, timeout_s: float = 5.0, **params: Any) -> Any:
+    """Return the answer of the process behind ``path``.
+
+    Raises ``NoAnswerError`` when there is none, and ``ControlError`` when it is a refusal.
+    """
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_LINE)
@@ -68,9 +75,9 @@ async def ask(path: Path, method: str, *, timeout_s: float = 5.0, **params: obje
             finally:
                 writer.close()
     except (OSError, TimeoutError) as error:
-        raise ControlError(f"no answer at {path.name}: {error or 'timed out'}") from error
+        raise NoAnswerError(f"no answer at {path.name}: {error or 'timed out'}") from error
     if not line:
-        raise ControlError(f"no answer at {path.name}: the connection was closed")
+        raise NoAnswerError(f"no answer at {path.name}: the connection was closed")
     answer = json.loads(line)
     if "error" in answer:
         raise ControlError(answer["error"])

@@ -7,61 +7,83 @@ longer than most of them run.
 import asyncio
 import http.client
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from node.cli.remedies import get_remedy
 from node.cli.root import EXIT_NOT_RUNNING, EXIT_REJECTED, EXIT_USAGE, CliError
-from node.config import get_home
-from node.control import ControlError, ask
+from node.config import check_name, get_home
+from node.control import ControlError, NoAnswerError, ask
 from node.network import Network, open_network
 
 RPC_TIMEOUT_S = 30.0
+CONTROL_TIMEOUT_S = 20.0
+"""Stopping a process may take all the seconds its supervisor gives it."""
 
 
 class RpcError(CliError):
-    """The node answered with a JSON-RPC error."""
+    """The node answered with a JSON-RPC error; ``words`` are its own."""
 
-    def __init__(self, code: int, message: str, data: object = None) -> None:
-        super().__init__(message, EXIT_REJECTED)
+    def __init__(self, code: int, words: str, remedy: str, data: object = None) -> None:
+        super().__init__(f"{words}; try: {remedy}", EXIT_REJECTED)
         self.code = code
+        self.words = words
         self.data = data
 
 
 class RpcClient:
     """JSON-RPC over HTTP to one shard."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(
+        self, url: str, *, name: str, shard: int, describe_silence: Callable[[int], CliError]
+    ) -> None:
         self.url = url
-        self._name = name
+        self.name = name
+        self.shard = shard
+        self.sender = ""
+        """The account that signs at the moment, so that a refusal can name it in its way out."""
+        self._describe_silence = describe_silence
         parts = urlsplit(url)
-        self._connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=RPC_TIMEOUT_S)
+        self._connection = http.client.HTTPConnection(
+            parts.hostname or "127.0.0.1", parts.port, timeout=RPC_TIMEOUT_S
+        )
 
     def request(self, method: str, *params: object) -> Any:
         """Return the result of ``method``; raises ``RpcError``, or ``CliError`` when nobody answers."""
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
-        for attempt in (0, 1):
+        answer = self._post(body)
+        if "error" in answer:
+            found = answer["error"]
+            words, data = str(found.get("message", "unknown error")), found.get("data")
+            if words == "execution reverted" and isinstance(data, str) and len(data) > 2:
+                words += f" with {data[:74]}"  # a custom error: its selector and first word
+            remedy = get_remedy(words, name=self.name, shard=self.shard, sender=self.sender)
+            raise RpcError(found.get("code", 0), words, remedy, data)
+        return answer["result"]
+
+    def _post(self, body: str) -> dict[str, Any]:
+        """Send ``body``; a kept connection may have been closed meanwhile, so a failure is tried once more."""
+        for is_last in (False, True):
             try:
                 self._connection.request("POST", "/", body, {"Content-Type": "application/json"})
                 answer = json.loads(self._connection.getresponse().read())
-                break
+                if isinstance(answer, dict) and ("result" in answer or "error" in answer):
+                    return answer
+                raise ValueError("not a JSON-RPC answer")
             except (OSError, http.client.HTTPException, ValueError) as error:
                 self._connection.close()
-                if attempt:
-                    raise CliError(
-                        f"no answer from {self.url} ({error}); try: shardyard status --name {self._name}",
-                        EXIT_NOT_RUNNING,
-                    ) from error
-        if "error" in answer:
-            found = answer["error"]
-            raise RpcError(found.get("code", 0), found.get("message", "unknown error"), found.get("data"))
-        return answer["result"]
+                if is_last:
+                    raise self._describe_silence(self.shard) from error
+        raise AssertionError("the last attempt returns or raises")
 
 
 class Session:
     """A network that a command works with."""
 
     def __init__(self, name: str) -> None:
+        check_name(name)
         self.name = name
         self.root: Path = get_home() / name
         self.network: Network = open_network(self.root)
@@ -80,31 +102,67 @@ class Session:
         """Number of shards."""
         return self.network.options.shards
 
+    @property
+    def name_flag(self) -> str:
+        """What a command line needs to mean this network."""
+        return "" if self.name == "dev" else f" --name {self.name}"
+
     def get_client(self, shard: int) -> RpcClient:
-        """Return the client of ``shard``; raises ``CliError`` for a shard that is not there."""
+        """Return the client of ``shard``; raises ``CliError`` for a shard that is not there.
+
+        The first request asks which network answers: a port of ours may meanwhile be another program's, and the
+        transactions of two networks with the same chain id are valid on both.
+        """
         if not 0 <= shard < self.shard_count:
             raise CliError(
-                f"shard: got {shard}, expected 0..{self.shard_count - 1}; try: shardyard shard list --name {self.name}",
+                f"shard: got {shard}, expected 0..{self.shard_count - 1}; try: shardyard shard list{self.name_flag}",
                 EXIT_USAGE,
             )
         if shard not in self._clients:
-            self._clients[shard] = RpcClient(self.endpoints["shards"][shard]["rpc"], self.name)
+            url = self.endpoints["shards"][shard]["rpc"]
+            client = RpcClient(url, name=self.name, shard=shard, describe_silence=self._describe_silence)
+            try:
+                found = client.request("shard_info")["network"]
+            except RpcError:
+                found = None
+            if found != "0x" + self.network.genesis.network.hex():
+                raise CliError(
+                    f"another network answers at {url}, {self.name!r} is not running; "
+                    f"try: shardyard up{self.name_flag} --port-base 0",
+                    EXIT_NOT_RUNNING,
+                )
+            self._clients[shard] = client
         return self._clients[shard]
 
-    def ask_launcher(self, method: str, **params: object) -> Any:
+    def _describe_silence(self, shard: int) -> CliError:
+        if not self.is_running():
+            return CliError(self._describe_absence(), EXIT_NOT_RUNNING)
+        return CliError(
+            f"shard {shard} does not answer at {self.endpoints['shards'][shard]['rpc']}; its process is stopped, starting "
+            f"or stuck; try: shardyard node list{self.name_flag}",
+            EXIT_NOT_RUNNING,
+        )
+
+    def _describe_absence(self) -> str:
+        return f"network {self.name!r} is not running; try: shardyard up{self.name_flag}"
+
+    def ask_launcher(self, method: str, /, **params: Any) -> Any:
         """Ask the launcher; raises ``ControlError`` with a way out when the network does not run."""
         return self.ask_node("launcher", method, **params)
 
-    def ask_node(self, node: str, method: str, **params: object) -> Any:
+    def ask_node(self, node: str, method: str, /, **params: Any) -> Any:
         """Ask the control socket of ``node``."""
+        path = self.network.get_control_path(node)
         try:
-            return asyncio.run(ask(self.network.get_control_path(node), method, **params))
+            return asyncio.run(ask(path, method, timeout_s=CONTROL_TIMEOUT_S, **params))
+        except NoAnswerError as error:
+            if node != "launcher" and self.is_running():
+                raise CliError(
+                    f"{node} does not answer ({error}); try: shardyard logs {node}{self.name_flag}"
+                ) from error
+            raise ControlError(self._describe_absence()) from error
         except ControlError as error:
-            if "no answer" not in str(error):
-                raise CliError(str(error)) from error
-            raise ControlError(
-                f"network {self.name!r} is not running ({error}); try: shardyard up --name {self.name}"
-            ) from error
+            raise CliError(str(error)) from error
 
     def is_running(self) -> bool:
         """Tell whether the launcher answers."""
