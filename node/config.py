@@ -19,6 +19,7 @@ from shardyard.errors import ConfigError
 from shardyard.preset import PRESETS
 
 ENV_PREFIX = "SHARDYARD_"
+DEFAULT_FILE = Path("shardyard.toml")
 ENV_OTHER = frozenset({"HOME", "NODE"})
 """Variables with our prefix that are not options."""
 
@@ -95,9 +96,8 @@ def resolve_options(
 
     ``flags`` holds only what was given. Raises ``ConfigError`` naming the source of a bad value.
     """
-    default_file = Path("shardyard.toml")
-    if file is None and default_file.exists():
-        file = default_file
+    if file is None and DEFAULT_FILE.exists():
+        file = DEFAULT_FILE
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if file is not None:
         layers.append((str(file), read_file(file)))
@@ -108,21 +108,38 @@ def resolve_options(
     for source, layer in layers:
         _check_keys(list(layer), source)
         for key, value in layer.items():
-            _convert({key: value}, f"{source}: ")
+            _convert({key: value}, _describe_place(source, key))
             values[key] = value
             origin[key] = source
-    options = _convert(values, "")
+    options = _convert(values, "options")
     check_options(options)
     return options, origin
 
 
-def _convert(values: dict[str, Any], prefix: str) -> Options:
+def _describe_place(source: str, key: str) -> str:
+    """Return what a person has to look at to repair the value of ``key``."""
+    match source:
+        case "environment":
+            return ENV_PREFIX + key.upper()
+        case "flag":
+            return "--" + key.removesuffix("_ms").replace("_", "-")
+        case _:
+            return f"{source}: {key}"
+
+
+_TYPE_WORDS = {"int": "a whole number", "bool": "true or false", "str": "text"}
+
+
+def _convert(values: dict[str, Any], place: str) -> Options:
     try:
         return msgspec.convert(values, Options, strict=False)
     except msgspec.ValidationError as error:
         key = str(error).rpartition("`$.")[2].rstrip("`")
-        got = values.get(key)
-        raise ConfigError(f"{prefix}{key}: got {got!r}; {str(error).partition(' - ')[0]}") from error
+        kind = str(Options.__annotations__.get(key, str).__name__)
+        wanted = _TYPE_WORDS.get(kind, kind)
+        raise ConfigError(
+            f"{place}: got {values.get(key)!r}, expected {wanted}; try: shardyard config show"
+        ) from error
 
 
 def check_options(options: Options) -> None:
@@ -139,17 +156,36 @@ def check_options(options: Options) -> None:
         if not low <= value <= high:
             raise ConfigError(f"{key}: got {value}, expected {low}..{high}")
     if options.block_time_ms != 0 and not 50 <= options.block_time_ms <= 60_000:
-        raise ConfigError(f"block_time_ms: got {options.block_time_ms}, expected 50..60000, or 0 for the preset's")
+        raise ConfigError(
+            f"block_time_ms: got {options.block_time_ms}, expected 50..60000, or 0 for the preset's"
+        )
     if options.preset not in PRESETS:
         raise ConfigError(f"preset: got {options.preset!r}{_nearest(options.preset, sorted(PRESETS))}")
     if options.nodes_per_shard > options.validators:
         raise ConfigError(
             f"nodes_per_shard: got {options.nodes_per_shard}, expected at most the {options.validators} validators of a shard"
         )
-    if _NAME.fullmatch(options.name) is None:
-        raise ConfigError(f"name: got {options.name!r}, expected 1 to 32 of a-z, 0-9 and -, not beginning with -")
+    check_name(options.name)
     if options.broker not in {"auto", "embedded", "mosquitto"} and "://" not in options.broker:
-        raise ConfigError(f"broker: got {options.broker!r}, expected auto, embedded, mosquitto or a URL such as mqtt://host:1883")
+        raise ConfigError(
+            f"broker: got {options.broker!r}, expected auto, embedded, mosquitto or a URL such as mqtt://host:1883"
+        )
+
+
+def check_name(name: str) -> None:
+    """Raise ``ConfigError`` unless ``name`` can name a network: it becomes a folder and a level of a topic."""
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(
+            f"name: got {name!r}, expected 1 to 32 of a-z, 0-9 and -, not beginning with -; try: --name dev"
+        )
+
+
+def get_default_name() -> str:
+    """Return the network that a command means when it is not told: the one that ``up`` would start here."""
+    found = os.environ.get(f"{ENV_PREFIX}NAME")
+    if found is None and DEFAULT_FILE.exists():
+        found = read_file(DEFAULT_FILE).get("name")
+    return str(found or Options().name)
 
 
 def get_home() -> Path:

@@ -27,6 +27,7 @@ from typing import Any
 
 import msgspec
 
+from node.bus.access import OBSERVER, create_passwords
 from node.config import Options
 from node.genesis_alloc import build_alloc, encode_alloc, get_dev_balances
 from shardyard import _native
@@ -40,10 +41,13 @@ from shardyard.validators import Validator
 
 FORMAT_VERSION = 1
 STAKE_WEI = 32 * 10**18
-OBSERVER = "observer"
 MAX_GENESIS_BYTES = 16 * 1024 * 1024
 _FIXED_OPTIONS = ("shards", "nodes_per_shard", "validators", "preset", "block_time_ms", "seed", "balance")
 """Options that are part of what a network is; the others may differ from start to start."""
+
+
+class NetworkMissingError(ConfigError):
+    """There is no such network, or it has never been started."""
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -85,10 +89,11 @@ class Network(msgspec.Struct, frozen=True):
         """Return the bus identity of ``node``."""
         return NodeKey(bytes.fromhex((self.root / "keys" / f"{node}.key").read_text().strip()))
 
-    def read_validator_secrets(self, indices: Iterable[int]) -> dict[int, bytes]:
-        """Return the BLS secrets of the validators at ``indices`` (position in the genesis)."""
+    def read_validator_secrets(self, chain: ShardId, positions: Iterable[int]) -> dict[int, bytes]:
+        """Return the BLS secrets of the validators at ``positions`` in the committee of ``chain``."""
         keys = json.loads((self.root / "keys" / "validators.json").read_text())
-        return {index: bytes.fromhex(keys[index]) for index in indices}
+        first = 0 if chain == BEACON else chain * self.genesis.preset.validators_per_shard
+        return {position: bytes.fromhex(keys[first + position]) for position in positions}
 
     def read_broker_passwords(self) -> dict[str, str]:
         """Return the broker password of every node and of the observer."""
@@ -100,7 +105,9 @@ class Network(msgspec.Struct, frozen=True):
         try:
             endpoints: dict[str, Any] = json.loads((self.root / "endpoints.json").read_text())
         except OSError as error:
-            raise ConfigError(f"network {self.options.name!r} has never been started; try: shardyard up") from error
+            raise NetworkMissingError(
+                f"network {self.options.name!r} has never been started; try: shardyard up --name {self.options.name}"
+            ) from error
         return endpoints
 
 
@@ -166,8 +173,15 @@ def parse_wei(text: str) -> int:
     number = stripped.rstrip("abcdefghijklmnopqrstuvwxyz")
     unit = stripped[len(number) :]
     whole, _, fraction = number.strip().partition(".")
-    if unit not in units or not (whole or fraction) or not (whole + fraction).isdigit() or len(fraction) > units[unit]:
-        raise ConfigError(f"amount: got {text!r}, expected for example 1ether, 0.5ether, 20gwei or a number of wei")
+    if (
+        unit not in units
+        or not (whole or fraction)
+        or not (whole + fraction).isdigit()
+        or len(fraction) > units[unit]
+    ):
+        raise ConfigError(
+            f"amount: got {text!r}, expected for example 1ether, 0.5ether, 20gwei or a number of wei"
+        )
     return int((whole or "0") + fraction.ljust(units[unit], "0"))
 
 
@@ -179,9 +193,12 @@ def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[
         block_time_ms=options.block_time_ms or preset.block_time_ms,
     )
     if options.block_time_ms:
-        preset = msgspec.structs.replace(preset, delta_ms=min(preset.delta_ms, max(50, options.block_time_ms // 2)))
+        preset = msgspec.structs.replace(
+            preset, delta_ms=min(preset.delta_ms, max(50, options.block_time_ms // 2))
+        )
     secrets_ = [
-        _native.bls_secret_key(source.get(f"validator/{index}")) for index in range(options.shards * options.validators)
+        _native.bls_secret_key(source.get(f"validator/{index}"))
+        for index in range(options.shards * options.validators)
     ]
     validators = tuple(
         Validator(
@@ -192,7 +209,9 @@ def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[
         )
         for secret in secrets_
     )
-    alloc = encode_alloc(build_alloc(shard_count=options.shards, balances=get_dev_balances(parse_wei(options.balance))))
+    alloc = encode_alloc(
+        build_alloc(shard_count=options.shards, balances=get_dev_balances(parse_wei(options.balance)))
+    )
     shard_genesis = compute_genesis_state(alloc)
     genesis = Genesis(
         version=1,
@@ -223,22 +242,28 @@ def create_network(root: Path, options: Options) -> Network:
     try:
         for folder in ("keys", "data", "logs"):
             (staging / folder).mkdir(mode=0o700)
-        _write_private(staging / "keys" / "validators.json", json.dumps([secret.hex() for secret in validator_secrets]))
+        _write_private(
+            staging / "keys" / "validators.json", json.dumps([secret.hex() for secret in validator_secrets])
+        )
         directory: dict[str, str] = {}
         names = [*list_nodes(options), "launcher"]
         for node in names:
             seed = source.get(f"node/{node}")
             _write_private(staging / "keys" / f"{node}.key", seed.hex())
             directory[node] = NodeKey(seed).public_key.hex()
-        passwords = {node: source.get(f"broker/{node}").hex()[:32] for node in names}
-        passwords[OBSERVER] = OBSERVER
+        # The observer can only read what is meant for everybody, so its password may be guessed.
+        passwords = {**create_passwords(names), OBSERVER: OBSERVER}
         _write_private(staging / "keys" / "broker.json", json.dumps(passwords))
         (staging / "alloc.json").write_bytes(alloc)
         (staging / "genesis.bin").write_bytes(encode(genesis))
         write_json(staging / "directory.json", directory)
         write_json(
             staging / "network.json",
-            {"format": FORMAT_VERSION, "network": genesis.network.hex(), "options": msgspec.to_builtins(options)},
+            {
+                "format": FORMAT_VERSION,
+                "network": genesis.network.hex(),
+                "options": msgspec.to_builtins(options),
+            },
         )
         staging.rename(root)
     except BaseException:
@@ -260,17 +285,28 @@ def open_network(root: Path) -> Network:
         genesis = decode((root / "genesis.bin").read_bytes(), Genesis, max_bytes=MAX_GENESIS_BYTES)
         directory = json.loads((root / "directory.json").read_text())
     except FileNotFoundError as error:
-        raise ConfigError(f"no network at {root}; try: shardyard up --name {root.name}") from error
+        raise _describe_missing(root) from error
     except (KeyError, ValueError, msgspec.ValidationError) as error:
         raise ConfigError(f"{root}: damaged network files ({error}); try: shardyard up --fresh") from error
     if genesis.network.hex() != stamp["network"]:
-        raise ConfigError(f"{root}: genesis.bin is not the one of network.json; try: shardyard up --fresh, or another --name")
+        raise ConfigError(
+            f"{root}: genesis.bin is not the one of network.json; try: shardyard up --fresh, or another --name"
+        )
     return Network(
         root=root,
         options=options,
         genesis=genesis,
         directory={NodeId(node): bytes.fromhex(key) for node, key in directory.items()},
     )
+
+
+def _describe_missing(root: Path) -> ConfigError:
+    if root.is_dir() and any(root.iterdir()):
+        return ConfigError(
+            f"{root} is in use, but not by a network of ours, and is left alone; "
+            "try: another --name, or another folder in SHARDYARD_HOME"
+        )
+    return NetworkMissingError(f"no network {root.name!r} at {root}; try: shardyard up --name {root.name}")
 
 
 def open_or_create(root: Path, options: Options, *, given: set[str]) -> Network:
@@ -290,6 +326,8 @@ def open_or_create(root: Path, options: Options, *, given: set[str]) -> Network:
                 f"try: --fresh to start it anew, or --name for another network beside it"
             )
     changeable = {
-        key: getattr(options, key) for key in Options.__struct_fields__ if key in given and key not in _FIXED_OPTIONS
+        key: getattr(options, key)
+        for key in Options.__struct_fields__
+        if key in given and key not in _FIXED_OPTIONS
     }
     return msgspec.structs.replace(network, options=msgspec.structs.replace(network.options, **changeable))

@@ -5,8 +5,8 @@ import sys
 
 import rich_click as click
 
-from node.cli.output import network_option, print_json, print_table, say
-from node.cli.root import EXIT_USAGE, CliError
+from node.cli.output import format_ether, network_option, print_json, print_table, say
+from node.cli.root import EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
 from node.cli.tx import send_and_report
 from node.cli.wallet import list_user_keys, resolve_account, resolve_address, sign_transaction, store_user_key
@@ -16,18 +16,14 @@ from node.network import parse_wei
 FAUCET_ACCOUNT = "9"
 
 
-def format_ether(wei: int) -> str:
-    """Return ``wei`` as ether, without trailing zeros."""
-    whole, rest = divmod(wei, 10**18)
-    return f"{whole}.{rest:018d}".rstrip("0").rstrip(".")
-
-
-@click.group(invoke_without_command=True)
+@click.group(cls=NamingGroup, invoke_without_command=True)
 @network_option
 @click.pass_context
 def accounts(ctx: click.Context, *, name: str, as_json: bool) -> int:
     """List the funded development accounts, or make a new key."""
     if ctx.invoked_subcommand is not None:
+        # `accounts --name x list` means what `accounts list --name x` does.
+        ctx.default_map = {ctx.invoked_subcommand: {"name": name, "as_json": as_json}}
         return 0
     return _list(name, as_json=as_json)
 
@@ -41,21 +37,30 @@ def list_accounts(*, name: str, as_json: bool) -> int:
 
 def _list(name: str, *, as_json: bool) -> int:
     session = Session(name)
-    rows = [(str(index), account.checksum_address, "0x" + account.private_key.hex()) for index, account in enumerate(DEV_ACCOUNTS)]
-    rows += [("-", address, "(key file)") for address in list_user_keys(session)]
     running = session.is_running()
     shards = range(session.shard_count if running else 0)
-    found = []
-    for number, address, key in rows:
-        balances = [int(session.get_client(shard).request("eth_getBalance", address, "latest"), 16) for shard in shards]
-        found.append({"number": number, "address": address, "private_key": key, "balances": balances})
+
+    def get_balances(address: str) -> list[int]:
+        clients = map(session.get_client, shards)
+        return [int(client.request("eth_getBalance", address, "latest"), 16) for client in clients]
+
+    known = [
+        (str(index), account.checksum_address, "0x" + account.private_key.hex())
+        for index, account in enumerate(DEV_ACCOUNTS)
+    ]
+    known += [("-", address, "(key file)") for address in list_user_keys(session)]
+    found = [(*entry, get_balances(entry[1])) for entry in known]
     if as_json:
-        print_json({"mnemonic": MNEMONIC, "accounts": [{**f, "balances": [str(b) for b in f["balances"]]} for f in found]})
+        listed = [
+            {"number": number, "address": address, "private_key": key, "balances": list(map(str, balances))}
+            for number, address, key, balances in found
+        ]
+        print_json({"mnemonic": MNEMONIC, "accounts": listed})
         return 0
     say(f"public development keys of {MNEMONIC!r}: never send real value to them")
     print_table(
         ("#", "Address", "Private key", *(f"Shard {shard} (ether)" for shard in shards)),
-        [(f["number"], f["address"], f["private_key"], *map(format_ether, f["balances"])) for f in found],
+        [(number, address, key, *map(format_ether, balances)) for number, address, key, balances in found],
     )
     if not running:
         say(f"the network is not running, so no balances; try: shardyard up --name {name}")
@@ -74,7 +79,9 @@ def new(*, name: str, as_json: bool) -> int:
 @network_option
 def import_key(*, name: str, as_json: bool) -> int:
     """Store a private key read from standard input (never from the command line, where others can see it)."""
-    text = (click.prompt("private key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    text = (
+        click.prompt("private key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
+    ).strip()
     try:
         key = bytes.fromhex(text.removeprefix("0x"))
     except ValueError:
@@ -104,7 +111,13 @@ def show(*, account: str, name: str, as_json: bool) -> int:
     for shard in range(session.shard_count):
         client = session.get_client(shard)
         balance = int(client.request("eth_getBalance", address, "latest"), 16)
-        rows.append((shard, format_ether(balance), int(client.request("eth_getTransactionCount", address, "latest"), 16)))
+        rows.append(
+            (
+                shard,
+                format_ether(balance),
+                int(client.request("eth_getTransactionCount", address, "latest"), 16),
+            )
+        )
     if as_json:
         print_json({"address": address, "shards": [{"shard": s, "ether": b, "nonce": n} for s, b, n in rows]})
         return 0

@@ -5,13 +5,13 @@ import time
 import rich_click as click
 
 from node.cli.output import network_option, print_json, print_table, say
-from node.cli.root import EXIT_FAILURE, CliError
+from node.cli.root import EXIT_FAILURE, CliError, NamingGroup
 from node.cli.session import RpcClient, Session
 
 POLL_S = 0.1
 
 
-@click.group()
+@click.group(cls=NamingGroup)
 def block() -> None:
     """Show blocks."""
 

@@ -14,7 +14,7 @@ import rich_click as click
 
 from node.artifacts import list_artifact_names, load_artifact
 from node.cli.output import network_option, print_json, say
-from node.cli.root import EXIT_REJECTED, EXIT_USAGE, CliError
+from node.cli.root import EXIT_REJECTED, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
 from node.cli.tx import DEFAULT_TIMEOUT_S, send_and_wait
 from node.cli.wallet import encode_call, parse_address, resolve_account, sign_transaction
@@ -48,7 +48,9 @@ def _compile_vyper(path: Path) -> tuple[bytes, list[dict[str, Any]]]:
         raise CliError(f"{path}: the compiler was not done after {VYPER_TIMEOUT_S} s") from error
     if result.returncode != 0:
         if "No module named vyper" in result.stderr:
-            raise CliError("Vyper is not installed here; try: pip install vyper==0.4.3, or give a compiled JSON artifact")
+            raise CliError(
+                "Vyper is not installed here; try: pip install vyper==0.4.3, or give a compiled JSON artifact"
+            )
         raise CliError(f"{path} does not compile:\n{result.stderr.strip()[-2000:]}")
     lines = [line for line in result.stdout.splitlines() if line.strip()]
     return _decode_code(lines[0], str(path)), json.loads(lines[1])
@@ -61,7 +63,9 @@ def _read_artifact(path: Path, content: str) -> tuple[bytes, list[dict[str, Any]
         if isinstance(code, dict):  # Foundry
             code = code["object"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CliError(f"{path}: expected a compiler's JSON with abi and bytecode; try: forge build, or vyper -f bytecode") from error
+        raise CliError(
+            f"{path}: expected a compiler's JSON with abi and bytecode; try: forge build, or vyper -f bytecode"
+        ) from error
     return _decode_code(code, str(path)), found.get("abi", [])
 
 
@@ -71,7 +75,9 @@ def _decode_code(text: str, where: str) -> bytes:
     except ValueError:
         code = b""
     if not code:
-        raise CliError(f"{where}: expected init code as hexadecimal digits; try: a linked artifact", EXIT_USAGE)
+        raise CliError(
+            f"{where}: expected init code as hexadecimal digits; try: a linked artifact", EXIT_USAGE
+        )
     return code
 
 
@@ -82,7 +88,11 @@ def parse_value(kind: str, text: str) -> object:
             inner = kind[: kind.rindex("[")]
             return [parse_value(inner, str(item)) for item in json.loads(text)]
         if kind.startswith(("uint", "int")):
-            return int(text, 0) if text.lstrip("-").startswith("0x") or text.lstrip("-").isdigit() else parse_wei(text)
+            return (
+                int(text, 0)
+                if text.lstrip("-").startswith("0x") or text.lstrip("-").isdigit()
+                else parse_wei(text)
+            )
         if kind == "address":
             return parse_address(text)
         if kind == "bool":
@@ -106,18 +116,23 @@ def parse_signature(text: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     name, _, rest = text.partition("(")
     arguments, closing, results = rest.partition(")")
     if not name or not closing:
-        raise CliError(f'signature: got {text!r}, expected for example "balanceOf(address)(uint256)"', EXIT_USAGE)
+        raise CliError(
+            f'signature: got {text!r}, expected for example "balanceOf(address)(uint256)"', EXIT_USAGE
+        )
     return name, split_types(arguments), split_types(results.strip("()"))
 
 
 def encode_arguments(types: tuple[str, ...], arguments: tuple[str, ...], what: str) -> tuple[object, ...]:
     """Return the parsed arguments; raises ``CliError`` when their number is wrong."""
     if len(types) != len(arguments):
-        raise CliError(f"{what}: got {len(arguments)} arguments, expected {len(types)} ({', '.join(types) or 'none'})", EXIT_USAGE)
+        raise CliError(
+            f"{what}: got {len(arguments)} arguments, expected {len(types)} ({', '.join(types) or 'none'})",
+            EXIT_USAGE,
+        )
     return tuple(parse_value(kind, text) for kind, text in zip(types, arguments, strict=True))
 
 
-@click.group()
+@click.group(cls=NamingGroup)
 def contract() -> None:
     """Deploy, call and send to contracts."""
 
@@ -126,16 +141,22 @@ def contract() -> None:
 @click.argument("source")
 @click.argument("arguments", nargs=-1)
 @click.option("--shard", default="0", show_default=True, help="Shard, or all.")
-@click.option("--from", "sender", default="0", show_default=True, help="Development account number or address.")
+@click.option(
+    "--from", "sender", default="0", show_default=True, help="Development account number or address."
+)
 @click.option("--value", default="0", help="Ether sent along.")
 @network_option
-def deploy(*, source: str, arguments: tuple[str, ...], shard: str, sender: str, value: str, name: str, as_json: bool) -> int:
+def deploy(
+    *, source: str, arguments: tuple[str, ...], shard: str, sender: str, value: str, name: str, as_json: bool
+) -> int:
     """Deploy SOURCE with its constructor's ARGUMENTS and wait until it is there."""
     session = Session(name)
     code, abi = load_contract(source)
-    constructor = next((entry for entry in abi if entry.get("type") == "constructor"), {"inputs": []})
+    constructor: dict[str, Any] = next(
+        (entry for entry in abi if entry.get("type") == "constructor"), {"inputs": []}
+    )
     types = tuple(item["type"] for item in constructor["inputs"])
-    from eth_abi import encode
+    from eth_abi.abi import encode
 
     data = code + encode(types, encode_arguments(types, arguments, f"constructor of {source}"))
     if shard != "all" and not shard.isdigit():
@@ -144,7 +165,12 @@ def deploy(*, source: str, arguments: tuple[str, ...], shard: str, sender: str, 
     for number in range(session.shard_count) if shard == "all" else [int(shard)]:
         client = session.get_client(number)
         raw = sign_transaction(
-            client, shard=number, sender=resolve_account(session, sender), to=None, value=parse_wei(value), data=data
+            client,
+            shard=number,
+            sender=resolve_account(session, sender),
+            to=None,
+            value=parse_wei(value),
+            data=data,
         )
         tx_hash, receipt = send_and_wait(client, raw, DEFAULT_TIMEOUT_S)
         if receipt["status"] != "0x1":
@@ -152,7 +178,9 @@ def deploy(*, source: str, arguments: tuple[str, ...], shard: str, sender: str, 
         deployed.append({"shard": number, "address": receipt["contractAddress"], "transaction": tx_hash})
         if not as_json:
             click.echo(receipt["contractAddress"])
-            say(f"deployed on shard {number} in block {int(receipt['blockNumber'], 16)}, {int(receipt['gasUsed'], 16):,} gas")
+            say(
+                f"deployed on shard {number} in block {int(receipt['blockNumber'], 16)}, {int(receipt['gasUsed'], 16):,} gas"
+            )
     if as_json:
         print_json({"deployed": deployed})
     return 0
@@ -163,21 +191,32 @@ def deploy(*, source: str, arguments: tuple[str, ...], shard: str, sender: str, 
 @click.argument("signature")
 @click.argument("arguments", nargs=-1)
 @click.option("--shard", default=0, show_default=True, help="Shard of the contract.")
-@click.option("--at", "block", default="latest", show_default=True, help="latest, finalized, pending or a height.")
+@click.option(
+    "--at", "block", default="latest", show_default=True, help="latest, finalized, pending or a height."
+)
 @network_option
 def call(
-    *, address: str, signature: str, arguments: tuple[str, ...], shard: int, block: str, name: str, as_json: bool
+    *,
+    address: str,
+    signature: str,
+    arguments: tuple[str, ...],
+    shard: int,
+    block: str,
+    name: str,
+    as_json: bool,
 ) -> int:
     """Call SIGNATURE, for example "balanceOf(address)(uint256)", without sending anything."""
     client = Session(name).get_client(shard)
     method, types, results = parse_signature(signature)
     data = encode_call(method, types, encode_arguments(types, arguments, method))
     at = hex(int(block)) if block.isdigit() else block
-    output = bytes.fromhex(client.request("eth_call", {"to": parse_address(address), "data": "0x" + data.hex()}, at)[2:])
+    output = bytes.fromhex(
+        client.request("eth_call", {"to": parse_address(address), "data": "0x" + data.hex()}, at)[2:]
+    )
     if not results:
         values: list[Any] = ["0x" + output.hex()]
     else:
-        from eth_abi import decode
+        from eth_abi.abi import decode
         from eth_abi.exceptions import DecodingError
 
         try:
@@ -199,11 +238,21 @@ def call(
 @click.argument("signature")
 @click.argument("arguments", nargs=-1)
 @click.option("--shard", default=0, show_default=True, help="Shard of the contract.")
-@click.option("--from", "sender", default="0", show_default=True, help="Development account number or address.")
+@click.option(
+    "--from", "sender", default="0", show_default=True, help="Development account number or address."
+)
 @click.option("--value", default="0", help="Ether sent along.")
 @network_option
 def send(
-    *, address: str, signature: str, arguments: tuple[str, ...], shard: int, sender: str, value: str, name: str, as_json: bool
+    *,
+    address: str,
+    signature: str,
+    arguments: tuple[str, ...],
+    shard: int,
+    sender: str,
+    value: str,
+    name: str,
+    as_json: bool,
 ) -> int:
     """Send a transaction that calls SIGNATURE, and wait for it."""
     session = Session(name)
@@ -224,5 +273,7 @@ def send(
     else:
         click.echo(tx_hash)
         state = "succeeded" if receipt["status"] == "0x1" else "reverted"
-        say(f"{state} in block {int(receipt['blockNumber'], 16)} of shard {shard}, {int(receipt['gasUsed'], 16):,} gas")
+        say(
+            f"{state} in block {int(receipt['blockNumber'], 16)} of shard {shard}, {int(receipt['gasUsed'], 16):,} gas"
+        )
     return 0 if receipt["status"] == "0x1" else EXIT_REJECTED

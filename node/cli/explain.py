@@ -5,9 +5,8 @@ from typing import Any
 
 import rich_click as click
 
-from node.cli.accounts import format_ether
 from node.cli.journey import Hop, Journey, trace_journey
-from node.cli.output import network_option, print_json, say
+from node.cli.output import format_ether, network_option, print_json, say
 from node.cli.root import EXIT_REJECTED
 from node.cli.session import Session
 from node.cli.tx import find_shard
@@ -33,7 +32,12 @@ def explain(*, tx_hash: str, name: str, as_json: bool) -> int:
     transaction = client.request("eth_getTransactionByHash", tx_hash)
     if as_json:
         print_json(
-            {"transaction": transaction, "receipt": receipt, "finality": journey.transaction, "hops": journey.to_json()}
+            {
+                "transaction": transaction,
+                "receipt": receipt,
+                "finality": journey.transaction,
+                "hops": journey.to_json(),
+            }
         )
         return 0
     for line in tell(shard, transaction, receipt, journey):
@@ -44,11 +48,15 @@ def explain(*, tx_hash: str, name: str, as_json: bool) -> int:
     return 0 if receipt["status"] == "0x1" else EXIT_REJECTED
 
 
-def tell(shard: int, transaction: dict[str, Any], receipt: dict[str, Any] | None, journey: Journey) -> list[str]:
+def tell(
+    shard: int, transaction: dict[str, Any], receipt: dict[str, Any] | None, journey: Journey
+) -> list[str]:
     """Return the story, a line per step."""
     value = format_ether(int(transaction["value"], 16))
     to = transaction["to"] or "a new contract"
-    lines = [f"{transaction['from']} sent {value} ether to {to} on shard {shard} (nonce {int(transaction['nonce'], 16)})."]
+    lines = [
+        f"{transaction['from']} sent {value} ether to {to} on shard {shard} (nonce {int(transaction['nonce'], 16)})."
+    ]
     if receipt is None:
         return [*lines, "It waits in the mempool: no block has it yet."]
     lines.append(_tell_outcome(shard, receipt, journey))
@@ -58,19 +66,31 @@ def tell(shard: int, transaction: dict[str, Any], receipt: dict[str, Any] | None
     if journey.hops:
         if journey.is_done:
             end_ms = max(hop.delivered["timestampMs"] for hop in journey.hops if hop.delivered)
-            lines.append(f"Everything is done and beacon-final; the last effect came {_seconds(end_ms - start_ms)} after the start.")
+            lines.append(
+                f"Everything is done and beacon-final; the last effect came {_seconds(end_ms - start_ms)} after the start."
+            )
         else:
-            lines.append("It is not over yet: messages are still on their way. Nothing on the way can be lost.")
+            lines.append(
+                "It is not over yet: messages are still on their way. Nothing on the way can be lost."
+            )
     return lines
 
 
 def _tell_outcome(shard: int, receipt: dict[str, Any], journey: Journey) -> str:
-    word = "It succeeded" if receipt["status"] == "0x1" else "It was reverted: nothing changed but the fee was paid"
+    word = (
+        "It succeeded"
+        if receipt["status"] == "0x1"
+        else "It was reverted: nothing changed but the fee was paid"
+    )
     fee = int(receipt["gasUsed"], 16) * int(receipt["effectiveGasPrice"], 16)
     finality = journey.transaction or {}
     stamp = finality.get("timestampMs")
     when = time.strftime(" at %H:%M:%S UTC", time.gmtime(stamp / 1000)) if stamp else ""
-    known = "; the beacon has it, so it stays for ever" if finality.get("stage") == "beacon-final" else "; the beacon has it soon"
+    known = (
+        "; the beacon has it, so it stays for ever"
+        if finality.get("stage") == "beacon-final"
+        else "; the beacon has it soon"
+    )
     line = (
         f"{word}, in block {int(receipt['blockNumber'], 16)} of shard {shard}{when}, "
         f"{int(receipt['gasUsed'], 16):,} gas for {format_ether(fee)} ether{known}."
@@ -83,21 +103,23 @@ def _tell_outcome(shard: int, receipt: dict[str, Any], journey: Journey) -> str:
 def _tell_hop(hop: Hop, start_ms: int) -> list[str]:
     indent = "  " * (hop.depth + 1)
     ether = f" carrying {format_ether(hop.value)} ether" if hop.value else ""
-    lines = [f"{indent}{hop.id[:14]}…: {_KIND_WORDS.get(hop.kind, hop.kind)} {hop.target} on shard {hop.dst}, from shard {hop.src}{ether}."]
+    words = _KIND_WORDS.get(hop.kind, hop.kind)
+    lines = [f"{indent}{hop.id[:14]}…: {words} {hop.target} on shard {hop.dst}, from shard {hop.src}{ether}."]
     if hop.emitted is not None:
-        lines.append(
-            f"{indent}  +{_seconds(hop.emitted['timestampMs'] - start_ms)}: emitted in block {hop.emitted['blockNumber']} of shard {hop.src}"
-        )
-        if hop.delivered is None:
-            where = "the beacon has ordered it; its destination will take it next" if hop.emitted["beaconFinal"] else "waits for the beacon"
-            return [*lines, f"{indent}  {where}"]
+        after = _seconds(hop.emitted["timestampMs"] - start_ms)
+        block = f"block {hop.emitted['blockNumber']} of shard {hop.src}"
+        lines.append(f"{indent}  +{after}: emitted in {block}")
     if hop.delivered is not None:
+        after = _seconds(hop.delivered["timestampMs"] - start_ms)
         word = "executed" if hop.delivered["status"] else "failed there and was rolled back"
         gas = int(hop.delivered["gasUsed"], 16)
-        lines.append(
-            f"{indent}  +{_seconds(hop.delivered['timestampMs'] - start_ms)}: {word} in block {hop.delivered['blockNumber']} "
-            f"of shard {hop.dst}, {gas:,} gas" + (", beacon-final" if hop.delivered["beaconFinal"] else "")
-        )
+        final = ", beacon-final" if hop.delivered["beaconFinal"] else ""
+        block = f"block {hop.delivered['blockNumber']} of shard {hop.dst}"
+        lines.append(f"{indent}  +{after}: {word} in {block}, {gas:,} gas{final}")
+    elif hop.emitted is not None and hop.emitted["beaconFinal"]:
+        lines.append(f"{indent}  the beacon has ordered it; shard {hop.dst} takes it next")
+    else:
+        lines.append(f"{indent}  it waits for the beacon")
     return lines
 
 

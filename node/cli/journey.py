@@ -103,7 +103,9 @@ class Journey(msgspec.Struct, frozen=True):
     @property
     def is_successful(self) -> bool:
         """Whether the transaction succeeded and nothing bounced."""
-        return bool(self.transaction and self.transaction.get("status")) and all(hop.kind != "BOUNCE" for hop in self.hops)
+        return bool(self.transaction and self.transaction.get("status")) and all(
+            hop.kind != "BOUNCE" for hop in self.hops
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the hops as plain values."""

@@ -1,8 +1,10 @@
 """``up``, ``down``, ``status``, ``logs``, ``reset``, ``env``, ``version``: a network as a whole."""
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,32 +17,55 @@ import msgspec
 import rich_click as click
 
 from node.cli.output import json_option, network_option, print_json, print_table, say
-from node.cli.root import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_RUNNING, CliError
+from node.cli.root import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_USAGE, CliError
 from node.cli.session import Session
-from node.config import Options, get_home, resolve_options
+from node.config import Options, check_name, get_home, resolve_options
 from node.control import ControlError, ask
-from node.network import Network, open_network, open_or_create
-from shardyard.errors import ShardyardError
+from node.launcher.lock import is_held
+from node.network import Network, open_or_create
 
 DETACH_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 15.0
 
 
 @click.command()
-@click.option("--name", envvar="SHARDYARD_NAME", default=None, help="Network; several may run beside each other.")
+@click.option("--name", default=None, help="Network; several may run beside each other.  [default: dev]")
 @click.option("-s", "--shards", type=int, default=None, help="Number of shards.  [default: 4]")
-@click.option("-n", "--nodes-per-shard", type=int, default=None, help="Replicas (processes) per shard.  [default: 1]")
+@click.option(
+    "-n", "--nodes-per-shard", type=int, default=None, help="Replicas (processes) per shard.  [default: 1]"
+)
 @click.option("--validators", type=int, default=None, help="Validators per shard.  [default: 4]")
 @click.option("--preset", default=None, help="Protocol numbers: devnet, test or bench.  [default: devnet]")
 @click.option("--block-time", "block_time_ms", default=None, help="Block time, for example 1s or 250ms.")
 @click.option("--broker", default=None, help="auto, embedded, mosquitto or an mqtt:// URL.  [default: auto]")
-@click.option("--port-base", type=int, default=None, help="JSON-RPC port of shard 0; 0 picks free ports.  [default: 8545]")
+@click.option(
+    "--port-base",
+    type=int,
+    default=None,
+    help="JSON-RPC port of shard 0; 0 picks free ports.  [default: 8545]",
+)
 @click.option("--broker-port", type=int, default=None, help="Port of the embedded broker.  [default: 18545]")
-@click.option("--executors", type=int, default=None, help="Executor threads per shard; 0 shares the cores.  [default: 0]")
-@click.option("--sync-mempool/--no-sync-mempool", default=None, help="Answer only after an fsync (survives power loss).")
+@click.option(
+    "--executors",
+    type=int,
+    default=None,
+    help="Executor threads per shard; 0 shares the cores.  [default: 0]",
+)
+@click.option(
+    "--sync-mempool/--no-sync-mempool", default=None, help="Answer only after an fsync (survives power loss)."
+)
 @click.option("--seed", type=int, default=None, help="Derive all keys from this number, so that runs repeat.")
-@click.option("--balance", default=None, help="Ether of each development account per shard.  [default: 10000ether]")
-@click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), default=None, help="TOML file of options.")
+@click.option(
+    "--balance", default=None, help="Ether of each development account per shard.  [default: 10000ether]"
+)
+@click.option(
+    "-c",
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="TOML file of options.",
+)
 @click.option("--fresh", is_flag=True, help="Delete the network first and start anew.")
 @click.option("-d", "--detach", is_flag=True, help="Return when the network is ready and leave it running.")
 @json_option
@@ -111,25 +136,35 @@ def _start_detached(network: Network, started: float, *, as_json: bool) -> int:
             start_new_session=True,
         )
     deadline = started + DETACH_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            if asyncio.run(ask(network.get_control_path("launcher"), "ping")) == {"pid": process.pid, "ready": True}:
-                break
-        except ControlError:
-            pass
+    while not _is_ready(network, process.pid):
         if (code := process.poll()) is not None:
-            words = log_path.read_bytes()[position:].decode(errors="replace").strip()
-            is_conflict = "PortInUseError" in words or "NetworkBusyError" in words
-            text = words.rpartition("Error: ")[2] or f"the launcher ended with status {code}"
-            raise CliError(text, EXIT_CONFLICT if is_conflict else EXIT_FAILURE)
+            raise _describe_end(log_path.read_bytes()[position:].decode(errors="replace"), code)
+        if time.monotonic() > deadline:
+            process.terminate()
+            raise CliError(
+                f"the network was not ready within {DETACH_TIMEOUT_S:.0f} s and was stopped; "
+                f"try: shardyard logs launcher{_name_flag(network.options.name)}"
+            )
         time.sleep(0.03)
-    else:
-        process.terminate()
-        raise CliError(f"the network was not ready within {DETACH_TIMEOUT_S:.0f} s; try: shardyard logs launcher")
     if not as_json:
         say(f"ready after {time.monotonic() - started:.2f} s (launcher pid {process.pid})")
     _print_ready(network, as_json=as_json, is_foreground=False)
     return 0
+
+
+def _is_ready(network: Network, pid: int) -> bool:
+    try:
+        answer = asyncio.run(ask(network.get_control_path("launcher"), "ping"))
+    except ControlError:
+        return False
+    return bool(answer == {"pid": pid, "ready": True})
+
+
+def _describe_end(words: str, code: int) -> CliError:
+    """Return why the launcher ended: it writes ``<kind>Error: <words>`` last, and its status says what kind."""
+    found = re.search(r"^\w+Error: ([\s\S]*)", words, re.MULTILINE)
+    text = found[1].strip() if found else f"the launcher ended with status {code}: {words.strip()[-500:]}"
+    return CliError(text, code if code in {EXIT_USAGE, EXIT_CONFLICT} else EXIT_FAILURE)
 
 
 def _print_ready(network: Network, *, as_json: bool, is_foreground: bool) -> None:
@@ -143,9 +178,13 @@ def _print_ready(network: Network, *, as_json: bool, is_foreground: bool) -> Non
     from node.dev_accounts import DEV_ACCOUNTS, MNEMONIC
 
     broker = endpoints["broker"]
-    say(f"broker {broker['kind']} at {broker['url']}; watch with: mosquitto_sub -L "
-        f"{broker['url'].replace('://', '://observer:observer@')}/{broker['watch_topics'].replace('#', '%23')}")
-    say(f"{len(DEV_ACCOUNTS)} funded accounts on every shard (public keys of {MNEMONIC!r}, never use them elsewhere):")
+    say(
+        f"broker {broker['kind']} at {broker['url']}; watch with: mosquitto_sub -L "
+        f"{broker['url'].replace('://', '://observer:observer@')}/{broker['watch_topics'].replace('#', '%23')}"
+    )
+    say(
+        f"{len(DEV_ACCOUNTS)} funded accounts on every shard (public keys of {MNEMONIC!r}, never use them elsewhere):"
+    )
     say(f"  {DEV_ACCOUNTS[0].checksum_address}  … all: shardyard accounts")
     say("next: shardyard tx xsend --src 0 --dst 1 --value 1ether --wait" + _name_flag(network.options.name))
     if is_foreground:
@@ -170,20 +209,29 @@ def collect_status(session: Session) -> dict[str, Any]:
         beacon = session.ask_node("beacon-0", "status")
     except (CliError, ControlError) as error:
         beacon = {"error": str(error)}
-    return {"name": session.name, "root": str(session.root), "beacon": beacon, "shards": shards, "nodes": nodes}
+    return {
+        "name": session.name,
+        "root": str(session.root),
+        "beacon": beacon,
+        "shards": shards,
+        "nodes": nodes,
+    }
 
 
 def _print_shards(session: Session) -> None:
     rows = []
     for endpoint in session.endpoints["shards"]:
-        client = session.get_client(endpoint["shard"])
-        try:
-            head = int(client.request("eth_blockNumber"), 16)
+        heads = ("-", "-")
+        with contextlib.suppress(CliError):
+            client = session.get_client(endpoint["shard"])
             final = client.request("eth_getBlockByNumber", "finalized", False)
-            final_height = int(final["number"], 16) if final else 0
-        except CliError:
-            head, final_height = "-", "-"
-        rows.append((endpoint["shard"], endpoint["chain_id"], endpoint["rpc"], len(endpoint["nodes"]), head, final_height))
+            heads = (
+                str(int(client.request("eth_blockNumber"), 16)),
+                str(int(final["number"], 16) if final else 0),
+            )
+        rows.append(
+            (endpoint["shard"], endpoint["chain_id"], endpoint["rpc"], len(endpoint["nodes"]), *heads)
+        )
     print_table(("Shard", "Chain ID", "JSON-RPC", "Nodes", "Head", "Finalized"), rows)
 
 
@@ -205,7 +253,10 @@ def status(*, name: str, as_json: bool) -> int:
         say(f"beacon height {beacon['height']} slot {beacon['slot']}, supply {supply}")
     print_table(
         ("Node", "Pid", "Restarts", "Memory"),
-        [(n["node"], n["pid"] or "stopped", n["restarts"], describe_memory(n["pid"])) for n in found["nodes"]],
+        [
+            (n["node"], n["pid"] or "stopped", n["restarts"], describe_memory(n["pid"]))
+            for n in found["nodes"]
+        ],
     )
     return 0
 
@@ -226,10 +277,13 @@ def down(*, name: str, as_json: bool) -> int:
     session = Session(name)
     session.ask_launcher("stop")
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while session.is_running() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if session.is_running():
-        raise CliError(f"the launcher is still there after {STOP_TIMEOUT_S:.0f} s; try: shardyard logs launcher")
+    while is_held(session.root):
+        if time.monotonic() > deadline:
+            raise CliError(
+                f"the launcher is still there after {STOP_TIMEOUT_S:.0f} s; "
+                f"try: shardyard logs launcher{session.name_flag}"
+            )
+        time.sleep(0.03)
     if as_json:
         print_json({"name": name, "stopped": True})
     else:
@@ -238,22 +292,19 @@ def down(*, name: str, as_json: bool) -> int:
 
 
 def delete_network(root: Path) -> None:
-    """Delete a network that is not running; raises ``CliError`` when it is."""
+    """Delete a network that is not running; raises ``CliError`` when it is, or when ``root`` is something else."""
     if not root.exists():
         return
-    try:
-        network = open_network(root)
-    except ShardyardError:
-        network = None
-    if network is not None:
-        try:
-            asyncio.run(ask(network.get_control_path("launcher"), "ping"))
-        except ControlError:
-            pass
-        else:
-            raise CliError(f"network {root.name!r} is running; try: shardyard down --name {root.name}", EXIT_CONFLICT)
-    elif any(root.iterdir()) and not (root / "network.json").exists():
-        raise CliError(f"{root} is not a network and is left alone; try: delete it by hand, or another --name")
+    if not (root / "network.json").exists():
+        if any(root.iterdir()):
+            raise CliError(
+                f"{root} is in use, but not by a network of ours, and is left alone; "
+                "try: another --name, or another folder in SHARDYARD_HOME"
+            )
+    elif is_held(root):
+        raise CliError(
+            f"network {root.name!r} is running; try: shardyard down --name {root.name}", EXIT_CONFLICT
+        )
     shutil.rmtree(root)
 
 
@@ -262,6 +313,7 @@ def delete_network(root: Path) -> None:
 @network_option
 def reset(*, name: str, as_json: bool, yes: bool) -> int:
     """Delete a stopped network: keys, chains, logs."""
+    check_name(name)
     root = get_home() / name
     if not root.exists():
         raise CliError(f"no network at {root}; try: shardyard up --name {name}", EXIT_NOT_RUNNING)
@@ -287,8 +339,12 @@ def logs(*, node: str | None, follow: bool, lines: int, name: str, as_json: bool
     if node is not None:
         paths = [path for path in paths if path.stem == node]
         if not paths:
-            known = ", ".join(path.stem for path in sorted((session.root / "logs").glob("*.log"))) or "none yet"
-            raise CliError(f"node: got {node!r}, expected one with a log: {known}; try: shardyard node list --name {name}")
+            known = (
+                ", ".join(path.stem for path in sorted((session.root / "logs").glob("*.log"))) or "none yet"
+            )
+            raise CliError(
+                f"node: got {node!r}, expected one with a log: {known}; try: shardyard node list --name {name}"
+            )
     tails = {path: path.read_bytes().splitlines()[-lines:] for path in paths}
     sizes = {path: path.stat().st_size for path in paths}
     for path, tail in tails.items():

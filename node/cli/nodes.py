@@ -4,11 +4,11 @@ import rich_click as click
 
 from node.cli.network import describe_memory
 from node.cli.output import network_option, print_json, print_table, say
-from node.cli.root import CliError
+from node.cli.root import CliError, NamingGroup
 from node.cli.session import Session
 
 
-@click.group()
+@click.group(cls=NamingGroup)
 def node() -> None:
     """List nodes; stop, start, kill and restart them."""
 
@@ -45,7 +45,9 @@ def show(*, node_id: str, name: str, as_json: bool) -> int:
     session = Session(name)
     known = [str(found["node"]) for found in session.ask_launcher("nodes")]
     if node_id not in known:
-        raise CliError(f"node: got {node_id!r}, expected one of {', '.join(known)}; try: shardyard node list --name {name}")
+        raise CliError(
+            f"node: got {node_id!r}, expected one of {', '.join(known)}; try: shardyard node list --name {name}"
+        )
     found = session.ask_node(node_id, "status")
     if as_json:
         print_json(found)
@@ -67,7 +69,17 @@ def _register(command: str, method: str, done: str, text: str) -> None:
         return 0
 
 
-_register("stop", "stop-node", "stopped; it stays down until `shardyard node start`", "Stop NODE_ID and keep it stopped.")
+_register(
+    "stop",
+    "stop-node",
+    "stopped; it stays down until `shardyard node start`",
+    "Stop NODE_ID and keep it stopped.",
+)
 _register("start", "start-node", "started", "Start a stopped NODE_ID.")
-_register("kill", "kill", "killed with SIGKILL; the launcher starts it again", "SIGKILL NODE_ID; it is started again.")
+_register(
+    "kill",
+    "kill",
+    "killed with SIGKILL; the launcher starts it again",
+    "SIGKILL NODE_ID; it is started again.",
+)
 _register("restart", "restart-node", "restarted", "Stop NODE_ID in order and start it again.")

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
+from node.config import get_default_name
+
 SCHEMA_VERSION = 1
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -14,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def network_option(function: F) -> F:
     """Add ``--name`` and ``--json``, which every command of a network has."""
-    function = click.option("--name", envvar="SHARDYARD_NAME", default="dev", show_default=True, help="Network.")(function)
+    function = click.option("--name", default=get_default_name, show_default="dev", help="Network.")(function)
     return json_option(function)
 
 
@@ -25,7 +27,11 @@ def json_option(function: F) -> F:
 
 def print_json(value: object) -> None:
     """Print ``value`` as one JSON document with its schema version."""
-    document = {"schema": SCHEMA_VERSION, **value} if isinstance(value, dict) else {"schema": SCHEMA_VERSION, "items": value}
+    document = (
+        {"schema": SCHEMA_VERSION, **value}
+        if isinstance(value, dict)
+        else {"schema": SCHEMA_VERSION, "items": value}
+    )
     sys.stdout.write(json.dumps(document, default=_encode) + "\n")
 
 
@@ -33,6 +39,13 @@ def _encode(value: object) -> str:
     if isinstance(value, bytes):
         return "0x" + value.hex()
     return str(value)
+
+
+def format_ether(wei: int) -> str:
+    """Return ``wei`` as ether, without trailing zeros."""
+    sign = "-" if wei < 0 else ""
+    whole, rest = divmod(abs(wei), 10**18)
+    return sign + f"{whole}.{rest:018d}".rstrip("0").rstrip(".")
 
 
 def say(text: str) -> None:
@@ -55,7 +68,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
             table.add_row(*row)
         Console().print(table)
         return
-    widths = [max(len(column), *(len(row[index]) for row in texts), 0) for index, column in enumerate(columns)]
+    widths = [
+        max(len(column), *(len(row[index]) for row in texts), 0) for index, column in enumerate(columns)
+    ]
     for row in [list(columns), *texts]:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
@@ -66,7 +81,10 @@ def print_error(text: str, *, as_json: bool, code: int) -> None:
     if not remedy and "\ntry: " in message:
         message, _, remedy = message.partition("\ntry: ")
     if as_json:
-        document = {"schema": SCHEMA_VERSION, "error": {"code": code, "message": message, "try": remedy or None}}
+        document = {
+            "schema": SCHEMA_VERSION,
+            "error": {"code": code, "message": message, "try": remedy or None},
+        }
         sys.stderr.write(json.dumps(document) + "\n")
         return
     click.echo(f"error: {message}", err=True)

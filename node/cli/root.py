@@ -11,6 +11,7 @@ import sys
 from typing import Any, Final
 
 import rich_click as click
+from click.exceptions import Exit, NoArgsIsHelpError
 
 from node.cli.output import print_error
 from shardyard.errors import ConfigError, ShardyardError
@@ -60,37 +61,62 @@ class CliError(ShardyardError):
 class LazyGroup(click.RichGroup):
     """Lists its commands without importing them."""
 
+    _is_listing = False
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the table."""
         del ctx
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module of ``cmd_name``; while help is listed, a light stand-in will do."""
+        """Import the module of ``cmd_name``; while help is written, a light stand-in will do."""
+        del ctx
         if cmd_name not in COMMANDS:
             return None
         target, summary = COMMANDS[cmd_name]
-        if ctx.resilient_parsing or _is_listing(ctx):
-            return click.RichCommand(cmd_name, help=summary, short_help=summary)
+        if self._is_listing:
+            return click.RichCommand(name=cmd_name, help=summary, short_help=summary)
         module, _, attribute = target.partition(":")
         found: click.Command = getattr(importlib.import_module(module), attribute)
         return found
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Name the nearest command when ``args`` has none of ours."""
+    def format_help(self, ctx: click.RichContext, formatter: click.RichHelpFormatter) -> None:  # type: ignore[override]
+        """Write the help of the root from the table alone."""
+        self._is_listing = True
         try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            import difflib
+            super().format_help(ctx, formatter)
+        finally:
+            self._is_listing = False
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.4)
-            hint = f"shardyard {near[0]}" if near else "shardyard --help"
-            raise click.UsageError(f"unknown command {args[0]!r}; try: {hint}", ctx=ctx) from error
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command when ``args`` has none of ours."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(describe_unknown_command("shardyard", args[0], list(COMMANDS)), ctx=ctx)
+        return super().resolve_command(ctx, args)
 
 
-def _is_listing(ctx: click.Context) -> bool:
-    arguments = ctx.protected_args if hasattr(ctx, "protected_args") else []
-    return not arguments and not ctx.args
+class NamingGroup(click.RichGroup):
+    """A group of commands that names the nearest one when it is asked for one it does not have."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command when ``args`` has none of ours."""
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            known = list(self.commands)
+            raise click.UsageError(describe_unknown_command(ctx.command_path, args[0], known), ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+
+def describe_unknown_command(parent: str, got: str, known: list[str]) -> str:
+    """Return the words for a command that ``parent`` does not have."""
+    import difflib
+
+    near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
+    remedy = f"{parent} {near[0]}" if near else f"{parent} --help"
+    return f"unknown command {got!r}; try: {remedy}"
 
 
 @click.group(
@@ -105,16 +131,17 @@ def cli() -> None:
 def get_exit_code(error: ShardyardError) -> int:
     """Return the exit code for ``error``."""
     from node.control import ControlError
-    from node.launcher.launcher import NetworkBusyError
+    from node.launcher.lock import NetworkBusyError
     from node.launcher.ports import PortInUseError
+    from node.network import NetworkMissingError
 
     match error:
         case CliError():
             return error.exit_code
+        case ControlError() | NetworkMissingError():
+            return EXIT_NOT_RUNNING
         case ConfigError():
             return EXIT_USAGE
-        case ControlError():
-            return EXIT_NOT_RUNNING
         case PortInUseError() | NetworkBusyError():
             return EXIT_CONFLICT
         case _:
@@ -128,26 +155,39 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
+    if not arguments:
+        arguments = ["--help"]
     as_json = "--json" in arguments
+
+    def fail(code: int, text: str, remedy: str) -> int:
+        print_error(text if "try: " in text else f"{text}; try: {remedy}", as_json=as_json, code=code)
+        return code
+
     try:
         result: Any = cli.main(args=arguments, prog_name="shardyard", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+    except Exit as stop:
+        return int(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        print_error("interrupted", as_json=as_json, code=EXIT_INTERRUPTED)
-        return EXIT_INTERRUPTED
-    except click.ClickException as error:
-        text = error.format_message()
-        if "try:" not in text:
-            path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "shardyard"
-            text += f"; try: {path} --help"
-        print_error(text, as_json=as_json, code=EXIT_USAGE)
+        return fail(EXIT_INTERRUPTED, "interrupted", "the same again; nothing that was sent is lost")
+    except NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
         return EXIT_USAGE
+    except click.ClickException as error:
+        ctx = error.ctx if isinstance(error, click.UsageError) else None
+        path = ctx.command_path if ctx else "shardyard"
+        return fail(EXIT_USAGE, error.format_message(), f"{path} --help")
     except ShardyardError as error:
         code = get_exit_code(error)
-        print_error(str(error), as_json=as_json, code=code)
-        return code
+        helps = (
+            [word for word in arguments[:2] if not word.startswith("-")] if code == EXIT_USAGE else ["doctor"]
+        )
+        is_usage = code == EXIT_USAGE
+        return fail(code, str(error), " ".join(["shardyard", *helps[:1], *(["--help"] if is_usage else [])]))
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILURE
+    except OSError as error:
+        return fail(
+            EXIT_FAILURE, str(error), "check the disk and the rights of the folder, or another SHARDYARD_HOME"
+        )
     return result if isinstance(result, int) else 0

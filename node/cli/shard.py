@@ -2,12 +2,12 @@
 
 import rich_click as click
 
-from node.cli.accounts import format_ether
-from node.cli.output import network_option, print_json, print_table, say
+from node.cli.output import format_ether, network_option, print_json, print_table, say
+from node.cli.root import NamingGroup
 from node.cli.session import Session
 
 
-@click.group()
+@click.group(cls=NamingGroup)
 def shard() -> None:
     """List shards and the messages between them."""
 

@@ -11,7 +11,7 @@ import rich_click as click
 
 from node.cli.journey import Journey, trace_journey
 from node.cli.output import network_option, print_json, print_table, say
-from node.cli.root import EXIT_REJECTED, EXIT_TIMEOUT, EXIT_USAGE, CliError
+from node.cli.root import EXIT_REJECTED, EXIT_TIMEOUT, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import RpcClient, Session
 from node.cli.wallet import (
     GATEWAY_HEX,
@@ -95,7 +95,13 @@ def _wait_journey(
 
 
 def send_and_report(
-    session: Session, shard: int, raw: bytes, *, wait: Stage, as_json: bool, timeout_s: float = DEFAULT_TIMEOUT_S
+    session: Session,
+    shard: int,
+    raw: bytes,
+    *,
+    wait: Stage,
+    as_json: bool,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> int:
     """Send, wait for ``wait`` and print what came of it; returns the exit code."""
     client = session.get_client(shard)
@@ -111,35 +117,63 @@ def send_and_report(
 
 
 def _report(
-    session: Session, shard: int, tx_hash: str, *, wait: Stage, as_json: bool, timeout_s: float, started: float
+    session: Session,
+    shard: int,
+    tx_hash: str,
+    *,
+    wait: Stage,
+    as_json: bool,
+    timeout_s: float,
+    started: float,
 ) -> int:
     client = session.get_client(shard)
+
+    def tell(text: str) -> None:
+        if not as_json:
+            say(text)
+
+    def elapsed() -> str:
+        return f"after {time.monotonic() - started:.1f} s"
+
     receipt = wait_for_receipt(client, tx_hash, timeout_s)
     height = int(receipt["blockNumber"], 16)
     is_ok = receipt["status"] == "0x1"
     document: dict[str, Any] = {"transaction": tx_hash, "shard": shard, "receipt": receipt}
-    if not as_json:
-        word = "succeeded" if is_ok else "reverted"
-        say(f"{word} in block {height} of shard {shard} after {time.monotonic() - started:.1f} s, "
-            f"{int(receipt['gasUsed'], 16):,} gas")
+    word = "succeeded" if is_ok else "reverted"
+    tell(f"{word} in block {height} of shard {shard} {elapsed()}, {int(receipt['gasUsed'], 16):,} gas")
     if is_ok and wait == "cross":
         journey = wait_for_journey(session, shard, tx_hash, timeout_s)
         document["hops"] = journey.to_json()
-        if not as_json:
-            for hop in journey.hops:
-                say(f"  {hop.describe()}")
-            say(f"all messages done after {time.monotonic() - started:.1f} s")
+        for hop in journey.hops:
+            tell(f"  {hop.describe()}")
         is_ok = journey.is_successful
+        tell(
+            f"all messages done and beacon-final {elapsed()}"
+            + ("" if is_ok else ", but one failed and bounced")
+        )
     elif wait == "final":
         wait_until_final(client, height, tx_hash, timeout_s)
-        if not as_json:
-            say(f"beacon-final after {time.monotonic() - started:.1f} s")
+        tell(f"beacon-final {elapsed()}")
     if as_json:
         print_json(document)
+    if not is_ok:
+        tell(f"try: shardyard explain {tx_hash}{session.name_flag}")
     return 0 if is_ok else EXIT_REJECTED
 
 
-@click.group()
+def warn_of_gap(client: RpcClient, address: str, nonce: int | None) -> None:
+    """Say so when ``nonce`` leaves out numbers: the transaction is taken, but waits for those before it."""
+    if nonce is None:
+        return
+    expected = int(client.request("eth_getTransactionCount", address, "pending"), 16)
+    if nonce > expected:
+        say(
+            f"nonce gap: got {nonce}, the next is {expected}; this one waits until {expected}..{nonce - 1} are sent\n"
+            "try: without --nonce, which takes the next free one"
+        )
+
+
+@click.group(cls=NamingGroup)
 def tx() -> None:
     """Send transactions, also across shards, and follow them."""
 
@@ -153,7 +187,9 @@ def _choose_stage(*, wait: bool, final: bool, cross: bool) -> Stage:
 
 
 @tx.command()
-@click.option("--from", "sender", default="0", show_default=True, help="Development account number or address.")
+@click.option(
+    "--from", "sender", default="0", show_default=True, help="Development account number or address."
+)
 @click.option("--to", required=True, help="Address, or development account number.")
 @click.option("--value", default="0", show_default=True, help="Amount, for example 1ether.")
 @click.option("--data", default="0x", help="Call data.")
@@ -181,10 +217,12 @@ def send(
 ) -> int:
     """Send ether or call data on one shard."""
     session = Session(name)
+    client, account = session.get_client(shard), resolve_account(session, sender)
+    warn_of_gap(client, account[0], nonce)
     raw = sign_transaction(
-        session.get_client(shard),
+        client,
         shard=shard,
-        sender=resolve_account(session, sender),
+        sender=account,
         to=resolve_address(to),
         value=parse_wei(value),
         data=parse_data(data),
@@ -196,12 +234,20 @@ def send(
 
 
 @tx.command()
-@click.option("--from", "sender", default="0", show_default=True, help="Development account number or address.")
+@click.option(
+    "--from", "sender", default="0", show_default=True, help="Development account number or address."
+)
 @click.option("--src", default=0, show_default=True, help="Shard it starts from.")
 @click.option("--dst", required=True, type=int, help="Shard it goes to.")
-@click.option("--to", default=None, help="Address or development account number; the sender's own unless given.")
+@click.option(
+    "--to", default=None, help="Address or development account number; the sender's own unless given."
+)
 @click.option("--value", default="0", show_default=True, help="Amount that arrives, for example 1ether.")
-@click.option("--payload", default=None, help="Call data for receiveMessage of the contract --to; else a plain transfer.")
+@click.option(
+    "--payload",
+    default=None,
+    help="Call data for receiveMessage of the contract --to; else a plain transfer.",
+)
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every message is done.")
 @click.option("--timeout", "timeout_s", default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds to wait.")
 @network_option
@@ -223,7 +269,9 @@ def xsend(
     client = session.get_client(src)
     session.get_client(dst)
     if src == dst:
-        raise CliError(f"xsend: --src and --dst are both {src}; try: shardyard tx send --shard {src}", EXIT_USAGE)
+        raise CliError(
+            f"xsend: --src and --dst are both {src}; try: shardyard tx send --shard {src}", EXIT_USAGE
+        )
     account = resolve_account(session, sender)
     target = resolve_address(to) if to is not None else account[0]
     amount = parse_wei(value)
@@ -241,7 +289,9 @@ def _quote_message(client: RpcClient, dst: int) -> int:
     """Return the wei that a message with the gateway's default gas holds in escrow."""
     from node.cli.wallet import encode_call
 
-    data = encode_call("quote", ("uint256", "uint256", "uint256"), (dst, DEFAULT_MESSAGE_GAS, DEFAULT_REPLY_GAS))
+    data = encode_call(
+        "quote", ("uint256", "uint256", "uint256"), (dst, DEFAULT_MESSAGE_GAS, DEFAULT_REPLY_GAS)
+    )
     return int(client.request("eth_call", {"to": GATEWAY_HEX, "data": "0x" + data.hex()}, "latest"), 16)
 
 
@@ -253,7 +303,10 @@ DEFAULT_REPLY_GAS: Final = 100_000
 def find_shard(session: Session, tx_hash: str) -> int:
     """Return the shard that knows ``tx_hash``; raises ``CliError``."""
     if not tx_hash.startswith("0x") or len(tx_hash) != 66:
-        raise CliError(f"transaction: got {tx_hash!r}, expected 0x and 64 hexadecimal digits; try: shardyard tx send", EXIT_USAGE)
+        raise CliError(
+            f"transaction: got {tx_hash!r}, expected 0x and 64 hexadecimal digits; try: shardyard tx send",
+            EXIT_USAGE,
+        )
     for shard in range(session.shard_count):
         if session.get_client(shard).request("eth_getTransactionByHash", tx_hash) is not None:
             return shard
@@ -281,7 +334,13 @@ def status(*, tx_hash: str, name: str, as_json: bool) -> int:
     journey = trace_journey(session, shard, tx_hash)
     if as_json:
         print_json(
-            {"transaction": tx_hash, "shard": shard, "stage": stage, "receipt": receipt, "hops": journey.to_json()}
+            {
+                "transaction": tx_hash,
+                "shard": shard,
+                "stage": stage,
+                "receipt": receipt,
+                "hops": journey.to_json(),
+            }
         )
         return 0
     word = "succeeded" if receipt["status"] == "0x1" else "reverted"

@@ -130,9 +130,10 @@ def sign_transaction(
     nonce: int | None = None,
 ) -> bytes:
     """Return a signed EIP-1559 transaction for ``shard``, with gas, fees and nonce asked of the node unless given."""
-    from eth_account import Account
+    from eth_account import Account  # most of a second to import, so only where something is signed
 
     address, key = sender
+    client.sender = address
     call: dict[str, Any] = {"from": address, "value": hex(value), "data": "0x" + data.hex()}
     if to is not None:
         call["to"] = to

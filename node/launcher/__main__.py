@@ -8,8 +8,14 @@ from pathlib import Path
 import msgspec
 
 from node.launcher.launcher import run_foreground
+from node.launcher.lock import NetworkBusyError
+from node.launcher.ports import PortInUseError
 from node.network import open_network
 from shardyard.errors import ShardyardError
+
+EXIT_FAILURE = 1
+EXIT_CONFLICT = 7
+"""What the command line ends with when a port or the network itself is taken."""
 
 
 def main() -> int:
@@ -17,11 +23,13 @@ def main() -> int:
     try:
         network = open_network(Path(sys.argv[1]))
         changed = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-        network = msgspec.structs.replace(network, options=msgspec.structs.replace(network.options, **changed))
+        network = msgspec.structs.replace(
+            network, options=msgspec.structs.replace(network.options, **changed)
+        )
         asyncio.run(run_foreground(network, None, lambda: None))
     except ShardyardError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return EXIT_CONFLICT if isinstance(error, PortInUseError | NetworkBusyError) else EXIT_FAILURE
     return 0
 
 

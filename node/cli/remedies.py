@@ -1,0 +1,42 @@
+"""What to try after a node refused something: geth's words stay as they are, the way out is ours.
+
+Wallets parse geth's wording, so it is never changed; a person gets the next command to type behind it.
+"""
+
+import re
+from typing import Final
+
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
+
+
+def get_remedy(message: str, *, name: str, shard: int, sender: str = "") -> str:
+    """Return what to try when shard ``shard`` answered ``message``; the account in trouble is ``sender`` when known."""
+    found = _ADDRESS.search(message)
+    account = sender or (found[0] if found else "ADDRESS")
+    network = "" if name == "dev" else f" --name {name}"
+    for words, remedy in (
+        ("insufficient funds", f"shardyard faucet {account} 100ether --shard {shard}{network}"),
+        ("nonce too low", "the same without --nonce, which takes the next free one"),
+        ("nonce too high", "the same without --nonce, which takes the next free one"),
+        (
+            "already known",
+            f"shardyard tx wait HASH{network}   (the very same transaction is waiting already)",
+        ),
+        ("replacement transaction underpriced", "another --nonce, or wait until the first one is in a block"),
+        (
+            "transaction underpriced",
+            f"shardyard block latest --shard {shard}{network}   (shows the base fee)",
+        ),
+        ("account limit exceeded", "wait until some of the account's transactions are in blocks"),
+        ("txpool is full", "again in a moment: blocks empty the pool"),
+        ("intrinsic gas too low", "the same without --gas, which estimates it"),
+        ("exceeds block gas limit", "a smaller --gas"),
+        ("gas required exceeds", "a call that needs less gas, or none that reverts"),
+        ("out of gas", "the same without --gas, which estimates it"),
+        ("execution reverted", "other arguments; cast call --trace shows where it reverted"),
+        ("not found", f"shardyard block latest --shard {shard}{network}"),
+        ("too many requests", "again in a moment"),
+    ):
+        if words in message.lower():
+            return remedy
+    return f"shardyard status{network}"
