@@ -85,7 +85,7 @@ from shardyard.events import (
     TimerFired,
 )
 from shardyard.genesis import Genesis
-from shardyard.ids import BEACON, Hash32, Height, ShardId
+from shardyard.ids import BEACON, Hash32, Height, NodeId, ShardId
 from shardyard.messages import (
     BlockRequest,
     BlockResponse,
@@ -257,8 +257,8 @@ class ShardReplica:
             self._dispatch(event, now_ms)
             self._advance(now_ms)
         except RemoteProtocolError as error:
-            assert isinstance(event, MessageReceived), f"only peers' messages are refused, got {event!r}"
-            self._emit(build_refusal(self._shard, event.sender, error))
+            sender = event.sender if isinstance(event, MessageReceived) else NodeId("")
+            self._emit(build_refusal(self._shard, sender, error))
         effects, self._effects = self._effects, []
         return effects
 
