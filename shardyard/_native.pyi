@@ -7,6 +7,35 @@ The canonical codec is MessagePack: arrays for structs, shortest integers, `bin`
 from collections.abc import Sequence
 from typing import Literal, final
 
+__all__ = [
+    "BEACON",
+    "GATEWAY",
+    "Batch",
+    "BlockEnv",
+    "BlockResult",
+    "BlsError",
+    "BlsKeySet",
+    "CallResult",
+    "Core",
+    "CoreError",
+    "InvalidBlock",
+    "MissingState",
+    "UnknownParent",
+    "blake3",
+    "bls_aggregate",
+    "bls_prove_possession",
+    "bls_public_key",
+    "bls_secret_key",
+    "bls_sign",
+    "bls_sign_many",
+    "bls_verify_possession",
+    "keccak256",
+    "keccak256_many",
+    "merkle_proof",
+    "merkle_root",
+    "verify_merkle_proof",
+]
+
 BEACON: int
 GATEWAY: bytes
 

@@ -112,7 +112,8 @@ impl BlockEnv {
     #[pyo3(signature = (
         *, number, timestamp, gas_limit, base_fee, beneficiary, prevrandao, parent_hash, beacon_root, beacon_height,
         inbox_gas, link_base_fees = Vec::new()
-    ))]
+    ), text_signature = "(*, number, timestamp, gas_limit, base_fee, beneficiary, prevrandao, parent_hash, \
+        beacon_root, beacon_height, inbox_gas, link_base_fees=())")]
     #[expect(clippy::too_many_arguments, reason = "a block's environment, all by keyword")]
     fn new(
         number: u64,

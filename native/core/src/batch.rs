@@ -109,3 +109,43 @@ fn on_workers<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -
         _ => items.iter().map(work).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloy_primitives::{Address, Signature, TxKind, U256};
+
+    fn transaction(number: u64) -> Arc<Transaction> {
+        Arc::new(Transaction {
+            hash: U256::from(number).into(),
+            sender: Address::ZERO,
+            tx_type: 0,
+            chain_id: Some(1),
+            nonce: number,
+            gas_limit: 0,
+            max_fee: 0,
+            tip: None,
+            to: TxKind::Create,
+            value: U256::ZERO,
+            input: vec![0; 1000].into(),
+            access_list: Default::default(),
+            signature: Signature::new(U256::ZERO, U256::ZERO, false),
+        })
+    }
+
+    #[test]
+    fn the_cache_stays_within_two_generations_and_keeps_what_is_used() {
+        let mut cache = Cache::default();
+        let kept = transaction(0);
+        cache.insert(kept.clone());
+        for number in 1..400_000 {
+            cache.insert(transaction(number));
+            if number % 1000 == 0 {
+                assert!(cache.find(&kept.hash).is_some());
+            }
+        }
+        assert!(cache.young.len() <= GENERATION_ENTRIES && cache.old.len() <= GENERATION_ENTRIES);
+        assert!(cache.young_bytes <= GENERATION_BYTES);
+        assert!(cache.find(&U256::from(1).into()).is_none());
+    }
+}

@@ -342,3 +342,105 @@ impl View {
             .ok_or_else(|| CoreError::Internal("the sum of balances exceeds 256 bits".into()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(number: u8) -> Address {
+        Address::repeat_byte(number)
+    }
+
+    fn hash(number: u64) -> B256 {
+        U256::from(number).into()
+    }
+
+    fn balance(amount: u64) -> Option<Account> {
+        Some(Account { balance: U256::from(amount), ..Account::default() })
+    }
+
+    /// Block `number` sets account 1 to its number, and slot 0 of account 2 likewise.
+    fn extend(store: &Arc<Store>, parent: u64, number: u64) {
+        let mut changes = Changes::default();
+        changes.accounts.insert(address(1), balance(number));
+        changes.storage.entry(address(2)).or_default().insert(U256::ZERO, U256::from(number));
+        let overlay = Overlay {
+            parent: hash(parent),
+            height: number,
+            changes: Arc::new(changes),
+            accumulator: Arc::default(),
+            root: hash(1000 + number),
+        };
+        store.adopt(hash(number), overlay).expect("parent is held");
+    }
+
+    fn reads(view: &View) -> Result<(u64, u64)> {
+        let account = view.account(&address(1))?.unwrap_or_default();
+        Ok((account.balance.to(), view.slot(&address(2), &U256::ZERO)?.to()))
+    }
+
+    #[test]
+    fn a_view_keeps_its_state_while_the_base_moves_past_it() {
+        let store = Arc::new(Store::new(3));
+        store.set_base(hash(100), 0);
+        extend(&store, 100, 101);
+        extend(&store, 101, 102);
+        let views: Vec<View> = [100, 101, 102].iter().map(|at| store.view(&hash(*at)).expect("held")).collect();
+        for number in 101..=103 {
+            if number == 103 {
+                extend(&store, 102, 103);
+            }
+            store.finalise(&hash(number)).expect("held");
+            assert_eq!(reads(&views[0]), Ok((0, 0)));
+            assert_eq!(reads(&views[1]), Ok((101, 101)));
+            assert_eq!(reads(&views[2]), Ok((102, 102)));
+        }
+        assert_eq!(store.view(&hash(101)).and_then(|view| reads(&view)), Ok((101, 101)));
+        extend(&store, 103, 104);
+        store.finalise(&hash(104)).expect("held");
+        // Its base is out of the history by now, but both values lie in overlays of its own.
+        assert_eq!(reads(&views[2]), Ok((102, 102)));
+        assert!(matches!(reads(&views[0]), Err(CoreError::MissingState(_))));
+    }
+
+    #[test]
+    fn a_view_of_a_branch_that_lost_still_reads_its_own_values() {
+        let store = Arc::new(Store::new(8));
+        store.set_base(hash(100), 0);
+        extend(&store, 100, 101);
+        extend(&store, 100, 102);
+        let loser = store.view(&hash(102)).expect("held");
+        store.finalise(&hash(101)).expect("held");
+        assert_eq!(reads(&loser), Ok((102, 102)));
+        assert!(!store.has(&hash(102)));
+        assert_eq!(loser.account(&address(9)), Ok(None));
+    }
+
+    #[test]
+    fn replacing_the_state_ends_older_views_instead_of_changing_them() {
+        let store = Arc::new(Store::new(8));
+        store.set_base(hash(100), 0);
+        let view = store.view(&hash(100)).expect("held");
+        let mut changes = Changes::default();
+        changes.accounts.insert(address(1), balance(7));
+        store.replace(changes, 1);
+        assert!(matches!(reads(&view), Err(CoreError::MissingState(_))));
+    }
+
+    #[test]
+    fn folding_changes_one_by_one_commits_to_what_a_fresh_state_commits_to() {
+        let (stepwise, fresh) = (Arc::new(Store::new(8)), Arc::new(Store::new(8)));
+        stepwise.set_base(hash(0), 0);
+        for number in 1..20_u64 {
+            let mut changes = Changes::default();
+            let gone = number % 3 == 0;
+            let account = address((number % 5) as u8 + 1);
+            changes.accounts.insert(account, if gone { None } else { balance(number) });
+            let value = if gone { U256::ZERO } else { U256::from(number) };
+            changes.storage.entry(account).or_default().insert(U256::from(number % 4), value);
+            stepwise.apply(hash(number), number, &changes, 1);
+        }
+        let root = fresh.replace(stepwise.export(), 1);
+        assert_eq!(stepwise.view(&hash(19)).expect("held").root, root);
+    }
+}
