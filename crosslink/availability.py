@@ -3,14 +3,14 @@
 A submission is *open* until a final beacon block carries it, then *accepted* until all receipts in it are consumed by
 final crosslinks, then *history*, kept while a byte budget lasts for replicas that were away. Only checked submissions
 come in, so nobody but a shard's own committee can fill its share. Open ones that no vote rests on are at most
-``MAX_OPEN_PER_SHARD`` for each shard, the oldest giving way.
+``MAX_OPEN_PER_SHARD`` for each shard, the least useful giving way.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from crosslink.state import BeaconState
+from crosslink.state import BeaconState, CrosslinkFacts
 from crosslink.validity import CheckedSubmission
 from shardyard.crosslinks import Bundle, CrosslinkSubmission
 from shardyard.ids import Hash32, ShardId
@@ -48,6 +48,7 @@ class BodyStore:
         self._history: OrderedDict[Hash32, CheckedSubmission] = OrderedDict()
         self._history_bytes = 0
         self._logged: set[Hash32] = set()
+        self._wanted: set[Hash32] = set()
 
     def __contains__(self, crosslink: Hash32) -> bool:
         return self.get(crosslink) is not None
@@ -78,19 +79,45 @@ class BodyStore:
             children, key=lambda checked: (-checked.facts.crosslink.last_height, checked.facts.hash)
         )
 
-    def add(self, checked: CheckedSubmission) -> None:
-        """Hold ``checked`` as open; the oldest of its shard that no vote rests on gives way when they are too many."""
-        if checked.facts.hash in self:
+    def add(self, checked: CheckedSubmission, *, is_wanted: bool = False) -> None:
+        """Hold ``checked`` as open, within the bounds; one that is wanted by name passes by them.
+
+        Parent and congestion are signed by nobody, so one range of blocks has as many valid submissions as somebody cares
+        to send: one for each parent is enough.
+        """
+        facts = checked.facts
+        if facts.hash in self or (not is_wanted and self._has_twin(facts)):
             return
-        self._open[checked.facts.hash] = checked
-        shard = checked.facts.crosslink.shard
+        self._open[facts.hash] = checked
+        if is_wanted:
+            self._wanted.add(facts.hash)
+        self._shrink(facts.crosslink.shard)
+
+    def _has_twin(self, facts: CrosslinkFacts) -> bool:
+        crosslink = facts.crosslink
+        return any(
+            (held.facts.crosslink.parent, held.facts.crosslink.head_hash)
+            == (crosslink.parent, crosslink.head_hash)
+            for held in self._open.values()
+        )
+
+    def _shrink(self, shard: ShardId) -> None:
+        """Let the submission give way that begins furthest ahead, and of those the shortest: it is of least use."""
         loose = [
-            key
+            held
             for key, held in self._open.items()
-            if held.facts.crosslink.shard == shard and key not in self._logged
+            if held.facts.crosslink.shard == shard and key not in self._logged and key not in self._wanted
         ]
-        for key in loose[: max(0, len(loose) - MAX_OPEN_PER_SHARD)]:
-            del self._open[key]
+        if len(loose) > MAX_OPEN_PER_SHARD:
+            worst = max(
+                loose,
+                key=lambda held: (
+                    held.facts.crosslink.first_height,
+                    -held.facts.crosslink.last_height,
+                    held.facts.hash,
+                ),
+            )
+            del self._open[worst.facts.hash]
 
     def take_unlogged(self, crosslinks: Iterable[Hash32]) -> list[CrosslinkSubmission]:
         """Return those of ``crosslinks`` that are not in the log yet, and count them as logged from now on (S5)."""
@@ -122,6 +149,7 @@ class BodyStore:
         for key in stale:
             del self._open[key]
             self._logged.discard(key)
+        self._wanted &= self._open.keys()
 
     def _retire(self, checked: CheckedSubmission) -> None:
         self._history[checked.facts.hash] = checked

@@ -46,7 +46,7 @@ from shardyard.effects import (
     Send,
     SubmissionRecord,
 )
-from shardyard.errors import InvalidBlockError, LocalProtocolError, RemoteProtocolError
+from shardyard.errors import InvalidBlockError, InvalidCrosslinkError, LocalProtocolError, RemoteProtocolError
 from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
 from shardyard.genesis import Genesis
 from shardyard.ids import BEACON, Hash32, ShardId
@@ -335,7 +335,7 @@ class BeaconMachine:
         checked = check_submission(self._genesis, self._crypto, submission)
         if not is_wanted:
             self._verify_at_tip(checked)
-        self._bodies.add(checked)
+        self._bodies.add(checked, is_wanted=is_wanted)
         self._fetcher.on_received(key)
         return self._resume(now_ms)
 
@@ -349,9 +349,15 @@ class BeaconMachine:
     def _verify_at_tip(self, checked: CheckedSubmission) -> None:
         """Refuse now what no block on the tip could carry, unless it may only be early."""
         facts = checked.facts
+        crosslink = facts.crosslink
+        entry = self.state.shards[crosslink.shard]
+        if crosslink.first_height == entry.last_height + 1 and crosslink.parent != entry.crosslink:
+            raise InvalidCrosslinkError(
+                f"crosslink of shard {crosslink.shard}: its parent is not the final crosslink"
+            )
         tip = self.engine.notarized_tip
         state = self._ledger.get_state(tip)
-        if state is None or state.shards[facts.crosslink.shard].crosslink != facts.crosslink.parent:
+        if state is None or state.shards[crosslink.shard].crosslink != crosslink.parent:
             return
         try:
             verify_position(self._genesis, state, facts, self._ledger.build_find_ref(tip))

@@ -126,5 +126,6 @@ def test_pending_escrows_are_exactly_what_is_not_consumed(plan):
         for entry in world.state.shards:
             pending = list(iterate_pending(entry.inbox))
             assert len(pending) == entry.inbox.length - entry.inbox.position
+            assert all(batch.last_position > entry.inbox.position for batch in entry.inbox.batches)
             assert sum(escrow for escrow, _ in pending) == entry.inbox.in_flight
             assert get_available(entry.inbox, world.state.height) == entry.inbox.length

@@ -9,8 +9,9 @@ from crosslink.availability import MAX_OPEN_PER_SHARD
 from crosslink.ledger import build_beacon_ref
 from shardyard.blocks import BeaconContent, Block
 from shardyard.codec import decode, encode
+from shardyard.consensus.engine import RequestValidation
 from shardyard.crosslinks import BeaconBody, compute_crosslinks_root
-from shardyard.effects import Broadcast, Persist, SubmissionRecord
+from shardyard.effects import Broadcast, Notice, Persist, SubmissionRecord
 from shardyard.effects import Send as SendEffect
 from shardyard.events import Executed, MessageReceived, Signed, TimerFired
 from shardyard.ids import BEACON, ZERO_HASH
@@ -378,6 +379,8 @@ def test_i12_recovery_from_every_prefix_of_the_log_goes_on():
             lambda machine=replica.machine, goal=height + 3: machine.final_block.header.height >= goal
         )
         assert is_accepted(revived, submission)
+        logged = [record for record in replica.records if isinstance(record, SubmissionRecord)]
+        assert [record.submission for record in logged] == [submission], "bodies are logged once"
 
 
 def test_replica_that_was_away_catches_up_with_bodies():
@@ -395,6 +398,19 @@ def test_replica_that_was_away_catches_up_with_bodies():
     first, second = (replica.machine for replica in network.replicas.values())
     network.run(lambda: first.final_block.hash == second.final_block.hash)
     assert first.state == second.state
+
+
+def test_outputs_of_the_engine_keep_the_order_in_which_it_made_them(monkeypatch):
+    network, shards = build_network()
+    network.run_blocks(1)
+    machine = shards.machine
+    tip = machine.final_block
+    header = replace(tip.header, height=tip.header.height + 1, parent=tip.hash, content=tip.header.content)
+    request = RequestValidation(block=replace(tip, header=header, body=b"garbage"), parent=tip)
+    third = Notice("third", BEACON, {})
+    monkeypatch.setattr(machine.engine, "on_validated", lambda *_, **__: [third])
+    effects = machine._run([request, Notice("second", BEACON, {})], network.now_ms)
+    assert [effect.kind for effect in effects] == ["beacon.invalid", "second", "third"]
 
 
 def test_events_and_messages_of_others_are_ignored():

@@ -196,6 +196,22 @@ def test_i1_planted_debt_is_caught_though_the_sum_is_right(world):
         check_supply(replace(world.state, shards=(debtor, creditor, third)))
 
 
+def test_i1_is_checked_whenever_crosslinks_are_applied(world):
+    model = world.shards[0]
+    model.make_block([Send(1, value=SHARD_SUPPLY + 1)])
+    checked = check_submission(world.genesis, world.crypto, model.build_submission())
+    with pytest.raises(SupplyError, match="negative"):
+        apply_crosslinks(world.state, [checked.facts])
+
+
+def test_x0_a_reference_above_the_block_at_hand_is_not_found(world):
+    world.make_beacon_block()
+    find_ref = world.ledger.build_find_ref(world.genesis.beacon_block)
+    assert find_ref(0).hash == world.genesis.beacon_block.hash
+    assert find_ref(1) is None
+    assert find_ref(-1) is None
+
+
 def test_x11_refunds_and_burns_keep_the_sum(world):
     call = Send(1, kind=ReceiptKind.CALL, gas_limit=50_000, gas_price=3, reply_gas=20_000, value=ETHER)
     world.shards[0].make_block([call])

@@ -9,7 +9,7 @@ from shardyard.blocks import BeaconRef, BlockKind
 from shardyard.consensus.votes import VoteKind
 from shardyard.errors import InvalidCrosslinkError, RemoteProtocolError
 from shardyard.ids import BEACON
-from shardyard.receipts import U256_MAX, ReceiptKind
+from shardyard.receipts import U256_MAX, ReceiptKind, count_deliveries
 
 replace = msgspec.structs.replace
 
@@ -313,6 +313,12 @@ def deliver_one(world, gas_limit=100_000):
     return world.tip_ref
 
 
+def test_x2_base_fee_that_no_shard_could_use_as_a_floor_is_refused(world):
+    model = world.shards[0]
+    model.make_block(base_fee=-1)
+    refuse(world, model.build_submission(), "got base fee -1")
+
+
 def test_x5_inbox_is_consumed_as_far_as_the_reference_shows_it(world):
     ref = deliver_one(world)
     model = world.shards[1]
@@ -369,6 +375,15 @@ def test_x0_reference_never_goes_back(world):
     model.make_block(beacon_ref=ref)
     model.make_block(beacon_ref=genesis_ref, inbox_position=2, delivery_count=0)
     refuse(world, model.build_submission(), "got beacon reference 0 after 1")
+
+
+def test_x5_receipt_that_fills_the_inbox_gas_exactly_is_taken():
+    world = World(block_time_ms=1)
+    ref = deliver_one(world, gas_limit=150_000)
+    model = world.shards[1]
+    assert model.make_block(beacon_ref=ref).header.shard_content.inbox_position == 2
+    assert count_deliveries([300_000, 0, 1], 300_000) == 2
+    verify(world, model.build_submission())
 
 
 def test_wrong_types_inside_a_submission_are_peer_errors(world):
