@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from node.bus import Bus
+from node.bus.endpoint import Bus
 from node.signer import Signer
 from shardyard import effects as fx
 from shardyard.errors import RemoteProtocolError

@@ -55,10 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             )
     except ConfigError as error:
-        logger.error("%s", error)
+        logger.error("%s", error)  # noqa: TRY400 - what a person reads is the message; there is nothing to debug
         return EXIT_REFUSED
-    except (ShardyardError, OSError) as error:
-        logger.error("%s: stopped: %s", options.node, error)
+    except (ShardyardError, OSError):
+        logger.exception("%s stopped", options.node)
         return EXIT_FAILURE
     return 0
 

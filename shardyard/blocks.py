@@ -177,7 +177,9 @@ def compute_body_hash(body: bytes) -> Hash32:
     return hash_tagged(TAG_BODY, body)
 
 
-def build_genesis_block(network: Hash32, shard: ShardId, timestamp_ms: int, content: ShardContent | BeaconContent) -> Block:
+def build_genesis_block(
+    network: Hash32, shard: ShardId, timestamp_ms: int, content: ShardContent | BeaconContent
+) -> Block:
     """Return the block at height 0: slot 0, no parent, no votes (D2)."""
     header = Header(
         version=1,

@@ -6,8 +6,7 @@ come back byte for byte is refused (two encodings of one header would be two has
 before anything is allocated.
 """
 
-from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,9 +17,14 @@ T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 
 
-@cache
-def _decoder_of(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
-    return msgspec.msgpack.Decoder(kind)
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def _get_decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    found = _decoders.get(kind)
+    if found is None:
+        found = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    return found
 
 
 def encode(value: object) -> bytes:
@@ -34,11 +38,15 @@ def decode(data: bytes, kind: type[T], *, max_bytes: int) -> T:
     Raises ``TooLargeError`` above ``max_bytes`` and ``DecodeError`` when the bytes are not canonical.
     """
     if len(data) > max_bytes:
-        raise TooLargeError(f"{getattr(kind, '__name__', kind)}: got {len(data)} bytes, expected at most {max_bytes}")
+        raise TooLargeError(
+            f"{getattr(kind, '__name__', kind)}: got {len(data)} bytes, expected at most {max_bytes}"
+        )
     try:
-        value = _decoder_of(kind).decode(data)
+        value: T = _get_decoder(kind).decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DecodeError(f"{getattr(kind, '__name__', kind)}: {error}") from error
     if _encoder.encode(value) != data:
-        raise DecodeError(f"{getattr(kind, '__name__', kind)}: the bytes are not the shortest form of their value")
+        raise DecodeError(
+            f"{getattr(kind, '__name__', kind)}: the bytes are not the shortest form of their value"
+        )
     return value

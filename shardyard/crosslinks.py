@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import msgspec
 
 from shardyard.blocks import FinalityProof, Header
+from shardyard.codec import encode
 from shardyard.hashing import TAG_CROSSLINK, hash_struct
 from shardyard.ids import Epoch, Hash32, Height, ShardId
 from shardyard.merkle import compute_root
-from shardyard.codec import encode
 from shardyard.receipts import LinkSummary
 
 

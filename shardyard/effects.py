@@ -6,10 +6,9 @@ never ``step`` (M1). ``Build``, ``Execute`` and ``Sign`` are started, never awai
 
 import msgspec
 
-from shardyard.blocks import Block
+from shardyard.blocks import Block, FinalityProof
 from shardyard.consensus.votes import Certificate, VoteKind
 from shardyard.crosslinks import CrosslinkSubmission
-from shardyard.blocks import FinalityProof
 from shardyard.ids import Address, Hash32, Height, NodeId, ShardId, Slot
 from shardyard.messages import Message
 

@@ -31,7 +31,9 @@ class BlsCrypto:
             self._key_sets[committee.root] = keys
         return keys
 
-    def verify_aggregate(self, committee: ValidatorSet, bitmap: bytes, message: bytes, signature: bytes) -> bool:
+    def verify_aggregate(
+        self, committee: ValidatorSet, bitmap: bytes, message: bytes, signature: bytes
+    ) -> bool:
         """Tell whether ``signature`` aggregates the signatures of the validators in ``bitmap`` over ``message``."""
         return self._get_keys(committee).verify(bitmap, message, signature)
 

@@ -36,7 +36,9 @@ def encode_bitmap(indices: Iterable[int], size: int) -> bytes:
 def decode_bitmap(bitmap: bytes, size: int) -> list[int]:
     """Return the indices set in ``bitmap``; raises ``InvalidCertificateError`` for a wrong length or stray bits."""
     if len(bitmap) != (size + 7) // 8:
-        raise InvalidCertificateError(f"bitmap: got {len(bitmap)} bytes, expected {(size + 7) // 8} for {size} validators")
+        raise InvalidCertificateError(
+            f"bitmap: got {len(bitmap)} bytes, expected {(size + 7) // 8} for {size} validators"
+        )
     bits = int.from_bytes(bitmap, "little")
     if bits >> size:
         raise InvalidCertificateError(f"bitmap: got bits beyond validator {size - 1}")
