@@ -25,15 +25,21 @@ def load() -> None:
 
 @load.command("run")
 @click.argument("scenario", type=click.Choice(SCENARIOS), default="transfers")
-@click.option("--tps", type=float, default=100.0, show_default=True, help="Transactions per second over all shards.")
-@click.option("--cross", default="0%", show_default=True, help="Share that goes to another shard, for example 20%.")
+@click.option(
+    "--tps", type=float, default=100.0, show_default=True, help="Transactions per second over all shards."
+)
+@click.option(
+    "--cross", default="0%", show_default=True, help="Share that goes to another shard, for example 20%."
+)
 @click.option("--duration", default="30s", show_default=True, help="How long to send, for example 30s or 2m.")
 @click.option("--accounts", type=int, default=32, show_default=True, help="Accounts per shard.")
 @click.option("--zipf", type=float, default=0.0, show_default=True, help="Skew of receivers; 0 is even.")
 @click.option("--warm-up", default="2s", show_default=True, help="Left out of the latencies.")
 @click.option("--drain", default="60s", show_default=True, help="How long to wait for what was sent.")
-@click.option("--seed", type=int, default=None, help="The same seed sends the same transactions; fresh by default.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for the result; one below the network's by default.")
+@click.option(
+    "--seed", type=int, default=None, help="The same seed sends the same transactions; fresh by default."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for the result.")
 @network_option
 def run(
     *,
@@ -101,7 +107,9 @@ def parse_seconds(text: str) -> float:
     """Return the seconds in ``30s``, ``250ms``, ``2m`` or a plain number."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", text.strip().lower())
     if found is None:
-        raise CliError(f"duration: got {text!r}, expected for example 30s, 250ms or 2m; try: --duration 30s", EXIT_USAGE)
+        raise CliError(
+            f"duration: got {text!r}, expected for example 30s, 250ms or 2m; try: --duration 30s", EXIT_USAGE
+        )
     return float(found[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}[found[2]]
 
 

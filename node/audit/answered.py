@@ -1,0 +1,110 @@
+"""What users were promised: a transaction whose hash a node answered is in exactly one final block of its shard, its message
+is delivered exactly once, or another transaction with its nonce is final and it can never be executed.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from node.audit.findings import Findings, Promise
+from node.audit.flow import Sent
+from shardyard.errors import ConfigError
+
+FORMAT_VERSION = 1
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """One answered transaction; ``sender`` and ``nonce`` allow to prove that it was replaced. Hashes as 0x hex."""
+
+    shard: int
+    hash: str
+    sender: str = ""
+    nonce: int = -1
+    message: str = ""
+    """Id of the message it emits."""
+    dst: int = -1
+
+
+class AnsweredFile(msgspec.Struct, frozen=True):
+    """What ``load run`` leaves as ``answered.json``."""
+
+    version: int
+    transactions: tuple[Answered, ...]
+
+
+class AnsweredSummary(msgspec.Struct, frozen=True):
+    """What became of all answered transactions."""
+
+    transactions: int
+    included: int
+    replaced: int
+    missing: int
+    messages: int
+    delivered: int
+
+
+def read_answered(path: Path) -> tuple[Answered, ...]:
+    """Return the transactions in ``path``; raises ``ConfigError`` for a file of another shape."""
+    try:
+        found = msgspec.convert(json.loads(path.read_text()), AnsweredFile)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}; try: the answered.json of a load run") from error
+    if found.version != FORMAT_VERSION:
+        raise ConfigError(f"{path}: got version {found.version}, expected {FORMAT_VERSION}; try: a newer load run")
+    return found.transactions
+
+
+class AnsweredBook:
+    """Looks for answered transactions and their messages while blocks go by."""
+
+    def __init__(self, transactions: Sequence[Answered], findings: Findings) -> None:
+        self._transactions = transactions
+        self._findings = findings
+        self._included: Counter[tuple[int, bytes]] = Counter()
+        self._delivered: Counter[tuple[int, bytes]] = Counter()
+        self._wanted = {(item.shard, bytes.fromhex(item.hash[2:])) for item in transactions}
+        self._messages = {(item.dst, bytes.fromhex(item.message[2:])) for item in transactions if item.message}
+
+    def on_block(self, shard: int, height: int, hashes: bytes, deliveries: Sequence[Sent]) -> None:
+        """Look through one block: ``hashes`` of its transactions, 32 bytes each."""
+        del height
+        if not self._wanted:
+            return
+        for start in range(0, len(hashes), 32):
+            key = (shard, hashes[start : start + 32])
+            if key in self._wanted:
+                self._included[key] += 1
+        for item in deliveries:
+            message = (shard, bytes(item.receipt.id))
+            if message in self._messages:
+                self._delivered[message] += 1
+
+    def finish(self, get_nonce: Callable[[int, bytes], int]) -> AnsweredSummary:
+        """Judge every transaction; ``get_nonce`` reads an account of a shard after its last block."""
+        included = replaced = missing = delivered = 0
+        for item in self._transactions:
+            self._findings.count(Promise.ANSWERED)
+            where = f"shard-{item.shard} transaction {item.hash}"
+            times = self._included[item.shard, bytes.fromhex(item.hash[2:])]
+            if times == 0:
+                if item.sender and get_nonce(item.shard, bytes.fromhex(item.sender[2:])) > item.nonce:
+                    replaced += 1  # its nonce is used up by another one: it can never be executed
+                else:
+                    missing += 1
+                    self._findings.add(Promise.ANSWERED, where, "was answered and is in no final block")
+                continue
+            included += 1
+            if times > 1:
+                self._findings.add(Promise.ANSWERED, where, f"is in {times} final blocks")
+            if item.message:
+                arrivals = self._delivered[item.dst, bytes.fromhex(item.message[2:])]
+                delivered += arrivals == 1
+                if arrivals != 1:
+                    self._findings.add(
+                        Promise.ANSWERED, where, f"its message was delivered {arrivals} times on shard {item.dst}"
+                    )
+        messages = sum(bool(item.message) for item in self._transactions)
+        return AnsweredSummary(len(self._transactions), included, replaced, missing, messages, delivered)

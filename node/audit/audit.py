@@ -1,0 +1,141 @@
+"""The whole audit of a network: read all logs, check each chain, go through the beacon's blocks, sum up."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from node.audit.answered import Answered, AnsweredBook, AnsweredSummary
+from node.audit.beacon import BeaconReplay
+from node.audit.chains import compare_replicas, verify_chain, verify_followed
+from node.audit.findings import Findings, Row
+from node.audit.flow import MessageFlow
+from node.audit.logs import ChainLog
+from node.audit.replay import ShardReplay
+from node.network import Network, parse_node
+from shardyard.ids import BEACON, Hash32, ShardId, describe_shard
+from shardyard.keys import BlsCrypto
+
+REPORT_VERSION = 1
+Progress = Callable[[str], None]
+
+
+class ChainReport(msgspec.Struct, frozen=True):
+    """One chain as it was audited."""
+
+    chain: str
+    node: str
+    height: int
+    executed: int
+    """Height up to which its blocks were executed, or judged for the beacon."""
+    transactions: int
+    records: int
+    unfinished_bytes: int
+    """End of the log that was never completed: nobody was told that it was durable."""
+
+
+class AuditReport(msgspec.Struct, frozen=True):
+    """The verdict on a network."""
+
+    version: int
+    network: str
+    held: bool
+    seconds: float
+    chains: tuple[ChainReport, ...]
+    rows: tuple[Row, ...]
+    messages_emitted: int
+    messages_delivered: int
+    in_flight: int
+    """Messages emitted and not delivered when the logs ended."""
+    answered: AnsweredSummary | None
+
+
+def audit_network(
+    network: Network, answered: Sequence[Answered] | None = None, progress: Progress | None = None
+) -> AuditReport:
+    """Audit the logs of ``network``, which may be stopped or running; they are only read."""
+    started = time.monotonic()
+    say = progress or (lambda _: None)
+    findings = Findings()
+    crypto = BlsCrypto()
+    opened: list[ChainLog] = []
+    try:
+        chains = _open_logs(network, findings, opened)
+        say(f"read {sum(log.records for log in opened)} records of {len(opened)} nodes")
+        hashes: dict[ShardId, list[Hash32]] = {}
+        for chain, log in chains.items():
+            hashes[chain] = verify_chain(network.genesis, log, crypto, findings)
+            say(f"{describe_shard(chain)}: {len(hashes[chain]) - 1} blocks, headers and certificates checked")
+        for chain, log in chains.items():
+            if chain != BEACON:
+                verify_followed(log, hashes[BEACON], findings)
+        flow = MessageFlow(network.genesis.shard_count, findings)
+        book = AnsweredBook(answered or (), findings)
+        alloc = network.read_alloc()
+        shards = [
+            ShardReplay(network.genesis, chains[shard], hashes[shard], alloc, flow, book, findings)
+            for shard in map(ShardId, range(network.genesis.shard_count))
+        ]
+        beacon = BeaconReplay(network.genesis, chains[BEACON], hashes[BEACON], shards, flow, crypto, findings)
+        beacon.run()
+        beacon.finish()
+        say(f"executed {sum(shard.height for shard in shards)} blocks with {sum(s.transactions for s in shards)} transactions")
+        summary = book.finish(lambda shard, address: shards[shard].get_nonce(address)) if answered is not None else None
+        reports = [_report(chains[BEACON], beacon.height, 0)]
+        reports += [_report(chains[shard.shard], shard.height, shard.transactions) for shard in shards]
+    finally:
+        for log in opened:
+            log.close()
+    return AuditReport(
+        version=REPORT_VERSION,
+        network=network.genesis.network.hex(),
+        held=findings.all_held,
+        seconds=round(time.monotonic() - started, 2),
+        chains=tuple(reports),
+        rows=tuple(findings.rows.values()),
+        messages_emitted=flow.emitted,
+        messages_delivered=flow.delivered,
+        in_flight=flow.count_in_flight(),
+        answered=summary,
+    )
+
+
+def _open_logs(network: Network, findings: Findings, opened: list[ChainLog]) -> dict[ShardId, ChainLog]:
+    """Return the log to audit of every chain. The beacon's is read first: a running network only grows behind it."""
+    by_chain: dict[ShardId, list[ChainLog]] = {}
+    for node in network.nodes:
+        chain, _ = parse_node(node)
+        path = network.get_data_dir(node) / "blocks"
+        log = ChainLog(path, node, chain, network.genesis.network, findings)
+        opened.append(log)
+        by_chain.setdefault(chain, []).append(log)
+    return {chain: compare_replicas(logs, findings) for chain, logs in by_chain.items()}
+
+
+def _report(log: ChainLog, executed: int, transactions: int) -> ChainReport:
+    return ChainReport(
+        chain=describe_shard(log.chain),
+        node=log.node,
+        height=log.height,
+        executed=executed,
+        transactions=transactions,
+        records=log.records,
+        unfinished_bytes=log.unfinished_bytes,
+    )
+
+
+VERDICT_COLUMNS = ("Promise", "Examined", "Verdict", "First finding")
+
+
+def build_rows(report: AuditReport) -> list[tuple[str, ...]]:
+    """Return the verdict table; a promise about which nothing was looked at is said to be so."""
+    return [
+        (str(row.promise), str(row.examined), _describe(row), row.findings[0] if row.findings else "")
+        for row in report.rows
+    ]
+
+
+def _describe(row: Row) -> str:
+    if row.broken:
+        return f"BROKEN ({row.broken})"
+    return "held" if row.examined else "not looked at"

@@ -1,0 +1,156 @@
+"""Executes a shard's final blocks again, from genesis on, in a fresh executor, and compares everything.
+
+What a block must consume comes from ``flow``, its environment from the same policy that validators use, and its results must
+be what its header commits to and what the node wrote down: outcomes, and the state diff it would recover from.
+"""
+
+import msgspec
+
+from node.audit.answered import AnsweredBook
+from node.audit.findings import Findings, Promise
+from node.audit.flow import MessageFlow, Sent
+from node.audit.logs import ChainLog
+from node.executor import build_native_env, decode_body, summarise
+from shards.policy import BlockContext, LinkBaseFees, compute_env, compute_initial_base_fees, verify_results
+from shardyard import _native
+from shardyard.blocks import BeaconRef, Block, Header
+from shardyard.errors import RemoteProtocolError
+from shardyard.genesis import Genesis
+from shardyard.ids import Hash32, ShardId, compute_chain_id
+
+
+class BeaconView(msgspec.Struct, frozen=True):
+    """What a shard block knows that refers to a beacon block."""
+
+    ref: BeaconRef
+    link_base_fees: LinkBaseFees
+
+
+class ShardReplay:
+    """One shard while it is executed again."""
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        log: ChainLog,
+        hashes: list[Hash32],
+        alloc: bytes,
+        flow: MessageFlow,
+        answered: AnsweredBook,
+        findings: Findings,
+    ) -> None:
+        self.shard = ShardId(log.chain)
+        self.height = 0
+        self.transactions = 0
+        self.broken = False
+        """Execution stopped: what follows cannot be judged."""
+        self._genesis = genesis
+        self._log = log
+        self._hashes = hashes
+        self._flow = flow
+        self._answered = answered
+        self._findings = findings
+        self.head: Header = genesis.build_shard_block(self.shard).header
+        self._core = _native.Core(chain_id=compute_chain_id(self.shard), shard=self.shard, history=1)
+        root = self._core.init_genesis(alloc)
+        self._core.set_base(self.head.hash, 0)
+        findings.count(Promise.EXECUTION)
+        if root != self.head.shard_content.state_root:
+            self._fail(0, f"the genesis state has root {root.hex()}, expected {self.head.shard_content.state_root.hex()}")
+
+    @property
+    def last_height(self) -> int:
+        """Height up to which the chain was found to be one."""
+        return len(self._hashes) - 1
+
+    @property
+    def burnt(self) -> int:
+        """Wei burnt since genesis, by the last executed header."""
+        return int.from_bytes(self.head.shard_content.burnt, "big")
+
+    def get_supply(self) -> int:
+        """Return the sum of all balances after the last executed block."""
+        return int.from_bytes(self._core.total_supply(self.head.hash), "big")
+
+    def get_nonce(self, address: bytes) -> int:
+        """Return an account's nonce after the last executed block."""
+        found = self._core.account(self.head.hash, address)
+        return found[0] if found is not None else 0
+
+    def _fail(self, height: int, what: str) -> None:
+        self._findings.add(Promise.EXECUTION, f"shard-{self.shard} block {height}", what)
+        self.broken = True
+
+    def execute_to(self, height: int, views: dict[int, BeaconView]) -> bool:
+        """Execute up to ``height``; false when the chain ends before it, or a block cannot be executed."""
+        while self.height < min(height, self.last_height) and not self.broken:
+            if not self._execute_next(views):
+                return False
+        return self.height >= height and not self.broken
+
+    def _execute_next(self, views: dict[int, BeaconView]) -> bool:
+        height = self.height + 1
+        block = self._log.get_block(self._hashes[height])
+        if block is None:
+            self._fail(height, "the block is not in the log")
+            return False
+        ref = block.header.shard_content.beacon_ref
+        view = views.get(ref.height)
+        if view is None:
+            return False  # refers to a beacon block beyond the audited ones
+        if view.ref != ref:
+            self._fail(height, f"refers to a beacon block at height {ref.height} that is not the final one")
+            return False
+        inbox = self._flow.inboxes[self.shard]
+        deliveries = inbox.offer(self.head.shard_content.inbox_position, ref.height, self._genesis.preset.inbox_gas)
+        if block.header.shard_content.delivery_count != len(deliveries):
+            self._findings.add(
+                Promise.ORDER,
+                f"shard-{self.shard} block {height}",
+                f"took {block.header.shard_content.delivery_count} messages, {len(deliveries)} were due",
+            )
+        return self._execute(block, view, deliveries)
+
+    def _execute(self, block: Block, view: BeaconView, deliveries: list[Sent]) -> bool:
+        header = block.header
+        context = BlockContext(header.slot, header.timestamp_ms, header.proposer, view.ref, view.link_base_fees)
+        env = compute_env(self._genesis, self.head, context)
+        self._findings.count(Promise.EXECUTION)
+        try:
+            body = decode_body(block.body, self._genesis.preset.max_body_bytes)
+            batch = self._core.prepare(body.raw, (0, *body.ends))
+            inbox = [item.data for item in deliveries]
+            result = self._core.execute(header.parent, batch, build_native_env(env), "validate", inbox)
+        except (_native.CoreError, RemoteProtocolError) as error:
+            self._fail(header.height, f"does not execute: {error}")
+            return False
+        try:
+            verify_results(self._genesis, self.head, header, env, summarise(result, len(batch)))
+        except RemoteProtocolError as error:
+            self._fail(header.height, f"its header is not what execution gives: {error}")
+        self._compare_record(block, result)
+        self._core.adopt(result, header.hash, header.height)
+        self._core.finalise(header.hash)
+        self.head, self.height = header, header.height
+        self.transactions += len(batch)
+        self._flow.on_executed(self.shard, header.height, deliveries[: result.inbox_taken], result.outbox)
+        self._answered.on_block(self.shard, header.height, batch.hashes, deliveries)
+        return not self.broken
+
+    def _compare_record(self, block: Block, result: _native.BlockResult) -> None:
+        """The node recovers from what it wrote down, without executing: that must be the truth as well."""
+        record = self._log.get_state(block.hash)
+        where = f"{self._log.node} block {block.header.height}"
+        if record is None:
+            self._findings.add(Promise.EXECUTION, where, "the log lacks its state")
+        elif record.diff != result.diff:
+            self._findings.add(Promise.EXECUTION, where, "the state diff in the log is not what execution gives")
+        elif record.outcomes != result.outcomes:
+            self._findings.add(Promise.EXECUTION, where, "the outcomes in the log are not what execution gives")
+
+
+def build_genesis_view(genesis: Genesis) -> BeaconView:
+    """Return what shard blocks know that refer to the beacon's block 0."""
+    header = genesis.beacon_block.header
+    ref = BeaconRef(height=header.height, hash=header.hash, epoch=header.epoch)
+    return BeaconView(ref, compute_initial_base_fees(genesis))
