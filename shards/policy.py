@@ -105,7 +105,9 @@ def compute_content(
 
 
 def compute_selection_bytes(preset: Preset) -> int:
-    """Return how many bytes of transactions a builder may take: the body also holds the end of each, 5 bytes."""
+    """Return how many bytes of transactions a builder may take: the body also holds the end of each, 5
+    bytes.
+    """
     return preset.max_body_bytes * 15 // 16
 
 

@@ -19,13 +19,12 @@ broken: the machine halts.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from enum import Enum, auto
 from typing import Final
 
 import msgspec
 
+from shards.candidates import Candidate, Candidates, Progress, prepare_execution
 from shards.inbox import (
-    FOLLOW_TIMER,
     BeaconFollowed,
     BeaconFollower,
     BeaconView,
@@ -38,9 +37,7 @@ from shards.policy import (
     compute_content,
     compute_env,
     compute_selection_bytes,
-    verify_body,
     verify_emission,
-    verify_header,
     verify_results,
 )
 from shardyard.blocks import Block, BlockKind, FinalityProof, Header
@@ -78,7 +75,6 @@ from shardyard.events import (
     Built,
     Event,
     Executed,
-    ExecutionSummary,
     MessageReceived,
     Signed,
     Started,
@@ -110,16 +106,6 @@ MAX_WAITING_FINALS: Final = 128
 EngineFactory = Callable[[EngineConfig, Crypto, BlockSource], FinalityEngine]
 
 
-class Progress(Enum):
-    """How far this replica is with a block that is not folded in yet."""
-
-    WAITING = auto()
-    """Parent not executed, or ``beacon_ref`` not followed."""
-    EXECUTING = auto()
-    EXECUTED = auto()
-    INVALID = auto()
-
-
 class Heads(msgspec.Struct, frozen=True):
     """The heads that JSON-RPC names: ``latest`` is shard-final, ``finalized`` beacon-final, ``tip``
     notarized.
@@ -131,18 +117,6 @@ class Heads(msgspec.Struct, frozen=True):
     finalized_hash: Hash32
     tip_height: Height
     tip_hash: Hash32
-
-
-class _Candidate(msgspec.Struct):
-    """A block above the last one folded in."""
-
-    block: Block
-    is_asked: bool
-    """The engine waits for an answer."""
-    progress: Progress = Progress.WAITING
-    env: EnvSpec | None = None
-    summary: ExecutionSummary | None = None
-    reason: str = ""
 
 
 class _Building(msgspec.Struct, frozen=True):
@@ -187,9 +161,7 @@ class ShardReplica:
         self.assembler = CrosslinkAssembler(
             genesis, shard, self._find_final, is_offering=bool(local_validators)
         )
-        self._base = genesis_block.header
-        """The last block folded in: final, executed, and the executor's base state."""
-        self._candidates: dict[Hash32, _Candidate] = {}
+        self._candidates = Candidates(genesis_block.header)
         self._finals: deque[BlockFinal] = deque()
         self._wanted_build: RequestBuild | None = None
         self._building: _Building | None = None
@@ -220,12 +192,11 @@ class ShardReplica:
 
     def get_ancestors(self, block_hash: Hash32) -> list[Hash32]:
         """Return ``block_hash`` and its ancestors above the last block folded in, newest first."""
-        found: list[Hash32] = []
-        candidate = self._candidates.get(block_hash)
-        while candidate is not None:
-            found.append(candidate.block.hash)
-            candidate = self._candidates.get(candidate.block.header.parent)
-        return found
+        return self._candidates.get_ancestors(block_hash)
+
+    @property
+    def _base(self) -> Header:
+        return self._candidates.base
 
     # --- events ---
 
@@ -246,7 +217,7 @@ class ShardReplica:
         for record in beacon:
             self._follow(self.follower.recover(record))
         for final in self._finals:
-            self._candidates[final.block.hash] = _Candidate(final.block, is_asked=False)
+            self._candidates.ensure(final.block)
         self._effects = []  # what this says was said before the restart
 
     def step(self, event: Event, now_ms: int) -> list[Effect]:
@@ -344,11 +315,10 @@ class ShardReplica:
                     self._emit(self._describe("block.notarized", block.header))
                 case BlockFinal(block=block):
                     self._finals.append(output)
-                    if block.hash not in self._candidates:
-                        self._candidates[block.hash] = _Candidate(block, is_asked=False)
+                    self._candidates.ensure(block)
                     self._drain_finals()
                 case BlockAbandoned(block_hash=block_hash):
-                    self._drop(block_hash)
+                    self._emit(*map(Discard, self._candidates.drop(block_hash)))
                 case _:
                     self._emit(output)
 
@@ -393,19 +363,12 @@ class ShardReplica:
         """Return the view that ``header`` refers to, when it is followed; its hash is not compared."""
         return self.follower.get_view(header.shard_content.beacon_ref.height)
 
-    def _get_executed(self, block_hash: Hash32) -> Header | None:
-        if block_hash == self._base.hash:
-            return self._base
-        candidate = self._candidates.get(block_hash)
-        is_executed = candidate is not None and candidate.progress is Progress.EXECUTED
-        return candidate.block.header if candidate is not None and is_executed else None
-
     # --- building ---
 
     def _start_build(self) -> None:
         """M2: ask for a block on the wanted parent, once the parent is executed here."""
         request = self._wanted_build
-        parent = self._get_executed(request.parent.hash) if request is not None else None
+        parent = self._candidates.get_executed(request.parent.hash) if request is not None else None
         if request is None or parent is None:
             return
         self._wanted_build = None
@@ -455,9 +418,8 @@ class ShardReplica:
         )
         proof = b"" if building.view.ref == parent.beacon_ref else building.view.proof
         block = Block(header, justification, event.body, signature=b"", beacon_proof=proof)
-        self._candidates[block.hash] = _Candidate(
-            block, is_asked=False, progress=Progress.EXECUTED, env=building.env, summary=summary
-        )
+        candidate = self._candidates.ensure(block)
+        candidate.progress, candidate.env, candidate.summary = Progress.EXECUTED, building.env, summary
         self._emit(Adopt(event.request, block.hash, header.height))
         self._emit(Persist((ExecutionRecord(block.hash, summary.outbox),)))
         self._run(self.engine.on_proposed(request.slot, block, now_ms), now_ms)
@@ -465,57 +427,39 @@ class ShardReplica:
     # --- validation and execution ---
 
     def _on_validation_wanted(self, block: Block, now_ms: int) -> None:
-        candidate = self._candidates.get(block.hash)
-        if candidate is None:
-            candidate = self._candidates[block.hash] = _Candidate(block, is_asked=True)
+        candidate = self._candidates.ensure(block)
         candidate.is_asked = True
         if candidate.progress in {Progress.EXECUTED, Progress.INVALID}:
             self._answer(candidate, now_ms)
         else:
             self._start_execution(candidate, now_ms)
 
-    def _answer(self, candidate: _Candidate, now_ms: int) -> None:
+    def _answer(self, candidate: Candidate, now_ms: int) -> None:
         if candidate.is_asked:
             candidate.is_asked = False
             is_valid = candidate.progress is Progress.EXECUTED
             block_hash = candidate.block.hash
             self._run(self.engine.on_validated(block_hash, is_valid, candidate.reason, now_ms), now_ms)
 
-    def _start_execution(self, candidate: _Candidate, now_ms: int) -> None:
+    def _start_execution(self, candidate: Candidate, now_ms: int) -> None:
         """M2: check the header and ask for execution, once parent and ``beacon_ref`` are known here (L2)."""
         block = candidate.block
         header = block.header
-        parent = self._get_executed(header.parent)
+        parent = self._candidates.get_executed(header.parent)
         if candidate.progress is not Progress.WAITING or parent is None:
             return
         try:
-            verify_header(self._genesis, parent, header)
-            ref = header.shard_content.beacon_ref
-            view = self.follower.get_view(ref.height)
-            if view is None:
-                # The proof that travels with the block is a hint; followed is only what comes with its bundles.
-                self._absorb(self.follower.on_status(ref.height))
-                return
-            if view.ref != ref:
-                raise InvalidBlockError(f"beacon_ref: got another block than the final one at {ref.height}")
-            deliveries = self._verify_deliveries(parent, header, view)
-            verify_body(self._genesis.preset, block)
+            found = prepare_execution(self._genesis, self.follower, parent, block)
         except InvalidBlockError as error:
             self._reject(candidate, str(error), now_ms)
             return
-        context = BlockContext(
-            header.slot, header.timestamp_ms, header.proposer, view.ref, view.link_base_fees
-        )
-        candidate.env = compute_env(self._genesis, parent, context)
+        if found is None:
+            # The proof that travels with the block is a hint; followed is only what comes with its bundles.
+            self._absorb(self.follower.on_status(header.shard_content.beacon_ref.height))
+            return
+        candidate.env, deliveries = found
         candidate.progress = Progress.EXECUTING
         self._emit(Execute(block, candidate.env, deliveries))
-
-    def _verify_deliveries(self, parent: Header, header: Header, view: BeaconView) -> tuple[bytes, ...]:
-        deliveries = self.follower.select_deliveries(parent.shard_content.inbox_position, view)
-        got = header.shard_content.delivery_count
-        if got != len(deliveries):  # X5: what fits must be taken, and nothing else
-            raise InvalidBlockError(f"deliveries: got {got}, expected {len(deliveries)}")
-        return deliveries
 
     def _on_executed(self, event: Executed, now_ms: int) -> None:
         candidate = self._candidates.get(event.block_hash)
@@ -525,7 +469,7 @@ class ShardReplica:
             self._reject(candidate, event.error, now_ms)
             return
         header = candidate.block.header
-        parent = self._get_executed(header.parent)
+        parent = self._candidates.get_executed(header.parent)
         if parent is None:
             return  # its parent was abandoned, and so will it be
         try:
@@ -537,7 +481,7 @@ class ShardReplica:
         self._emit(Persist((ExecutionRecord(event.block_hash, event.summary.outbox),)))  # S5
         self._answer(candidate, now_ms)
 
-    def _reject(self, candidate: _Candidate, reason: str, now_ms: int) -> None:
+    def _reject(self, candidate: Candidate, reason: str, now_ms: int) -> None:
         header = candidate.block.header
         was_executed = candidate.progress is Progress.EXECUTING
         candidate.progress, candidate.reason = Progress.INVALID, reason
@@ -558,10 +502,8 @@ class ShardReplica:
         """Start what waited for a parent or for the beacon."""
         if self._is_halted:
             return
-        for block_hash in list(self._candidates):
-            candidate = self._candidates.get(block_hash)
-            if candidate is not None and candidate.progress is Progress.WAITING:
-                self._start_execution(candidate, now_ms)
+        for candidate in self._candidates.get_waiting():
+            self._start_execution(candidate, now_ms)
         self._drain_finals()
         self._start_build()
         self._emit(*self.assembler.offer())
@@ -570,7 +512,7 @@ class ShardReplica:
         """Fold final blocks in, by height, as far as they are executed."""
         while self._finals:
             final = self._finals[0]
-            candidate = self._candidates[final.block.hash]
+            candidate = self._candidates.ensure(final.block)
             if candidate.progress is Progress.INVALID:
                 self._halt(final.block.header, candidate.reason)
                 return
@@ -579,31 +521,20 @@ class ShardReplica:
             self._finals.popleft()
             header = final.block.header
             self._emit(Finalise(final.block, final.proof), self._describe("block.final", header))
-            del self._candidates[header.hash]
             self._fold(header, candidate.summary.outbox)
             waiting = {later.block.hash for later in self._finals}
-            for block_hash, other in list(self._candidates.items()):
-                if other.block.header.height <= header.height and block_hash not in waiting:
-                    self._drop(block_hash)
+            self._emit(*map(Discard, self._candidates.drop_overtaken(waiting)))
 
     def _fold(self, header: Header, outbox: Sequence[bytes]) -> None:
         content = header.shard_content
         view = self._find_view(header)
         assert view is not None, "an executed block refers to a followed beacon block"
         congestion = self.follower.compute_congestion(content.inbox_position, view)
-        self._base = header
+        self._candidates.advance(header)
         self.assembler.on_final(header, outbox, congestion)
         self._absorb(self.follower.on_final(content.beacon_ref, content.inbox_position))
-
-    def _drop(self, block_hash: Hash32) -> None:
-        candidate = self._candidates.pop(block_hash, None)
-        if candidate is not None and candidate.progress in {Progress.EXECUTING, Progress.EXECUTED}:
-            self._emit(Discard(block_hash))
 
     def _halt(self, header: Header, reason: str) -> None:
         self._is_halted = True
         data: dict[str, int | str | bytes] = {"height": header.height, "hash": header.hash, "reason": reason}
         self._emit(Notice("halted", self._shard, data))
-
-
-__all__ = ["FOLLOW_TIMER", "OFFER_TIMER", "EngineFactory", "Heads", "Progress", "ShardReplica"]
