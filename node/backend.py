@@ -130,31 +130,6 @@ class ShardBackend:
 
     # --- what the driver tells ---
 
-    def recover(self, final: Header) -> int:
-        """Take the index back to what the block log holds; returns the first height to ``restore_block``.
-
-        ``final`` is the last final block of the log. Call before ``run``.
-        """
-        height = min(self.index.height, final.height)
-        if height == final.height and self.index.get_hash(height) != final.hash:
-            height = 0
-        self.index.rollback_to(height)
-        self._settle_at(self._require_block(height))
-        return height + 1
-
-    def restore_block(
-        self, block: Block, outcomes: bytes, deliveries: Sequence[bytes], outbox: Sequence[bytes]
-    ) -> None:
-        """Add a final block out of the log; in order, between ``recover`` and ``run``."""
-        indexed = build_indexed_block(block, outcomes, deliveries, outbox)
-        self.index.append(indexed)
-        self._settle_at(indexed)
-
-    def _settle_at(self, block: IndexedBlock) -> None:
-        self._latest = block
-        self._final_hash = block.hash
-        self._tip = block.header
-
     def on_adopted(self, execution: Execution) -> None:
         """A block was executed, here or as somebody else's proposal, and the core holds its state."""
         hashes = decode_outcome_hashes(execution.outcomes)
@@ -175,6 +150,8 @@ class ShardBackend:
 
     async def on_final(self, block: Block) -> None:
         """A block that was adopted is final, and the core has folded it in; in order of height."""
+        if block.header.height <= self._latest.height or block.hash in self._indexing:
+            return  # told again after a restart
         execution = self._unsettled[block.hash].execution
         indexed = build_indexed_block(block, execution.outcomes, execution.deliveries, execution.outbox)
         self._final_hash = block.hash

@@ -8,6 +8,7 @@ of every call are bounded. The calls of a batch run in order, so a batch of tran
 import asyncio
 import inspect
 import logging
+import re
 from collections import Counter
 from typing import Any, Final
 
@@ -28,7 +29,10 @@ from node.rpc.methods import Method, MethodTable
 NULL_ID: Final = msgspec.Raw(b"null")
 _ID_STARTS: Final = frozenset(b'"-0123456789n')
 MAX_ID_BYTES: Final = 256
-MAX_COUNTED_METHODS: Final = 64
+MAX_DEPTH: Final = 64
+"""Nesting of a request; a call with an access list in a batch has 7."""
+_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 logger = logging.getLogger("shardyard.rpc")
 
@@ -80,6 +84,24 @@ _decode_any = msgspec.json.Decoder(msgspec.Raw).decode
 _encoder = msgspec.json.Encoder()
 
 
+def check_text(text: bytes) -> None:
+    """Raise ``UnicodeDecodeError`` or ``RecursionError`` for text that no decoder should see.
+
+    The decoder does not look into raw values, so bad UTF-8 in an id would be echoed; and its own guard against deep nesting
+    is the interpreter's recursion limit, which any library may raise until the stack overflows (one was seen to).
+    """
+    text.decode()
+    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+        return
+    brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        if not brackets:
+            return
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    if brackets:
+        raise RecursionError("too deeply nested, or not balanced")
+
+
 def encode_json(value: Any) -> bytes:
     """Return the JSON text of ``value``."""
     return _encoder.encode(value)
@@ -103,6 +125,7 @@ class Dispatcher:
         """Return the answer to ``body``, or None when nothing in it wants one."""
         text = body.encode() if isinstance(body, str) else body
         try:
+            check_text(text)
             if text.lstrip(b" \t\r\n")[:1] == b"[":
                 items = _decode_batch(text)
                 return await self._answer_batch(items, context)
@@ -148,10 +171,7 @@ class Dispatcher:
                 raise RpcError(INVALID_REQUEST, "invalid request") from None
             except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
                 raise RpcError(PARSE_ERROR, "parse error") from None
-            try:
-                request_id = _read_id(envelope)
-            except msgspec.DecodeError:
-                raise RpcError(PARSE_ERROR, "parse error") from None
+            request_id = _read_id(envelope)
             result = await self._call(envelope, context)
             if request_id is None:
                 return None
@@ -208,6 +228,4 @@ def _read_id(envelope: _Envelope) -> msgspec.Raw | None:
     text = bytes(envelope.id)
     if text[0] not in _ID_STARTS or len(text) > MAX_ID_BYTES:
         raise RpcError(INVALID_REQUEST, "invalid request: id must be a string, a number or null")
-    if text[:1] == b'"':
-        msgspec.json.decode(text)  # a raw string is not looked into: bad UTF-8 must not be echoed
     return msgspec.Raw(text)

@@ -54,8 +54,9 @@ class SubscriptionHub:
 
     def close(self) -> None:
         """Hear of nothing any more."""
-        self._api.backend.on_head.remove(self._on_head)
-        self._api.backend.on_pending.remove(self._on_pending)
+        if self._on_head in self._api.backend.on_head:
+            self._api.backend.on_head.remove(self._on_head)
+            self._api.backend.on_pending.remove(self._on_pending)
         self._by_id.clear()
 
     def add(self, subscription: Subscription) -> None:

@@ -1,0 +1,87 @@
+"""Reading the index again from a block log: at every start, and from the beginning when the index was lost.
+
+Records come in the order of the log. Deliveries are not stored with a block: they are the stretch of the shard's inbox that
+its header consumed (X5), and the inbox is what the followed beacon blocks brought, in order. A block is added when it is
+final and its results are known, whichever comes last. What the index has already is compared by hash and kept.
+"""
+
+from collections import deque
+
+from node.index.records import build_indexed_block
+from node.index.store import ChainIndex
+from shardyard.blocks import Block
+from shardyard.effects import BeaconRecord, BlockRecord, ExecutionRecord, FinalRecord, Record
+from shardyard.ids import Hash32
+
+
+class IndexRebuilder:
+    """Feeds an index from log records; ``finish`` when the log has been read."""
+
+    def __init__(self, index: ChainIndex, genesis_block: Block) -> None:
+        self._index = index
+        if index.get_hash(0) != genesis_block.hash:
+            index.clear()
+            index.append(build_indexed_block(genesis_block, b"", (), ()))
+        self._blocks: dict[Hash32, Block] = {}
+        self._outcomes: dict[Hash32, bytes] = {}
+        self._outboxes: dict[Hash32, tuple[bytes, ...]] = {}
+        self._finals: deque[Hash32] = deque()
+        """Final blocks that wait for their results, in order of height."""
+        self._inbox: deque[bytes] = deque()
+        self._consumed = 0
+        self._height = 0
+
+    def take(self, record: Record) -> None:
+        """Read one record of the machine."""
+        match record:
+            case BlockRecord(block):
+                self._blocks[block.hash] = block
+            case ExecutionRecord(block_hash, outbox):
+                self._outboxes[block_hash] = outbox
+            case FinalRecord(_, block_hash, _):
+                self._finals.append(block_hash)
+            case BeaconRecord(_, _, bundles):
+                for bundle in bundles:
+                    self._inbox.extend(bundle)
+            case _:
+                return
+        self._settle()
+
+    def take_outcomes(self, block_hash: Hash32, outcomes: bytes) -> None:
+        """Read the results of executing a block."""
+        self._outcomes[block_hash] = outcomes
+        self._settle()
+
+    def _settle(self) -> None:
+        while self._finals:
+            block_hash = self._finals[0]
+            if block_hash not in self._blocks or block_hash not in self._outcomes:
+                return
+            if block_hash not in self._outboxes:
+                return
+            self._finals.popleft()
+            self._add(self._blocks.pop(block_hash))
+
+    def _add(self, block: Block) -> None:
+        header = block.header
+        position = header.shard_content.inbox_position
+        deliveries = tuple(self._inbox.popleft() for _ in range(position - self._consumed))
+        self._consumed = position
+        self._height = header.height
+        outcomes, outbox = self._outcomes.pop(block.hash), self._outboxes.pop(block.hash)
+        for loser in [key for key, other in self._blocks.items() if other.header.height <= header.height]:
+            # What conflicts with a final block is of no use any more.
+            del self._blocks[loser]
+            self._outcomes.pop(loser, None)
+            self._outboxes.pop(loser, None)
+        known = self._index.get_hash(header.height)
+        if known == block.hash:
+            return
+        if known is not None:
+            self._index.rollback_to(header.height - 1)
+        self._index.append(build_indexed_block(block, outcomes, deliveries, outbox))
+
+    def finish(self) -> None:
+        """Drop what the index has beyond the log (its tail was lost)."""
+        if self._index.height > self._height:
+            self._index.rollback_to(self._height)

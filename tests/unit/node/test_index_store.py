@@ -1,0 +1,148 @@
+"""The index: a cache that says the same as the chain, can be taken back, and can be built again from the log."""
+
+import msgspec
+import pytest
+
+from node.index.bloom import BloomQuery, compute_bloom
+from node.index.rebuild import IndexRebuilder
+from node.index.records import Log
+from node.index.store import ChainIndex
+from shardyard.blocks import EMPTY_JUSTIFICATION, CertifiedHeader, FinalityProof
+from shardyard.consensus.votes import Certificate, VoteKind
+from shardyard.effects import BeaconRecord, BlockRecord, CertificateRecord, ExecutionRecord, FinalRecord
+from shardyard.ids import ZERO_HASH
+from tests.unit.node.rpc_chain import CAROL, SHARD, RpcChain, build_transfer
+
+CERTIFICATE = Certificate(VoteKind.FINAL, 1, ZERO_HASH, b"", b"")
+
+
+async def fill(chain: RpcChain) -> None:
+    """Three blocks: a transaction, a transaction and two deliveries, nothing."""
+    await chain.send(value=1)
+    await chain.make_block()
+    await chain.send(value=2)
+    await chain.make_block([build_transfer(1, CAROL.address, 5), build_transfer(2, CAROL.address, 6)])
+    await chain.make_block()
+
+
+def dump(index: ChainIndex) -> list[object]:
+    """Everything readers can ask of an index."""
+    found: list[object] = [index.height]
+    for brief in index.iterate_briefs(0, 1 << 40):
+        block = index.get_block(brief.height)
+        assert block is not None
+        places = [index.find_transaction(tx_hash) for tx_hash in block.transaction_hashes]
+        messages = [index.get_message(receipt.id) for receipt in block.deliveries]
+        found.append((msgspec.structs.astuple(block), brief, places, messages, index.get_height(block.hash)))
+    return found
+
+
+def open_another(chain: RpcChain, place, network=None) -> ChainIndex:
+    return ChainIndex(place, network=network or chain.genesis.network, shard=SHARD)
+
+
+def feed(rebuilder: IndexRebuilder, chain: RpcChain, *, late_results: bool = False) -> None:
+    """Give the records that a node's log would hold."""
+    header = chain.genesis.beacon_block
+    proof = FinalityProof((CertifiedHeader(header.header, EMPTY_JUSTIFICATION),), CERTIFICATE, CERTIFICATE)
+    receipts = tuple(receipt for _, _, deliveries, _ in chain.logged for receipt in deliveries)
+    rebuilder.take(BeaconRecord(header, proof, ((), receipts[:1], receipts[1:])))
+    for block, outcomes, _, outbox in chain.logged:
+        results = [
+            lambda b=block, o=outcomes: rebuilder.take_outcomes(b.hash, o),
+            lambda b=block, o=outbox: rebuilder.take(ExecutionRecord(b.hash, o)),
+        ]
+        final = [lambda b=block: rebuilder.take(FinalRecord(b.header.height, b.hash, proof))]
+        rebuilder.take(BlockRecord(block))
+        rebuilder.take(CertificateRecord(CERTIFICATE))
+        for step in final + results if late_results else results + final:
+            step()
+    rebuilder.finish()
+
+
+async def test_an_index_survives_closing(chain, tmp_path):
+    await fill(chain)
+    before = dump(chain.index)
+    chain.index.close()
+    with open_another(chain, tmp_path / "index") as again:
+        assert dump(again) == before
+    chain.index = open_another(chain, tmp_path / "index")
+
+
+@pytest.mark.parametrize("late_results", [False, True])
+async def test_an_index_can_be_built_again_from_the_log(chain, tmp_path, late_results):
+    await fill(chain)
+    with open_another(chain, tmp_path / "other") as other:
+        feed(IndexRebuilder(other, chain.genesis.build_shard_block(SHARD)), chain, late_results=late_results)
+        assert dump(other) == dump(chain.index)
+
+
+async def test_reading_the_log_again_keeps_what_is_there(chain):
+    await fill(chain)
+    before = dump(chain.index)
+    feed(IndexRebuilder(chain.index, chain.genesis.build_shard_block(SHARD)), chain)
+    assert dump(chain.index) == before
+
+
+async def test_an_index_ahead_of_its_log_is_taken_back(chain):
+    await fill(chain)
+    before = dump(chain.index)
+    lost = chain.logged.pop()
+    feed(IndexRebuilder(chain.index, chain.genesis.build_shard_block(SHARD)), chain)
+    assert dump(chain.index) == [2, *before[1:-1]]
+    assert chain.index.get_height(lost[0].hash) is None
+
+
+async def test_taking_back_a_block_takes_back_what_it_said_of_messages(chain):
+    await fill(chain)
+    (delivery, _) = chain.index.get_block(2).deliveries
+    assert chain.index.get_message(delivery.id).delivery.height == 2
+    chain.index.rollback_to(1)
+    assert chain.index.get_message(delivery.id).delivery is None
+    assert chain.index.find_transaction(delivery.id) is None
+    assert chain.index.height == 1
+
+
+async def test_an_index_of_another_network_starts_empty(chain, tmp_path):
+    await fill(chain)
+    chain.index.close()
+    with open_another(chain, tmp_path / "index", network=bytes(32)) as other:
+        assert other.height == -1
+    chain.index = open_another(chain, tmp_path / "index")
+    assert chain.index.height == -1
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage" * 1000, bytes(8192)])
+async def test_a_file_that_cannot_be_read_is_begun_anew(chain, tmp_path, garbage):
+    place = tmp_path / "broken"
+    place.mkdir()
+    (place / "data.mdb").write_bytes(garbage)
+    with open_another(chain, place) as index:
+        assert index.height == -1
+
+
+async def test_heights_are_dense(chain):
+    await fill(chain)
+    with pytest.raises(ValueError, match="expected 4"):
+        chain.index.append(chain.index.get_block(2))
+
+
+async def test_the_logs_bloom_of_the_executor_is_ours(chain):
+    from tests.unit.node.test_rpc_methods import call_data, deploy
+
+    address = await deploy(chain, "counter")
+    await chain.send(to=address, data=call_data("increment()"), gas=200_000)
+    await chain.make_block()
+    block = chain.index.get_block(2)
+    assert any(outcome.logs for outcome in block.outcomes)
+    assert compute_bloom([log for o in block.outcomes for log in o.logs]) == block.content.logs_bloom
+
+
+def test_a_bloom_query_never_misses_and_passes_over_most():
+    log = Log(bytes([1]) * 20, (bytes([2]) * 32,), b"")
+    bloom = compute_bloom([log])
+    assert BloomQuery([log.address], [None, []]).may_match(bloom)
+    assert BloomQuery([bytes(20), log.address], [[bytes(32), log.topics[0]]]).may_match(bloom)
+    assert not BloomQuery([bytes(20)], []).may_match(bloom)
+    assert not BloomQuery([log.address], [[bytes(32)]]).may_match(bloom)
+    assert BloomQuery([], []).may_match(bytes(256))

@@ -1,0 +1,133 @@
+"""Admission and the backend: what an answered hash promises, in groups, and what happens when the disk fails."""
+
+import asyncio
+
+import pytest
+
+from node import admission
+from node.rpc.errors import RpcError
+from tests.unit.node.rpc_chain import ALICE, BOB, CAROL, RpcChain, open_chain
+
+
+async def test_an_answered_hash_is_in_the_journal(chain):
+    raw = chain.sign()
+    await chain.backend.submit([raw])
+    assert chain.journal.writes == [[raw]]
+
+
+async def test_what_arrives_together_is_one_write(chain):
+    raws = [chain.sign(nonce=nonce) for nonce in range(50)]
+    answers = await asyncio.gather(*(chain.backend.submit([raw]) for raw in raws))
+    assert all(isinstance(answer, bytes) for (answer,) in answers)
+    assert [raw for write in chain.journal.writes for raw in write] == raws
+    assert len(chain.journal.writes) <= 2
+
+
+async def test_one_bad_transaction_does_not_spoil_its_group(chain):
+    good, bad = chain.sign(nonce=0), b"\x02\xc0"
+    answers = await chain.backend.submit([good, bad, good])
+    assert isinstance(answers[0], bytes)
+    assert isinstance(answers[1], RpcError)
+    assert str(answers[2]) == "already known"
+    assert chain.journal.writes == [[good]]
+
+
+async def test_a_journal_that_fails_answers_nobody_and_stops_the_node(tmp_path):
+    chain = RpcChain(tmp_path)
+    chain.journal.error = OSError("no space")
+    task = asyncio.create_task(chain.backend.run())
+    (answer,) = await chain.backend.submit([chain.sign()])
+    assert isinstance(answer, RpcError)
+    with pytest.raises(ExceptionGroup) as found:
+        await task
+    assert found.group_contains(OSError, match="no space")
+    assert len(chain.backend.mempool) == 0
+    chain.app.close()
+    chain.index.close()
+
+
+async def test_only_what_came_by_rpc_is_passed_on(chain, eventually_async):
+    raw = chain.sign(nonce=0)
+    await chain.backend.submit([raw])
+    other = chain.sign(BOB, nonce=0)
+    chain.backend.receive(other, (len(other),))
+    await eventually_async(lambda: len(chain.backend.mempool) == 2)
+    assert chain.broadcasts == [(raw, (len(raw),))]
+    assert chain.journal.writes == [[raw], [other]]
+
+
+@pytest.mark.parametrize("ends", [(0,), (5, 3), (5, 5), (10_000,), (-1,)])
+async def test_gossip_with_offsets_that_are_not_sound_is_dropped(chain, ends):
+    chain.backend.receive(b"x" * 100, ends)
+    assert chain.backend.admission.counters["gossip_dropped"] == 1
+
+
+async def test_what_waits_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(admission, "MAX_WAITING", 3)
+    chain = RpcChain(tmp_path)  # nobody admits
+    waiting = asyncio.create_task(chain.backend.submit([chain.sign(nonce=n) for n in range(3)]))
+    await asyncio.sleep(0)
+    (answer,) = await chain.backend.submit([chain.sign(nonce=3)])
+    assert str(answer) == "txpool is full"
+    waiting.cancel()
+    chain.app.close()
+    chain.index.close()
+
+
+async def test_callers_of_a_node_that_stops_are_told(tmp_path):
+    chain = RpcChain(tmp_path)
+    task = asyncio.create_task(chain.backend.run())
+    submitting = asyncio.create_task(chain.backend.submit([chain.sign()]))
+    await asyncio.sleep(0)
+    task.cancel()
+    (answer,) = await submitting
+    assert isinstance(answer, RpcError)
+    await asyncio.gather(task, return_exceptions=True)
+    chain.app.close()
+    chain.index.close()
+
+
+async def test_a_final_block_is_readable_when_its_head_is_announced(chain):
+    seen: list[bool] = []
+    chain.backend.on_head.append(
+        lambda block: seen.append(chain.index.get_height(block.hash) == block.height)
+    )
+    await chain.make_block()
+    assert seen == [True]
+
+
+async def test_a_transaction_is_never_unknown_between_mempool_and_index(chain):
+    tx_hash = bytes.fromhex((await chain.send())[2:])
+    block = chain.execute()
+    chain.core.finalise(block.hash)
+    await chain.backend.on_final(block)
+    assert chain.index.find_transaction(tx_hash) is None
+    assert chain.backend.find_pending(tx_hash) is not None
+    answer = await chain.call("eth_getTransactionByHash", "0x" + tx_hash.hex())
+    assert answer["blockHash"] is None
+
+
+async def test_being_told_twice_of_a_final_block_changes_nothing(chain):
+    block = await chain.make_block()
+    await chain.backend.on_final(block)
+    assert chain.backend.latest.height == 1
+
+
+async def test_the_mempool_forgets_what_became_final(chain):
+    await chain.send(ALICE)
+    await chain.send(CAROL)
+    await chain.make_block()
+    assert len(chain.backend.mempool) == 0
+
+
+async def test_journalled_transactions_return_after_a_restart_unless_used(tmp_path):
+    async with open_chain(tmp_path / "a") as chain:
+        used = chain.sign(nonce=0)
+        await chain.backend.submit([used])
+        block = await chain.make_block()
+        waiting = [chain.sign(nonce=1), chain.sign(nonce=2)]
+        count = await admission.restore_journal(
+            chain.core, chain.backend.mempool, block.hash, [used, *waiting, b"\x00"]
+        )
+        assert count == 2
+        assert len(chain.backend.mempool) == 2

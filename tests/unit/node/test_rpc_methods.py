@@ -1,0 +1,339 @@
+"""The methods of a shard over a real core: heads, state, blocks, deliveries, refusals in geth's words."""
+
+import pytest
+
+from node.artifacts import load_artifact
+from node.rpc import formats
+from node.rpc.app import METHODS
+from shardyard._native import keccak256
+from tests.unit.node.rpc_chain import ALICE, BOB, CAROL, CHAIN_ID, GATEWAY, build_transfer
+
+A = "0x" + ALICE.address.hex()
+B = "0x" + BOB.address.hex()
+C = "0x" + CAROL.address.hex()
+NOBODY = "0x" + "c1ca" * 10
+DEV_BALANCE = 10_000 * 10**18
+TIER_1 = ["web3_clientVersion", "web3_sha3", "net_version", "net_listening", "net_peerCount", "eth_chainId", "eth_syncing", "eth_blockNumber", "eth_accounts", "eth_gasPrice", "eth_maxPriorityFeePerGas", "eth_feeHistory", "eth_getBalance", "eth_getTransactionCount", "eth_getCode", "eth_getStorageAt", "eth_getBlockByNumber", "eth_getBlockByHash", "eth_getBlockTransactionCountByNumber", "eth_getBlockTransactionCountByHash", "eth_getUncleCountByBlockNumber", "eth_getUncleCountByBlockHash", "eth_getTransactionByHash", "eth_getTransactionByBlockNumberAndIndex", "eth_getTransactionByBlockHashAndIndex", "eth_getTransactionReceipt", "eth_getBlockReceipts", "eth_call", "eth_estimateGas", "eth_sendRawTransaction", "eth_getLogs", "eth_newFilter", "eth_newBlockFilter", "eth_newPendingTransactionFilter", "eth_getFilterChanges", "eth_getFilterLogs", "eth_uninstallFilter", "eth_subscribe", "eth_unsubscribe", "eth_getProof"]
+
+
+def call_data(signature: str, *words: int) -> str:
+    return "0x" + (keccak256(signature.encode())[:4] + b"".join(w.to_bytes(32, "big") for w in words)).hex()
+
+
+async def deploy(chain, name: str) -> str:
+    artifact = load_artifact(name)
+    tx_hash = await chain.send(to=None, data=artifact.init_code, gas=2_000_000)
+    await chain.make_block()
+    receipt = await chain.call("eth_getTransactionReceipt", tx_hash)
+    assert receipt["status"] == "0x1"
+    return receipt["contractAddress"]
+
+
+def test_tier_1_is_complete():
+    assert set(TIER_1) <= set(METHODS)
+
+
+async def test_the_node_says_who_it_is(chain):
+    assert await chain.call("eth_chainId") == hex(CHAIN_ID)
+    assert await chain.call("net_version") == str(CHAIN_ID)
+    assert (await chain.call("web3_clientVersion")).startswith("Shardyard/v")
+    assert await chain.call("web3_sha3", "0x68656c6c6f") == "0x" + keccak256(b"hello").hex()
+    assert await chain.call("net_listening") is True
+    assert await chain.call("eth_syncing") is False
+    assert await chain.call("eth_accounts") == []
+
+
+async def test_latest_is_shard_final_finalized_is_beacon_final_and_pending_the_notarized_tip(chain):
+    blocks = [await chain.make_block() for _ in range(3)]
+    chain.backend.on_beacon_final(1)
+    await chain.send(value=5)
+    tip = chain.execute()
+    for tag, height in (("latest", 3), ("safe", 3), ("finalized", 1), ("earliest", 0), ("pending", 5)):
+        block = await chain.call("eth_getBlockByNumber", tag)
+        assert block["number"] == hex(height), tag
+    assert (await chain.call("eth_getBlockByNumber", "latest"))["hash"] == "0x" + blocks[2].hash.hex()
+    assert (await chain.call("eth_getBlockByNumber", "pending"))["parentHash"] == "0x" + tip.hash.hex()
+    assert await chain.call("eth_getBalance", B, "latest") == hex(DEV_BALANCE)
+    assert await chain.call("eth_getBalance", B, "pending") == hex(DEV_BALANCE + 5)
+    assert await chain.call("eth_blockNumber") == "0x3"
+
+
+async def test_state_is_read_at_numbers_hashes_and_objects_and_latest_is_the_default(chain):
+    before = chain.tip
+    await chain.send(value=7)
+    after = await chain.make_block()
+    new, old = hex(DEV_BALANCE + 7), hex(DEV_BALANCE)
+    assert await chain.call("eth_getBalance", B) == new
+    assert await chain.call("eth_getBalance", B, "0x0") == old
+    assert await chain.call("eth_getBalance", B, "0x" + before.hash.hex()) == old
+    assert (
+        await chain.call(
+            "eth_getBalance", B, {"blockHash": "0x" + after.hash.hex(), "requireCanonical": True}
+        )
+        == new
+    )
+    assert await chain.call("eth_getBalance", B, {"blockNumber": "0x0"}) == old
+    assert await chain.call("eth_getBalance", NOBODY) == "0x0"
+    assert await chain.call("eth_getCode", NOBODY, "latest") == "0x"
+    assert await chain.call("eth_getStorageAt", NOBODY, "0x0", "latest") == "0x" + "00" * 32
+    gateway = "0x" + GATEWAY.hex()
+    assert await chain.call("eth_getStorageAt", gateway, "0x4", "latest") == "0x" + "00" * 31 + "04"
+    assert len(await chain.call("eth_getCode", gateway)) > 1000
+
+
+async def test_a_state_that_does_not_exist_has_geths_words(chain):
+    assert (await chain.ask("eth_getBalance", A, "0x9"))["error"] == {
+        "code": -32000,
+        "message": "header not found",
+    }
+    missing = "0x" + "ab" * 32
+    assert "header for hash not found" in (await chain.ask("eth_getBalance", A, missing))["error"]["message"]
+    assert await chain.call("eth_getBlockByNumber", "0x9") is None
+    assert await chain.call("eth_getBlockByHash", missing, True) is None
+
+
+async def test_a_state_beyond_the_history_is_a_missing_trie_node(chain):
+    for _ in range(260):
+        await chain.make_block()
+    for method, params in (("eth_getBalance", [A]), ("eth_getCode", [A]), ("eth_call", [{"to": B}])):
+        error = (await chain.ask(method, *params, "0x1"))["error"]
+        assert error["code"] == -32000
+        assert error["message"].startswith("missing trie node"), method
+    assert await chain.call("eth_getBalance", A, "0x10") == hex(DEV_BALANCE)
+
+
+async def test_the_pending_nonce_counts_what_waits_and_what_is_in_open_blocks(chain):
+    await chain.send()
+    await chain.send()
+    assert await chain.call("eth_getTransactionCount", A, "pending") == "0x2"
+    block = chain.execute()
+    await chain.send()
+    assert await chain.call("eth_getTransactionCount", A, "pending") == "0x3"
+    assert await chain.call("eth_getTransactionCount", A, "latest") == "0x0"
+    await chain.finalise(block)
+    assert await chain.call("eth_getTransactionCount", A, "latest") == "0x2"
+    assert await chain.call("eth_getTransactionCount", A, "pending") == "0x3"
+
+
+async def test_an_open_block_does_not_offer_its_transactions_again_unless_it_is_discarded(chain):
+    await chain.send()
+    parent = chain.tip
+    block = chain.execute()
+    assert chain.execute().header.shard_content.transaction_count == 0
+    chain.backend.on_discarded(chain.tip.hash)
+    chain.backend.on_discarded(block.hash)
+    chain.tip = parent
+    assert chain.execute().header.shard_content.transaction_count == 1
+
+
+async def test_every_way_to_a_transaction_gives_the_same(chain):
+    raw = chain.sign(value=3)
+    tx_hash = await chain.call("eth_sendRawTransaction", "0x" + raw.hex())
+    assert tx_hash == "0x" + keccak256(raw).hex()
+    waiting = await chain.call("eth_getTransactionByHash", tx_hash)
+    assert (waiting["blockHash"], waiting["transactionIndex"]) == (None, None)
+    assert await chain.call("eth_getTransactionReceipt", tx_hash) is None
+    block = await chain.make_block()
+    found = await chain.call("eth_getTransactionByHash", tx_hash)
+    block_hash = "0x" + block.hash.hex()
+    assert found["blockHash"] == block_hash
+    assert found["from"] == A
+    assert await chain.call("eth_getTransactionByBlockHashAndIndex", block_hash, "0x0") == found
+    assert await chain.call("eth_getTransactionByBlockNumberAndIndex", "0x1", "0x0") == found
+    assert (await chain.call("eth_getBlockByHash", block_hash, True))["transactions"] == [found]
+    assert (await chain.call("eth_getBlockByNumber", "latest", False))["transactions"] == [tx_hash]
+    assert await chain.call("eth_getTransactionByBlockNumberAndIndex", "0x1", "0x1") is None
+    receipt = await chain.call("eth_getTransactionReceipt", tx_hash)
+    assert await chain.call("eth_getBlockReceipts", block_hash) == [receipt]
+    assert receipt["effectiveGasPrice"] == found["gasPrice"]
+    assert await chain.call("eth_getBlockTransactionCountByNumber", "0x1") == "0x1"
+    assert await chain.call("eth_getBlockTransactionCountByHash", block_hash) == "0x1"
+    assert await chain.call("eth_getUncleCountByBlockNumber", "0x1") == "0x0"
+    assert await chain.call("eth_getUncleCountByBlockHash", "0x" + "ab" * 32) is None
+
+
+@pytest.mark.parametrize("fields", [{"gasPrice": 2 * 10**9}, {"gasPrice": 2 * 10**9, "accessList": []}, {}])
+async def test_types_0_1_and_2_are_taken_and_shown(chain, fields):
+    tx_hash = await chain.send(**fields)
+    await chain.make_block()
+    found = await chain.call("eth_getTransactionByHash", tx_hash)
+    kind = 2 if not fields else 1 if "accessList" in fields else 0
+    assert found["type"] == hex(kind)
+    assert ("accessList" in found, "yParity" in found, "maxFeePerGas" in found) == (
+        kind > 0,
+        kind > 0,
+        kind == 2,
+    )
+    assert (await chain.call("eth_getTransactionReceipt", tx_hash))["type"] == hex(kind)
+
+
+async def refuse(chain, raw: bytes | str) -> str:
+    text = raw if isinstance(raw, str) else "0x" + raw.hex()
+    answer = await chain.ask("eth_sendRawTransaction", text)
+    assert answer["error"]["code"] == -32000, answer
+    return answer["error"]["message"]
+
+
+async def test_refusals_speak_geths_words(chain):
+    raw = chain.sign(nonce=0)
+    await chain.call("eth_sendRawTransaction", "0x" + raw.hex())
+    assert await refuse(chain, raw) == "already known"
+    underpriced = chain.sign(nonce=0, value=9)
+    assert await refuse(chain, underpriced) == "replacement transaction underpriced"
+    poor = chain.sign(nonce=1, value=2 * DEV_BALANCE)
+    assert (await refuse(chain, poor)).startswith("insufficient funds for gas * price + value")
+    assert (await refuse(chain, chain.sign(nonce=1, gas=20_999))).startswith("intrinsic gas too low")
+    await chain.make_block()
+    assert (await refuse(chain, chain.sign(nonce=0, value=1))).startswith("nonce too low")
+    assert "gas limit" in await refuse(chain, chain.sign(gas=700_000_000, maxFeePerGas=10**7))
+
+
+async def test_a_foreign_chain_id_trailing_bytes_and_unprotected_transactions_are_refused(chain):
+    assert "chain id" in await refuse(chain, chain.sign(chainId=CHAIN_ID + 1))
+    assert "rlp" in (await refuse(chain, chain.sign() + b"\0")).lower()
+    assert "replay-protected" in await refuse(chain, chain.sign(chainId=None, gasPrice=10**10))
+    assert "transaction type not supported" in await refuse(chain, b"\x03" + chain.sign()[1:])
+    for text in ("0x", "0x00", "0xc0", "0x02", "0x7f"):
+        assert await refuse(chain, text)
+    assert (await chain.ask("eth_sendRawTransaction", "02"))["error"]["code"] == -32602
+
+
+async def test_an_oversized_transaction_is_refused(chain):
+    raw = chain.sign(data=bytes(131_100), gas=10_000_000)
+    assert "oversized data" in await refuse(chain, raw)
+
+
+async def test_calls_return_data_and_reverts_answer_code_3_with_data(chain):
+    gateway = "0x" + GATEWAY.hex()
+    assert (
+        await chain.call("eth_call", {"to": gateway, "data": call_data("shardCount()")}) == "0x" + f"{4:064x}"
+    )
+    assert await chain.call("eth_call", {"to": NOBODY, "data": "0x01"}, "latest") == "0x"
+    answer = await chain.ask(
+        "eth_call", {"to": gateway, "input": call_data("quote(uint256,uint256,uint256)", 1, 1, 1)}
+    )
+    error = answer["error"]
+    assert (error["code"], error["message"]) == (3, "execution reverted: the destination is this shard")
+    assert error["data"].startswith("0x08c379a0")
+    estimate = await chain.ask("eth_estimateGas", {"to": gateway, "input": call_data("nothing()")})
+    assert estimate["error"] == {"code": 3, "message": "execution reverted", "data": "0x"}
+
+
+async def test_a_call_that_names_a_price_must_afford_and_cover_the_base_fee(chain):
+    low = await chain.ask("eth_call", {"from": A, "to": B, "gasPrice": "0x1"})
+    assert "max fee per gas less than block base fee" in low["error"]["message"]
+    poor = await chain.ask("eth_call", {"from": NOBODY, "to": B, "value": "0x1"})
+    assert "insufficient funds" in poor["error"]["message"]
+    assert await chain.call("eth_call", {"from": A, "to": B, "maxFeePerGas": hex(2 * 10**9)}) == "0x"
+
+
+async def test_an_estimate_is_enough_and_a_plain_transfer_costs_21000(chain):
+    assert await chain.call("eth_estimateGas", {"from": A, "to": B, "value": "0x1"}) == "0x5208"
+    counter = await deploy(chain, "counter")
+    gas = int(
+        await chain.call("eth_estimateGas", {"from": A, "to": counter, "data": call_data("increment()")}), 16
+    )
+    tx_hash = await chain.send(to=counter, data=call_data("increment()"), gas=gas)
+    await chain.make_block()
+    assert (await chain.call("eth_getTransactionReceipt", tx_hash))["status"] == "0x1"
+
+
+async def test_calls_on_pending_see_the_tip_and_the_next_block_number(chain):
+    counter = await deploy(chain, "counter")
+    await chain.send(to=counter, data=call_data("increment()"), gas=200_000)
+    chain.execute()
+    read = {"to": counter, "data": call_data("count()")}
+    assert int(await chain.call("eth_call", read, "latest"), 16) == 0
+    assert int(await chain.call("eth_call", read, "pending"), 16) == 1
+
+
+async def test_the_pending_block_is_the_builders_preview(chain):
+    tx_hash = await chain.send(value=1)
+    block = await chain.call("eth_getBlockByNumber", "pending", True)
+    assert block["hash"] is None
+    assert [(t["hash"], t["blockHash"]) for t in block["transactions"]] == [(tx_hash, None)]
+    assert int(block["gasUsed"], 16) == 21_000
+    assert await chain.call("eth_getBlockTransactionCountByNumber", "pending") == "0x1"
+    assert (await chain.call("eth_getBlockByNumber", "latest"))["number"] == "0x0"
+    made = await chain.make_block()
+    assert made.header.shard_content.transaction_count == 1
+
+
+async def test_a_delivery_appears_as_a_transaction_before_the_users(chain):
+    tx_hash = await chain.send(value=1)
+    encoded = build_transfer(1, CAROL.address, 77)
+    message = formats.data(keccak256(b"message" + bytes([0, 1])))
+    block = await chain.make_block([encoded])
+    found = await chain.call("eth_getTransactionByHash", message)
+    assert (found["transactionIndex"], found["from"], found["to"]) == ("0x0", "0x" + GATEWAY.hex(), C)
+    assert (found["type"], found["v"], found["r"], found["s"]) == ("0x0",) * 4
+    assert found["value"] == hex(77)
+    full = await chain.call("eth_getBlockByNumber", "latest", True)
+    assert [t["hash"] for t in full["transactions"]] == [message, tx_hash]
+    receipt = await chain.call("eth_getTransactionReceipt", message)
+    assert (receipt["status"], receipt["type"], receipt["gasUsed"]) == ("0x1", "0x0", "0x5208")
+    later = await chain.call("eth_getTransactionReceipt", tx_hash)
+    assert int(later["cumulativeGasUsed"], 16) == block.header.shard_content.gas_used == 42_000
+    assert await chain.call("eth_getBalance", C) == hex(DEV_BALANCE + 77)
+
+
+async def test_proofs_are_refused_with_the_reason(chain):
+    for params in ([A, [], "latest"], [A, ["0x0"]], []):
+        code = (await chain.ask("eth_getProof", *params))["error"]["code"]
+        assert code == (-32004 if params else -32602)
+    error = (await chain.ask("eth_getProof", A, [], "latest"))["error"]
+    assert "LtHash" in error["message"]
+
+
+async def test_fees_follow_the_base_fee_and_what_others_paid(chain):
+    assert await chain.call("eth_maxPriorityFeePerGas") == hex(1_000_000)
+    await chain.send(maxPriorityFeePerGas=9_000_000)
+    await chain.make_block()
+    assert await chain.call("eth_maxPriorityFeePerGas") == hex(9_000_000)
+    history = await chain.call("eth_feeHistory", "0x5", "latest", [0, 50, 100])
+    assert history["oldestBlock"] == "0x0"
+    assert len(history["baseFeePerGas"]) == 3
+    assert history["reward"] == [["0x0"] * 3, [hex(9_000_000)] * 3]
+    next_fee = int(history["baseFeePerGas"][-1], 16)
+    assert int(await chain.call("eth_gasPrice"), 16) == next_fee + 9_000_000
+    block = await chain.make_block()
+    assert block.header.shard_content.base_fee == next_fee
+    assert (await chain.call("eth_feeHistory", 1, "latest")).keys() == {
+        "oldestBlock",
+        "baseFeePerGas",
+        "gasUsedRatio",
+        "baseFeePerBlobGas",
+        "blobGasUsedRatio",
+    }
+    for bad in ([50, 10], [101], ["1"], [-1]):
+        assert (await chain.ask("eth_feeHistory", "0x1", "latest", bad))["error"]["code"] == -32602
+    assert (await chain.ask("eth_feeHistory", "0x1", "0x99"))["error"][
+        "message"
+    ] == "request beyond head block"
+
+
+async def test_the_shard_methods_tell_of_heads_messages_and_finality(chain):
+    gateway = "0x" + GATEWAY.hex()
+    tx_hash = await chain.send(
+        to=gateway, data=call_data("transfer(uint256,address)", 2, int(B, 16)), value=10**18, gas=300_000
+    )
+    await chain.make_block([build_transfer(1, CAROL.address, 77)])
+    (sent,) = await chain.call("shard_getMessages", {"direction": "out"})
+    assert (sent["kind"], sent["src"], sent["dst"], sent["stage"]) == ("TRANSFER", 1, 2, "emitted")
+    assert sent["originTransaction"] == tx_hash
+    assert (await chain.call("shard_getCrossTx", tx_hash))["messages"] == [sent]
+    assert (await chain.call("shard_getFinality", tx_hash))["stage"] == "final"
+    chain.backend.on_beacon_final(1)
+    assert (await chain.call("shard_getMessage", sent["id"]))["stage"] == "relayed"
+    assert (await chain.call("shard_getFinality", tx_hash))["stage"] == "beacon-final"
+    (received,) = await chain.call("shard_getMessages", {"direction": "in", "src": 0})
+    assert received["delivered"]["transactionIndex"] == 0
+    assert await chain.call("shard_getMessages", {"src": 3}) == []
+    assert (await chain.ask("shard_getMessages", {"sorc": 3}))["error"]["code"] == -32602
+    assert await chain.call("shard_getMessage", "0x" + "00" * 32) is None
+    status = await chain.call("shard_status")
+    assert status["heads"]["latest"]["height"] == status["heads"]["finalized"]["height"] == 1
+    assert status["inbox"]["consumed"] == 1
+    assert [s["shard"] for s in await chain.call("shard_list")] == [0, 1, 2, 3]
+    assert (await chain.call("shard_info"))["chainId"] == CHAIN_ID
+    assert len((await chain.call("shard_getCommittee"))["validators"]) == 4
