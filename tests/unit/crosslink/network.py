@@ -61,8 +61,8 @@ class Replica:
 class Network:
     """``drop`` decides by (names of sender and receiver, message) what is lost."""
 
-    def __init__(self, genesis, groups=None, delay_ms=5):
-        self.genesis, self.crypto, self.delay_ms = genesis, TagCrypto(), delay_ms
+    def __init__(self, genesis, groups=None, delay_ms=5, crypto=None):
+        self.genesis, self.crypto, self.delay_ms = genesis, crypto or TagCrypto(), delay_ms
         self.now_ms = genesis.timestamp_ms
         self.heap, self.count = [], 0
         self.sent = []

@@ -7,6 +7,7 @@ from crosslink_test_network import Network, drop_body_requests, drop_nothing
 
 from crosslink.availability import MAX_OPEN_PER_SHARD
 from crosslink.ledger import build_beacon_ref
+from shardyard import _native
 from shardyard.blocks import BeaconContent, Block
 from shardyard.codec import decode, encode
 from shardyard.consensus.engine import RequestValidation
@@ -15,6 +16,7 @@ from shardyard.effects import Broadcast, Notice, Persist, SubmissionRecord
 from shardyard.effects import Send as SendEffect
 from shardyard.events import Executed, MessageReceived, Signed, TimerFired
 from shardyard.ids import BEACON, ZERO_HASH
+from shardyard.keys import BlsCrypto
 from shardyard.messages import (
     BundleAnnouncement,
     BundleRequest,
@@ -302,6 +304,52 @@ def test_resubmission_and_stale_submission_are_ignored():
     network.run_blocks(2)
     assert shards.machine.get_supply().in_flight == (0, 1)
     assert notices(network, "refused") == []
+
+
+def test_submission_with_another_parent_than_the_final_crosslink_is_refused():
+    network, shards = build_network()
+    shards.make(0, Send(1, value=1))
+    shards.submit(0, parent=b"\x01" * 32)
+    network.run_blocks(2)
+    assert "parent is not the final crosslink" in notices(network, "refused")[0].data["reason"]
+    submission = shards.submit(0)
+    run_until_accepted(network, submission)
+
+
+class SigningBls(BlsCrypto):
+    """The scheme of real processes, with the secret keys of all validators."""
+
+    def __init__(self):
+        super().__init__()
+        self.secrets = [_native.bls_secret_key(bytes([index + 1]) * 32) for index in range(4)]
+        self.by_public_key = {_native.bls_public_key(secret): secret for secret in self.secrets}
+
+    def sign(self, public_key, message):
+        return _native.bls_sign(self.by_public_key[public_key], message)
+
+
+def test_beacon_runs_on_real_signatures():
+    crypto = SigningBls()
+    genesis = build_genesis(2, validators_per_shard=2)
+    validators = tuple(
+        replace(
+            validator,
+            public_key=_native.bls_public_key(secret),
+            possession_proof=_native.bls_prove_possession(secret),
+        )
+        for validator, secret in zip(genesis.validators, crypto.secrets, strict=True)
+    )
+    network = Network(replace(genesis, validators=validators), PAIRS, crypto=crypto)
+    shards = Shards(network)
+    shards.make(0, Send(1, value=ETHER))
+    good = shards.models[0].build_submission()
+    forged = replace(good, proof=replace(good.proof, finalization=good.proof.notarization))
+    network.inject(SubmitCrosslink(forged))
+    mangled = replace(good.proof.finalization, signature=bytes(96))
+    network.inject(SubmitCrosslink(replace(good, proof=replace(good.proof, finalization=mangled))))
+    submission = shards.submit(0)
+    run_until_accepted(network, submission)
+    assert len(notices(network, "refused")) == 4
 
 
 def test_longest_crosslink_wins_and_open_ones_are_bounded():
