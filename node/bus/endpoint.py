@@ -24,6 +24,7 @@ from node.bus.topics import (
     verify_name,
     verify_topic_of,
 )
+from node.bus.watch import describe_message
 from shardyard.errors import DecodeError, RemoteProtocolError, TooLargeError
 from shardyard.ids import Hash32, NodeId, ShardId
 from shardyard.keys import NodeKey
@@ -200,6 +201,8 @@ class EnvelopeBus:
         self._put(
             Outgoing(topic, encode_message(message), True, 0 if is_status else 1, is_retained=is_status)
         )
+        for suffix, data in describe_message(self.node_id, chain, message):
+            self.mirror(suffix, data)
 
     async def send(self, to: NodeId, chain: ShardId, message: Message) -> None:
         """Queue ``message`` for one node."""
@@ -209,11 +212,17 @@ class EnvelopeBus:
 
     async def publish_watch(self, suffix: str, data: Mapping[str, int | str]) -> None:
         """Queue ``data`` as JSON for people; what is too large for them is dropped."""
+        self.mirror(suffix, data)
+
+    def mirror(self, suffix: str, data: Mapping[str, int | str]) -> None:
+        """``publish_watch`` for those who cannot wait; nothing in it waits."""
         text = msgspec.json.encode(data)
-        if len(text) > MAX_WATCH_BYTES:
-            self.counters.dropped_outgoing += 1
+        if len(text) > MAX_WATCH_BYTES or len(self._outgoing) > self._config.max_outgoing // 2:
+            self.counters.dropped_outgoing += 1  # people come after nodes
             return
-        self._put(Outgoing(encode_watch_topic(self._config.network_name, suffix), text, False, 0))
+        self._put(
+            Outgoing(encode_watch_topic(self._config.network_name, suffix), text, is_sealed=False, qos=0)
+        )
 
     def _put(self, outgoing: Outgoing) -> None:
         if len(outgoing.body) > MAX_MESSAGE_BYTES:

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from node.bus.access import is_covered
 from shardyard.errors import ConfigError, DecodeError
 from shardyard.ids import BEACON, NodeId, ShardId, describe_shard
 from shardyard.messages import (
@@ -169,7 +170,12 @@ def compute_filters(network: str, receiver: NodeId, subscriptions: Iterable[Subs
                 filters.add(f"{prefix}/{chain}/{kind}/{destination}")
             else:
                 filters.add(f"{prefix}/{chain}/{kind}")
-    return tuple(sorted(filters))
+    # A broker may deliver once per filter that matches: what a wider filter covers is left out.
+    return tuple(
+        sorted(
+            one for one in filters if not any(one != other and is_covered(one, other) for other in filters)
+        )
+    )
 
 
 def encode_watch_topic(network: str, suffix: str) -> str:

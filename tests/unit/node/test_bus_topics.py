@@ -98,6 +98,13 @@ def test_filters_select_what_was_subscribed_and_nothing_else():
     assert is_heard("sy/other/node/shard-1-1/shard-1/vote") == 0
 
 
+def test_a_filter_inside_another_is_left_out():
+    wide = Subscription(None, frozenset({MessageClass.CROSSLINK}))
+    filters = compute_filters("devnet", NODE, [Subscription(BEACON), wide])
+    topic = "sy/devnet/node/shard-1-1/beacon/crosslink"
+    assert sum(is_match(topic, wanted) for wanted in filters) == 1
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "+", "#", "a.b", "A", "-a", "x" * 64, "a\n"])
 def test_a_name_that_cannot_be_one_level_is_refused(name):
     with pytest.raises(ConfigError):
