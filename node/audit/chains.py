@@ -91,8 +91,10 @@ def verify_chain(genesis: Genesis, log: ChainLog, crypto: BlsCrypto, findings: F
 
 
 def _verify_proposal(book: CertificateBook, crypto: BlsCrypto, block: Block) -> None:
-    """S4: the leader of the slot signed this block."""
+    """S4: the leader of the slot signed this block. A leader's own log has it from before it was signed (S5)."""
     header = block.header
+    if not block.signature:
+        return
     message = compute_vote_message(book.domain, VoteKind.PROPOSE, header.slot, block.hash)
     if crypto.verify_votes(book.committee, [(header.proposer, message, block.signature)]) != [True]:
         raise RemoteProtocolError("the leader's signature does not verify")
