@@ -217,3 +217,17 @@ class CrosslinkAssembler:
         )
         bundle = Bundle(crosslink=crosslink.hash, src=self._shard, dst=request.dst, receipts=receipts)
         return [Send(sender, BundleAnnouncement(bundle))]
+
+
+def find_heaviest_sender(outbox: Sequence[bytes]) -> Hash32:
+    """Return the hash of the user transaction that emitted most bytes of ``outbox``; zero when only
+    deliveries did.
+
+    While it waits in the mempool, no block with it can be proposed: whoever keeps the mempool should drop it.
+    """
+    sizes: dict[Hash32, int] = {}
+    for data in outbox:
+        origin = decode_receipt(data).origin
+        if origin.depth == 0:
+            sizes[origin.tx_hash] = sizes.get(origin.tx_hash, 0) + len(data)
+    return max(sizes, key=lambda tx_hash: (sizes[tx_hash], tx_hash), default=ZERO_HASH)

@@ -31,7 +31,7 @@ from shards.inbox import (
     FollowerOutput,
     build_refusal,
 )
-from shards.outbox import CrosslinkAssembler
+from shards.outbox import CrosslinkAssembler, find_heaviest_sender
 from shards.policy import (
     BlockContext,
     compute_content,
@@ -407,7 +407,12 @@ class ShardReplica:
             verify_emission(self._genesis, self._shard, summary)
         except InvalidBlockError as error:
             # X10: users sent more than a crosslink carries; deliveries alone, or this slot stays empty.
-            self._emit(Notice("build.refused", self._shard, {"slot": request.slot, "reason": str(error)}))
+            data: dict[str, int | str | bytes] = {
+                "slot": request.slot,
+                "reason": str(error),
+                "heaviest": find_heaviest_sender(summary.outbox),
+            }
+            self._emit(Notice("build.refused", self._shard, data))
             if building.max_body_bytes:
                 self._ask_build(request, building.env, building.view, 0)
             return

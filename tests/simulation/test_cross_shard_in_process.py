@@ -1,5 +1,7 @@
 """Two shards and a beacon in one process and in virtual time: what one shard emits, the other delivers, once and in order."""
 
+import random
+
 import pytest
 
 from crosslink.beacon import BeaconMachine
@@ -158,3 +160,40 @@ def test_replicas_of_a_shard_agree_while_messages_flow(network):
     network.run_until(lambda: all(node.machine.heads.finalized_height >= 8 for node in sources))
     finals = [tuple(data["hash"] for data in node.get_notices("block.final"))[:8] for node in sources]
     assert len(set(finals)) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_is_lost_or_doubled_on_a_bus_that_loses_a_fifth_of_all_messages(seed):
+    network = Network(build_genesis())
+    draw = random.Random(seed)
+    beacons = [add_beacon(network, f"beacon-{index}", (2 * index, 2 * index + 1)) for index in range(4)]
+    shards = [
+        [add_shard(network, shard, f"shard-{shard}-{index}", (index,)) for index in range(4)]
+        for shard in range(2)
+    ]
+    for node in network.nodes.values():
+        node.start()
+    network.is_lost = lambda *_: draw.random() < 0.2
+    left, right = shards
+    for index in range(4):
+        left[index].executor.pending = [build_transfer(value=1 + index, seq=10 + index)]
+        right[index].executor.pending = [build_transfer(1, 0, value=1 + index, seq=20 + index)]
+    victim = draw.choice([*beacons, *left, *right])
+    network.run_for(draw.randrange(100, 1500))
+    victim.stop()
+    network.run_for(draw.randrange(100, 1500))
+    victim.start()
+    network.run_until(
+        lambda: all(len(read_delivered(node)) >= 4 for node in (*left, *right) if node is not victim),
+        within_ms=300_000,
+    )
+    network.is_lost = lambda *_: False
+    network.run_for(5000)
+    assert {tuple(read_delivered(node)) for node in left if node is not victim} == {
+        tuple((1, seq) for seq in range(1, 5))
+    }
+    assert {tuple(read_delivered(node)) for node in right if node is not victim} == {
+        tuple((0, seq) for seq in range(1, 5))
+    }
+    table = beacons[0].machine.get_supply()
+    assert table.total == table.genesis

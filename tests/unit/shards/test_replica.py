@@ -9,9 +9,11 @@ from shards.replica import ShardReplica
 from shardyard import effects as fx
 from shardyard.blocks import BeaconRef
 from shardyard.codec import encode
+from shardyard.consensus.instant import InstantEngine
 from shardyard.consensus.simplex import SimplexEngine
 from shardyard.consensus.votes import VoteKind, compute_vote_message
 from shardyard.events import Built, Executed, MessageReceived, Started, TimerFired
+from shardyard.hashing import hash_tagged
 from shardyard.ids import BEACON
 from shardyard.messages import (
     BundleAnnouncement,
@@ -59,11 +61,11 @@ class LogSource:
         return None
 
 
-def add_replica(network, name="shard-0-0", keys=range(4), shard=0):
+def add_replica(network, name="shard-0-0", keys=range(4), shard=0, engine=SimplexEngine):
     source = LogSource()
 
     def build():
-        return ShardReplica(network.genesis, shard, CRYPTO, tuple(keys), source, build_engine=SimplexEngine)
+        return ShardReplica(network.genesis, shard, CRYPTO, tuple(keys), source, build_engine=engine)
 
     node = network.add(name, shard, build, ToyExecutor(network.genesis, shard))
     source.node = node
@@ -92,8 +94,9 @@ def get_finals(node):
     return [data["hash"] for data in node.get_notices("block.final")]
 
 
-def test_one_process_with_all_keys_makes_a_block_per_block_time(network):
-    node = add_replica(network)
+@pytest.mark.parametrize("engine", [SimplexEngine, InstantEngine])
+def test_one_process_with_all_keys_makes_a_block_per_block_time(network, engine):
+    node = add_replica(network, engine=engine)
     node.start()
     reach(network, 10, node)
     elapsed = network.now_ms - network.genesis.timestamp_ms
@@ -114,11 +117,12 @@ def test_four_processes_with_one_key_each_agree(network):
     assert len({node.executor.states[get_finals(node)[7]][0] for node in nodes}) == 1
 
 
-def test_a_follower_without_keys_catches_up_and_says_nothing_of_its_own(network):
-    node = add_replica(network)
+@pytest.mark.parametrize("engine", [SimplexEngine, InstantEngine])
+def test_a_follower_without_keys_catches_up_and_says_nothing_of_its_own(network, engine):
+    node = add_replica(network, engine=engine)
     node.start()
     reach(network, 150, node)
-    late = add_replica(network, "shard-0-1", ())
+    late = add_replica(network, "shard-0-1", (), engine=engine)
     late.start()
     reach(network, 155, late)
     assert get_finals(late)[:100] == get_finals(node)[:100]
@@ -351,3 +355,21 @@ def test_nothing_waits_for_disk_twice_in_a_row(network):
     effects = machine.step(Started(), network.now_ms)
     for before, after in pairwise(effects):
         assert not (isinstance(before, fx.Persist) and isinstance(after, fx.Persist))
+
+
+def test_x10_a_block_that_would_emit_too_much_is_built_without_transactions_and_the_culprit_named():
+    size = len(build_transfer())
+    network = Network(build_genesis(max_bundle_bytes=5 * size))
+    node = add_replica(network)
+    culprit = hash_tagged(b"test", b"culprit")
+    heavy = [build_transfer(value=index, tx_hash=culprit) for index in range(4)]
+    node.executor.pending = [*heavy, build_transfer(value=8), build_transfer(value=9)]
+    node.start()
+    reach(network, 3, node)
+    finals = node.get_notices("block.final")
+    assert [data["transactions"] for data in finals[:3]] == [0, 0, 0]
+    assert {data["heaviest"] for data in node.get_notices("build.refused")} == {culprit}
+    node.executor.pending = node.executor.pending[4:]
+    height = height_of(node)
+    reach(network, height + 2, node)
+    assert sum(data["transactions"] for data in node.get_notices("block.final")) == 2

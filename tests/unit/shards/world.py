@@ -151,7 +151,9 @@ def build_block(genesis, parent, content, body, *, step_ms=1000, beacon_proof=b"
     return Block(child, justification, body, signature=bytes(96), beacon_proof=beacon_proof)
 
 
-def build_receipt(src=0, dst=1, seq=1, *, gas=100_000, value=1, payload=b"hello", kind=ReceiptKind.CALL):
+def build_receipt(
+    src=0, dst=1, seq=1, *, gas=100_000, value=1, payload=b"hello", kind=ReceiptKind.CALL, tx_hash=ZERO_HASH
+):
     is_call = kind is ReceiptKind.CALL
     return encode(
         Receipt(
@@ -161,7 +163,7 @@ def build_receipt(src=0, dst=1, seq=1, *, gas=100_000, value=1, payload=b"hello"
             dst=dst,
             seq=seq,
             id=hash_tagged(b"id", encode((src, dst, seq))),
-            origin=Origin(tx_hash=bytes(32), initiator=ZERO_ADDRESS, depth=0),
+            origin=Origin(tx_hash=tx_hash, initiator=ZERO_ADDRESS, depth=0),
             parent_id=ZERO_HASH,
             sender=ZERO_ADDRESS,
             target=ZERO_ADDRESS,
@@ -176,8 +178,8 @@ def build_receipt(src=0, dst=1, seq=1, *, gas=100_000, value=1, payload=b"hello"
     )
 
 
-def build_transfer(src=0, dst=1, seq=1, value=1):
-    return build_receipt(src, dst, seq, value=value, kind=ReceiptKind.TRANSFER)
+def build_transfer(src=0, dst=1, seq=1, value=1, tx_hash=ZERO_HASH):
+    return build_receipt(src, dst, seq, value=value, kind=ReceiptKind.TRANSFER, tx_hash=tx_hash)
 
 
 def build_crosslink(shard, receipts=(), **changes):
