@@ -5,8 +5,10 @@ executor takes the recorded diffs up to there; the index follows; then the journ
 anybody hear of this node.
 """
 
+import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,10 +17,11 @@ from node.backend import ShardBackend
 from node.bus.mqtt import MqttBus
 from node.bus.watch import WatchMirror
 from node.driver import Driver
-from node.executor import ShardExecutor, StateRecord
-from node.index.rebuild import IndexRebuilder
+from node.executor import ShardExecutor
+from node.index.records import IndexedBlock
 from node.index.store import ChainIndex
 from node.network import Network, get_local_validators, parse_node
+from node.recovery import recover_shard
 from node.rpc.access import RpcAccess
 from node.rpc.api import ShardApi
 from node.rpc.app import RpcApp
@@ -36,15 +39,13 @@ from node.runtime import (
 )
 from node.signer import Signer
 from node.storage.journal import MempoolJournal
-from node.storage.log import MAX_RECORD_BYTES, BlockLog, EntryKind
+from node.storage.log import BlockLog
 from shards.mempool import Mempool, MempoolLimits
 from shards.replica import ShardReplica
 from shardyard import _native
 from shardyard import effects as fx
-from shardyard.blocks import Block
-from shardyard.codec import decode
 from shardyard.consensus.simplex import SimplexEngine
-from shardyard.ids import Hash32, Height, compute_chain_id
+from shardyard.ids import Height, ShardId, compute_chain_id
 from shardyard.keys import BlsCrypto
 from shardyard.messages import Transactions
 
@@ -94,156 +95,163 @@ class ShardHost:
         self._mirror.publish(notice)
 
 
-def restore_index(
-    log: BlockLog, index: ChainIndex, genesis_block: Block
-) -> tuple[list[fx.Record], dict[Hash32, bytes]]:
-    """Bring the index up to the log; return the machine's records in order, and the state diff of each block."""
-    rebuilder = IndexRebuilder(index, genesis_block)
-    records: list[fx.Record] = []
-    diffs: dict[Hash32, bytes] = {}
-    for entry in log.iterate():
-        if entry.kind is EntryKind.KERNEL:
-            record = entry.decode_record()
-            records.append(record)
-            rebuilder.take(record)
-        else:
-            state = decode(entry.payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
-            diffs[state.block_hash] = state.diff
-            rebuilder.take_outcomes(state.block_hash, state.outcomes)
-    rebuilder.finish()
-    return records, diffs
+def mirror_messages(mirror: WatchMirror, shard: ShardId, block: IndexedBlock) -> None:
+    """Show people which messages a final block emitted and which it executed."""
+    mirror.publish_receipts(shard, "emitted", block.outbox_data, block.height)
+    mirror.publish_receipts(shard, "delivered", block.deliveries_data, block.height)
 
 
-def restore_state(core: _native.Core, log: BlockLog, diffs: dict[Hash32, bytes], height: int) -> None:
-    """Bring the executor from genesis to ``height`` by the recorded diffs; raises ``HaltedError`` if a root differs."""
-    for number in range(1, height + 1):
-        found = log.get_final(number)
-        assert found is not None, f"the machine recovered to {height}, but the log lacks block {number}"
-        header = found[0].header
-        root = core.apply_diff(header.hash, number, diffs[header.hash])
-        if root != header.shard_content.state_root:
-            raise HaltedError(
-                f"block {number}: the recorded diff leads to {root.hex()}, its header says "
-                f"{header.shard_content.state_root.hex()}; try: shardyard audit, then shardyard up --fresh"
-            )
+@dataclass(frozen=True)
+class Stores:
+    """What a replica keeps on disk."""
+
+    log: BlockLog
+    signer: Signer
+    journal: MempoolJournal
+    index: ChainIndex
 
 
-def describe_shard_node(
-    replica: ShardReplica, driver: Driver, bus: MqttBus, executors: int, lag: LagMeter, started: float
-) -> dict[str, Any]:
-    """Return what ``shardyard node show`` shows of a replica."""
-    heads = replica.heads
-    return {
-        "slot": replica.engine.slot,
-        "latest": heads.latest_height,
-        "finalized": heads.finalized_height,
-        "notarized": heads.tip_height,
-        "beacon_followed": replica.follower.head.ref.height,
-        "executors": executors,
-        "uptime_s": round(time.monotonic() - started, 1),
-        "loop_lag_ms": lag.read_ms(),
-        "bus": {"connected": bus.is_connected, "refused": dict(bus.counters.refused)},
-        "driver": dict(driver.counters),
-    }
+class ShardNode:
+    """The parts of one replica's process, wired together."""
+
+    def __init__(self, network: Network, node: str, stores: Stores, bus: MqttBus, *, threads: int) -> None:
+        self._network = network
+        self._node = node
+        self._stores = stores
+        self._bus = bus
+        self._threads = threads
+        self._started = time.monotonic()
+        self.chain, _ = parse_node(node)
+        genesis = network.genesis
+        self.core = _native.Core(
+            chain_id=compute_chain_id(self.chain),
+            shard=self.chain,
+            threads=threads,
+            history=genesis.preset.history_blocks,
+        )
+        genesis_block = genesis.build_shard_block(self.chain)
+        self.core.init_genesis(network.read_alloc())
+        self.core.set_base(genesis_block.hash, 0)
+        validators = get_local_validators(network, node)
+        self.replica = ShardReplica(
+            genesis, self.chain, BlsCrypto(), validators, stores.log, build_engine=SimplexEngine
+        )
+        recover_shard(stores.log, self.replica, self.core, stores.index, genesis_block)
+        self.mempool = Mempool(
+            MempoolLimits(max_gas=genesis.preset.block_gas, min_fee=genesis.preset.min_base_fee)
+        )
+        stores.journal.attach(lambda: [entry.raw for entry in self.mempool])
+        self.backend = self._build_backend()
+        self.driver = Driver(
+            chain=self.chain, machine=self.replica, bus=bus, log=stores.log, signer=stores.signer
+        )
+        self.executor = self._build_executor()
+        mirror = WatchMirror(bus)
+        self.driver.attach(ShardHost(self.executor, self.backend, mirror, stores.signer))
+        self.backend.on_head.append(lambda block: mirror_messages(mirror, self.chain, block))
+        self._lag = LagMeter()
+        self.backend.status_sources["node"] = self.describe
+
+    def _build_backend(self) -> ShardBackend:
+        backend = ShardBackend(
+            core=self.core,
+            index=self._stores.index,
+            mempool=self.mempool,
+            journal=self._stores.journal,
+            genesis=self._network.genesis,
+            shard=self.chain,
+            broadcast=self._broadcast,
+            get_peer_count=lambda: self._network.options.nodes_per_shard - 1,
+        )
+        backend.on_beacon_final(self.replica.heads.finalized_height)
+        return backend
+
+    def _build_executor(self) -> ShardExecutor:
+        return ShardExecutor(
+            shard=self.chain,
+            core=self.core,
+            source=self.backend,
+            max_body_bytes=self._network.genesis.preset.max_body_bytes,
+            complete=self.driver.complete,
+            enqueue=self.driver.enqueue,
+            write_state=self._stores.log.append_node,
+            on_adopted=self.backend.on_adopted,
+        )
+
+    def _broadcast(self, raw: bytes, ends: tuple[int, ...]) -> None:
+        if self._network.options.nodes_per_shard > 1:
+            message = Transactions(self.chain, raw, ends)
+            self.driver.enqueue(lambda: self._bus.publish(self.chain, message))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``shardyard node show`` shows of this replica."""
+        heads = self.replica.heads
+        return {
+            "slot": self.replica.engine.slot,
+            "latest": heads.latest_height,
+            "finalized": heads.finalized_height,
+            "notarized": heads.tip_height,
+            "beacon_followed": self.replica.follower.head.ref.height,
+            "executors": self._threads,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "loop_lag_ms": self._lag.read_ms(),
+            "bus": {"connected": self._bus.is_connected, "refused": dict(self._bus.counters.refused)},
+            "driver": dict(self.driver.counters),
+        }
+
+    async def run(self, ended: asyncio.Event) -> None:
+        """Refill the mempool, open JSON-RPC, and run until ``ended``."""
+        pending = self._stores.journal.pending
+        restored = await restore_journal(self.core, self.mempool, self.backend.latest.hash, pending)
+        access = get_access(self._network, self._node)
+        app = RpcApp(ShardApi(self.backend, list_urls(self._network)), access)
+        try:
+            async with (
+                RpcServer(app, access) as server,
+                serve_control(self._network, self._node, self.describe),
+            ):
+                logger.info(
+                    "%s at height %d, JSON-RPC on port %d, %d executor threads, %d pending transactions, "
+                    "ready after %.2f s",
+                    self._node,
+                    self.replica.heads.latest_height,
+                    server.port,
+                    self._threads,
+                    restored,
+                    time.monotonic() - self._started,
+                )
+                await run_until_ended(
+                    ended,
+                    self.driver.run(),
+                    self.backend.run(),
+                    self._lag.run(),
+                    pump_messages(self._bus, self.driver, self._receive),
+                )
+        finally:
+            self.executor.close()
+
+    def _receive(self, message: Transactions) -> None:
+        self.backend.receive(message.raw, message.ends)
 
 
 async def run_shard(network: Network, node: str, *, executors: int, sync_mempool: bool) -> None:
     """Run one replica of one shard until it is told to end."""
-    started = time.monotonic()
     ended = watch_for_end()
     chain, _ = parse_node(node)
-    threads = choose_executors(executors, network.options.shards)
     genesis = network.genesis
-    core = _native.Core(
-        chain_id=compute_chain_id(chain), shard=chain, threads=threads, history=genesis.preset.history_blocks
-    )
-    core.init_genesis(network.read_alloc())
-    core.set_base(genesis.build_shard_block(chain).hash, 0)
-    validators = get_local_validators(network, node)
-    mempool = Mempool(MempoolLimits(max_gas=genesis.preset.block_gas, min_fee=genesis.preset.min_base_fee))
+    secrets = network.read_validator_secrets(chain, get_local_validators(network, node))
+    locks = network.root / "keys" / "locks"
     with (
         open_node_data(network, node, chain) as data,
         BlockLog(data.log_path, data.owner) as log,
-        Signer(
-            data,
-            genesis.get_domain(chain),
-            network.read_validator_secrets(chain, validators),
-            lock_dir=network.root / "keys" / "locks",
-        ) as signer,
+        Signer(data, genesis.get_domain(chain), secrets, lock_dir=locks) as signer,
         MempoolJournal(data.journal_path, data.owner, is_synced=sync_mempool) as journal,
         ChainIndex(data.index_path, network=genesis.network, shard=chain) as index,
     ):
-        replica = ShardReplica(genesis, chain, BlsCrypto(), validators, log, build_engine=SimplexEngine)
-        journal.attach(lambda: [entry.raw for entry in mempool])
         async with build_bus(network, node, chain, data) as bus:
-
-            def broadcast(raw: bytes, ends: tuple[int, ...]) -> None:
-                if network.options.nodes_per_shard > 1:
-                    driver.enqueue(lambda: bus.publish(chain, Transactions(chain, raw, ends)))
-
-            records, diffs = restore_index(log, index, genesis.build_shard_block(chain))
-            replica.recover(records)
-            restore_state(core, log, diffs, replica.recovered_height)
-            if index.height > replica.recovered_height:
-                index.rollback_to(replica.recovered_height)
-            del records, diffs
-            backend = ShardBackend(
-                core=core,
-                index=index,
-                mempool=mempool,
-                journal=journal,
-                genesis=genesis,
-                shard=chain,
-                broadcast=broadcast,
-                get_peer_count=lambda: network.options.nodes_per_shard - 1,
-            )
-            backend.on_beacon_final(replica.heads.finalized_height)
-            await restore_journal(core, mempool, backend.latest.hash, journal.pending)
-            driver = Driver(chain=chain, machine=replica, bus=bus, log=log, signer=signer)
-            executor = ShardExecutor(
-                shard=chain,
-                core=core,
-                source=backend,
-                max_body_bytes=genesis.preset.max_body_bytes,
-                complete=driver.complete,
-                enqueue=driver.enqueue,
-                write_state=log.append_node,
-                on_adopted=backend.on_adopted,
-            )
-            driver.attach(ShardHost(executor, backend, WatchMirror(bus), signer))
-            lag = LagMeter()
-
-            def describe() -> dict[str, Any]:
-                return describe_shard_node(replica, driver, bus, threads, lag, started)
-
-            backend.status_sources["node"] = describe
-            try:
-                async with (
-                    RpcServer(
-                        RpcApp(ShardApi(backend, list_urls(network)), get_access(network, node)),
-                        get_access(network, node),
-                    ) as server,
-                    serve_control(network, node, describe),
-                ):
-                    logger.info(
-                        "%s at height %d, JSON-RPC on port %d, %d executors, ready after %.2f s",
-                        node,
-                        replica.heads.latest_height,
-                        server.port,
-                        threads,
-                        time.monotonic() - started,
-                    )
-                    await run_until_ended(
-                        ended,
-                        driver.run(),
-                        backend.run(),
-                        lag.run(),
-                        pump_messages(
-                            bus, driver, lambda message: backend.receive(message.raw, message.ends)
-                        ),
-                    )
-            finally:
-                executor.close()
+            stores = Stores(log, signer, journal, index)
+            threads = choose_executors(executors, network.options.shards)
+            await ShardNode(network, node, stores, bus, threads=threads).run(ended)
 
 
 def list_urls(network: Network) -> dict[int, list[str]]:

@@ -1,0 +1,63 @@
+"""Recovery of a shard's process from its block log: records for the machine, states for the executor, blocks for the index.
+
+Order: the log gives the machine its records; the machine says at which height the executor must stand; the executor takes
+the recorded diffs up to there, and the root of each is compared with its header.
+"""
+
+from node.executor import StateRecord
+from node.index.rebuild import IndexRebuilder
+from node.index.store import ChainIndex
+from node.runtime import HaltedError
+from node.storage.log import MAX_RECORD_BYTES, BlockLog, EntryKind
+from shards.replica import ShardReplica
+from shardyard import _native
+from shardyard.blocks import Block
+from shardyard.codec import decode
+from shardyard.effects import Record
+from shardyard.ids import Hash32
+
+
+def recover_shard(
+    log: BlockLog, replica: ShardReplica, core: _native.Core, index: ChainIndex, genesis_block: Block
+) -> None:
+    """Bring machine, executor and index to where the log ends; raises ``HaltedError`` if a recorded state is wrong."""
+    records, diffs = restore_index(log, index, genesis_block)
+    replica.recover(records)
+    restore_state(core, log, diffs, replica.recovered_height)
+    if index.height > replica.recovered_height:
+        # Final blocks beyond it are executed and indexed again.
+        index.rollback_to(replica.recovered_height)
+
+
+def restore_index(
+    log: BlockLog, index: ChainIndex, genesis_block: Block
+) -> tuple[list[Record], dict[Hash32, bytes]]:
+    """Bring the index up to the log; return the machine's records in order, and the state diff of each block."""
+    rebuilder = IndexRebuilder(index, genesis_block)
+    records: list[Record] = []
+    diffs: dict[Hash32, bytes] = {}
+    for entry in log.iterate():
+        if entry.kind is EntryKind.KERNEL:
+            record = entry.decode_record()
+            records.append(record)
+            rebuilder.take(record)
+        else:
+            state = decode(entry.payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
+            diffs[state.block_hash] = state.diff
+            rebuilder.take_outcomes(state.block_hash, state.outcomes)
+    rebuilder.finish()
+    return records, diffs
+
+
+def restore_state(core: _native.Core, log: BlockLog, diffs: dict[Hash32, bytes], height: int) -> None:
+    """Bring the executor from genesis to ``height`` by the recorded diffs; raises ``HaltedError`` if a root differs."""
+    for number in range(1, height + 1):
+        found = log.get_final(number)
+        assert found is not None, f"the machine recovered to {height}, but the log lacks block {number}"
+        header = found[0].header
+        root = core.apply_diff(header.hash, number, diffs[header.hash])
+        if root != header.shard_content.state_root:
+            raise HaltedError(
+                f"block {number}: the recorded diff leads to {root.hex()}, its header says "
+                f"{header.shard_content.state_root.hex()}; try: shardyard audit, then shardyard up --fresh"
+            )
