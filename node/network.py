@@ -176,7 +176,8 @@ def parse_wei(text: str) -> int:
     if (
         unit not in units
         or not (whole or fraction)
-        or not (whole + fraction).isdigit()
+        or not (whole + fraction).isdecimal()
+        or not stripped.isascii()
         or len(fraction) > units[unit]
     ):
         raise ConfigError(

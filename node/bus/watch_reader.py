@@ -62,7 +62,7 @@ class _NewestQueue(asyncio.Queue[aiomqtt.Message]):
 
 async def _decode_entries(client: aiomqtt.Client) -> AsyncIterator[dict[str, Any]]:
     async for message in client.messages:
-        if not isinstance(message.payload, bytes) or len(message.payload) > MAX_ENTRY_BYTES:
+        if len(message.payload) > MAX_ENTRY_BYTES:
             continue
         try:
             entry = json.loads(message.payload)

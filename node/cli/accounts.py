@@ -136,7 +136,7 @@ def faucet(*, address: str, amount: str, shard: str, name: str, as_json: bool) -
     session = Session(name)
     to = resolve_address(address)
     value = parse_wei(amount)
-    if shard != "all" and not shard.isdigit():
+    if shard != "all" and not shard.isdecimal():
         raise CliError(f"shard: got {shard!r}, expected a number or all; try: --shard all", EXIT_USAGE)
     shards = range(session.shard_count) if shard == "all" else [int(shard)]
     code = 0

@@ -20,7 +20,7 @@ def _fetch(client: RpcClient, what: str, *, full: bool) -> dict[str, object]:
     if what.startswith("0x") and len(what) == 66:
         found = client.request("eth_getBlockByHash", what, full)
     else:
-        tag = hex(int(what)) if what.isdigit() else what
+        tag = hex(int(what)) if what.isdecimal() else what
         found = client.request("eth_getBlockByNumber", tag, full)
     if found is None:
         raise CliError(f"block {what} is not here; try: shardyard block latest", EXIT_FAILURE)

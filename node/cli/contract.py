@@ -90,7 +90,7 @@ def parse_value(kind: str, text: str) -> object:
         if kind.startswith(("uint", "int")):
             return (
                 int(text, 0)
-                if text.lstrip("-").startswith("0x") or text.lstrip("-").isdigit()
+                if text.lstrip("-").startswith("0x") or text.lstrip("-").isdecimal()
                 else parse_wei(text)
             )
         if kind == "address":
@@ -159,7 +159,7 @@ def deploy(
     from eth_abi.abi import encode
 
     data = code + encode(types, encode_arguments(types, arguments, f"constructor of {source}"))
-    if shard != "all" and not shard.isdigit():
+    if shard != "all" and not shard.isdecimal():
         raise CliError(f"shard: got {shard!r}, expected a number or all; try: --shard all", EXIT_USAGE)
     deployed = []
     for number in range(session.shard_count) if shard == "all" else [int(shard)]:
@@ -209,7 +209,7 @@ def call(
     client = Session(name).get_client(shard)
     method, types, results = parse_signature(signature)
     data = encode_call(method, types, encode_arguments(types, arguments, method))
-    at = hex(int(block)) if block.isdigit() else block
+    at = hex(int(block)) if block.isdecimal() else block
     output = bytes.fromhex(
         client.request("eth_call", {"to": parse_address(address), "data": "0x" + data.hex()}, at)[2:]
     )

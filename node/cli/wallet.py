@@ -80,7 +80,7 @@ def store_user_key(session: Session, private_key: bytes) -> str:
 
 def resolve_account(session: Session, text: str) -> tuple[str, bytes]:
     """Return address and private key of the account ``text`` names."""
-    if text.isdigit() and int(text) < len(DEV_ACCOUNTS):
+    if text.isdecimal() and int(text) < len(DEV_ACCOUNTS):
         account = DEV_ACCOUNTS[int(text)]
         return account.checksum_address, account.private_key
     address = resolve_address(text)
@@ -98,7 +98,7 @@ def resolve_account(session: Session, text: str) -> tuple[str, bytes]:
 
 def resolve_address(text: str) -> str:
     """Return the address that ``text`` names: the number of a development account, or an address."""
-    if text.isdigit() and len(text) <= 3:
+    if text.isdecimal() and len(text) <= 3:
         if int(text) >= len(DEV_ACCOUNTS):
             raise CliError(
                 f"account: got {text}, expected 0..{len(DEV_ACCOUNTS) - 1}; try: shardyard accounts",

@@ -1,0 +1,137 @@
+"""A network on disk: made once, reopened as it is, refused in another shape with the two ways out."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from node.config import Options
+from node.network import (
+    Network,
+    NetworkMissingError,
+    create_network,
+    get_local_validators,
+    open_network,
+    open_or_create,
+    parse_node,
+    parse_wei,
+)
+from shardyard.errors import ConfigError
+from shardyard.ids import BEACON
+
+SMALL = Options(name="small", shards=2, validators=4, nodes_per_shard=2, seed=7)
+
+
+@pytest.fixture
+def network(home: Path) -> Network:
+    return create_network(home / "small", SMALL)
+
+
+def test_same_seed_makes_the_same_network(home: Path, network: Network) -> None:
+    again = create_network(home / "again", msgspec.structs.replace(SMALL))
+    assert again.genesis == network.genesis
+    assert again.directory == network.directory
+    other = create_network(home / "other", msgspec.structs.replace(SMALL, seed=8))
+    assert other.genesis.network != network.genesis.network
+
+
+def test_keys_are_for_their_owner_alone(network: Network) -> None:
+    assert (network.root / "keys").stat().st_mode & 0o777 == 0o700
+    files = list((network.root / "keys").iterdir())
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_opened_network_is_the_created_one(network: Network) -> None:
+    assert open_network(network.root) == network
+
+
+def test_other_parameters_are_refused_with_the_two_ways_out(network: Network) -> None:
+    wanted = msgspec.structs.replace(SMALL, shards=3)
+    with pytest.raises(ConfigError, match=r"has shards = 2, not 3; try: --fresh .* or --name"):
+        open_or_create(network.root, wanted, given={"shards"})
+    assert open_network(network.root).options.shards == 2
+
+
+def test_parameters_that_were_not_given_are_taken_from_the_network(network: Network) -> None:
+    opened = open_or_create(network.root, Options(name="small", port_base=0), given={"name", "port_base"})
+    assert opened.options.shards == 2
+    assert opened.options.port_base == 0
+
+
+def test_data_of_another_format_is_refused_with_the_two_ways_out(network: Network) -> None:
+    stamp = json.loads((network.root / "network.json").read_text())
+    (network.root / "network.json").write_text(json.dumps({**stamp, "format": 99}))
+    with pytest.raises(
+        ConfigError, match="got data format 99, expected 1; try: shardyard up --fresh, or another --name"
+    ):
+        open_network(network.root)
+
+
+def test_genesis_of_another_network_is_refused(home: Path, network: Network) -> None:
+    other = create_network(home / "other", msgspec.structs.replace(SMALL, seed=8))
+    (network.root / "genesis.bin").write_bytes((other.root / "genesis.bin").read_bytes())
+    with pytest.raises(ConfigError, match="not the one of network.json"):
+        open_network(network.root)
+
+
+def test_folder_of_somebody_else_is_left_alone(home: Path) -> None:
+    (home / "mine").mkdir()
+    (home / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="not by a network of ours, and is left alone") as raised:
+        open_or_create(home / "mine", Options(name="mine"), given=set())
+    assert not isinstance(raised.value, NetworkMissingError)
+    assert [path.name for path in (home / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_missing_network_says_how_to_make_one(home: Path) -> None:
+    with pytest.raises(NetworkMissingError, match="try: shardyard up --name absent"):
+        open_network(home / "absent")
+
+
+def test_failed_creation_leaves_nothing_behind(home: Path) -> None:
+    with pytest.raises(ConfigError, match="amount"):
+        create_network(home / "bad", msgspec.structs.replace(SMALL, balance="a lot"))
+    assert list(home.iterdir()) == []
+
+
+def test_replicas_share_a_committee_without_overlap(network: Network) -> None:
+    assert get_local_validators(network, "shard-0-0") == (0, 2)
+    assert get_local_validators(network, "shard-0-1") == (1, 3)
+    assert get_local_validators(network, "beacon-0") == tuple(range(8))
+
+
+def test_node_ids_name_chain_and_replica() -> None:
+    assert parse_node("shard-2-1") == (2, 1)
+    assert parse_node("beacon-0") == (BEACON, 0)
+
+
+def test_control_sockets_have_short_names(home: Path) -> None:
+    network = create_network(home / ("n" * 32), msgspec.structs.replace(SMALL, name="n" * 32))
+    assert len(str(network.get_control_path("shard-255-15"))) < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "wei"),
+    [
+        ("0", 0),
+        ("123", 123),
+        ("1ether", 10**18),
+        ("1 eth", 10**18),
+        ("0.5ether", 5 * 10**17),
+        (".5ether", 5 * 10**17),
+        ("20gwei", 20 * 10**9),
+        ("1_000", 1000),
+        ("0.000000000000000001ether", 1),
+    ],
+)
+def test_amounts(text: str, wei: int) -> None:
+    assert parse_wei(text) == wei
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ether", "-1ether", "1e18", "0.5", "1.5wei", "1 dollar", "0x10", "1..0ether", "٣"]
+)
+def test_amounts_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected for example 1ether"):
+        parse_wei(text)
