@@ -15,7 +15,7 @@ use crate::error::{CoreError, Result};
 use crate::evm::{BEACON_ROOTS, Executed, HISTORY, Machine, NotExecuted, REQUEST_CONTRACTS, Relaxed};
 use crate::gateway::{Emission, GATEWAY, base_fee_slot, emitted, last_seq_slot};
 use crate::lthash::LtHash;
-use crate::merkle::merkle_root;
+use crate::merkle::merkle_root_on;
 use crate::outbox::Outbox;
 use crate::receipt::{Origin, Receipt};
 use crate::state::{BlockState, Changes, View, commit};
@@ -323,8 +323,8 @@ impl Run<'_> {
             parent,
             state_root: B256::new(accumulator.root()),
             accumulator: Arc::new(accumulator),
-            transactions_root: merkle_root(&self.hashes),
-            outcomes_root: merkle_root(&self.outcomes),
+            transactions_root: merkle_root_on(&self.hashes, self.chain.threads),
+            outcomes_root: merkle_root_on(&self.outcomes, self.chain.threads),
             outbox_root,
             logs_bloom: self.bloom,
             gas_used: self.gas_used,

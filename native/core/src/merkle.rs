@@ -4,6 +4,7 @@
 //! unchanged; the root of no leaves is 32 zero bytes.
 
 use alloy_primitives::{B256, Keccak256};
+use rayon::prelude::*;
 
 pub fn leaf_hash(data: &[u8]) -> B256 {
     let mut hasher = Keccak256::new();
@@ -22,6 +23,23 @@ pub fn node_hash(left: &B256, right: &B256) -> B256 {
 
 pub fn merkle_root<T: AsRef<[u8]>>(leaves: &[T]) -> B256 {
     let mut level: Vec<B256> = leaves.iter().map(|leaf| leaf_hash(leaf.as_ref())).collect();
+    while level.len() > 1 {
+        level = parent_level(&level);
+    }
+    level.first().copied().unwrap_or(B256::ZERO)
+}
+
+/// Below this many leaves a thread costs more than it saves.
+const PARALLEL_LEAVES: usize = 1024;
+
+/// The same root, computed by the workers when there are enough leaves to share.
+pub fn merkle_root_on<T: AsRef<[u8]> + Sync>(leaves: &[T], threads: usize) -> B256 {
+    let Some(pool) = crate::pool::pool(threads).filter(|_| leaves.len() >= PARALLEL_LEAVES) else {
+        return merkle_root(leaves);
+    };
+    // A power of two keeps every chunk a whole subtree; the subtrees' roots form the levels above.
+    let chunk = (leaves.len() / (threads * 4)).next_power_of_two();
+    let mut level: Vec<B256> = pool.install(|| leaves.par_chunks(chunk).map(merkle_root).collect());
     while level.len() > 1 {
         level = parent_level(&level);
     }
@@ -91,6 +109,14 @@ mod tests {
         let forged = [left.as_slice(), right.as_slice()].concat();
         let proof = vec![(true, node_hash(&leaf_hash(b"c"), &leaf_hash(b"d")))];
         assert!(!verify_merkle_proof(&forged, &proof, &merkle_root(&leaves)));
+    }
+
+    #[test]
+    fn workers_compute_the_same_root() {
+        for count in [1023, 1024, 1025, 1536, 2047, 3000, 4097, 9999_u32] {
+            let leaves: Vec<[u8; 4]> = (0..count).map(u32::to_be_bytes).collect();
+            assert_eq!(merkle_root_on(&leaves, 3), merkle_root(&leaves));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 """The state over forks, finality and restarts: every name keeps naming the state it named."""
 
 import random
+import threading
 
 import msgspec
 import pytest
@@ -261,3 +262,44 @@ def test_packed_reads_agree_with_single_ones() -> None:
     with pytest.raises(_native.CoreError, match="multiple of 20"):
         shard.core.nonces_balances(A, b"\0" * 21)
     assert shard.core.init_genesis(make_alloc()) == shard.root
+
+
+def test_reads_and_executions_go_on_while_blocks_are_finalised() -> None:
+    shard = Shard(history=64)
+    blocks = [GENESIS] + [bytes([0xB0, number]) * 16 for number in range(1, 41)]
+    failures: list[object] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            for number, block in enumerate(blocks):
+                if shard.core.has(block):
+                    stored = shard.core.storage(block, STORER, word(0))
+                    if stored != word(number):
+                        failures.append((number, stored))
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for number in range(1, 41):
+            shard.extend(blocks[number - 1], blocks[number], [sign(0, number - 1, STORER, data=word(number))])
+            if number > 3:
+                shard.core.finalise(blocks[number - 3])
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+    assert failures == []
+
+
+def test_commitments_are_pinned() -> None:
+    # A change of these is a change of the protocol: every stored chain would have to start anew.
+    shard = Shard()
+    assert shard.root.hex() == "2879e863f969045f337a312cb6340fb176fee80d2231d6784d2dd1ef73887f47"
+    result = shard.execute(GENESIS, [sign(0, 0, value=1), sign(1, 0, STORER, data=word(7))])
+    assert result.state_root.hex() == "44239bfc082160733603c44cce8f08cc678fba1903c9c0fa57be02828b44e81d"
+    assert (
+        result.transactions_root.hex() == "0d58154f31950da7c93632b52dcd18c38b398803ea3636c80a7d5a8d0af27219"
+    )
+    assert result.outcomes_root.hex() == "361c22b6bc11f68c8be2701cd934d7446cdb839d72fc2ca04d627863163a1272"
