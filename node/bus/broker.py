@@ -29,7 +29,7 @@ from amqtt.broker import Broker
 from amqtt.contexts import Action, BaseContext, BrokerConfig, ListenerConfig
 from amqtt.errors import AMQTTError, MQTTError, NoDataError
 from amqtt.mqtt import packet_class
-from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
+from amqtt.mqtt.connack import IDENTIFIER_REJECTED, NOT_AUTHORIZED, ConnackPacket
 from amqtt.mqtt.constants import QOS_0, QOS_2
 from amqtt.mqtt.packet import MQTTFixedHeader
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
@@ -37,6 +37,7 @@ from amqtt.mqtt.puback import PubackPacket
 from amqtt.mqtt.publish import PublishPacket
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
+from amqtt.utils import gen_client_id
 
 from node.bus.access import AccessRules, read_access_file
 
@@ -233,8 +234,13 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
                 await ConnackPacket.build(0, NOT_AUTHORIZED).to_stream(writer)
                 return
         session.clean_session, session.parent = True, 0
-        if not session.client_id or not await self._free_client_id(session):
-            raise MQTTError("client identifier: it is in use by another user")
+        if not session.client_id:
+            session.client_id = gen_client_id()
+        if not await self._free_client_id(session):
+            self.refused += 1
+            _log.warning("user %r refused: its client identifier is another user's", session.username)
+            await ConnackPacket.build(0, IDENTIFIER_REJECTED).to_stream(writer)
+            return
         session.transitions.connect()
         handler.on_publish = self._on_publish
         handler.attach(session, reader, writer)

@@ -35,6 +35,7 @@ SENDERS: Final = 4
 MAX_ATTEMPTS: Final = 3
 SUBSCRIPTION_REFUSED: Final = 0x80
 KEEPALIVE_S: Final = 30
+CANCEL_AGAIN_S: Final = 0.5
 SEAL_OFF_LOOP_BYTES: Final = 64 * 1024
 """Above this, compressing and hashing a message takes longer than the event loop may be held."""
 
@@ -74,6 +75,7 @@ class MqttBus(EnvelopeBus):
         self._endpoint = parse_broker_url(broker.url)
         self._connected = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
+        self._is_closing = False
 
     @property
     def is_connected(self) -> bool:
@@ -89,13 +91,16 @@ class MqttBus(EnvelopeBus):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        if self._runner is not None:
+        self._is_closing = True
+        # ``wait_for``, which aiomqtt uses, may forget a cancellation that comes together with its result: ask again.
+        while self._runner is not None and not self._runner.done():
             self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
+            await asyncio.wait([self._runner], timeout=CANCEL_AGAIN_S)
 
     async def _run(self) -> None:
         delay = FIRST_DELAY_S
-        while True:
+        # A task group that fails while it is cancelled raises the failure and forgets the cancellation.
+        while not self._is_closing:
             connections = self.counters.connections
             try:
                 await self._serve_connection()
@@ -153,7 +158,9 @@ class MqttBus(EnvelopeBus):
         )
 
     async def _send_outgoing(self, client: aiomqtt.Client) -> None:
-        while True:
+        task = asyncio.current_task()
+        assert task is not None
+        while not task.cancelling():  # see ``__aexit__``: a cancellation may have been forgotten
             outgoing = await self._outgoing.get()
             try:
                 await self._send(client, outgoing)
