@@ -1,3 +1,1 @@
-"""One shard's chain: mempool, execution policy, inbox and outbox, replica. Knows the kernel, not its
-siblings.
-"""
+"""One shard's chain: mempool, execution policy, inbox and outbox, replica."""

@@ -1,5 +1,4 @@
-"""The mempool: which transactions wait, in which order they are offered to the builder, and which are
-refused.
+"""The mempool: which transactions wait, in which order the builder gets them, and which are refused.
 
 A pure data structure without I/O. Each sender has a queue by nonce; its *run* is the unbroken stretch from
 the account's nonce on, and only the run is executable ("pending" in geth's words, the rest is "queued").

@@ -1,5 +1,4 @@
-"""The outbox: when a shard offers a crosslink to the beacon, what is in it, and what stays available (X4,
-X6, X10).
+"""The outbox: when a shard offers a crosslink, what is in it, and what stays available (X4, X6, X10).
 
 A crosslink covers the final blocks after the last one that the beacon accepted: at most
 ``max_crosslink_blocks``, at most ``max_bundle_bytes`` of receipts. One is in flight at a time; a longer one

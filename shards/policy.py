@@ -1,5 +1,4 @@
-"""Execution policy: the environment of a shard block, what its header must say, and what of it execution
-must confirm.
+"""Execution policy: the environment of a shard block, what its header says, what execution must confirm.
 
 Everything here is a function of the parent, the slot and ``beacon_ref``, so all voters agree (X0). A header
 is checked in two steps. Before execution: what follows from the parent (P4 timestamp, base fee, leader,

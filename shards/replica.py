@@ -1,5 +1,4 @@
-"""The machine of one shard replica: hosts the finality engine, executes, follows the beacon, offers
-crosslinks.
+"""The machine of one shard replica: hosts the engine, executes, follows the beacon, offers crosslinks.
 
 The engine decides which blocks are final; this module decides what is in them and whether they are valid. A
 block is validated when its parent is executed and its ``beacon_ref`` is followed completely; until then it
@@ -14,7 +13,7 @@ Recovery replays the chain's log: final blocks whose execution is on record are 
 
 ``step`` raises nothing for what a peer sent: it becomes a ``refused`` notice. A *final* block that does not
 execute to its own header means that more than a third of the committee lied, or that this process is
-broken: the machine halts.
+broken: the machine halts. So it does when the beacon accepted a crosslink of another chain than this one.
 """
 
 from collections import deque
@@ -340,6 +339,15 @@ class ShardReplica:
             "finalized_hash": view.crosslink_head,
         }
         self._emit(Notice("beacon.followed", self._shard, data))
+        self._check_crosslinked()
+
+    def _check_crosslinked(self) -> None:
+        """I5: halt when the beacon made another block final than this replica did, rather than serve a fork."""
+        view = self.follower.head
+        if 0 < view.crosslink_height <= self._base.height:
+            block = self.engine.get_final_block(view.crosslink_height)
+            if block is not None and block.hash != view.crosslink_head:
+                self._halt(block.header, f"the beacon holds {view.crosslink_head.hex()} to be final instead")
 
     def _describe(self, kind: str, header: Header) -> Notice:
         content = header.shard_content
@@ -515,7 +523,7 @@ class ShardReplica:
 
     def _drain_finals(self) -> None:
         """Fold final blocks in, by height, as far as they are executed."""
-        while self._finals:
+        while self._finals and not self._is_halted:
             final = self._finals[0]
             candidate = self._candidates.ensure(final.block)
             if candidate.progress is Progress.INVALID:
@@ -537,6 +545,8 @@ class ShardReplica:
         congestion = self.follower.compute_congestion(content.inbox_position, view)
         self._candidates.advance(header)
         self.assembler.on_final(header, outbox, congestion)
+        if header.height == self.follower.head.crosslink_height:
+            self._check_crosslinked()
         self._absorb(self.follower.on_final(content.beacon_ref, content.inbox_position))
 
     def _halt(self, header: Header, reason: str) -> None:

@@ -373,3 +373,28 @@ def test_x10_a_block_that_would_emit_too_much_is_built_without_transactions_and_
     height = height_of(node)
     reach(network, height + 2, node)
     assert sum(data["transactions"] for data in node.get_notices("block.final")) == 2
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_i5_a_replica_whose_final_block_is_not_the_one_the_beacon_accepted_halts(network, is_late):
+    node = add_replica(network)
+    node.start()
+    if is_late:
+        reach(network, 2, node)
+    chain = BeaconChain(network.genesis)
+    tell(network, node, FinalBlock(*chain.add(build_crosslink(0, last_height=2, head_hash=b"?" * 32))))
+    network.run_until(lambda: node.get_notices("halted"))
+    assert node.get_notices("halted")[0]["height"] == 2
+    assert height_of(node) == 2
+
+
+def test_a_crosslink_of_the_own_blocks_moves_finalized(network):
+    node = add_replica(network)
+    node.start()
+    reach(network, 3, node)
+    chain = BeaconChain(network.genesis)
+    head = get_finals(node)[1]
+    tell(network, node, FinalBlock(*chain.add(build_crosslink(0, last_height=2, head_hash=head))))
+    heads = node.machine.heads
+    assert (heads.finalized_height, heads.finalized_hash) == (2, head)
+    reach(network, 5, node)
