@@ -1,9 +1,8 @@
 """What a shard process offers to its readers and senders: heads, state, blocks, pending transactions.
 
-The driver tells it what happened (``on_adopted``, ``on_notarized``, ``on_final``, ``on_discarded``, ``on_beacon_final``) and
-asks it for transactions (``select``); JSON-RPC reads from it. ``latest`` moves when a final block is in the index, so
-whatever a reader hears of can be read; the mempool follows a final block at once, so that the builder never sees used
-nonces.
+The driver tells it what happened (``on_adopted``, ``on_final``, ``on_discarded``, ``on_beacon_final``) and asks it for
+transactions (``select``); JSON-RPC reads from it. ``latest`` moves when a final block is in the index, so whatever a reader
+hears of can be read; the mempool follows a final block at once, so that the builder never sees used nonces.
 """
 
 import asyncio
@@ -71,6 +70,7 @@ class ShardBackend:
         journal: Journal,
         genesis: Genesis,
         shard: ShardId,
+        get_tip: Callable[[], Header],
         broadcast: Callable[[bytes, tuple[int, ...]], None] | None = None,
         get_peer_count: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -96,6 +96,7 @@ class ShardBackend:
             get_final_hash=lambda: self._final_hash,
             on_accepted=self._on_accepted,
         )
+        self._get_tip = get_tip
         self._broadcast = broadcast
         first = genesis.build_shard_block(shard)
         if index.get_hash(0) != first.hash:
@@ -103,7 +104,6 @@ class ShardBackend:
             index.append(build_indexed_block(first, b"", (), ()))
         self._latest = self._require_block(index.height)
         self._final_hash = self._latest.hash
-        self._tip = self._latest.header
         self._beacon_final = Height(0)
         self._unsettled: dict[Hash32, _Unsettled] = {}
         self._indexing: dict[Hash32, IndexedBlock] = {}
@@ -136,17 +136,10 @@ class ShardBackend:
         self._unsettled[execution.block_hash] = _Unsettled(execution, {h: i for i, h in enumerate(hashes)})
         self.mempool.mark_included(execution.block_hash, hashes[len(execution.deliveries) :])
 
-    def on_notarized(self, header: Header) -> None:
-        """The tip moved: what ``pending`` means from now on."""
-        if header.height >= self._tip.height:
-            self._tip = header
-
     def on_discarded(self, block_hash: Hash32) -> None:
         """A block can never become final: its transactions are offered again."""
         self._unsettled.pop(block_hash, None)
         self.mempool.on_discarded(block_hash)
-        if self._tip.hash == block_hash:
-            self._tip = self._latest.header
 
     async def on_final(self, block: Block) -> None:
         """A block that was adopted is final, and the core has folded it in; in order of height."""
@@ -157,8 +150,6 @@ class ShardBackend:
         self._final_hash = block.hash
         self._indexing[block.hash] = indexed
         self.mempool.on_final(block.hash, self._read_senders(indexed))
-        if self._tip.height < block.header.height:
-            self._tip = block.header
         await self._to_index.put(indexed)
 
     def on_beacon_final(self, height: Height) -> None:
@@ -241,8 +232,9 @@ class ShardBackend:
     @property
     def tip(self) -> Header:
         """The notarized tip when its state is here, else the newest final block."""
-        if self._tip.height > self._latest.height and self.core.has(self._tip.hash):
-            return self._tip
+        tip = self._get_tip()
+        if tip.height > self._latest.height and self.core.has(tip.hash):
+            return tip
         return self._latest.header
 
     @property

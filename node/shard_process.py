@@ -160,6 +160,7 @@ class ShardNode:
             journal=self._stores.journal,
             genesis=self._network.genesis,
             shard=self.chain,
+            get_tip=lambda: self.replica.engine.notarized_tip.header,
             broadcast=self._broadcast,
             get_peer_count=lambda: self._network.options.nodes_per_shard - 1,
         )

@@ -119,7 +119,7 @@ async def get_block_receipts(call: CallContext, block: BlockId) -> list[Json] | 
     )
 
 
-@TABLE.method("eth_sendRawTransaction", Param(read_data))
+@TABLE.method("eth_sendRawTransaction", Param(read_data), is_grouped=True)
 async def send_raw_transaction(call: CallContext, raw: bytes) -> str:
     (answer,) = await call.api.backend.submit([raw])
     if isinstance(answer, RpcError):

@@ -31,6 +31,8 @@ class Method(msgspec.Struct, frozen=True):
     name: str
     params: tuple[Param, ...]
     answer: Callable[..., Any | Awaitable[Any]]
+    is_grouped: bool = False
+    """Neighbours of this method in a batch start together, in order, instead of one after the other."""
 
     def read_params(self, given: list[Any]) -> list[Any]:
         """Return the arguments for ``answer``; raises ``RpcError`` with geth's words for what does not fit."""
@@ -55,13 +57,13 @@ class MethodTable(dict[str, Method]):
     """Methods by name."""
 
     def method(
-        self, name: str, *params: Param
+        self, name: str, *params: Param, is_grouped: bool = False
     ) -> Callable[[Callable[Concatenate[C, P], R]], Callable[Concatenate[C, P], R]]:
         """Register the decorated function under ``name``."""
 
         def register(answer: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
             assert name not in self, f"{name} is in the table twice"
-            self[name] = Method(name, params, answer)
+            self[name] = Method(name, params, answer, is_grouped)
             return answer
 
         return register

@@ -5,6 +5,7 @@ moment, so that polling wallets cost one execution between them.
 """
 
 import asyncio
+import contextlib
 import time
 from array import array
 from typing import Final
@@ -13,6 +14,7 @@ import msgspec
 
 from node.backend import ShardBackend
 from node.index.records import IndexedBlock
+from node.rpc.errors import build_server_error
 from shardyard import _native
 from shardyard.blocks import Header, ShardBody
 from shardyard.codec import encode
@@ -20,6 +22,8 @@ from shardyard.ids import ZERO_HASH, Height, Millis, Slot
 
 MAX_PREVIEW_BYTES: Final = 256 * 1024
 KEEP_S: Final = 0.25
+MAX_ATTEMPTS: Final = 3
+"""The chain goes on while the preview is built, and its parent may be gone."""
 
 
 def compute_next_timestamp(backend: ShardBackend, tip: Header) -> Millis:
@@ -80,18 +84,28 @@ class PendingPreview:
     async def get(self) -> IndexedBlock:
         """Return the block that would come next; its hash means nothing."""
         async with self._lock:
-            tip = self._backend.tip
-            kept = self._kept
-            if kept is not None and kept.header.parent == tip.hash and time.monotonic() < self._kept_until:
-                return kept
-            header = build_next_header(self._backend, tip)
-            content = header.shard_content
-            raw, ends = self._backend.select_preview(
-                tip.hash, content.base_fee, content.gas_limit, MAX_PREVIEW_BYTES
-            )
-            found = await self._backend.read(lambda: self._build(header, raw, ends))
-            self._kept, self._kept_until = found, time.monotonic() + KEEP_S
-            return found
+            for _ in range(MAX_ATTEMPTS):
+                tip = self._backend.tip
+                kept = self._kept
+                if (
+                    kept is not None
+                    and kept.header.parent == tip.hash
+                    and time.monotonic() < self._kept_until
+                ):
+                    return kept
+                with contextlib.suppress(_native.UnknownParent, _native.MissingState):
+                    found = await self._build_on(tip)
+                    self._kept, self._kept_until = found, time.monotonic() + KEEP_S
+                    return found
+            raise build_server_error("pending block is not available")
+
+    async def _build_on(self, tip: Header) -> IndexedBlock:
+        header = build_next_header(self._backend, tip)
+        content = header.shard_content
+        raw, ends = self._backend.select_preview(
+            tip.hash, content.base_fee, content.gas_limit, MAX_PREVIEW_BYTES
+        )
+        return await self._backend.read(lambda: self._build(header, raw, ends))
 
     def _build(self, header: Header, raw: bytes, ends: tuple[int, ...]) -> IndexedBlock:
         core = self._backend.core

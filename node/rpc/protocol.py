@@ -10,6 +10,8 @@ import inspect
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, Final
 
 import msgspec
@@ -133,7 +135,7 @@ class Dispatcher:
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             self.counters["errors"] += 1
             return encode_failure(RpcError(PARSE_ERROR, "parse error"))
-        return await self._answer_one(text, context)
+        return await self._answer_one(self._decode(text), context)
 
     async def _answer_batch(self, items: list[msgspec.Raw], context: Any) -> bytes | None:
         if not items:
@@ -145,32 +147,56 @@ class Dispatcher:
             )
         answers: list[bytes] = []
         size = 0
-        for item in items:
+        for group in self._group([self._decode(item) for item in items]):
             if size > self.limits.max_response_bytes:
-                answers.append(self._refuse_rest(item))
-                continue
-            answer = await self._answer_one(item, context)
-            if answer is not None:
-                size += len(answer)
-                answers.append(answer)
+                found = [self._refuse(envelope) for envelope in group]
+            elif len(group) == 1:
+                found = [await self._answer_one(group[0], context)]
+            else:
+                found = await asyncio.gather(*(self._answer_one(envelope, context) for envelope in group))
+            for answer in found:
+                if answer is not None:
+                    size += len(answer)
+                    answers.append(answer)
         return b"[" + b",".join(answers) + b"]" if answers else None
 
-    def _refuse_rest(self, item: msgspec.Raw) -> bytes:
+    def _decode(self, item: bytes | msgspec.Raw) -> _Envelope | RpcError:
         try:
-            request_id = _read_id(_decode_envelope(item))
-        except (msgspec.MsgspecError, RecursionError, RpcError):
-            request_id = NULL_ID
-        return encode_failure(RpcError(RESPONSE_TOO_LARGE, "response too large"), request_id or NULL_ID)
+            return _decode_envelope(item)
+        except msgspec.ValidationError:
+            return RpcError(INVALID_REQUEST, "invalid request")
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return RpcError(PARSE_ERROR, "parse error")
 
-    async def _answer_one(self, item: bytes | msgspec.Raw, context: Any) -> bytes | None:
+    def _group(self, envelopes: list[_Envelope | RpcError]) -> Iterator[list[_Envelope | RpcError]]:
+        """Yield the calls of a batch one by one, and neighbours of one grouped method together."""
+
+        def compute_key(envelope: _Envelope | RpcError) -> int:
+            name = envelope.method if isinstance(envelope, _Envelope) else None
+            method = self._table.get(name) if isinstance(name, str) else None
+            return id(method) if method is not None and method.is_grouped else -1
+
+        for key, group in groupby(envelopes, compute_key):
+            if key == -1:
+                yield from ([envelope] for envelope in group)
+            else:
+                yield list(group)
+
+    def _refuse(self, envelope: _Envelope | RpcError) -> bytes | None:
+        """Answer a call that is not carried out, because the answers before it are too large already."""
+        try:
+            request_id = _read_id(envelope) if isinstance(envelope, _Envelope) else NULL_ID
+        except RpcError:
+            request_id = NULL_ID
+        if request_id is None:
+            return None
+        return encode_failure(RpcError(RESPONSE_TOO_LARGE, "response too large"), request_id)
+
+    async def _answer_one(self, envelope: _Envelope | RpcError, context: Any) -> bytes | None:
         request_id: msgspec.Raw | None = NULL_ID
         try:
-            try:
-                envelope = _decode_envelope(item)
-            except msgspec.ValidationError:
-                raise RpcError(INVALID_REQUEST, "invalid request") from None
-            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-                raise RpcError(PARSE_ERROR, "parse error") from None
+            if isinstance(envelope, RpcError):
+                raise envelope
             request_id = _read_id(envelope)
             result = await self._call(envelope, context)
             if request_id is None:
@@ -226,6 +252,15 @@ def _read_id(envelope: _Envelope) -> msgspec.Raw | None:
         return None
     assert isinstance(envelope.id, msgspec.Raw)
     text = bytes(envelope.id)
-    if text[0] not in _ID_STARTS or len(text) > MAX_ID_BYTES:
+    if text[0] not in _ID_STARTS or len(text) > MAX_ID_BYTES or not _is_readable(text):
         raise RpcError(INVALID_REQUEST, "invalid request: id must be a string, a number or null")
     return msgspec.Raw(text)
+
+
+def _is_readable(text: bytes) -> bool:
+    """Tell whether a client can read its id back: a raw number may be beyond every float."""
+    try:
+        msgspec.json.decode(text)
+    except msgspec.MsgspecError:
+        return False
+    return True

@@ -95,6 +95,7 @@ class RpcChain:
         self.core.set_base(first.hash, 0)
         self.index = ChainIndex(place / "index", network=self.genesis.network, shard=SHARD)
         self.journal = MemoryJournal()
+        self.tip = first
         self.broadcasts: list[tuple[bytes, tuple[int, ...]]] = []
         self.backend = ShardBackend(
             core=self.core,
@@ -103,12 +104,12 @@ class RpcChain:
             journal=self.journal,
             genesis=self.genesis,
             shard=SHARD,
+            get_tip=lambda: self.tip.header,
             broadcast=lambda raw, ends: self.broadcasts.append((raw, ends)),
         )
         self.access = access or RpcAccess()
         self.api = ShardApi(self.backend, {SHARD: ["http://127.0.0.1:8546"]})
         self.app = RpcApp(self.api, self.access, limits)
-        self.tip = first
         self.logged: list[tuple[Block, bytes, tuple[bytes, ...], tuple[bytes, ...]]] = []
 
     # --- blocks ---
@@ -151,7 +152,6 @@ class RpcChain:
         self.backend.on_adopted(
             Execution(block.hash, parent.hash, header.height, result.outcomes, taken, outbox)
         )
-        self.backend.on_notarized(header)
         self.logged.append((block, result.outcomes, taken, outbox))
         self.tip = block
         return block

@@ -2,9 +2,11 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from node import admission
+from node.rpc.api import CallContext
 from node.rpc.errors import RpcError
 from tests.unit.node.rpc_chain import ALICE, BOB, CAROL, RpcChain, open_chain
 
@@ -21,6 +23,22 @@ async def test_what_arrives_together_is_one_write(chain):
     assert all(isinstance(answer, bytes) for (answer,) in answers)
     assert [raw for write in chain.journal.writes for raw in write] == raws
     assert len(chain.journal.writes) <= 2
+
+
+async def test_transactions_of_a_batch_are_admitted_together_and_in_order(chain):
+    raws = [chain.sign(nonce=nonce) for nonce in range(40)]
+    calls: list[dict[str, object]] = [
+        {"jsonrpc": "2.0", "id": i, "method": "eth_sendRawTransaction", "params": ["0x" + raw.hex()]}
+        for i, raw in enumerate(raws)
+    ]
+    count = ["0x" + ALICE.address.hex(), "pending"]
+    calls.insert(20, {"jsonrpc": "2.0", "id": "n", "method": "eth_getTransactionCount", "params": count})
+    text = await chain.app.dispatcher.answer(msgspec.json.encode(calls), CallContext(chain.api))
+    answers = msgspec.json.decode(text)
+    assert [answer["id"] for answer in answers] == [*range(20), "n", *range(20, 40)]
+    assert answers[20]["result"] == hex(20)
+    assert [raw for write in chain.journal.writes for raw in write] == raws
+    assert len(chain.journal.writes) == 2
 
 
 async def test_one_bad_transaction_does_not_spoil_its_group(chain):
