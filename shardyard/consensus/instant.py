@@ -5,7 +5,6 @@ take final blocks with their proofs. Proofs have the form that Simplex gives, so
 apart. There is no skip and no second chance: without the sequencer the chain stands still.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -74,7 +73,6 @@ class InstantEngine(ChainView):
         self._targets = FinalityTargets(self._tree)
         self._is_asked = False
         self._out: list[EngineOutput] = []
-        self.refused: Counter[str] = Counter()
 
     @property
     def slot(self) -> Slot:

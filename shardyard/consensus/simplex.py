@@ -123,8 +123,6 @@ class SimplexEngine(ChainView):
         self._last_status_ms: int | None = None
         self._strikes: Counter[NodeId] = Counter()
         self._out: list[EngineOutput] = []
-        self.refused: Counter[str] = Counter()
-        """What was refused of peers, by the type of the error; for metrics."""
 
     @property
     def slot(self) -> Slot:

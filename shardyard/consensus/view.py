@@ -1,5 +1,7 @@
 """What a host may read of an engine: final blocks, the tree above them, proofs. Shared by all engines."""
 
+from collections import Counter
+
 from shardyard.blocks import Block, FinalityProof
 from shardyard.consensus.engine import BlockSource, EngineConfig
 from shardyard.consensus.finals import FinalChain
@@ -14,6 +16,8 @@ class ChainView:
         self._config = config
         self._tree = BlockTree(config.genesis, config.max_step_ms)
         self._finals = FinalChain(config.shard, config.genesis, blocks)
+        self.refused: Counter[str] = Counter()
+        """What was refused of peers, by the type of the error; for metrics."""
 
     @property
     def final_block(self) -> Block:
@@ -33,6 +37,11 @@ class ChainView:
             if entry.is_announced and entry.block.header.slot > best.header.slot:
                 best = entry.block
         return best
+
+    @property
+    def unfinalised_count(self) -> int:
+        """Blocks held above the final one (I14)."""
+        return len(self._tree)
 
     def get_block(self, block_hash: Hash32) -> Block | None:
         """Return a block of the unfinalised tree or one of the recent final ones."""

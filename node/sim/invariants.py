@@ -1,0 +1,222 @@
+"""The checker: looks at every record that reaches a disk and at every final block; the first violation ends the run.
+
+I1 supply at every beacon height, and every shard's balance as its executor counts it. I2 every receipt executed exactly
+once, and at the end all of them. I3 FIFO per link. I4 a receipt after its parent. I5 one final chain per chain on all nodes,
+and crosslinks lie on it. I6 only Byzantine validators in evidence. I7 finality goes on once faults stop. I8 only beacon-final
+receipts are executed. I12 no machine halts or raises. I13 what is final stays, over crashes too. I14 declared caps hold.
+"""
+
+from collections import Counter
+from typing import Final
+
+from crosslink.beacon import BeaconMachine
+from node.sim.executor import Execution
+from node.sim.node import SimNode
+from shardyard import effects as fx
+from shardyard.blocks import Block
+from shardyard.codec import decode
+from shardyard.consensus.evidence import VoteEvidence
+from shardyard.consensus.view import ChainView
+from shardyard.crosslinks import BeaconBody, Crosslink
+from shardyard.genesis import Genesis
+from shardyard.ids import BEACON, ZERO_HASH, Hash32, ShardId, describe_shard
+from shardyard.receipts import Receipt, decode_receipt
+
+MAX_TREE: Final = 256
+"""I14: unfinalised blocks an engine may hold, far above what its window and two proposals per slot allow in practice."""
+Link = tuple[int, int]
+
+
+class InvariantError(AssertionError):
+    """A promise is broken; the text begins with its number."""
+
+
+class Checker:
+    """Sees what every honest node writes and tells."""
+
+    def __init__(self, genesis: Genesis, executions: dict[Hash32, Execution]) -> None:
+        self._genesis = genesis
+        self._executions = executions
+        self._blocks: dict[Hash32, Block] = {}
+        self._finals: dict[tuple[int, int], Hash32] = {}
+        self._tips: dict[ShardId, int] = {}
+        self._emitted: dict[Link, dict[int, bytes]] = {}
+        self._crosslinked: dict[Link, int] = {}
+        """Last seq of each link that a final beacon block carries."""
+        self._delivered: dict[Link, int] = {}
+        self._executed: set[Hash32] = set()
+        self._nodes: list[SimNode] = []
+        self._byzantine: dict[ShardId, set[int]] = {}
+        self.counters: Counter[str] = Counter()
+
+    def join(self, node: SimNode) -> None:
+        """Watch a node; Byzantine ones are not believed."""
+        self._nodes.append(node)
+
+    def accuse(self, chain: ShardId, validators: tuple[int, ...]) -> None:
+        """Say which validators of a chain are Byzantine in this run."""
+        self._byzantine.setdefault(chain, set()).update(validators)
+
+    # Observer
+
+    def on_record(self, node: SimNode, record: fx.Record) -> None:
+        """Look at what is on disk now."""
+        if isinstance(record, fx.BlockRecord):
+            self._blocks.setdefault(record.block.hash, record.block)
+        elif isinstance(record, fx.FinalRecord) and not node.is_byzantine:
+            self._on_final(node, record)
+
+    def on_notice(self, node: SimNode, notice: fx.Notice) -> None:
+        """Look at what a machine tells."""
+        self.counters[notice.kind] += 1
+        match notice.kind:
+            case "evidence":
+                self._check_evidence(node, notice)
+            case "halted" | "engine.halted":
+                raise InvariantError(f"I12: {node.name} halted: {notice.data}")
+            case "beacon.final":
+                self._check_supply(node)
+            case _:
+                pass
+
+    def _check_evidence(self, node: SimNode, notice: fx.Notice) -> None:
+        evidence = decode(notice.data["evidence"], VoteEvidence, max_bytes=4096)  # type: ignore[arg-type]  # bytes
+        first, second = evidence.first, evidence.second
+        if first.validator not in self._byzantine.get(notice.shard, set()):
+            raise InvariantError(
+                f"I6: {node.name} holds evidence against honest validator {first.validator} of "
+                f"{describe_shard(notice.shard)}: {first.kind.name} and {second.kind.name} in slot {first.slot}"
+            )
+
+    # Final blocks
+
+    def _on_final(self, node: SimNode, record: fx.FinalRecord) -> None:
+        key = (node.chain, record.height)
+        known = self._finals.get(key)
+        if known is not None:
+            if known != record.block_hash:
+                raise InvariantError(
+                    f"I5: {node.name} finalised {record.block_hash.hex()[:16]} at height {record.height} of "
+                    f"{describe_shard(node.chain)}, others {known.hex()[:16]}"
+                )
+            return
+        block = self._blocks[record.block_hash]
+        if record.height != self._tips.get(node.chain, 0) + 1:
+            raise InvariantError(f"I5: {node.name} finalised height {record.height} before the one below")
+        self._finals[key] = record.block_hash
+        self._tips[node.chain] = record.height
+        self.counters["final_blocks"] += 1
+        if node.chain == BEACON:
+            self._on_beacon_block(block)
+        else:
+            self._on_shard_block(node.chain, block)
+        engine = node.machine.engine
+        if isinstance(engine, ChainView) and engine.unfinalised_count > MAX_TREE:
+            raise InvariantError(f"I14: {node.name} holds {engine.unfinalised_count} unfinalised blocks")
+
+    def _on_beacon_block(self, block: Block) -> None:
+        body = decode(block.body, BeaconBody, max_bytes=self._genesis.preset.max_body_bytes)
+        for crosslink in body.crosslinks:
+            self._on_crosslink(crosslink)
+
+    def _on_crosslink(self, crosslink: Crosslink) -> None:
+        key = (crosslink.shard, crosslink.last_height)
+        if self._finals.get(key) != crosslink.head_hash:
+            raise InvariantError(
+                f"I5: the beacon finalised head {crosslink.head_hash.hex()[:16]} of shard {crosslink.shard} at height "
+                f"{crosslink.last_height}, which the shard did not"
+            )
+        self.counters["crosslinks"] += 1
+        for link in crosslink.links:
+            self._crosslinked[crosslink.shard, link.dst] = link.last_seq
+
+    def _on_shard_block(self, shard: ShardId, block: Block) -> None:
+        execution = self._executions[block.hash]
+        for data in execution.outbox:
+            receipt = decode_receipt(data)
+            self._emitted.setdefault((receipt.src, receipt.dst), {})[receipt.seq] = data
+            self.counters["emitted"] += 1
+        for data in execution.deliveries:
+            self._on_delivery(shard, block, data, decode_receipt(data))
+        self.counters["transactions"] += block.header.shard_content.transaction_count
+
+    def _on_delivery(self, shard: ShardId, block: Block, data: bytes, receipt: Receipt) -> None:
+        link = (receipt.src, receipt.dst)
+        place = (
+            f"{receipt.kind.name} {receipt.src}->{receipt.dst} #{receipt.seq} in block {block.header.height}"
+        )
+        expected = self._delivered.get(link, 0) + 1
+        if receipt.seq < expected or receipt.dst != shard:
+            raise InvariantError(f"I2: {place}: executed twice, or on shard {shard}")
+        if receipt.seq > expected:
+            raise InvariantError(f"I3: {place}: executed before #{expected}")
+        if self._emitted.get(link, {}).get(receipt.seq) != data:
+            raise InvariantError(f"I2: {place}: it was never emitted like that")
+        if receipt.seq > self._crosslinked.get(link, 0):
+            raise InvariantError(f"I8: {place}: no final beacon block carries it")
+        if receipt.parent_id != ZERO_HASH and receipt.parent_id not in self._executed:
+            raise InvariantError(f"I4: {place}: its parent {receipt.parent_id.hex()[:16]} was not executed")
+        self._delivered[link] = receipt.seq
+        self._executed.add(receipt.id)
+        self.counters["delivered"] += 1
+        self.counters[f"delivered {receipt.kind.name}"] += 1
+
+    # Supply
+
+    def _check_supply(self, node: SimNode) -> None:
+        machine = node.machine
+        assert isinstance(machine, BeaconMachine), "only the beacon tells of beacon blocks"
+        table = machine.get_supply()
+        if table.total != table.genesis or min((*table.balances, *table.in_flight, *table.burnt)) < 0:
+            raise InvariantError(f"I1: at beacon height {machine.state.height} the supply is {table}")
+        for shard, entry in enumerate(machine.state.shards):
+            counted = self._count_supply(shard, entry.head_hash)
+            if counted is not None and counted != entry.balance:
+                raise InvariantError(
+                    f"I1: shard {shard} has {counted} wei at its crosslinked head {entry.last_height}, "
+                    f"the beacon says {entry.balance}"
+                )
+
+    def _count_supply(self, shard: int, head: Hash32) -> int | None:
+        """Return the wei that a replica of the shard counts in the state of ``head``, if one still holds it."""
+        for node in self._nodes:
+            if (
+                node.chain == shard
+                and node.is_up
+                and node.executor is not None
+                and node.executor.core.has(head)
+            ):
+                self.counters["supply_counts"] += 1
+                return int.from_bytes(node.executor.core.total_supply(head), "big")
+        return None
+
+    # The end
+
+    def get_heights(self) -> dict[ShardId, int]:
+        """Return the final height of every chain."""
+        chains = [BEACON, *(ShardId(shard) for shard in range(self._genesis.shard_count))]
+        return {chain: self._tips.get(chain, 0) for chain in chains}
+
+    def check_progress(self, before: dict[ShardId, int], blocks: int) -> None:
+        """I7: every chain has grown by ``blocks`` since ``before``, and every honest node has followed."""
+        for chain, height in self.get_heights().items():
+            if height < before[chain] + blocks:
+                raise InvariantError(
+                    f"I7: {describe_shard(chain)} grew from {before[chain]} to {height} without faults, "
+                    f"expected {blocks} blocks more"
+                )
+        for node in self._nodes:
+            height = node.final_block.header.height
+            if height < before[node.chain] + blocks // 2:
+                raise InvariantError(
+                    f"I7: {node.name} stands at {height}, its chain at {self._tips[node.chain]}"
+                )
+
+    def check_delivered(self) -> None:
+        """I2: everything that was emitted is executed."""
+        for link, receipts in self._emitted.items():
+            if receipts and self._delivered.get(link, 0) != max(receipts):
+                raise InvariantError(
+                    f"I2: link {link[0]}->{link[1]}: emitted up to #{max(receipts)}, executed up to "
+                    f"#{self._delivered.get(link, 0)}"
+                )

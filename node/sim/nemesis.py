@@ -1,0 +1,204 @@
+"""Who makes the faults: draws instants and victims from the seed, and puts everything right again at the end.
+
+Every class of fault has its number and its severity in the profile. Byzantine nodes are honest machines whose outputs are
+changed, or whose keys a second process uses as well: nothing here knows the machines from inside.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from node.sim.bus import SimBus
+from node.sim.clock import Clock
+from node.sim.node import SimNode
+from node.sim.scenario import Scenario
+from node.sim.trace import Trace
+from shardyard import effects as fx
+from shardyard.consensus.votes import VoteKind
+from shardyard.ids import Slot
+from shardyard.messages import Proposal, Votes
+
+GARBLE_CHANCE = 0.3
+
+
+class Nemesis:
+    """Strikes until it is told to stop."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        clock: Clock,
+        chance: random.Random,
+        bus: SimBus,
+        nodes: list[SimNode],
+        trace: Trace,
+    ) -> None:
+        self._scenario = scenario
+        self._clock = clock
+        self._chance = chance
+        self._bus = bus
+        self._nodes = nodes
+        self._trace = trace
+        self._is_over = False
+        self.faults: Counter[str] = Counter()
+
+    def schedule(self) -> None:
+        """Draw all instants of the run."""
+        profile = self._scenario.profile
+        strikes: list[tuple[int, Callable[[], None]]] = [
+            (profile.crashes, self._crash),
+            (profile.partitions, self._cut),
+            (profile.freezes, self._freeze),
+            (profile.clock_jumps, self._jump),
+            (profile.outages, self._black_out),
+            (profile.slow_disks, self._slow_down),
+        ]
+        end_ms = max(1, self._scenario.duration_ms - self._scenario.settle_ms)
+        for count, strike in strikes:
+            for _ in range(count):
+                self._clock.schedule(self._chance.randrange(end_ms), self._guard(strike))
+
+    def stop(self) -> None:
+        """The faults are over: heal, thaw, restart."""
+        self._is_over = True
+        self._bus.cuts.clear()
+        self._bus.is_out = False
+        self._bus.drop = 0.0
+        for node in self._nodes:
+            node.disk_ms = (0, 4)
+            if not node.is_up:
+                self._restart(node)
+            elif node.is_frozen:
+                node.thaw()
+
+    def _guard(self, action: Callable[[], None]) -> Callable[[], None]:
+        def act() -> None:
+            if not self._is_over:
+                action()
+
+        return act
+
+    def _later(self, bounds: tuple[int, int], action: Callable[[], None]) -> None:
+        self._clock.schedule(self._chance.randint(*bounds), self._guard(action))
+
+    def _tell(self, fault: str, text: str) -> None:
+        self.faults[fault] += 1
+        self._trace.add(self._clock.now_ms, "nemesis", fault, text.encode())
+        self._trace.tell(self._clock.now_ms, "nemesis", text)
+
+    # Faults of processes
+
+    def _crash(self) -> None:
+        """One node, or now and then all of a kind at once."""
+        victims = [self._chance.choice(self._nodes)]
+        if self._chance.random() < 0.2:
+            victims = [node for node in self._nodes if node.chain == victims[0].chain]
+        for node in victims:
+            if node.is_up:
+                lost = node.crash()
+                self._tell("crash", f"{node.name} crashes, {lost} records lost")
+                if lost:
+                    self.faults["torn"] += 1
+                self._later(self._scenario.profile.down_ms, partial(self._restart, node))
+
+    def _restart(self, node: SimNode) -> None:
+        if not node.is_up:
+            self._trace.tell(self._clock.now_ms, "nemesis", f"{node.name} starts again")
+            node.start()
+
+    def _freeze(self) -> None:
+        node = self._chance.choice(self._nodes)
+        if node.is_up and not node.is_frozen:
+            node.freeze()
+            self._tell("freeze", f"{node.name} is stopped")
+            self._later(self._scenario.profile.freeze_ms, node.thaw)
+
+    def _jump(self) -> None:
+        node = self._chance.choice(self._nodes)
+        node.clock_offset_ms = self._chance.randint(-1, 1) * self._chance.randint(
+            0, self._scenario.profile.jump_ms
+        )
+        self._tell("clock", f"the clock of {node.name} is off by {node.clock_offset_ms} ms")
+
+    def _slow_down(self) -> None:
+        node = self._chance.choice(self._nodes)
+        before = self._scenario.profile.disk_ms
+        node.disk_ms = (200, 1_500)
+        self._tell("slow disk", f"the disk of {node.name} is slow")
+
+        def recover() -> None:
+            node.disk_ms = before
+
+        self._later(self._scenario.profile.cut_ms, recover)
+
+    # Faults of the bus
+
+    def _cut(self) -> None:
+        names = sorted({node.name for node in self._nodes})
+        side = {name for name in names if self._chance.random() < 0.5}
+        one_way = self._chance.random() < 0.3
+        cut = {
+            (one, other)
+            for one in names
+            for other in names
+            if one != other and ((one in side) != (other in side)) and (not one_way or one in side)
+        }
+        self._bus.cuts |= cut
+        self._tell("partition", f"cut between {sorted(side)} and the rest{', one way' if one_way else ''}")
+
+        def heal() -> None:
+            self._bus.cuts -= cut
+
+        self._later(self._scenario.profile.cut_ms, heal)
+
+    def _black_out(self) -> None:
+        self._bus.is_out = True
+        self._tell("outage", "the broker is down")
+
+        def heal() -> None:
+            self._bus.is_out = False
+
+        self._later((200, 8_000), heal)
+
+    # Byzantine nodes
+
+    def corrupt(self, node: SimNode, kind: str) -> None:
+        """Make ``node`` misbehave in one way."""
+        node.is_byzantine = True
+        self._tell(kind, f"{node.name} is Byzantine: {kind}")
+        if kind == "withholder":
+            node.tamper = _withhold
+        elif kind == "garbler":
+            node.tamper = self._garble
+
+    def _garble(self, effect: fx.Effect) -> fx.Effect:
+        """Send votes with wrong slots, wrong signatures and wrong kinds now and then."""
+        if not (isinstance(effect, fx.Broadcast) and isinstance(effect.message, Votes)):
+            return effect
+        if self._chance.random() > GARBLE_CHANCE:
+            return effect
+        self.faults["garbled"] += 1
+        votes = []
+        for vote in effect.message.votes:
+            match self._chance.randrange(4):
+                case 0:
+                    changed = msgspec.structs.replace(
+                        vote, slot=Slot(vote.slot + self._chance.choice([-1, 1, 1 << 20]))
+                    )
+                case 1:
+                    changed = msgspec.structs.replace(vote, signature=bytes(96))
+                case 2:
+                    changed = msgspec.structs.replace(vote, kind=self._chance.choice(list(VoteKind)))
+                case _:
+                    changed = msgspec.structs.replace(vote, validator=vote.validator + 1)
+            votes.append(changed)
+        return fx.Broadcast(Votes(tuple(votes)))
+
+
+def _withhold(effect: fx.Effect) -> fx.Effect | None:
+    """Keep proposals back."""
+    is_proposal = isinstance(effect, fx.Broadcast) and isinstance(effect.message, Proposal)
+    return None if is_proposal else effect

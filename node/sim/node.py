@@ -1,0 +1,354 @@
+"""A simulated process: one machine with its driver, disk, signer, timers and, on shards, its executor.
+
+The driver here keeps the rules of the real one: what leaves the process waits in one FIFO outbox behind the ``Persist`` it
+follows, ``step`` never waits, completions come before messages. A crash loses everything but the synced log and the
+signer's record; what was handed to the signer is on record even if the signature never came back.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from crosslink.beacon import BeaconMachine
+from node.sim.clock import Clock
+from node.sim.disk import SimDisk, StateDiff
+from node.sim.executor import Execution, SimExecutor
+from node.sim.mock_crypto import MockCrypto, sign_mock
+from node.sim.scenario import GENESIS_MS, FaultProfile
+from node.sim.trace import Trace
+from node.sim.workload import TransactionPool
+from shards.replica import ShardReplica
+from shardyard import effects as fx
+from shardyard.blocks import Block
+from shardyard.consensus.signer import SignerState
+from shardyard.consensus.simplex import SimplexEngine
+from shardyard.consensus.votes import Vote
+from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
+from shardyard.genesis import Genesis
+from shardyard.ids import BEACON, Hash32, NodeId, ShardId
+from shardyard.messages import Message
+
+CRYPTO: Final = MockCrypto()
+SIGN_MS: Final = (1, 4)
+MAX_QUEUED: Final = 4096
+"""Messages a frozen process finds in its inbox; the rest is lost, as on the real bus."""
+
+
+class Observer(Protocol):
+    """Who watches a node: the checker of invariants."""
+
+    def on_record(self, node: "SimNode", record: fx.Record) -> None:
+        """A record is on disk."""
+        ...
+
+    def on_notice(self, node: "SimNode", notice: fx.Notice) -> None:
+        """The machine told something."""
+        ...
+
+
+class SimNode:
+    """One process of the network."""
+
+    def __init__(
+        self,
+        name: NodeId,
+        chain: ShardId,
+        keys: tuple[int, ...],
+        genesis: Genesis,
+        clock: Clock,
+        chance: random.Random,
+        profile: FaultProfile,
+        trace: Trace,
+        observer: Observer,
+        publish: Callable[["SimNode", Message], None],
+        send: Callable[["SimNode", NodeId, Message], None],
+        pool: TransactionPool | None,
+        executions: dict[Hash32, Execution],
+    ) -> None:
+        self.name = name
+        self.chain = chain
+        self.keys = keys
+        self.disk = SimDisk()
+        self.signer = SignerState()
+        self.is_up = False
+        self.is_frozen = False
+        self.is_byzantine = False
+        self.clock_offset_ms = 0
+        self.disk_ms = profile.disk_ms
+        self.tamper: Callable[[fx.Effect], fx.Effect | None] | None = None
+        self.machine: ShardReplica | BeaconMachine
+        self.executor: SimExecutor | None = None
+        self._label = name
+        self._genesis = genesis
+        self._committee = genesis.committees[chain]
+        self._clock = clock
+        self._chance = chance
+        self._trace = trace
+        self._observer = observer
+        self._publish = publish
+        self._send = send
+        self._pool = pool
+        self._executions = executions
+        self._life = 0
+        self._outbox: deque[fx.Effect | StateDiff] = deque()
+        self._is_syncing = False
+        self._timers: dict[str, int] = {}
+        self._timer_count = 0
+        self._thawed: deque[Event] = deque()
+
+    # Life
+
+    def start(self) -> None:
+        """Start the process, or start it again from its disk."""
+        records, states = self.disk.read()
+        self._life += 1
+        self._outbox.clear()
+        self._is_syncing = False
+        self._timers.clear()
+        self._thawed.clear()
+        self.is_up, self.is_frozen = True, False
+        if self.chain == BEACON:
+            self.machine = BeaconMachine(
+                self._genesis, CRYPTO, self.keys, self.disk, build_engine=SimplexEngine
+            )
+            self.machine.recover(records)
+        else:
+            self.machine = ShardReplica(
+                self._genesis, self.chain, CRYPTO, self.keys, self.disk, build_engine=SimplexEngine
+            )
+            self.machine.recover(records)
+            self._start_executor(self.machine.recovered_height, states)
+        self.step(Started())
+
+    def _start_executor(self, height: int, states: dict[Hash32, StateDiff]) -> None:
+        assert self._pool is not None, "shards have a pool of transactions"
+        if self.executor is not None:
+            self.executor.stop()
+        life = self._life
+
+        def complete(event: Event) -> None:
+            if self.is_up and self._life == life:
+                self._take(event)
+
+        self.executor = SimExecutor(
+            self._genesis, self.chain, self._pool, self._clock, complete, self._write_state, self._executions
+        )
+        needed = []
+        for number in range(1, height + 1):
+            found = self.disk.get_final(number)
+            assert found is not None, f"{self.name} recovered to {height}, but its log lacks block {number}"
+            header = found[0].header
+            needed.append((states[header.hash], header.shard_content.state_root))
+        self.executor.restore(needed)
+
+    def crash(self) -> int:
+        """Kill the process and its power; return how many records are lost."""
+        self.is_up = False
+        self._life += 1
+        if self.executor is not None:
+            self.executor.stop()
+        return self.disk.crash(self._chance)
+
+    def freeze(self) -> None:
+        """Stop the process without killing it (SIGSTOP)."""
+        self.is_frozen = True
+
+    def thaw(self) -> None:
+        """Let it go on: everything that piled up comes at once."""
+        self.is_frozen = False
+        while self._thawed and self.is_up and not self.is_frozen:
+            self.step(self._thawed.popleft())
+
+    def receive(self, sender: NodeId, chain: ShardId, message: Message) -> None:
+        """Take a message from the bus."""
+        if not self.is_up or (self.is_frozen and len(self._thawed) >= MAX_QUEUED):
+            return
+        self._take(MessageReceived(sender, chain, message))
+
+    def _take(self, event: Event) -> None:
+        if self.is_frozen:
+            self._thawed.append(event)
+        else:
+            self.step(event)
+
+    # Driver
+
+    def step(self, event: Event) -> None:
+        """Give the machine one event and perform what it asks."""
+        clock, trace = self._clock, self._trace
+        kind = type(event.message).__name__ if isinstance(event, MessageReceived) else type(event).__name__
+        trace.add(clock.now_ms, self._label, kind)
+        effects = self.machine.step(event, GENESIS_MS + clock.now_ms + self.clock_offset_ms)
+        if trace.is_shown:
+            trace.tell(clock.now_ms, self._label, describe_step(event, effects))
+        tamper = self.tamper
+        for effect in effects:
+            if tamper is None:
+                self._perform(effect)
+            elif (changed := tamper(effect)) is not None:
+                self._perform(changed)
+        self._drain()
+
+    def _perform(self, effect: fx.Effect) -> None:
+        match effect:
+            case fx.SetTimer(name, delay_ms):
+                self._set_timer(name, delay_ms)
+            case fx.CancelTimer(name):
+                self._timers.pop(name, None)
+            case fx.Sign(requests):
+                self._sign(requests)
+            case fx.Build():
+                self._executor.start_build(effect)
+            case fx.Execute():
+                self._executor.start_execute(effect)
+            case fx.Adopt():
+                self._executor.adopt(effect)
+            case _:
+                self._outbox.append(effect)
+
+    @property
+    def _executor(self) -> SimExecutor:
+        assert self.executor is not None, "only shards execute"
+        return self.executor
+
+    def _write_state(self, state: StateDiff) -> None:
+        self._outbox.append(state)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Perform the outbox up to the next barrier that is not on disk yet."""
+        while self._outbox and not self._is_syncing:
+            match self._outbox.popleft():
+                case fx.Persist(records):
+                    for record in records:
+                        self.disk.append(record)
+                    self._start_sync(records)
+                case StateDiff() as state:
+                    self.disk.append_state(state)
+                case fx.Broadcast(message):
+                    self._publish(self, message)
+                case fx.Send(to, message):
+                    self._send(self, to, message)
+                case fx.Finalise(block):
+                    self._executor.finalise(block.hash)
+                    self.signer.prune(block.header.slot)
+                case fx.Discard(block_hash):
+                    self._executor.discard(block_hash)
+                case fx.Notice() as notice:
+                    self._observer.on_notice(self, notice)
+                case other:
+                    raise AssertionError(f"effect {other!r} does not belong into the outbox")
+
+    def _start_sync(self, records: tuple[fx.Record, ...]) -> None:
+        low, high = self.disk_ms
+        delay = low + int(self._chance.random() * (high - low + 1))
+        if delay == 0:
+            self._finish_sync(records)
+            return
+        self._is_syncing = True
+        life = self._life
+
+        def finish() -> None:
+            if self.is_up and self._life == life:
+                self._is_syncing = False
+                self._finish_sync(records)
+                self._drain()
+
+        self._clock.schedule(delay, finish)
+
+    def _finish_sync(self, records: tuple[fx.Record, ...]) -> None:
+        self.disk.sync()
+        for record in records:
+            self._observer.on_record(self, record)
+
+    def _sign(self, requests: tuple[fx.SignRequest, ...]) -> None:
+        votes: list[Vote] = []
+        for request in requests:
+            if self.signer.check(request):
+                self.signer.record(request)
+                public_key = self._committee.validators[request.validator].public_key
+                signature = sign_mock(public_key, request.message)
+                votes.append(
+                    Vote(request.kind, request.slot, request.block_hash, request.validator, signature)
+                )
+        self._later(self._chance.randint(*SIGN_MS), Signed(tuple(votes)))
+
+    def _later(self, delay_ms: int, event: Event) -> None:
+        life = self._life
+
+        def act() -> None:
+            if self.is_up and self._life == life:
+                self._take(event)
+
+        self._clock.schedule(delay_ms, act)
+
+    def _set_timer(self, name: str, delay_ms: int) -> None:
+        self._timer_count += 1
+        mark = self._timers[name] = self._timer_count
+        life = self._life
+
+        def fire() -> None:
+            if self.is_up and self._life == life and self._timers.get(name) == mark:
+                del self._timers[name]
+                self._take(TimerFired(name))
+
+        self._clock.schedule(delay_ms, fire)
+
+    # What the checker reads
+
+    @property
+    def final_block(self) -> Block:
+        """The engine's final block."""
+        return self.machine.engine.final_block
+
+
+def describe_step(event: Event, effects: "list[fx.Effect]") -> str:
+    """Return one line for people: what came in and what went out."""
+    match event:
+        case MessageReceived(sender, _, message):
+            said = f"<- {sender} {describe_message(message)}"
+        case TimerFired(name):
+            said = f"timer {name}"
+        case Signed(votes):
+            said = "signed " + ", ".join(
+                f"{vote.kind.name} {vote.slot} by {vote.validator}" for vote in votes
+            )
+        case _:
+            said = type(event).__name__.lower()
+    done = ", ".join(describe_effect(effect) for effect in effects)
+    return f"{said}  =>  {done}" if done else said
+
+
+def describe_message(message: Message) -> str:
+    """Return a message in a few words."""
+    name = type(message).__name__
+    votes = getattr(message, "votes", None)
+    if votes is not None:
+        return f"{name} " + " ".join(f"{vote.kind.name}({vote.slot})/{vote.validator}" for vote in votes[:6])
+    certificates = getattr(message, "certificates", None)
+    if certificates is not None:
+        return f"{name} " + " ".join(f"{item.kind.name}({item.slot})" for item in certificates[:6])
+    block = getattr(message, "block", None)
+    if block is not None:
+        return f"{name} slot {block.header.slot} height {block.header.height} {block.hash.hex()[:8]}"
+    return name
+
+
+def describe_effect(effect: fx.Effect) -> str:
+    """Return an effect in a few words."""
+    match effect:
+        case fx.Persist(records):
+            return "persist " + "+".join(type(record).__name__.removesuffix("Record") for record in records)
+        case fx.Broadcast(message):
+            return f"-> all {describe_message(message)}"
+        case fx.Send(to, message):
+            return f"-> {to} {describe_message(message)}"
+        case fx.SetTimer(name, delay_ms):
+            return f"timer {name} in {delay_ms}"
+        case fx.Sign(requests):
+            return "sign " + " ".join(f"{request.kind.name}({request.slot})" for request in requests)
+        case fx.Notice(kind):
+            return f"notice {kind}"
+        case _:
+            return type(effect).__name__.lower()
