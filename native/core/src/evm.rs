@@ -288,10 +288,11 @@ impl Machine {
             .and_then(|()| self.evm.ctx.journaled_state.load_account(GATEWAY).map(drop).map_err(EVMError::Database));
         let result = loaded.and_then(|()| MainnetHandler::default().run_system_call(&mut self.evm));
         let writes = self.evm.finalize();
-        let mut executed = translate(result.map_err(failure)?, writes);
+        let result = result.map_err(failure)?;
+        let (spent, refund) = (result.gas().total_gas_spent(), result.gas().inner_refunded());
+        let mut executed = translate(result, writes);
         // A system call leaves the refund uncapped; EIP-3529 allows a fifth of what was spent.
-        let spent = executed.gas_used + executed.gas_refunded;
-        executed.gas_refunded = if executed.is_success() { executed.gas_refunded.min(spent / 5) } else { 0 };
+        executed.gas_refunded = if executed.is_success() { refund.min(spent / 5) } else { 0 };
         executed.gas_used = spent - executed.gas_refunded;
         Ok(executed)
     }

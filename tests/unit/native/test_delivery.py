@@ -121,6 +121,20 @@ def test_an_accepted_call_keeps_the_value_and_answers_with_the_refund() -> None:
     assert delivered.result.transactions_root == _native.merkle_root([receipt.id])
 
 
+def test_gas_is_for_execution_alone_and_refunds_are_capped_as_in_transactions() -> None:
+    assert (
+        Delivered(make_receipt()).outcome.gas_used == 22
+    )  # nine instructions, one word of memory, nothing else
+    clearer = b"\x64" * 20
+    shard = Shard()
+    code = "5f5f55" + "632432ef2660e01b5f5260205ff3"  # slot 0 := 0, then accept
+    alloc = {"0x" + clearer.hex(): {"code": "0x" + code, "storage": {"0x0": "0x1"}}}
+    shard.core.init_genesis(msgspec.json.encode(alloc))
+    shard.core.set_base(GENESIS, 0)
+    spent = 22 + 4 + 5_000
+    assert Delivered(make_receipt(target=clearer), shard).outcome.gas_used == spent - spent // 5
+
+
 def test_the_target_learns_id_sender_and_payload() -> None:
     # Returns its whole input, which makes the answer wrong: the input comes back in the bounce.
     echo = b"\x62" * 20

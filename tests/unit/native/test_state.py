@@ -132,7 +132,8 @@ def test_diffs_lead_another_core_to_the_same_roots() -> None:
     for number in range(3):
         block = bytes([0xD0, number]) * 16
         result = shard.extend(parent, block, transactions[30 * number : 30 * number + 30])
-        assert follower.core.apply_diff(block, number + 1, result.diff) == result.state_root
+        for _ in range(2):
+            assert follower.core.apply_diff(block, number + 1, result.diff) == result.state_root
         parent = block
     shard.core.finalise(parent)
     assert shard.core.snapshot() == follower.core.snapshot()

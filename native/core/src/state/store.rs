@@ -168,9 +168,12 @@ impl Store {
         }
     }
 
-    /// Recovery: base := base + changes.
+    /// Recovery: base := base + changes. The block that is the base already changes nothing.
     pub fn apply(&self, block_hash: B256, height: u64, changes: &Changes, threads: usize) -> B256 {
         let mut inner = self.write();
+        if inner.block_hash == block_hash {
+            return inner.root;
+        }
         let (updates, before) = inner.fold(changes);
         let accumulator = commit(&inner.accumulator, &updates, threads);
         let root = B256::new(accumulator.root());
