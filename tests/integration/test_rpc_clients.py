@@ -3,15 +3,25 @@
 import asyncio
 import json
 import signal
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from web3 import AsyncWeb3, WebSocketProvider
 from web3.exceptions import ContractCustomError, ContractLogicError, Web3RPCError
 from web3.providers import AsyncHTTPProvider
+from websockets import Origin
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from node.artifacts import load_artifact
 from node.rpc.access import RpcAccess
@@ -226,6 +236,63 @@ async def test_a_body_above_the_limit_is_cut_off_while_it_arrives(tmp_path):
             served.port, head + b"transfer-encoding: chunked\r\n\r\n" + b"7d0\r\n" + b" " * 2000
         )
         assert answer.startswith(b"HTTP/1.1 413")
+
+
+async def test_a_socket_message_above_the_limit_ends_its_connection_only(tmp_path):
+    async with serve(tmp_path, limits=RpcLimits(max_body_bytes=1000)) as served:
+        async with connect(f"ws://127.0.0.1:{served.port}") as socket:
+            await socket.send('{"jsonrpc":"2.0","id":1,"method":"' + "x" * 2000 + '"}')
+            with pytest.raises(ConnectionClosedError) as found:
+                await asyncio.wait_for(socket.recv(), 10)
+            assert found.value.rcvd.code == 1009
+        async with connect(f"ws://127.0.0.1:{served.port}") as socket:
+            await socket.send('{"jsonrpc":"2.0","id":1,"method":"eth_chainId"}')
+            assert json.loads(await asyncio.wait_for(socket.recv(), 10))["result"] == hex(CHAIN_ID)
+
+
+async def test_a_page_of_elsewhere_gets_no_socket(served):
+    with pytest.raises(InvalidStatus) as found:
+        async with connect(f"ws://127.0.0.1:{served.port}", origin=Origin("https://evil.example")):
+            pass
+    assert found.value.response.status_code == 403
+
+
+def write_certificate(place: Path) -> tuple[Path, Path]:
+    """Write a self-signed certificate for this machine; returns its path and its key's."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    paths = place / "rpc.crt", place / "rpc.key"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return paths
+
+
+async def test_a_public_address_with_tls_and_token_serves_who_has_the_token(tmp_path):
+    certificate, key = write_certificate(tmp_path)
+    access = RpcAccess(host="0.0.0.0", token="0123456789abcdef", tls_certificate=certificate, tls_key=key)
+    trust = ssl.create_default_context(cafile=str(certificate))
+    request = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId"}
+    async with serve(tmp_path, access=access) as served, httpx.AsyncClient(verify=trust) as client:
+        url = f"https://localhost:{served.port}"
+        assert (await client.post(url, json=request)).status_code == 401
+        token = {"authorization": f"Bearer {access.token}"}
+        assert (await client.post(url, json=request, headers=token)).json()["result"] == hex(CHAIN_ID)
 
 
 async def test_the_node_keeps_its_signal_handlers(tmp_path):
