@@ -1,0 +1,102 @@
+"""``python -P -m node.bench NAME``: run one bench; without a name, say what there is to measure.
+
+Every bench ends with one line, writes JSON with ``--json PATH``, and with ``--check`` exits 6 when a target is missed.
+"""
+
+import argparse
+import asyncio
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from node.bench.idle import measure_idle
+from node.bench.kill import KillOptions, judge, run_kills
+from node.bench.latency import measure_latency
+from node.bench.report import BenchReport, finish, say
+from node.bench.startup import measure_startup
+from shardyard.errors import ShardyardError
+
+EXIT_INTERRUPTED = 130
+BENCHES = {
+    "kill": "random SIGKILLs over all processes under load, then the audit",
+    "latency": "how long transfers take on an idle machine, here and across shards",
+    "idle": "processor time and memory of a network that does nothing",
+    "startup": "from `shardyard up -s 4` to an answer of every shard",
+}
+Measure = Callable[[argparse.Namespace, Path], Awaitable[BenchReport]]
+
+
+async def _kill(options: argparse.Namespace, folder: Path) -> BenchReport:
+    chosen = KillOptions(options.count, options.seed, options.tps)
+    return judge(chosen, *await run_kills(folder, chosen))
+
+
+async def _latency(options: argparse.Namespace, folder: Path) -> BenchReport:
+    return await measure_latency(folder, options.seconds, options.seed)
+
+
+async def _idle(options: argparse.Namespace, folder: Path) -> BenchReport:
+    return await measure_idle(folder, options.seconds)
+
+
+async def _startup(options: argparse.Namespace, folder: Path) -> BenchReport:
+    return await measure_startup(folder, options.count)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure one promise of a network.")
+    commands = parser.add_subparsers(dest="bench")
+    made = {name: commands.add_parser(name, help=text, description=text) for name, text in BENCHES.items()}
+    for command in made.values():
+        command.add_argument("--json", type=Path, default=None, metavar="PATH", help="write the report here")
+        command.add_argument("--check", action="store_true", help="exit 6 when a target is missed")
+        command.add_argument("--keep", action="store_true", help="keep chains and logs, and say where")
+        command.add_argument("--seed", type=int, default=1, help="of load and victims")
+    made["kill"].add_argument("--count", type=int, default=50, help="kills")
+    made["kill"].add_argument("--tps", type=float, default=100.0, help="load over all shards")
+    made["latency"].add_argument("--seconds", type=float, default=30.0, help="length of the load")
+    made["idle"].add_argument("--seconds", type=float, default=20.0, help="how long to watch")
+    made["startup"].add_argument("--count", type=int, default=3, help="starts of each kind")
+    return parser
+
+
+async def _run_interruptibly(measure: Measure, options: argparse.Namespace, folder: Path) -> BenchReport:
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await measure(options, folder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one bench and return its exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.bench is None:
+        parser.print_help()
+        return 0
+    measures: dict[str, Measure] = {"kill": _kill, "latency": _latency, "idle": _idle, "startup": _startup}
+    folder = Path(tempfile.mkdtemp(prefix=f"shardyard-bench-{options.bench}-"))
+    is_kept = True
+    try:
+        report = asyncio.run(_run_interruptibly(measures[options.bench], options, folder))
+        is_kept = options.keep or not report.held
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        say("interrupted; everything is stopped")
+        return EXIT_INTERRUPTED
+    except ShardyardError as error:
+        say(f"error: {error}")
+        return 1
+    finally:
+        if is_kept:
+            say(f"chains and logs are in {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return finish(report, options.json, is_check=options.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
