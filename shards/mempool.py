@@ -240,8 +240,11 @@ class Mempool:
         Returns the hashes of what had to leave for it (replaced or evicted). Raises ``MempoolError``, and
         then the pool is as before.
         """
-        self._check_entry(entry, account_nonce, balance)
         queue = self._queues.get(entry.sender)
+        if queue is not None:
+            # Whoever read the account may have done so before the last final block.
+            account_nonce = max(account_nonce, queue.account_nonce)
+        self._check_entry(entry, account_nonce, balance)
         if queue is not None and account_nonce > queue.account_nonce:
             self._forget(queue.move_to(account_nonce, balance))
             self._drop_if_empty(entry.sender)
@@ -302,6 +305,8 @@ class Mempool:
         if replaced is not None:
             if not _outbids(entry, replaced):
                 raise MempoolError(REPLACEMENT_UNDERPRICED)
+            if self._bytes - len(replaced.raw) + len(entry.raw) > self._limits.max_bytes:
+                raise MempoolError(POOL_FULL)
             return
         run_end = max(account_nonce, queue.run_end) if queue else account_nonce
         if entry.nonce - run_end > self._limits.max_gap:

@@ -165,7 +165,7 @@ class ShardReplica:
         self._wanted_build: RequestBuild | None = None
         self._building: _Building | None = None
         self._next_build = 0
-        self._is_halted = False
+        self._halt_notice: Notice | None = None
         self._effects: list[Effect] = []
 
     # --- what others read ---
@@ -221,8 +221,8 @@ class ShardReplica:
 
     def step(self, event: Event, now_ms: int) -> list[Effect]:
         """Take one event; return what the driver shall do, in order."""
-        if self._is_halted:
-            return []
+        if self._halt_notice is not None:
+            return [self._halt_notice] if isinstance(event, Started) else []
         try:
             self._dispatch(event, now_ms)
             self._advance(now_ms)
@@ -255,9 +255,7 @@ class ShardReplica:
                 self._run(self.engine.on_signed(votes, now_ms), now_ms)
 
     def _on_message(self, event: MessageReceived, now_ms: int) -> None:
-        """Hand a message to the part it concerns; whose chain it is about decides, not the topic it came
-        by.
-        """
+        """Hand a message to the part it concerns, by the chain it speaks of rather than the topic it came by."""
         sender, follower = event.sender, self.follower
         match event.message:
             case FinalBlock(block=block, proof=proof) if block.header.shard == BEACON:
@@ -300,9 +298,7 @@ class ShardReplica:
                 self._effects.append(effect)
 
     def _run(self, outputs: Iterable[EngineOutput], now_ms: int) -> None:
-        """Answer what the engine asks, at once and depth first, so that effects keep the order of their
-        causes.
-        """
+        """Answer what the engine asks, at once and depth first: effects keep the order of their causes."""
         for output in outputs:
             match output:
                 case RequestBuild():
@@ -513,7 +509,7 @@ class ShardReplica:
 
     def _advance(self, now_ms: int) -> None:
         """Start what waited for a parent or for the beacon."""
-        if self._is_halted:
+        if self._halt_notice is not None:
             return
         for candidate in self._candidates.get_waiting():
             self._start_execution(candidate, now_ms)
@@ -523,7 +519,7 @@ class ShardReplica:
 
     def _drain_finals(self) -> None:
         """Fold final blocks in, by height, as far as they are executed."""
-        while self._finals and not self._is_halted:
+        while self._finals and self._halt_notice is None:
             final = self._finals[0]
             candidate = self._candidates.ensure(final.block)
             if candidate.progress is Progress.INVALID:
@@ -550,6 +546,6 @@ class ShardReplica:
         self._absorb(self.follower.on_final(content.beacon_ref, content.inbox_position))
 
     def _halt(self, header: Header, reason: str) -> None:
-        self._is_halted = True
         data: dict[str, int | str | bytes] = {"height": header.height, "hash": header.hash, "reason": reason}
-        self._emit(Notice("halted", self._shard, data))
+        self._halt_notice = Notice("halted", self._shard, data)
+        self._emit(self._halt_notice)

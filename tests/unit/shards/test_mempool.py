@@ -220,3 +220,20 @@ def test_removing_the_middle_of_a_run_splits_it():
     pending, queued = pool.get_content()
     assert [entry.nonce for entry in pending[entries[0].sender]] == [0]
     assert [entry.nonce for entry in queued[entries[0].sender]] == [2]
+
+
+def test_an_account_read_before_the_last_block_does_not_bring_used_nonces_back():
+    pool = make_pool()
+    add(pool, make_entry(nonce=5), nonce=4)
+    with pytest.raises(MempoolError, match="nonce too low: next nonce 4, tx nonce 3"):
+        add(pool, make_entry(nonce=3), nonce=3)
+
+
+def test_a_replacement_cannot_outgrow_the_pool():
+    pool = make_pool(max_bytes=300)
+    add(pool, make_entry(sender=1))
+    add(pool, make_entry(sender=2))
+    with pytest.raises(MempoolError, match="txpool is full"):
+        add(pool, make_entry(sender=1, max_fee=20 * GWEI, tip=2 * GWEI, size=201, salt=1))
+    add(pool, make_entry(sender=1, max_fee=20 * GWEI, tip=2 * GWEI, size=200, salt=1))
+    assert pool.size_bytes == 300

@@ -386,6 +386,10 @@ def test_i5_a_replica_whose_final_block_is_not_the_one_the_beacon_accepted_halts
     network.run_until(lambda: node.get_notices("halted"))
     assert node.get_notices("halted")[0]["height"] == 2
     assert height_of(node) == 2
+    node.stop()
+    node.notices = []
+    node.start()
+    assert node.get_notices("halted")[0]["height"] == 2  # a restart heals nothing
 
 
 def test_a_crosslink_of_the_own_blocks_moves_finalized(network):
