@@ -101,7 +101,7 @@ async def run_beacon(network: Network, node: str) -> None:
             lock_dir=network.root / "keys" / "locks",
         ) as signer,
     ):
-        machine = BeaconMachine(network.genesis, BlsCrypto(), validators, log)
+        machine = BeaconMachine(network.genesis, BlsCrypto(), validators, log, submissions=log)
         machine.recover([entry.decode_record() for entry in log.iterate() if entry.kind is EntryKind.KERNEL])
         async with build_bus(network, node, BEACON, data) as bus:
             driver = Driver(chain=BEACON, machine=machine, bus=bus, log=log, signer=signer)

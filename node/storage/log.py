@@ -37,8 +37,10 @@ from node.storage.frames import (
 )
 from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode, encode
-from shardyard.effects import BlockRecord, FinalRecord, Record
+from shardyard.crosslinks import CrosslinkSubmission
+from shardyard.effects import BlockRecord, FinalRecord, Record, SubmissionRecord
 from shardyard.errors import ShardyardError
+from shardyard.ids import Hash32
 
 LOG_FILE_KIND: Final = 1
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
@@ -47,6 +49,7 @@ SPACE_CHECK_BYTES: Final = 8 * 1024 * 1024
 """Free space is looked at once in this many bytes written."""
 _OFFSET_BITS: Final = 40
 _LABEL_BYTES: Final = 40
+_SUBMISSION_LABEL: Final = b"\x02"
 _RECORD: Final = cast("type[Record]", Record)  # a union is no type to mypy
 
 
@@ -89,6 +92,8 @@ class BlockLog:
         self._syncing = asyncio.Lock()
         self._unchecked_bytes = SPACE_CHECK_BYTES
         self._index = _FinalIndex()
+        self._submissions: dict[bytes, int] = {}
+        """Where the bodies of each crosslink stand."""
         self._end = HEADER_BYTES
         """Offset in the last segment where the next frame will stand, queued frames included."""
         self._number = 0
@@ -116,7 +121,7 @@ class BlockLog:
         frame = encode_frame(self._end, self._number, kind, payload, label=label, synced=self._synced)
         self._queue.append((self._number, frame))
         self._end += len(frame)
-        self._index.add(label, position)
+        self._add_to_index(label, position)
 
     def append_records(self, records: Sequence[Record]) -> None:
         """Queue kernel records."""
@@ -230,6 +235,18 @@ class BlockLog:
             return None
         return block.block, proof.proof
 
+    def get_submission(self, crosslink: Hash32) -> CrosslinkSubmission | None:
+        """Return the bodies behind a crosslink's hash, or None when the log does not hold them (X10)."""
+        position = self._submissions.get(crosslink)
+        record = None if position is None else self._read_record(position)
+        return record.submission if isinstance(record, SubmissionRecord) else None
+
+    def _add_to_index(self, label: bytes, position: int) -> None:
+        if label[:1] == _SUBMISSION_LABEL:
+            self._submissions[label[1:]] = position
+        else:
+            self._index.add(label, position)
+
     @property
     def final_height(self) -> int:
         """The highest height up to which every final block is held."""
@@ -287,7 +304,7 @@ class BlockLog:
             os.fsync(descriptor)
         for item in scan(descriptor, number):
             if isinstance(item, Frame):
-                self._index.add(item.label, number << _OFFSET_BITS | item.offset)
+                self._add_to_index(item.label, number << _OFFSET_BITS | item.offset)
             else:
                 self._cut_tail(number, descriptor, item, is_last=is_last)
 
@@ -364,5 +381,7 @@ def _compute_label(record: Record) -> bytes:
             return b"\x00" + block.header.height.to_bytes(8, "big") + block.hash
         case FinalRecord(height, block_hash):
             return b"\x01" + height.to_bytes(8, "big") + block_hash
+        case SubmissionRecord(submission):
+            return _SUBMISSION_LABEL + submission.crosslink.hash
         case _:
             return b""

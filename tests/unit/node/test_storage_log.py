@@ -21,8 +21,9 @@ from node.storage.frames import (
 from node.storage.log import LOG_FILE_KIND, BlockLog, EntryKind, LogFailedError
 from shardyard.blocks import EMPTY_JUSTIFICATION, BeaconContent, FinalityProof, build_genesis_block
 from shardyard.consensus.votes import Certificate, VoteKind
-from shardyard.effects import BlockRecord, CertificateRecord, FinalRecord
-from shardyard.ids import BEACON, ZERO_HASH, Hash32, Height, Slot
+from shardyard.crosslinks import Crosslink, CrosslinkSubmission
+from shardyard.effects import BlockRecord, CertificateRecord, FinalRecord, SubmissionRecord
+from shardyard.ids import BEACON, ZERO_HASH, Epoch, Hash32, Height, ShardId, Slot
 
 OWNER = b"o" * 32
 CONTENT = BeaconContent(ZERO_HASH, 0, ZERO_HASH, ZERO_HASH)
@@ -357,3 +358,34 @@ async def test_cancelling_a_sync_does_not_lose_what_it_wrote(tmp_path):
         log.append(EntryKind.NODE, b"two")
         await log.sync()
         assert read_payloads(log) == [b"one", b"two"]
+
+
+def build_submission(height):
+    crosslink = Crosslink(
+        shard=ShardId(0),
+        epoch=Epoch(0),
+        parent=ZERO_HASH,
+        first_height=Height(height),
+        last_height=Height(height),
+        head_hash=Hash32(bytes([height]) * 32),
+        state_root=ZERO_HASH,
+        links=(),
+        inbox_position=0,
+        burnt=bytes(32),
+        congestion=0,
+        base_fee=7,
+    )
+    return CrosslinkSubmission(crosslink, headers=(), outboxes=((b"receipt",),), proof=PROOF)
+
+
+async def test_bodies_of_a_crosslink_are_found_by_its_hash_also_after_reopening(tmp_path):
+    submissions = [build_submission(height) for height in (1, 2, 3)]
+    with BlockLog(tmp_path, OWNER, segment_bytes=1024) as log:
+        for height, submission in enumerate(submissions, start=1):
+            log.append_records([SubmissionRecord(submission), *build_records(height)])
+        await log.sync()
+        assert [log.get_submission(s.crosslink.hash) for s in submissions] == submissions
+    with BlockLog(tmp_path, OWNER, segment_bytes=1024) as log:
+        assert [log.get_submission(s.crosslink.hash) for s in submissions] == submissions
+        assert log.get_submission(ZERO_HASH) is None
+        assert log.final_height == 3
