@@ -176,10 +176,6 @@ class Driver:
             case fx.CancelTimer(name):
                 if (timer := self._timers.pop(name, None)) is not None:
                     timer.cancel()
-            case fx.Sign():
-                task = asyncio.create_task(self._sign(effect), name=f"{describe_shard(self.chain)}-sign")
-                self._signing.add(task)
-                task.add_done_callback(self._on_signed)
             case fx.Build():
                 self._attached.start_build(effect)
             case fx.Adopt():
@@ -198,6 +194,13 @@ class Driver:
     def _fire(self, name: str) -> None:
         self._timers.pop(name, None)
         self.complete(TimerFired(name))
+
+    def _start_signing(self, effect: fx.Sign) -> None:
+        # S5: a vote enters the signer's record only when what it rests on is in the log. Were it the other way round, a
+        # crash could leave a FINAL on record for a block that nobody has: SKIP is forbidden then, and the chain is dead.
+        task = asyncio.create_task(self._sign(effect), name=f"{describe_shard(self.chain)}-sign")
+        self._signing.add(task)
+        task.add_done_callback(self._on_signed)
 
     async def _sign(self, effect: fx.Sign) -> None:
         self.complete(await self._signer.sign(effect.requests))
@@ -222,6 +225,8 @@ class Driver:
                 case fx.Send(to, message):
                     with contextlib.suppress(ConnectionError):
                         await self._bus.send(to, self.chain, message)
+                case fx.Sign():
+                    self._start_signing(item)
                 case fx.Finalise():
                     await self._attached.finalise(item)
                 case fx.Discard():

@@ -1,7 +1,9 @@
 """Everything a machine can ask of its driver: a closed union, performed in list order.
 
-``Persist`` is a barrier: nothing after it leaves the process before it is on disk. It holds back only outgoing effects,
-never ``step`` (M1). ``Build``, ``Execute`` and ``Sign`` are started, never awaited; their results come back as events.
+``Persist`` is a barrier: nothing after it leaves the process before it is on disk. It holds back only outgoing effects and
+``Sign``, never ``step`` (M1): a vote must not enter the signer's record before what it rests on is in the log, or a crash
+leaves a FINAL for a block that nobody has (S5). ``Build``, ``Execute`` and ``Sign`` are started, never awaited; their
+results come back as events.
 """
 
 import msgspec

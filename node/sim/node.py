@@ -196,8 +196,6 @@ class SimNode:
                 self._set_timer(name, delay_ms)
             case fx.CancelTimer(name):
                 self._timers.pop(name, None)
-            case fx.Sign(requests):
-                self._sign(requests)
             case fx.Build():
                 self._executor.start_build(effect)
             case fx.Execute():
@@ -230,6 +228,8 @@ class SimNode:
                     self._publish(self, message)
                 case fx.Send(to, message):
                     self._send(self, to, message)
+                case fx.Sign(requests):
+                    self._sign(requests)  # behind its Persist (S5)
                 case fx.Finalise(block):
                     self._executor.finalise(block.hash)
                     self.signer.prune(block.header.slot)
