@@ -1,9 +1,10 @@
 """The bus: how processes of a network hear of each other's messages.
 
-``endpoint`` is the seam (the ``Bus`` protocol and what both implementations share), ``memory`` and ``mqtt`` implement
-it, ``topics`` is the one table of topics, ``envelope`` authenticates what travels, ``access`` says who may publish and
-read what, ``broker`` is the embedded broker's process, ``mosquitto`` configures the other one, and ``watch`` mirrors
-what happens as JSON for people.
+``endpoint`` is the seam (the ``Bus`` protocol and what both implementations share); ``mqtt`` implements it for
+processes, ``node.bus.memory`` for tests and for whoever runs a network within one process; ``topics`` is the one
+table of topics, ``envelope`` authenticates what travels, ``access`` says who may publish and read what, ``broker`` is
+the embedded broker's process, ``mosquitto`` configures the other one, and ``watch`` mirrors what happens as JSON for
+people.
 
 A broker is never trusted: it may lose, double, reorder, delay or invent, and brokers were seen to acknowledge what they
 then drop. So every envelope is signed and sequenced, every queue is bounded, and what is lost is fetched again by hash.

@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 
 import aiomqtt
 import psutil
@@ -41,7 +40,8 @@ DEADLINE_S = 15
 class BrokerProcess:
     """A broker that can be killed and started again on the same port."""
 
-    def __init__(self, directory, kind):
+    def __init__(self, directory, kind, eventually):
+        self.eventually = eventually
         self.directory = directory
         self.kind = kind
         with socket.socket() as probe:
@@ -49,30 +49,25 @@ class BrokerProcess:
             self.port = probe.getsockname()[1]
         self.process = None
 
+    def build_command(self):
+        if self.kind == "mosquitto":
+            return mosquitto.write_mosquitto_config(self.directory, "devnet", PASSWORDS, self.port)
+        access = self.directory / "access.json"
+        write_access_file(access, build_access_list("devnet", PASSWORDS))
+        command = [sys.executable, "-m", "node.bus.broker", "--exit-with-stdin", "--access", str(access)]
+        return [*command, "--listen", f"127.0.0.1:{self.port}"]
+
+    def is_listening(self):
+        assert self.process.poll() is None, "the broker ended at once"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
     def start(self):
-        if self.kind == "embedded":
-            access = self.directory / "access.json"
-            write_access_file(access, build_access_list("devnet", PASSWORDS))
-            command = [sys.executable, "-m", "node.bus.broker", "--exit-with-stdin", "--access", str(access)]
-            command += ["--listen", f"127.0.0.1:{self.port}"]
-        else:
-            command = mosquitto.write_mosquitto_config(
-                self.directory / "mosquitto",
-                network_name="devnet",
-                passwords=PASSWORDS,
-                host="127.0.0.1",
-                port=self.port,
-            )
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            self.build_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            assert self.process.poll() is None, "the broker ended at once"
-            time.sleep(0.02)
-        raise AssertionError("the broker did not listen in time")
+        self.eventually(self.is_listening)
 
     def kill(self):
         self.process.kill()
@@ -94,16 +89,16 @@ KINDS = [
 
 
 @pytest.fixture(params=KINDS)
-def broker(request, tmp_path):
-    process = BrokerProcess(tmp_path, request.param)
+def broker(request, tmp_path, eventually):
+    process = BrokerProcess(tmp_path, request.param, eventually)
     process.start()
     yield process
     process.kill()
 
 
 @pytest.fixture
-def embedded(tmp_path):
-    process = BrokerProcess(tmp_path, "embedded")
+def embedded(tmp_path, eventually):
+    process = BrokerProcess(tmp_path, "embedded", eventually)
     process.start()
     yield process
     process.kill()
@@ -153,12 +148,6 @@ async def take(bus, count):
     return found
 
 
-async def wait_until(condition):
-    """Let the loop go on until ``condition`` holds; the caller's timeout is the deadline."""
-    while not condition():  # noqa: ASYNC110 - conditions of brokers and buses have no events
-        await asyncio.sleep(0.01)
-
-
 async def test_two_nodes_exchange_messages_of_every_size(broker):
     large = Transactions(shard=SHARD, raw=os.urandom(3_000_000), ends=(3_000_000,))
     async with connect(broker, ALICE) as alice, connect(broker, BOB) as bob:
@@ -175,17 +164,17 @@ async def test_two_nodes_exchange_messages_of_every_size(broker):
         assert alice.counters.refused.total() == bob.counters.refused.total() == 0
 
 
-async def test_exchange_goes_on_after_the_broker_was_killed(broker):
+async def test_exchange_goes_on_after_the_broker_was_killed(broker, eventually_async):
     async with connect(broker, ALICE) as alice, connect(broker, BOB) as bob:
         await alice.publish(SHARD, build_request(1))
         assert len(await take(bob, 1)) == 1
         for round_number in range(2, 4):
             broker.kill()
-            await wait_until(lambda: not alice.is_connected and not bob.is_connected)
+            await eventually_async(lambda: not alice.is_connected and not bob.is_connected)
             # Said while nobody listens: it waits, and is said when the broker is back.
             await alice.publish(SHARD, build_request(round_number))
             await asyncio.to_thread(broker.start)
-            await wait_until(lambda: bob.is_connected and alice.is_connected)
+            await eventually_async(lambda: bob.is_connected and alice.is_connected)
             await alice.publish(SHARD, build_request(10 + round_number))
             await bob.publish(SHARD, build_request(20 + round_number))
             assert (BOB, SHARD, build_request(20 + round_number)) in await take(alice, 1)
@@ -212,11 +201,11 @@ async def test_a_node_that_restarts_is_heard_and_its_past_is_not(broker):
         assert bob.counters.refused["ReplayedError"] == 1
 
 
-async def test_a_late_comer_hears_the_last_status(broker):
+async def test_a_late_comer_hears_the_last_status(broker, eventually_async):
     status = Status(shard=SHARD, slot=Slot(9), final_height=Height(8), final_hash=ZERO_HASH)
     async with connect(broker, ALICE) as alice:
         await alice.publish(SHARD, status)
-        await wait_until(lambda: alice.counters.published == 1)
+        await eventually_async(lambda: alice.counters.published == 1)
         async with connect(broker, BOB) as bob:
             assert await take(bob, 1) == [(ALICE, SHARD, status)]
 
@@ -408,11 +397,30 @@ def encode_subscribe(topic):
 # --- its process ---
 
 
-def test_the_broker_ends_when_its_launchers_pipe_closes(tmp_path):
-    broker = BrokerProcess(tmp_path, "embedded")
+def test_the_broker_ends_when_its_launchers_pipe_closes(tmp_path, eventually):
+    broker = BrokerProcess(tmp_path, "embedded", eventually)
     broker.start()
     broker.close_pipes()
     assert broker.process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+@pytest.mark.skipif(mosquitto.find_mosquitto() is None, reason="mosquitto is not installed")
+def test_mosquitto_ends_with_its_launcher_however_it_dies(tmp_path, eventually):
+    command = BrokerProcess(tmp_path, "mosquitto", eventually).build_command()
+    program = (
+        "import os, subprocess, sys; child = subprocess.Popen(sys.argv[1:], stderr=subprocess.DEVNULL); "
+        "print(child.pid, flush=True); sys.stdin.read(1); os.kill(os.getpid(), 9)"
+    )
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", program, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    broker = psutil.Process(int(launcher.stdout.readline()))
+    eventually(lambda: "python" not in broker.name())  # it became mosquitto
+    launcher.stdin.close()
+    launcher.wait(10)
+    launcher.stdout.close()
+    eventually(lambda: not broker.is_running() or broker.status() == psutil.STATUS_ZOMBIE)
 
 
 async def test_the_broker_ends_cleanly_while_readers_are_connected(embedded):
@@ -437,7 +445,7 @@ async def test_an_idle_network_costs_the_broker_a_few_percent_of_a_core(embedded
 
 
 @pytest.mark.skipif(shutil.which("mosquitto_sub") is None, reason="mosquitto-clients is not installed")
-async def test_mosquitto_sub_shows_the_mirror(broker):
+async def test_mosquitto_sub_shows_the_mirror(broker, eventually_async):
     async with connect(broker, ALICE) as alice:
         process = await asyncio.create_subprocess_exec(
             "mosquitto_sub",
@@ -457,9 +465,12 @@ async def test_mosquitto_sub_shows_the_mirror(broker):
         )
         try:
             line = asyncio.create_task(process.stdout.readline())
-            while not line.done():
+
+            async def is_shown():
                 await alice.publish_watch("shard-0/messages", {"id": "ab", "stage": "emitted"})
-                await asyncio.sleep(0.05)
+                return line.done()
+
+            await eventually_async(is_shown)
             assert json.loads(line.result()) == {"id": "ab", "stage": "emitted"}
         finally:
             with contextlib.suppress(ProcessLookupError):
