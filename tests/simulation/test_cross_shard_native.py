@@ -1,16 +1,20 @@
 """Two shards with the native core and a beacon, in one process: signed transactions in, balances on the other shard out."""
 
 import pytest
+import rlp
 
 from crosslink.beacon import BeaconMachine
+from node.artifacts import load_artifact
 from node.dev_accounts import DEV_ACCOUNTS, DEV_BALANCE
 from shards.replica import ShardReplica
+from shardyard import _native
 from shardyard.consensus.engine import NoBlockSource
 from shardyard.consensus.simplex import SimplexEngine
 from shardyard.ids import BEACON
 from tests.unit.shards.native import (
     NativeExecutor,
     build_native_genesis,
+    sign_message,
     sign_shard_transfer,
     sign_transaction,
 )
@@ -96,3 +100,38 @@ def test_a_restart_replays_diffs_to_the_same_state_and_loses_no_transfer(network
     network.run_for(2000)
     assert target.executor.get_balance(STRANGER) == 2 * ETHER
     check_supply(network)
+
+
+def read_counter(executor, contract, slot):
+    return int.from_bytes(executor.core.storage(executor.base, contract, slot.to_bytes(32, "big")), "big")
+
+
+def settle(network):
+    """Run until a message is in flight, and then until none is."""
+    beacon = network.nodes["beacon-0"].machine
+    network.run_until(lambda: any(beacon.get_supply().in_flight))
+    network.run_until(lambda: not any(beacon.get_supply().in_flight))
+    check_supply(network)
+
+
+def test_a_message_runs_a_contract_on_the_other_shard_and_its_result_comes_home(network):
+    source, target = network.nodes["shard-0-0"], network.nodes["shard-1-0"]
+    deployer = DEV_ACCOUNTS[9]
+    contract = _native.keccak256(rlp.encode([bytes(deployer.address), 0]))[12:]
+    code = load_artifact("counter").init_code
+    target.executor.submit(sign_transaction(1, deployer, 0, None, code, value=0, gas=3_000_000))
+    network.run_until(lambda: target.executor.core.account(target.executor.base, contract) is not None)
+    source.executor.submit(sign_message(0, 0, 1, contract, ETHER))
+    settle(network)
+    assert [read_counter(target.executor, contract, slot) for slot in (0, 1)] == [1, 1]
+    assert target.executor.get_balance(contract) > ETHER * 9 // 10  # the message's value, its gas paid apart
+    spent = DEV_BALANCE - source.executor.get_balance(DEV_ACCOUNTS[0].address)
+    assert spent < ETHER + ETHER // 100  # what was not used came back
+
+
+def test_a_message_to_nobody_bounces_and_its_value_comes_home(network):
+    source = network.nodes["shard-0-0"]
+    source.executor.submit(sign_message(0, 0, 1, STRANGER, ETHER))
+    settle(network)
+    assert DEV_BALANCE - source.executor.get_balance(DEV_ACCOUNTS[0].address) < ETHER // 100
+    assert network.nodes["shard-1-0"].executor.get_balance(STRANGER) == 0

@@ -3,6 +3,7 @@
 from array import array
 
 import msgspec
+from eth_abi import encode as abi_encode
 from eth_account import Account
 from eth_utils import to_checksum_address
 
@@ -44,8 +45,9 @@ def sign_transaction(shard, account, nonce, to, data, *, value, gas):
         "maxPriorityFeePerGas": GWEI,
         "value": value,
         "data": data,
-        "to": to_checksum_address(to),
     }
+    if to is not None:
+        fields["to"] = to_checksum_address(to)
     return bytes(Account.sign_transaction(fields, account.private_key).raw_transaction)
 
 
@@ -53,6 +55,14 @@ def sign_shard_transfer(shard, nonce, dst, to, value, account=DEV_ACCOUNTS[0]):
     """Return a signed call of the gateway that moves ``value`` to ``to`` on shard ``dst``."""
     data = _native.keccak256(b"transfer(uint256,address)")[:4] + dst.to_bytes(32, "big") + to.rjust(32, b"\0")
     return sign_transaction(shard, account, nonce, GATEWAY, data, value=value, gas=300_000)
+
+
+def sign_message(shard, nonce, dst, to, value, account=DEV_ACCOUNTS[0]):
+    """Return a signed call of the gateway that sends a message with ``value`` to a contract on shard ``dst``."""
+    recipient = bytes.fromhex("0001000002") + compute_chain_id(dst).to_bytes(2, "big") + b"\x14" + to
+    selector = _native.keccak256(b"sendMessage(bytes,bytes,bytes[])")[:4]
+    data = selector + abi_encode(["bytes", "bytes", "bytes[]"], [recipient, b"hello", []])
+    return sign_transaction(shard, account, nonce, GATEWAY, data, value=value, gas=500_000)
 
 
 class NativeExecutor:
