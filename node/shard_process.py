@@ -45,7 +45,7 @@ from shards.replica import ShardReplica
 from shardyard import _native
 from shardyard import effects as fx
 from shardyard.consensus.simplex import SimplexEngine
-from shardyard.ids import Height, ShardId, compute_chain_id
+from shardyard.ids import Hash32, Height, ShardId, compute_chain_id
 from shardyard.keys import BlsCrypto
 from shardyard.messages import Transactions
 
@@ -92,6 +92,9 @@ class ShardHost:
             raise HaltedError(f"shard {notice.shard} halted: {notice.data}")
         if notice.kind == "beacon.followed":
             self._backend.on_beacon_final(Height(int(notice.data["finalized_height"])))
+        if notice.kind == "build.refused" and isinstance(heaviest := notice.data["heaviest"], bytes):
+            # X10: it emits more than a crosslink carries; while it waits here, nothing could be proposed.
+            self._backend.mempool.remove([Hash32(heaviest)])
         self._mirror.publish(notice)
 
 
