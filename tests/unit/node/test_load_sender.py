@@ -1,0 +1,147 @@
+"""The open loop against a node that refuses connections, hangs up, and answers strangely."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from node.load.client import NoAnswerError, RefusedError, RpcConnection
+from node.load.sender import ShardSender
+from node.load.tracker import Tracked
+from node.load.workload import Knobs, Workload
+
+
+class FakeNode:
+    """Answers JSON-RPC as ``script`` says, one entry per request; hangs up where it says None."""
+
+    def __init__(self, script):
+        self.script = list(script)
+        self.bodies = []
+        self.server = None
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        port = self.server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        await self.server.wait_closed()
+
+    async def serve(self, reader, writer):
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+                body = json.loads(await reader.readexactly(length))
+                self.bodies.append(body)
+                answer = self.script.pop(0)
+                if answer is None:
+                    return
+                text = answer(body) if callable(answer) else answer
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(text), text))
+                await writer.drain()
+        except asyncio.IncompleteReadError:
+            return
+        finally:
+            writer.close()
+
+
+def accept(body):
+    return json.dumps([{"jsonrpc": "2.0", "id": item["id"], "result": "0x1"} for item in reversed(body)]).encode()
+
+
+def refuse(message):
+    def answer(body):
+        error = {"code": -32000, "message": message}
+        return json.dumps([{"jsonrpc": "2.0", "id": item["id"], "error": error} for item in body]).encode()
+
+    return answer
+
+
+def build_tracked(count):
+    now = time.monotonic()
+    plans = Workload(Knobs(shards=1, tps=1000, accounts=2, seed=3)).draw(count)
+    return [Tracked(plan, due=now) for plan in plans]
+
+
+async def send(url, tracked):
+    refused = []
+    sender = ShardSender(url, refused.append)
+    sender.queue.extend(tracked)
+    sender.finish()
+    async with asyncio.timeout(10):
+        await sender.run()
+    return sender, refused
+
+
+async def test_what_is_due_goes_out_in_one_batch_in_order_of_nonces():
+    tracked = build_tracked(5)
+    async with FakeNode([accept]) as node:
+        await send(node.url, tracked)
+    assert [item["params"][0] for item in node.bodies[0]] == [item.plan.raw for item in tracked]
+    assert all(item.is_accepted for item in tracked)
+
+
+async def test_unanswered_batch_is_sent_again_with_the_same_bytes():
+    tracked = build_tracked(3)
+    async with FakeNode([None, None, accept]) as node:
+        sender, _ = await send(node.url, tracked)
+    assert node.bodies[0] == node.bodies[1] == node.bodies[2]
+    assert sender.retries == 2
+    assert [item.attempts for item in tracked] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("words", ["already known", "nonce too low: next nonce 4, tx nonce 3"])
+async def test_after_a_lost_answer_these_words_count_as_answered(words):
+    tracked = build_tracked(2)
+    async with FakeNode([None, refuse(words)]) as node:
+        _, refused = await send(node.url, tracked)
+    assert all(item.is_accepted for item in tracked)
+    assert not refused
+
+
+async def test_nonce_too_low_at_the_first_attempt_is_a_refusal():
+    tracked = build_tracked(2)
+    async with FakeNode([refuse("nonce too low: next nonce 4, tx nonce 3")]) as node:
+        sender, refused = await send(node.url, tracked)
+    assert refused == tracked
+    assert sender.refusals == {"nonce too low": 2}
+
+
+async def test_half_a_batch_of_answers_is_no_answer():
+    def answer_first(body):
+        return json.dumps([{"jsonrpc": "2.0", "id": 0, "result": "0x1"}]).encode()
+
+    tracked = build_tracked(2)
+    async with FakeNode([answer_first, accept]) as node:
+        sender, _ = await send(node.url, tracked)
+    assert sender.retries == 1
+
+
+async def test_refused_connection_is_no_answer():
+    async with FakeNode([]) as node:
+        url = node.url
+    connection = RpcConnection(url)
+    with pytest.raises(NoAnswerError):
+        await connection.request("eth_chainId")
+
+
+async def test_silent_node_is_no_answer():
+    async with FakeNode([b"this is no json"]) as node:
+        connection = RpcConnection(node.url)
+        with pytest.raises(NoAnswerError, match="no JSON-RPC"):
+            await connection.request("eth_chainId")
+        connection.close()
+
+
+async def test_error_of_a_single_call_is_raised_with_its_code():
+    answer = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"the method does not exist"}}'
+    async with FakeNode([answer]) as node:
+        connection = RpcConnection(node.url)
+        with pytest.raises(RefusedError, match="does not exist") as caught:
+            await connection.request("eth_nothing")
+        connection.close()
+    assert caught.value.code == -32601
