@@ -218,28 +218,36 @@ class RpcChain:
         return bytes(Account.sign_transaction(transaction, sender.private_key).raw_transaction)
 
 
-def build_transfer(seq: int, target: bytes, value: int, src: int = 0) -> bytes:
+def build_message(kind: ReceiptKind, seq: int, **fields: Any) -> Receipt:
+    """Return a message from shard 0 to this shard."""
+    values: dict[str, Any] = {
+        "version": 1,
+        "kind": kind,
+        "src": ShardId(0),
+        "dst": SHARD,
+        "seq": seq,
+        "id": Hash32(keccak256(b"message" + bytes([0, seq]))),
+        "origin": Origin(Hash32(keccak256(b"origin")), ALICE.address, 0),
+        "parent_id": ZERO_HASH,
+        "sender": ALICE.address,
+        "target": CAROL.address,
+        "value": bytes(32),
+        "gas_limit": 0,
+        "gas_price": 0,
+        "reply_gas": 0,
+        "refund_to": ALICE.address,
+        "deadline": 0,
+        "payload": b"",
+    }
+    return Receipt(**values | fields)
+
+
+def build_transfer(seq: int, target: bytes, value: int) -> bytes:
     """Return an encoded TRANSFER to this shard."""
-    receipt = Receipt(
-        version=1,
-        kind=ReceiptKind.TRANSFER,
-        src=ShardId(src),
-        dst=SHARD,
-        seq=seq,
-        id=Hash32(keccak256(b"message" + bytes([src, seq]))),
-        origin=Origin(Hash32(keccak256(b"origin")), ALICE.address, 0),
-        parent_id=ZERO_HASH,
-        sender=ALICE.address,
-        target=Address(target),
-        value=value.to_bytes(32, "big"),
-        gas_limit=0,
-        gas_price=0,
-        reply_gas=0,
-        refund_to=ALICE.address,
-        deadline=0,
-        payload=b"",
+    message = build_message(
+        ReceiptKind.TRANSFER, seq, target=Address(target), value=value.to_bytes(32, "big")
     )
-    return encode(receipt)
+    return encode(message)
 
 
 @asynccontextmanager
@@ -256,4 +264,4 @@ async def open_chain(place: Path, **options: Any):
         chain.index.close()
 
 
-__all__ = ["GATEWAY", "RpcChain", "build_transfer", "open_chain"]
+__all__ = ["GATEWAY", "RpcChain", "build_message", "build_transfer", "open_chain"]
