@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from node.rpc.errors import RpcError, build_server_error
+from node.refusal import RpcError, build_server_error
 from shards.mempool import POOL_FULL, Mempool, MempoolEntry, MempoolError, unpack_entries
 from shardyard import _native
 from shardyard.ids import Hash32

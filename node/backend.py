@@ -15,7 +15,7 @@ import msgspec
 from node.admission import ACCOUNT_BYTES, Admission, Answer, Journal
 from node.index.records import IndexedBlock, build_indexed_block, decode_outcome_hashes
 from node.index.store import ChainIndex
-from node.rpc.errors import LIMIT_EXCEEDED, RpcError
+from node.refusal import LIMIT_EXCEEDED, RpcError
 from shards.mempool import Mempool, MempoolEntry
 from shards.policy import compute_base_fee
 from shardyard import _native

@@ -11,7 +11,7 @@ import msgspec
 
 from node.backend import ShardBackend
 from node.index.records import IndexedBlock
-from node.rpc.errors import RpcError, build_server_error
+from node.refusal import RpcError, build_server_error
 from node.rpc.filters import FilterRegistry
 from node.rpc.params import BlockId
 from node.rpc.pending import PendingPreview

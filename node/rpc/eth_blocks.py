@@ -1,7 +1,7 @@
 """Methods about blocks and the transactions and receipts in them."""
 
+from node.refusal import RpcError
 from node.rpc.api import CallContext, FoundBlock
-from node.rpc.errors import RpcError
 from node.rpc.formats import (
     Json,
     data,

@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from node.index.records import DELIVERY_TYPE, IndexedBlock
+from node.refusal import ParamError, build_server_error
 from node.rpc.api import CallContext
-from node.rpc.errors import ParamError, build_server_error
 from node.rpc.formats import Json, data, quantity
 from node.rpc.methods import MethodTable, Param
 from node.rpc.params import BlockId, read_block_number, read_count, read_data

@@ -3,8 +3,7 @@
 from typing import Any
 
 from node.index.logs import LogLimitError, LogPattern, find_logs, find_logs_in_block
-from node.rpc.api import CallContext, Session
-from node.rpc.errors import (
+from node.refusal import (
     INVALID_PARAMS,
     LIMIT_EXCEEDED,
     NOT_SUPPORTED,
@@ -13,6 +12,7 @@ from node.rpc.errors import (
     build_invalid_argument,
     build_server_error,
 )
+from node.rpc.api import CallContext, Session
 from node.rpc.filters import BlockFilter, LogFilter, build_not_found
 from node.rpc.formats import Json, data, format_log
 from node.rpc.methods import MethodTable, Param

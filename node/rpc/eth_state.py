@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
+from node.refusal import EXECUTION_REVERTED, NOT_SUPPORTED, RpcError, build_server_error
 from node.rpc.api import CallContext, StateView, build_missing_state
-from node.rpc.errors import EXECUTION_REVERTED, NOT_SUPPORTED, RpcError, build_server_error
 from node.rpc.formats import data, quantity
 from node.rpc.methods import MethodTable, Param
 from node.rpc.params import (

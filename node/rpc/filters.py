@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from node.rpc.errors import RpcError, build_server_error
+from node.refusal import RpcError, build_server_error
 from node.rpc.params import LogQuery
 from shardyard.ids import Hash32
 

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import msgspec
 
-from node.rpc.errors import INVALID_PARAMS, ParamError, RpcError, build_invalid_argument
+from node.refusal import INVALID_PARAMS, ParamError, RpcError, build_invalid_argument
 
 REQUIRED: Final = msgspec.UNSET
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from node.rpc.errors import ParamError
+from node.refusal import ParamError
 from shardyard.ids import Address, Hash32
 
 MAX_DATA_BYTES: Final = 1024 * 1024

@@ -14,7 +14,7 @@ import msgspec
 
 from node.backend import ShardBackend
 from node.index.records import IndexedBlock
-from node.rpc.errors import build_server_error
+from node.refusal import build_server_error
 from shardyard import _native
 from shardyard.blocks import Header, ShardBody
 from shardyard.codec import encode

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from node.rpc.errors import (
+from node.refusal import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     INVALID_REQUEST,

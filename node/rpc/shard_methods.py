@@ -10,8 +10,8 @@ import msgspec
 
 from node.index.messages import MessageRecord
 from node.index.records import IndexedBlock
+from node.refusal import LIMIT_EXCEEDED, ParamError, RpcError, build_server_error
 from node.rpc.api import CallContext
-from node.rpc.errors import LIMIT_EXCEEDED, ParamError, RpcError, build_server_error
 from node.rpc.formats import Json, data, format_message, quantity
 from node.rpc.methods import MethodTable, Param
 from node.rpc.params import TAGS, BlockId, read_block, read_hash

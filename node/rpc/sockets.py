@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
+from node.refusal import LIMIT_EXCEEDED, RpcError
 from node.rpc.api import CallContext, ShardApi
-from node.rpc.errors import LIMIT_EXCEEDED, RpcError
 from node.rpc.protocol import Dispatcher, RpcLimits
 from node.rpc.subscriptions import Subscription, SubscriptionHub, build_subscription
 

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from node import admission
+from node.refusal import RpcError
 from node.rpc.api import CallContext
-from node.rpc.errors import RpcError
 from tests.unit.node.rpc_chain import ALICE, BOB, CAROL, RpcChain, open_chain
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from node.rpc.errors import ParamError, RpcError, build_server_error
+from node.refusal import ParamError, RpcError, build_server_error
 from node.rpc.methods import MethodTable, Param
 from node.rpc.protocol import Dispatcher, RpcLimits
 

@@ -1,4 +1,4 @@
-"""JSON-RPC errors: the codes that clients branch on, and geth's words where they parse the text.
+"""How a node refuses: the JSON-RPC codes that clients branch on, and geth's words where they parse the text.
 
 Codes -32700 to -32600 are JSON-RPC 2.0's own, -32000 is "the server understood and refuses", -32001 to -32005 follow
 EIP-1474 and geth, 3 is geth's "execution reverted" with the revert data beside it.
