@@ -1,6 +1,7 @@
 """Clients of other people against a real server: web3.py, cast, raw sockets that misbehave, WebSockets."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import ssl
@@ -51,14 +52,16 @@ class Served:
         self.port = server.port
         self.url = f"http://127.0.0.1:{server.port}"
         self.inbox: list[bytes] = []
+        self.stopped = asyncio.Event()
 
     async def produce(self) -> None:
-        """Make blocks until cancelled; the beacon follows two blocks behind."""
-        while True:
+        """Make blocks until stopped; the beacon follows two blocks behind."""
+        while not self.stopped.is_set():
             taken, self.inbox = self.inbox, []
             block = await self.chain.make_block(taken)
             self.chain.backend.on_beacon_final(max(0, block.header.height - 2))
-            await asyncio.sleep(BLOCK_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopped.wait(), BLOCK_S)
 
 
 @asynccontextmanager
@@ -66,9 +69,11 @@ async def serve(place: Path, **options: Any) -> AsyncIterator[Served]:
     async with open_chain(place, **options) as chain, RpcServer(chain.app, chain.access) as server:
         served = Served(chain, server)
         producing = asyncio.create_task(served.produce())
-        yield served
-        producing.cancel()
-        await asyncio.gather(producing, return_exceptions=True)
+        try:
+            yield served
+        finally:
+            served.stopped.set()
+            await producing
 
 
 @pytest.fixture
