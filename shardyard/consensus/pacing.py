@@ -19,6 +19,8 @@ TIMER_STANDSTILL: Final = TIMER_PREFIX + "standstill"
 TIMER_FETCH: Final = TIMER_PREFIX + "fetch"
 TIMER_RANGE: Final = TIMER_PREFIX + "range"
 
+FUTURE_SLOTS: Final = 64
+"""Votes, certificates and proposals are taken up to this many slots ahead; a node further behind asks for ranges."""
 MAX_GROWTH = 32
 """Timeouts grow by at most this many Δ."""
 USUAL_DISTANCE = 2

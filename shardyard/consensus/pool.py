@@ -23,6 +23,8 @@ from shardyard.consensus.votes import (
 from shardyard.ids import ZERO_HASH, Hash32, NodeId
 from shardyard.validators import SIGNATURE_BYTES, ValidatorSet
 
+MAX_ITEMS = 1024
+"""Votes or certificates read from one message."""
 MAX_STRIKES = 64
 """Forged votes a node may send between two final blocks before the rest of its votes is dropped unread."""
 MAX_SENDERS = 1024
@@ -82,6 +84,11 @@ class VotePool:
         slot = self._slots.get(certificate.slot)
         if slot is not None:
             slot.certified.add((certificate.kind, certificate.block_hash))
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether ``take_evidence`` would return any."""
+        return bool(self._evidence)
 
     def take_evidence(self) -> list[VoteEvidence]:
         """Return the evidence found since the last call."""

@@ -14,7 +14,7 @@ certificates; everything at or below the last final slot is forgotten.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final, assert_never
+from typing import assert_never
 
 from shardyard.blocks import (
     BeaconContent,
@@ -40,6 +40,7 @@ from shardyard.consensus.engine import (
 from shardyard.consensus.evidence import VoteEvidence
 from shardyard.consensus.justify import check_block, verify_justification
 from shardyard.consensus.pacing import (
+    FUTURE_SLOTS,
     TIMER_FETCH,
     TIMER_PROPOSE,
     TIMER_RANGE,
@@ -49,7 +50,7 @@ from shardyard.consensus.pacing import (
     compute_leader_timeout,
     compute_standstill_period,
 )
-from shardyard.consensus.pool import MAX_SENDERS, MAX_STRIKES, VotePool
+from shardyard.consensus.pool import MAX_ITEMS, MAX_SENDERS, MAX_STRIKES, VotePool
 from shardyard.consensus.proofs import (
     get_notarization,
     verify_proof_with,
@@ -95,11 +96,6 @@ from shardyard.messages import (
     Votes,
 )
 
-FUTURE_SLOTS: Final = 64
-"""Votes, certificates and proposals are taken up to this many slots ahead; a node further behind catches up by ranges."""
-MAX_ITEMS: Final = 1024
-"""Votes or certificates read from one message."""
-
 
 class SimplexEngine(ChainView):
     """One chain's finality in one process, with any number of local keys; see ``FinalityEngine``."""
@@ -123,6 +119,8 @@ class SimplexEngine(ChainView):
         self._last_status_ms: int | None = None
         self._strikes: Counter[NodeId] = Counter()
         self._out: list[EngineOutput] = []
+        self._is_settled = True
+        """No fact has come since the last ``_settle``: most messages of a busy network repeat what is known."""
 
     @property
     def slot(self) -> Slot:
@@ -172,7 +170,8 @@ class SimplexEngine(ChainView):
             self._dispatch(sender, message)
         except RemoteProtocolError as error:
             self._refuse(sender, error)
-        self._settle(now_ms)
+        if not self._is_settled:
+            self._settle(now_ms)
         return self._take()
 
     def on_timer(self, name: str, now_ms: int) -> list[EngineOutput]:
@@ -232,7 +231,7 @@ class SimplexEngine(ChainView):
             self._tree.mark_invalid(entry)
             self._notify("block.invalid", slot=entry.block.header.slot, hash=block_hash, reason=reason)
             if block_hash in self._targets:
-                # A quorum finalised what this node holds to be invalid: it stands still rather than follow or fork.
+                # A quorum finalised what is invalid here: rather stand still than follow or fork.
                 self._notify("engine.halted", slot=entry.block.header.slot, hash=block_hash, reason=reason)
         self._settle(now_ms)
         return self._take()
@@ -253,8 +252,6 @@ class SimplexEngine(ChainView):
         justification = self._proposer.get_justification(slot, parent.hash)
         header = build_header(self._config, slot, parent, kind, timestamp_ms, content, body, justification)
         return header, justification
-
-    # Messages
 
     def _dispatch(self, sender: NodeId, message: EngineMessage) -> None:
         match message:
@@ -338,6 +335,7 @@ class SimplexEngine(ChainView):
 
     def _take_final(self, sender: NodeId, blocks: Sequence[Block], proof: FinalityProof) -> None:
         """Keep blocks that are proven final; each is still executed before it counts."""
+        self._is_settled = False
         for block in blocks:
             if self._tree.get(block.hash) is None:
                 try:
@@ -364,6 +362,8 @@ class SimplexEngine(ChainView):
         if not self._is_in_window(vote.slot):
             return
         certificate = self._pool.add(vote, sender)
+        if self._pool.has_evidence:
+            self._is_settled = False
         if certificate is not None:
             self._verifier.remember(certificate)
             self._add_certificate(certificate, sender, is_own=True)
@@ -371,11 +371,13 @@ class SimplexEngine(ChainView):
     def _add_certificate(self, certificate: Certificate, source: NodeId | None, *, is_own: bool) -> None:
         """Keep a verified certificate; its consequences are drawn in ``_settle``."""
         if certificate.slot > self.final_slot and self._certificates.add(certificate):
+            self._is_settled = False
             self._pool.mark_certified(certificate)
             self._fresh.append((certificate, source, is_own))
 
     def _admit(self, block: Block, sender: NodeId | None) -> None:
         """Take a block whose shape and justification are verified: its certificates count like any (L1)."""
+        self._is_settled = False
         self._tree.add(block, sender, is_justified=True)
         self._sync.drop(block.hash)
         self._learn_justification(block.justification, sender)
@@ -416,6 +418,7 @@ class SimplexEngine(ChainView):
 
     def _settle(self, now_ms: int) -> None:
         """Draw every conclusion from what is known; see the head of this file."""
+        self._is_settled = True
         while self._use_fresh_certificates() or self._advance_final(now_ms):
             pass
         for entry in self._tree.get_validatable():

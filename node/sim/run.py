@@ -1,0 +1,134 @@
+"""One run from a seed: run it, replay it with a readable trace, say in one line what became of it.
+
+The same seed, duration and commit give the same run on every machine. ``run_command`` and ``replay_command`` are what the
+command line calls; both return the exit code.
+"""
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+import msgspec
+
+from node.sim.invariants import InvariantError
+from node.sim.scenario import Scenario, draw_scenario
+from node.sim.world import Report, World
+
+EXIT_BROKEN = 1
+DEFAULT_MINUTES = 2.0
+MIN_MINUTES = 0.25
+"""Below this there is no time for faults and for quiet after them."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What became of one seed."""
+
+    seed: int
+    minutes: float
+    faults: bool
+    scenario: Scenario
+    violation: str
+    """Empty when every invariant held."""
+    wall_s: float
+    simulated_s: float
+    report: Report | None
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether every invariant held."""
+        return not self.violation
+
+    @property
+    def command(self) -> str:
+        """The one line that replays this run."""
+        peace = "" if self.faults else " --no-faults"
+        return f"shardyard sim replay --seed {self.seed} --minutes {self.minutes:g}{peace}"
+
+
+def run(
+    seed: int,
+    *,
+    minutes: float = DEFAULT_MINUTES,
+    faults: bool = True,
+    scenario: Scenario | None = None,
+    show: Callable[[str], None] | None = None,
+) -> Result:
+    """Run ``seed`` for ``minutes`` of virtual time; an exception of a machine is a violation like any other (I12)."""
+    duration_ms = int(max(minutes, MIN_MINUTES) * 60_000)
+    scenario = scenario or draw_scenario(seed, duration_ms, faults=faults)
+    world = World(seed, scenario, show)
+    started = time.perf_counter()
+    report: Report | None = None
+    violation = ""
+    try:
+        report = world.run()
+    except InvariantError as error:
+        violation = str(error)
+    except Exception as error:  # noqa: BLE001  # whatever a machine raises is what is being looked for
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        violation = f"I12: {type(error).__name__}: {error} (in {last.name}, {last.filename}:{last.lineno})"
+    return Result(
+        seed=seed,
+        minutes=minutes,
+        faults=faults,
+        scenario=scenario,
+        violation=violation,
+        wall_s=time.perf_counter() - started,
+        simulated_s=world.clock.now_ms / 1000,
+        report=report,
+    )
+
+
+def replay(
+    seed: int,
+    *,
+    minutes: float = DEFAULT_MINUTES,
+    faults: bool = True,
+    scenario: Scenario | None = None,
+    show: Callable[[str], None] = print,
+) -> Result:
+    """Run ``seed`` again and show every step."""
+    return run(seed, minutes=minutes, faults=faults, scenario=scenario, show=show)
+
+
+def describe_result(result: Result) -> str:
+    """Return what became of a run in one line."""
+    speed = result.simulated_s / result.wall_s if result.wall_s else 0.0
+    if not result.is_ok or result.report is None:
+        return f"seed {result.seed}: {result.violation}\n  at {result.simulated_s:.3f} s; replay: {result.command}"
+    heights = " ".join(str(height) for height in result.report.heights.values())
+    return (
+        f"seed {result.seed}: all held; heights {heights}, {result.report.counters.get('delivered', 0)} messages delivered, "
+        f"{sum(result.report.faults.values())} faults, {speed:.0f} simulated seconds per second, "
+        f"trace {result.report.trace_hash}"
+    )
+
+
+def encode_result(result: Result) -> str:
+    """Return a run as JSON."""
+    return json.dumps(msgspec.to_builtins(result) | {"command": result.command}, indent=2)
+
+
+def run_command(
+    seed: int, *, minutes: float = DEFAULT_MINUTES, faults: bool = True, as_json: bool = False
+) -> int:
+    """Run one seed for a person or a program; return the exit code."""
+    result = run(seed, minutes=minutes, faults=faults)
+    sys.stdout.write((encode_result(result) if as_json else describe_result(result)) + "\n")
+    return 0 if result.is_ok else EXIT_BROKEN
+
+
+def replay_command(
+    seed: int, *, minutes: float = DEFAULT_MINUTES, faults: bool = True, grep: str = ""
+) -> int:
+    """Show a run step by step, only lines with ``grep`` in them when given; return the exit code."""
+
+    def show(line: str) -> None:
+        if grep in line:
+            sys.stdout.write(line + "\n")
+
+    result = replay(seed, minutes=minutes, faults=faults, show=show)
+    sys.stdout.write(describe_result(result) + "\n")
+    return 0 if result.is_ok else EXIT_BROKEN
