@@ -1,5 +1,7 @@
 """The methods of a shard over a real core: heads, state, blocks, deliveries, refusals in geth's words."""
 
+import re
+
 import pytest
 
 from node.artifacts import load_artifact
@@ -378,3 +380,9 @@ async def test_the_shard_methods_tell_of_heads_messages_and_finality(chain):
     assert [s["shard"] for s in await chain.call("shard_list")] == [0, 1, 2, 3]
     assert (await chain.call("shard_info"))["chainId"] == CHAIN_ID
     assert len((await chain.call("shard_getCommittee"))["validators"]) == 4
+
+
+def test_the_page_names_every_method(root):
+    page = (root / "docs" / "json-rpc.md").read_text()
+    told = set(re.findall(r"`((?:eth|net|web3|shard)_\w+)", page))
+    assert told == set(METHODS)
