@@ -280,7 +280,7 @@ def open_network(root: Path) -> Network:
         if stamp.get("format") != FORMAT_VERSION:
             raise ConfigError(
                 f"{root}: got data format {stamp.get('format')}, expected {FORMAT_VERSION}; "
-                "try: shardyard up --fresh, or another --name"
+                f"try: shardyard up --fresh --name {root.name}, or another --name"
             )
         options = msgspec.convert(stamp["options"], Options)
         genesis = decode((root / "genesis.bin").read_bytes(), Genesis, max_bytes=MAX_GENESIS_BYTES)
@@ -288,10 +288,13 @@ def open_network(root: Path) -> Network:
     except FileNotFoundError as error:
         raise _describe_missing(root) from error
     except (KeyError, ValueError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{root}: damaged network files ({error}); try: shardyard up --fresh") from error
+        raise ConfigError(
+            f"{root}: damaged network files ({error}); try: shardyard up --fresh --name {root.name}, or another --name"
+        ) from error
     if genesis.network.hex() != stamp["network"]:
         raise ConfigError(
-            f"{root}: genesis.bin is not the one of network.json; try: shardyard up --fresh, or another --name"
+            f"{root}: genesis.bin is not the one of network.json; "
+            f"try: shardyard up --fresh --name {root.name}, or another --name"
         )
     return Network(
         root=root,

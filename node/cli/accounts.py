@@ -6,9 +6,9 @@ import sys
 import rich_click as click
 
 from node.cli.output import format_ether, network_option, print_json, print_table, say
-from node.cli.root import EXIT_USAGE, CliError, NamingGroup
+from node.cli.root import EXIT_REJECTED, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
-from node.cli.tx import send_and_report
+from node.cli.tx import DEFAULT_TIMEOUT_S, send_raw, wait_for_receipt
 from node.cli.wallet import list_user_keys, resolve_account, resolve_address, sign_transaction, store_user_key
 from node.dev_accounts import DEV_ACCOUNTS, MNEMONIC
 from node.network import parse_wei
@@ -63,7 +63,7 @@ def _list(name: str, *, as_json: bool) -> int:
         [(number, address, key, *map(format_ether, balances)) for number, address, key, balances in found],
     )
     if not running:
-        say(f"the network is not running, so no balances; try: shardyard up --name {name}")
+        say(f"the network is not running, so no balances; try: shardyard up{session.name_flag}")
     return 0
 
 
@@ -111,13 +111,8 @@ def show(*, account: str, name: str, as_json: bool) -> int:
     for shard in range(session.shard_count):
         client = session.get_client(shard)
         balance = int(client.request("eth_getBalance", address, "latest"), 16)
-        rows.append(
-            (
-                shard,
-                format_ether(balance),
-                int(client.request("eth_getTransactionCount", address, "latest"), 16),
-            )
-        )
+        nonce = int(client.request("eth_getTransactionCount", address, "latest"), 16)
+        rows.append((shard, format_ether(balance), nonce))
     if as_json:
         print_json({"address": address, "shards": [{"shard": s, "ether": b, "nonce": n} for s, b, n in rows]})
         return 0
@@ -134,15 +129,22 @@ def show(*, account: str, name: str, as_json: bool) -> int:
 def faucet(*, address: str, amount: str, shard: str, name: str, as_json: bool) -> int:
     """Send AMOUNT of development ether to ADDRESS and wait for it."""
     session = Session(name)
-    to = resolve_address(address)
-    value = parse_wei(amount)
-    if shard != "all" and not shard.isdecimal():
-        raise CliError(f"shard: got {shard!r}, expected a number or all; try: --shard all", EXIT_USAGE)
-    shards = range(session.shard_count) if shard == "all" else [int(shard)]
-    code = 0
-    for number in shards:
+    to, value = resolve_address(address), parse_wei(amount)
+    sender = resolve_account(session, FAUCET_ACCOUNT)
+    sent = []
+    for number in session.parse_shards(shard):
         client = session.get_client(number)
-        sender = resolve_account(session, FAUCET_ACCOUNT)
         raw = sign_transaction(client, shard=number, sender=sender, to=to, value=value)
-        code = max(code, send_and_report(session, number, raw, wait="included", as_json=as_json))
-    return code
+        sent.append((number, client, send_raw(client, raw)))
+    found = []
+    is_ok = True
+    for number, client, tx_hash in sent:
+        receipt = wait_for_receipt(client, tx_hash, DEFAULT_TIMEOUT_S)
+        found.append({"shard": number, "transaction": tx_hash, "receipt": receipt})
+        is_ok = is_ok and receipt["status"] == "0x1"
+        if not as_json:
+            click.echo(tx_hash)
+            say(f"{amount} for {to} in block {int(receipt['blockNumber'], 16)} of shard {number}")
+    if as_json:
+        print_json({"address": to, "wei": str(value), "sent": found})
+    return 0 if is_ok else EXIT_REJECTED

@@ -1,14 +1,16 @@
 """``block``: blocks of a shard."""
 
+import re
 import time
 
 import rich_click as click
 
 from node.cli.output import network_option, print_json, print_table, say
-from node.cli.root import EXIT_FAILURE, CliError, NamingGroup
+from node.cli.root import EXIT_FAILURE, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import RpcClient, Session
 
 POLL_S = 0.1
+TAGS = ("latest", "finalized", "safe", "pending", "earliest")
 
 
 @click.group(cls=NamingGroup)
@@ -21,6 +23,11 @@ def _fetch(client: RpcClient, what: str, *, full: bool) -> dict[str, object]:
         found = client.request("eth_getBlockByHash", what, full)
     else:
         tag = hex(int(what)) if what.isdecimal() else what
+        if tag not in TAGS and re.fullmatch(r"0x[0-9a-fA-F]{1,16}", tag) is None:
+            raise CliError(
+                f"block: got {what!r}, expected a height, a hash or one of {', '.join(TAGS)}; try: shardyard block latest",
+                EXIT_USAGE,
+            )
         found = client.request("eth_getBlockByNumber", tag, full)
     if found is None:
         raise CliError(f"block {what} is not here; try: shardyard block latest", EXIT_FAILURE)

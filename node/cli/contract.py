@@ -16,8 +16,8 @@ from node.artifacts import list_artifact_names, load_artifact
 from node.cli.output import network_option, print_json, say
 from node.cli.root import EXIT_REJECTED, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
-from node.cli.tx import DEFAULT_TIMEOUT_S, send_and_wait
-from node.cli.wallet import encode_call, parse_address, resolve_account, sign_transaction
+from node.cli.tx import DEFAULT_TIMEOUT_S, send_raw, wait_for_receipt
+from node.cli.wallet import encode_call, parse_address, resolve_account, resolve_address, sign_transaction
 from node.network import parse_wei
 
 VYPER_TIMEOUT_S = 120
@@ -34,7 +34,7 @@ def load_contract(text: str) -> tuple[bytes, list[dict[str, Any]]]:
         raise CliError(f"contract: got {text!r}, expected a file or one of {known}; try: counter", EXIT_USAGE)
     if path.suffix == ".vy":
         return _compile_vyper(path)
-    content = path.read_text()
+    content = path.read_text(errors="replace")
     if path.suffix == ".json":
         return _read_artifact(path, content)
     return _decode_code(content.strip(), str(path)), []
@@ -159,28 +159,28 @@ def deploy(
     from eth_abi.abi import encode
 
     data = code + encode(types, encode_arguments(types, arguments, f"constructor of {source}"))
-    if shard != "all" and not shard.isdecimal():
-        raise CliError(f"shard: got {shard!r}, expected a number or all; try: --shard all", EXIT_USAGE)
-    deployed = []
-    for number in range(session.shard_count) if shard == "all" else [int(shard)]:
+    account = resolve_account(session, sender)
+    sent = []
+    for number in session.parse_shards(shard):
         client = session.get_client(number)
         raw = sign_transaction(
-            client,
-            shard=number,
-            sender=resolve_account(session, sender),
-            to=None,
-            value=parse_wei(value),
-            data=data,
+            client, shard=number, sender=account, to=None, value=parse_wei(value), data=data
         )
-        tx_hash, receipt = send_and_wait(client, raw, DEFAULT_TIMEOUT_S)
+        sent.append((number, client, send_raw(client, raw)))
+    deployed = []
+    for number, client, tx_hash in sent:
+        receipt = wait_for_receipt(client, tx_hash, DEFAULT_TIMEOUT_S)
         if receipt["status"] != "0x1":
-            raise CliError(f"deployment {tx_hash} failed; try: shardyard explain {tx_hash}", EXIT_REJECTED)
-        deployed.append({"shard": number, "address": receipt["contractAddress"], "transaction": tx_hash})
-        if not as_json:
-            click.echo(receipt["contractAddress"])
-            say(
-                f"deployed on shard {number} in block {int(receipt['blockNumber'], 16)}, {int(receipt['gasUsed'], 16):,} gas"
+            raise CliError(
+                f"deployment {tx_hash} on shard {number} was reverted; "
+                f"try: shardyard explain {tx_hash}{session.name_flag}",
+                EXIT_REJECTED,
             )
+        address, height = parse_address(receipt["contractAddress"]), int(receipt["blockNumber"], 16)
+        deployed.append({"shard": number, "address": address, "transaction": tx_hash})
+        if not as_json:
+            click.echo(address)
+            say(f"deployed on shard {number} in block {height}, {int(receipt['gasUsed'], 16):,} gas")
     if as_json:
         print_json({"deployed": deployed})
     return 0
@@ -191,6 +191,7 @@ def deploy(
 @click.argument("signature")
 @click.argument("arguments", nargs=-1)
 @click.option("--shard", default=0, show_default=True, help="Shard of the contract.")
+@click.option("--from", "sender", default=None, help="Who asks: development account number or address.")
 @click.option(
     "--at", "block", default="latest", show_default=True, help="latest, finalized, pending or a height."
 )
@@ -201,6 +202,7 @@ def call(
     signature: str,
     arguments: tuple[str, ...],
     shard: int,
+    sender: str | None,
     block: str,
     name: str,
     as_json: bool,
@@ -210,9 +212,10 @@ def call(
     method, types, results = parse_signature(signature)
     data = encode_call(method, types, encode_arguments(types, arguments, method))
     at = hex(int(block)) if block.isdecimal() else block
-    output = bytes.fromhex(
-        client.request("eth_call", {"to": parse_address(address), "data": "0x" + data.hex()}, at)[2:]
-    )
+    request = {"to": parse_address(address), "data": "0x" + data.hex()}
+    if sender is not None:
+        request["from"] = resolve_address(sender)
+    output = bytes.fromhex(client.request("eth_call", request, at)[2:])
     if not results:
         values: list[Any] = ["0x" + output.hex()]
     else:
@@ -267,7 +270,8 @@ def send(
         value=parse_wei(value),
         data=data,
     )
-    tx_hash, receipt = send_and_wait(client, raw, DEFAULT_TIMEOUT_S)
+    tx_hash = send_raw(client, raw)
+    receipt = wait_for_receipt(client, tx_hash, DEFAULT_TIMEOUT_S)
     if as_json:
         print_json({"transaction": tx_hash, "receipt": receipt})
     else:

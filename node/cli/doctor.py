@@ -28,6 +28,7 @@ LARGE_PROCESS_BYTES: Final = 600 * 1024**2
 MAX_FINALITY_LAG_BLOCKS: Final = 16
 MAX_LOOP_LAG_MS: Final = 250
 MAX_CLOCK_LEAD_S: Final = 2.0
+RECENT_EXIT_S: Final = 300
 ADVANCE_BLOCKS: Final = 5
 """Block times that a chain gets to show a new block."""
 
@@ -128,11 +129,13 @@ def _check_processes(
         detail = f"pid {node['pid']}, {memory / 1e6:.0f} MB"
         if memory > LARGE_PROCESS_BYTES:
             yield Finding(f"process {name}", "warning", detail, f"shardyard node restart {name}{flag}")
-        elif node["restarts"]:
-            last = next((found for found in reversed(exits) if found["node"] == name), None)
-            ended = f", last with status {last['code']}" if last else ""
-            detail += f", started again {node['restarts']} times{ended}"
-            yield Finding(f"process {name}", "warning", detail, f"shardyard logs {name}{flag}")
+        elif last := next((found for found in reversed(exits) if found["node"] == name), None):
+            age_s = time.time() - last["time"]
+            detail += f", ended {node['restarts']} times, last {age_s:.0f} s ago with status {last['code']}"
+            if age_s < RECENT_EXIT_S:
+                yield Finding(f"process {name}", "warning", detail, f"shardyard logs {name}{flag}")
+            else:
+                yield Finding(f"process {name}", "ok", detail)
         else:
             yield Finding(f"process {name}", "ok", detail)
 

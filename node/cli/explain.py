@@ -10,6 +10,8 @@ from node.cli.output import format_ether, network_option, print_json, say
 from node.cli.root import EXIT_REJECTED
 from node.cli.session import Session
 from node.cli.tx import find_shard
+from node.cli.wallet import GATEWAY_HEX, to_checksum
+from node.dev_accounts import DEV_ACCOUNTS
 
 _KIND_WORDS = {
     "CALL": "a call of",
@@ -43,7 +45,7 @@ def explain(*, tx_hash: str, name: str, as_json: bool) -> int:
     for line in tell(shard, transaction, receipt, journey):
         click.echo(line)
     if receipt is None:
-        say(f"try again in a moment, or: shardyard tx wait {tx_hash}")
+        say(f"try again in a moment, or: shardyard tx wait {tx_hash}{session.name_flag}")
         return 0
     return 0 if receipt["status"] == "0x1" else EXIT_REJECTED
 
@@ -53,9 +55,9 @@ def tell(
 ) -> list[str]:
     """Return the story, a line per step."""
     value = format_ether(int(transaction["value"], 16))
-    to = transaction["to"] or "a new contract"
+    to = _name(transaction["to"]) if transaction["to"] else "a new contract"
     lines = [
-        f"{transaction['from']} sent {value} ether to {to} on shard {shard} (nonce {int(transaction['nonce'], 16)})."
+        f"{_name(transaction['from'])} sent {value} ether to {to} on shard {shard} (nonce {int(transaction['nonce'], 16)})."
     ]
     if receipt is None:
         return [*lines, "It waits in the mempool: no block has it yet."]
@@ -96,7 +98,7 @@ def _tell_outcome(shard: int, receipt: dict[str, Any], journey: Journey) -> str:
         f"{int(receipt['gasUsed'], 16):,} gas for {format_ether(fee)} ether{known}."
     )
     if receipt.get("contractAddress"):
-        line += f" It created the contract {receipt['contractAddress']}."
+        line += f" It created the contract {_name(receipt['contractAddress'])}."
     return line
 
 
@@ -104,7 +106,11 @@ def _tell_hop(hop: Hop, start_ms: int) -> list[str]:
     indent = "  " * (hop.depth + 1)
     ether = f" carrying {format_ether(hop.value)} ether" if hop.value else ""
     words = _KIND_WORDS.get(hop.kind, hop.kind)
-    lines = [f"{indent}{hop.id[:14]}…: {words} {hop.target} on shard {hop.dst}, from shard {hop.src}{ether}."]
+    lines = [
+        f"{indent}{hop.id[:14]}…: {words} {_name(hop.target)} on shard {hop.dst}, from shard {hop.src}{ether}."
+    ]
+    if hop.reason:
+        lines.append(f"{indent}  because: {hop.reason}")
     if hop.emitted is not None:
         after = _seconds(hop.emitted["timestampMs"] - start_ms)
         block = f"block {hop.emitted['blockNumber']} of shard {hop.src}"
@@ -121,6 +127,15 @@ def _tell_hop(hop: Hop, start_ms: int) -> list[str]:
     else:
         lines.append(f"{indent}  it waits for the beacon")
     return lines
+
+
+def _name(address: str) -> str:
+    """Return an address as a person knows it."""
+    found = to_checksum(bytes.fromhex(address[2:]))
+    if found == GATEWAY_HEX:
+        return "the gateway"
+    number = next((i for i, account in enumerate(DEV_ACCOUNTS) if account.checksum_address == found), None)
+    return found if number is None else f"{found} (account {number})"
 
 
 def _seconds(milliseconds: int) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+MAX_REASON_BYTES = 300
+_ERROR_SELECTOR = bytes.fromhex("08c379a0")
 REPLY_KINDS = frozenset({"RESULT", "BOUNCE"})
 
 
@@ -44,6 +46,7 @@ class Hop(msgspec.Struct, frozen=True):
     sender: str
     target: str
     value: int
+    payload: str
     emitted: dict[str, Any] | None
     delivered: dict[str, Any] | None
     reply: dict[str, Any] | None
@@ -63,6 +66,19 @@ class Hop(msgspec.Struct, frozen=True):
             return "on the beacon, waiting at its destination" if is_relayed else "emitted"
         word = "executed" if self.delivered["status"] else "failed and bounced"
         return f"{word}, beacon-final" if self.delivered["beaconFinal"] else word
+
+    @property
+    def reason(self) -> str:
+        """Why the call failed that this message brings back, when the contract said so with ``Error(string)``."""
+        if self.kind != "BOUNCE":
+            return ""
+        payload = bytes.fromhex(self.payload[2:])
+        start = payload.find(_ERROR_SELECTOR)
+        arguments = payload[start + 4 :]
+        if start < 0 or len(arguments) < 64:
+            return ""
+        length = int.from_bytes(arguments[32:64], "big")
+        return arguments[64 : 64 + min(length, MAX_REASON_BYTES)].decode(errors="replace")
 
     @property
     def transit_ms(self) -> int | None:
@@ -154,6 +170,7 @@ def _merge(parts: list[dict[str, Any]]) -> Hop:
         sender=first["sender"],
         target=first["target"],
         value=int(first["value"], 16),
+        payload=first["payload"],
         emitted=pick("emitted"),
         delivered=pick("delivered"),
         reply=pick("reply"),

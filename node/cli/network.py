@@ -1,10 +1,9 @@
-"""``up``, ``down``, ``status``, ``logs``, ``reset``, ``env``, ``version``: a network as a whole."""
+"""``up``, ``down``, ``status``, ``reset``, ``env``, ``version``: a network as a whole."""
 
 import asyncio
 import contextlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +11,12 @@ import time
 from importlib.metadata import version as get_version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import rich_click as click
 
-from node.cli.output import json_option, network_option, print_json, print_table, say
+from node.cli.output import get_name_flag, json_option, network_option, print_json, print_table, say
 from node.cli.root import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_USAGE, CliError
 from node.cli.session import Session
 from node.config import Options, check_name, get_home, resolve_options
@@ -117,7 +117,9 @@ def _run_here(network: Network, *, as_json: bool) -> int:
 
     uvloop.run(run_foreground(network, report, on_ready))
     if not as_json:
-        say("stopped; everything is kept, `shardyard up` goes on from here")
+        say(
+            f"stopped; everything is kept, `shardyard up{get_name_flag(network.options.name)}` goes on from here"
+        )
     return 0
 
 
@@ -143,7 +145,7 @@ def _start_detached(network: Network, started: float, *, as_json: bool) -> int:
             process.terminate()
             raise CliError(
                 f"the network was not ready within {DETACH_TIMEOUT_S:.0f} s and was stopped; "
-                f"try: shardyard logs launcher{_name_flag(network.options.name)}"
+                f"try: shardyard logs launcher{get_name_flag(network.options.name)}"
             )
         time.sleep(0.03)
     if not as_json:
@@ -161,9 +163,12 @@ def _is_ready(network: Network, pid: int) -> bool:
 
 
 def _describe_end(words: str, code: int) -> CliError:
-    """Return why the launcher ended: it writes ``<kind>Error: <words>`` last, and its status says what kind."""
-    found = re.search(r"^\w+Error: ([\s\S]*)", words, re.MULTILINE)
-    text = found[1].strip() if found else f"the launcher ended with status {code}: {words.strip()[-500:]}"
+    """Return why the launcher ended: the last error in its log says it, and its status says of what kind it is."""
+    text = f"the launcher ended with status {code}: {words.strip()[-500:]}"
+    for line in words.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            text = str(record["message"]) if record["level"] == "error" else text
     return CliError(text, code if code in {EXIT_USAGE, EXIT_CONFLICT} else EXIT_FAILURE)
 
 
@@ -177,22 +182,23 @@ def _print_ready(network: Network, *, as_json: bool, is_foreground: bool) -> Non
     _print_shards(session)
     from node.dev_accounts import DEV_ACCOUNTS, MNEMONIC
 
-    broker = endpoints["broker"]
+    broker, observer = urlsplit(endpoints["broker"]["url"]), endpoints["broker"]["observer"]
     say(
-        f"broker {broker['kind']} at {broker['url']}; watch with: mosquitto_sub -L "
-        f"{broker['url'].replace('://', '://observer:observer@')}/{broker['watch_topics'].replace('#', '%23')}"
+        f"broker {endpoints['broker']['kind']} on port {broker.port}; watch it with: shardyard watch{session.name_flag}\n"
+        f"  or: mosquitto_sub -h {broker.hostname} -p {broker.port} -u {observer['username']} -P {observer['password']} "
+        f"-v -t '{endpoints['broker']['watch_topics']}'"
     )
     say(
-        f"{len(DEV_ACCOUNTS)} funded accounts on every shard (public keys of {MNEMONIC!r}, never use them elsewhere):"
+        f"{len(DEV_ACCOUNTS)} funded accounts on every shard; their keys are public ({MNEMONIC!r}), never use them elsewhere\n"
+        f"  {DEV_ACCOUNTS[0].checksum_address} …  all: shardyard accounts{session.name_flag}"
     )
-    say(f"  {DEV_ACCOUNTS[0].checksum_address}  … all: shardyard accounts")
-    say("next: shardyard tx xsend --src 0 --dst 1 --value 1ether --wait" + _name_flag(network.options.name))
+    say(
+        f"next: shardyard tx xsend --src 0 --dst 1 --value 1ether{session.name_flag}"
+        if session.shard_count > 1
+        else f"next: shardyard tx send --to 1 --value 1ether{session.name_flag}"
+    )
     if is_foreground:
         say("Ctrl-C stops the network and keeps its state")
-
-
-def _name_flag(name: str) -> str:
-    return "" if name == "dev" else f" --name {name}"
 
 
 def collect_status(session: Session) -> dict[str, Any]:
@@ -325,58 +331,6 @@ def reset(*, name: str, as_json: bool, yes: bool) -> int:
     else:
         say(f"network {name!r} deleted")
     return 0
-
-
-@click.command()
-@click.argument("node", required=False)
-@click.option("-f", "--follow", is_flag=True, help="Go on as lines are written.")
-@click.option("-n", "--lines", default=40, show_default=True, help="How many of the last lines.")
-@network_option
-def logs(*, node: str | None, follow: bool, lines: int, name: str, as_json: bool) -> int:
-    """Show the logs of NODE (for example shard-0-0, beacon-0, broker, launcher), or of all."""
-    session = Session(name)
-    paths = sorted((session.root / "logs").glob("*.log"))
-    if node is not None:
-        paths = [path for path in paths if path.stem == node]
-        if not paths:
-            known = (
-                ", ".join(path.stem for path in sorted((session.root / "logs").glob("*.log"))) or "none yet"
-            )
-            raise CliError(
-                f"node: got {node!r}, expected one with a log: {known}; try: shardyard node list --name {name}"
-            )
-    tails = {path: path.read_bytes().splitlines()[-lines:] for path in paths}
-    sizes = {path: path.stat().st_size for path in paths}
-    for path, tail in tails.items():
-        for line in tail:
-            _print_log_line(path.stem, line.decode(errors="replace"), as_json=as_json)
-    while follow:
-        time.sleep(0.2)
-        for path in paths:
-            if path.stat().st_size < sizes[path]:
-                sizes[path] = 0
-            with path.open("rb") as file:
-                file.seek(sizes[path])
-                fresh = file.read()
-            complete = fresh[: fresh.rfind(b"\n") + 1]
-            sizes[path] += len(complete)
-            for line in complete.splitlines():
-                _print_log_line(path.stem, line.decode(errors="replace"), as_json=as_json)
-    return 0
-
-
-def _print_log_line(node: str, line: str, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"node": node, "line": line}))
-        return
-    try:
-        record = json.loads(line)
-        text = f"{record['time'][11:23]} {record['level']:<7} {record['message']}"
-        if "traceback" in record:
-            text += "\n" + record["traceback"]
-    except (ValueError, KeyError, TypeError):
-        text = line
-    click.echo(f"{node:<10} {text}")
 
 
 @click.command()

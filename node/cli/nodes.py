@@ -3,8 +3,8 @@
 import rich_click as click
 
 from node.cli.network import describe_memory
-from node.cli.output import network_option, print_json, print_table, say
-from node.cli.root import CliError, NamingGroup
+from node.cli.output import flatten, network_option, print_json, print_table, say
+from node.cli.root import EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
 
 
@@ -31,6 +31,16 @@ def list_nodes(*, name: str, as_json: bool) -> int:
     return 0
 
 
+def verify_known(session: Session, node_id: str) -> None:
+    """Raise ``CliError`` unless the running network has a process called ``node_id``."""
+    known = [str(found["node"]) for found in session.ask_launcher("nodes")]
+    if node_id not in known:
+        raise CliError(
+            f"node: got {node_id!r}, expected one of {', '.join(known)}; try: shardyard node list{session.name_flag}",
+            EXIT_USAGE,
+        )
+
+
 def _describe_state(found: dict[str, object]) -> str:
     if found["pid"]:
         return "running"
@@ -43,16 +53,14 @@ def _describe_state(found: dict[str, object]) -> str:
 def show(*, node_id: str, name: str, as_json: bool) -> int:
     """Show what NODE_ID says of itself: heads, slot, queues, bus counters."""
     session = Session(name)
-    known = [str(found["node"]) for found in session.ask_launcher("nodes")]
-    if node_id not in known:
-        raise CliError(
-            f"node: got {node_id!r}, expected one of {', '.join(known)}; try: shardyard node list --name {name}"
-        )
+    verify_known(session, node_id)
+    if node_id == "broker":
+        raise CliError(f"the broker keeps no status; try: shardyard doctor{session.name_flag}", EXIT_USAGE)
     found = session.ask_node(node_id, "status")
     if as_json:
         print_json(found)
         return 0
-    print_table(("Field", "Value"), sorted(found.items()))
+    print_table(("Field", "Value"), sorted(flatten(found)))
     return 0
 
 
@@ -61,7 +69,9 @@ def _register(command: str, method: str, done: str, text: str) -> None:
     @click.argument("node_id")
     @network_option
     def act(*, node_id: str, name: str, as_json: bool) -> int:
-        found = Session(name).ask_launcher(method, node=node_id)
+        session = Session(name)
+        verify_known(session, node_id)
+        found = session.ask_launcher(method, node=node_id)
         if as_json:
             print_json(found)
         else:

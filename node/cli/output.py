@@ -41,6 +41,22 @@ def _encode(value: object) -> str:
     return str(value)
 
 
+def get_name_flag(name: str) -> str:
+    """Return what a command line needs to mean the network ``name``."""
+    return "" if name == "dev" else f" --name {name}"
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    """Return the leaves of nested dictionaries as rows of a table, their keys joined by dots."""
+    rows: list[tuple[str, object]] = []
+    for key, found in value.items():
+        if isinstance(found, dict):
+            rows += flatten(found, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, found))
+    return rows
+
+
 def format_ether(wei: int) -> str:
     """Return ``wei`` as ether, without trailing zeros."""
     sign = "-" if wei < 0 else ""

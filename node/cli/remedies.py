@@ -6,6 +6,8 @@ Wallets parse geth's wording, so it is never changed; a person gets the next com
 import re
 from typing import Final
 
+from node.cli.output import get_name_flag
+
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 
 
@@ -13,7 +15,7 @@ def get_remedy(message: str, *, name: str, shard: int, sender: str = "") -> str:
     """Return what to try when shard ``shard`` answered ``message``; the account in trouble is ``sender`` when known."""
     found = _ADDRESS.search(message)
     account = sender or (found[0] if found else "ADDRESS")
-    network = "" if name == "dev" else f" --name {name}"
+    network = get_name_flag(name)
     for words, remedy in (
         ("insufficient funds", f"shardyard faucet {account} 100ether --shard {shard}{network}"),
         ("nonce too low", "the same without --nonce, which takes the next free one"),

@@ -30,7 +30,7 @@ COMMANDS: Final = {
     "down": ("node.cli.network:down", "Stop a running network."),
     "status": ("node.cli.network:status", "Show shards, heads and processes of a network."),
     "watch": ("node.cli.watch:watch", "Show shards, blocks, votes and messages live in the terminal."),
-    "logs": ("node.cli.network:logs", "Show the logs of a node."),
+    "logs": ("node.cli.logs:logs", "Show the logs of a node."),
     "doctor": ("node.cli.doctor:doctor", "Look for what keeps a network from running well."),
     "reset": ("node.cli.network:reset", "Delete a stopped network and everything in it."),
     "env": ("node.cli.network:env", "Print shell variables for cast and other tools."),
@@ -153,6 +153,18 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
+def _get_help_line(arguments: list[str]) -> str:
+    """Return the command line that shows the help of the command that ``arguments`` ran."""
+    words: list[str] = []
+    command: click.Command | None = cli
+    for word in arguments:
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(click.Context(command), word)
+        words += [word] if command is not None else []
+    return " ".join(["shardyard", *words, "--help"])
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     if not arguments:
@@ -178,11 +190,7 @@ def run(arguments: list[str]) -> int:
         return fail(EXIT_USAGE, error.format_message(), f"{path} --help")
     except ShardyardError as error:
         code = get_exit_code(error)
-        helps = (
-            [word for word in arguments[:2] if not word.startswith("-")] if code == EXIT_USAGE else ["doctor"]
-        )
-        is_usage = code == EXIT_USAGE
-        return fail(code, str(error), " ".join(["shardyard", *helps[:1], *(["--help"] if is_usage else [])]))
+        return fail(code, str(error), _get_help_line(arguments) if code == EXIT_USAGE else "shardyard doctor")
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILURE

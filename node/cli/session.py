@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from node.cli.output import get_name_flag
 from node.cli.remedies import get_remedy
-from node.cli.root import EXIT_NOT_RUNNING, EXIT_REJECTED, EXIT_USAGE, CliError
+from node.cli.root import EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_REJECTED, EXIT_USAGE, CliError
 from node.config import check_name, get_home
 from node.control import ControlError, NoAnswerError, ask
 from node.network import Network, open_network
@@ -23,11 +24,17 @@ CONTROL_TIMEOUT_S = 20.0
 """Stopping a process may take all the seconds its supervisor gives it."""
 
 
+INVALID_PARAMS = -32602
+_JUDGING = frozenset({"eth_sendRawTransaction", "eth_estimateGas", "eth_call"})
+"""Methods whose error is a verdict on a transaction: rejected, or it would revert."""
+
+
 class RpcError(CliError):
     """The node answered with a JSON-RPC error; ``words`` are its own."""
 
-    def __init__(self, code: int, words: str, remedy: str, data: object = None) -> None:
-        super().__init__(f"{words}; try: {remedy}", EXIT_REJECTED)
+    def __init__(self, method: str, code: int, words: str, remedy: str, data: object = None) -> None:
+        exit_code = EXIT_REJECTED if method in _JUDGING else EXIT_FAILURE
+        super().__init__(f"{words}; try: {remedy}", EXIT_USAGE if code == INVALID_PARAMS else exit_code)
         self.code = code
         self.words = words
         self.data = data
@@ -60,7 +67,7 @@ class RpcClient:
             if words == "execution reverted" and isinstance(data, str) and len(data) > 2:
                 words += f" with {data[:74]}"  # a custom error: its selector and first word
             remedy = get_remedy(words, name=self.name, shard=self.shard, sender=self.sender)
-            raise RpcError(found.get("code", 0), words, remedy, data)
+            raise RpcError(method, found.get("code", 0), words, remedy, data)
         return answer["result"]
 
     def _post(self, body: str) -> dict[str, Any]:
@@ -105,7 +112,7 @@ class Session:
     @property
     def name_flag(self) -> str:
         """What a command line needs to mean this network."""
-        return "" if self.name == "dev" else f" --name {self.name}"
+        return get_name_flag(self.name)
 
     def get_client(self, shard: int) -> RpcClient:
         """Return the client of ``shard``; raises ``CliError`` for a shard that is not there.
@@ -133,6 +140,14 @@ class Session:
                 )
             self._clients[shard] = client
         return self._clients[shard]
+
+    def parse_shards(self, text: str) -> list[int]:
+        """Return the shards that ``--shard`` names: a number, or ``all``; raises ``CliError``."""
+        if text == "all":
+            return list(range(self.shard_count))
+        if not text.isdecimal():
+            raise CliError(f"shard: got {text!r}, expected a number or all; try: --shard all", EXIT_USAGE)
+        return [int(text)]
 
     def _describe_silence(self, shard: int) -> CliError:
         if not self.is_running():

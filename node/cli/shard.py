@@ -2,7 +2,7 @@
 
 import rich_click as click
 
-from node.cli.output import format_ether, network_option, print_json, print_table, say
+from node.cli.output import flatten, format_ether, network_option, print_json, print_table, say
 from node.cli.root import NamingGroup
 from node.cli.session import Session
 
@@ -52,7 +52,7 @@ def show(*, number: int, name: str, as_json: bool) -> int:
     if as_json:
         print_json(found)
         return 0
-    rows = [(key, value) for part in ("info", "status") for key, value in found[part].items()]
+    rows = [*flatten(found["info"]), *flatten({k: v for k, v in found["status"].items() if k != "shard"})]
     rows.append(("validators", len(found["committee"]["validators"])))
     print_table(("Field", "Value"), rows)
     return 0

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import rich_click as click
 
 from node.cli.journey import Journey, trace_journey
-from node.cli.output import network_option, print_json, print_table, say
+from node.cli.output import get_name_flag, network_option, print_json, print_table, say
 from node.cli.root import EXIT_REJECTED, EXIT_TIMEOUT, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import RpcClient, Session
 from node.cli.wallet import (
@@ -46,16 +46,10 @@ def wait_for_receipt(client: RpcClient, tx_hash: str, timeout_s: float) -> dict[
         if time.monotonic() > deadline:
             raise CliError(
                 f"transaction {tx_hash} was not in a block after {timeout_s:.0f} s; it is not lost; "
-                f"try: shardyard tx wait {tx_hash}",
+                f"try: shardyard tx wait {tx_hash}{get_name_flag(client.name)}",
                 EXIT_TIMEOUT,
             )
         time.sleep(POLL_S)
-
-
-def send_and_wait(client: RpcClient, raw: bytes, timeout_s: float) -> tuple[str, dict[str, Any]]:
-    """Send and return hash and receipt."""
-    tx_hash = send_raw(client, raw)
-    return tx_hash, wait_for_receipt(client, tx_hash, timeout_s)
 
 
 def wait_until_final(client: RpcClient, height: int, tx_hash: str, timeout_s: float) -> None:
@@ -65,7 +59,7 @@ def wait_until_final(client: RpcClient, height: int, tx_hash: str, timeout_s: fl
         if time.monotonic() > deadline:
             raise CliError(
                 f"block {height} with {tx_hash} is final on its shard but not on the beacon after {timeout_s:.0f} s; "
-                f"try: shardyard tx wait --final {tx_hash}",
+                f"try: shardyard tx wait --final {tx_hash}{get_name_flag(client.name)}",
                 EXIT_TIMEOUT,
             )
         time.sleep(POLL_S)
@@ -88,7 +82,7 @@ def _wait_journey(
             open_ids = ", ".join(hop.id for hop in journey.hops if not hop.is_done)
             raise CliError(
                 f"messages {open_ids or 'of ' + tx_hash} are still on their way after {timeout_s:.0f} s; they are not lost; "
-                f"try: shardyard tx wait --cross {tx_hash}",
+                f"try: shardyard tx wait --cross {tx_hash}{session.name_flag}",
                 EXIT_TIMEOUT,
             )
         time.sleep(POLL_S)
@@ -310,7 +304,7 @@ def find_shard(session: Session, tx_hash: str) -> int:
     for shard in range(session.shard_count):
         if session.get_client(shard).request("eth_getTransactionByHash", tx_hash) is not None:
             return shard
-    raise CliError(f"no shard knows transaction {tx_hash}; try: shardyard status --name {session.name}")
+    raise CliError(f"no shard knows transaction {tx_hash}; try: shardyard status{session.name_flag}")
 
 
 @tx.command()

@@ -6,64 +6,48 @@ A network is locked while its launcher lives, so two launchers can never run one
 
 import asyncio
 import contextlib
-import fcntl
 import os
-import shutil
+import stat
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from node.bus.access import OBSERVER, build_access_list, write_access_file
+from node.bus.mosquitto import write_mosquitto_config
 from node.control import ControlError, ControlServer, ask
+from node.launcher.lock import lock_network
 from node.launcher.ports import LOOPBACK, Ports, choose_ports
 from node.launcher.supervisor import Child, ChildError, build_python_argv
-from node.network import OBSERVER, Network, parse_node, write_json
+from node.network import Network, parse_node, write_json
 from shardyard.errors import ShardyardError
 from shardyard.ids import BEACON, compute_chain_id
 
 BROKER = "broker"
 READY_TIMEOUT_S = 30.0
 READY_POLL_S = 0.03
+MAX_START_FAILURES = 4
+"""Times a process may end before it is ready; more are no accident."""
 LOCK_TIMEOUT_S = 8.0
 
 Report = Callable[[str, float], None]
 """Called with what became ready and after how many seconds."""
 
 
-class NetworkBusyError(ShardyardError):
-    """Another launcher holds this network."""
-
-
-@asynccontextmanager
-async def lock_network(root: Path) -> AsyncIterator[None]:
-    """Hold the network's launcher lock; the children of a launcher that was just killed get time to leave."""
-    descriptor = os.open(root / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            raise NetworkBusyError(
-                f"network {root.name!r} is already running (launcher pid {holder or 'unknown'}); "
-                f"try: shardyard status --name {root.name}, or shardyard down --name {root.name}"
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def choose_broker(wanted: str) -> str:
     """Return ``embedded``, ``mosquitto`` or a URL for the option ``broker``."""
-    if wanted == "auto":
-        return "embedded"
-    if wanted == "mosquitto" and shutil.which("mosquitto") is None:
-        raise ShardyardError(
-            "broker: mosquitto is not on PATH; try: --broker embedded, or install it (Debian: apt-get install mosquitto)"
-        )
-    return wanted
+    return "embedded" if wanted == "auto" else wanted
+
+
+def create_run_dir(path: Path) -> None:
+    """Make the folder of the control sockets; raises ``ShardyardError`` when it could be somebody else's."""
+    for folder in (path.parent, path):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+            raise ShardyardError(
+                f"{folder}: expected a folder of this user that nobody else may write; try: remove it, or set TMPDIR"
+            )
 
 
 class Launcher:
@@ -73,7 +57,8 @@ class Launcher:
         self.network = network
         self.ready = asyncio.Event()
         self.started_at = time.monotonic()
-        self._report = report or (lambda what, seconds: None)
+        self._report = report or (lambda _what, _seconds: None)
+        self._ports = Ports(broker=0, rpc={})
         self._children: dict[str, Child] = {}
         self._stop = asyncio.Event()
         self._exits: list[dict[str, Any]] = []
@@ -86,7 +71,7 @@ class Launcher:
         """Start everything, supervise, stop on request. Raises ``ShardyardError`` when a process refuses to start."""
         options = self.network.options
         broker = choose_broker(options.broker)
-        async with lock_network(self.network.root):
+        with lock_network(self.network.root):
             await self._wait_for_orphans()
             ports = choose_ports(
                 port_base=options.port_base,
@@ -95,23 +80,36 @@ class Launcher:
                 nodes_per_shard=options.nodes_per_shard,
                 embedded="://" not in broker,
             )
-            self.network.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            create_run_dir(self.network.run_dir)
+            self._ports = ports
             self._write_endpoints(broker, ports)
             self._create_children(broker)
             control = ControlServer(self.network.get_control_path("launcher"), self._answer)
             try:
                 async with control, asyncio.TaskGroup() as group:
-                    runners = await self._start_children(group)
-                    await self._stop.wait()
-                    for runner in reversed(runners):
-                        runner.cancel()
+                    await self._supervise(group)
             except* ShardyardError as errors:
                 raise errors.exceptions[0] from None
+
+    async def _supervise(self, group: asyncio.TaskGroup) -> None:
+        runners = {
+            name: group.create_task(child.run(self._on_exit), name=name)
+            for name, child in self._children.items()
+        }
+        becoming_ready = group.create_task(self._become_ready(), name="ready")
+        await self._stop.wait()
+        becoming_ready.cancel()
+        broker = runners.pop(BROKER, None)
+        for runner in runners.values():
+            runner.cancel()
+        await asyncio.gather(*runners.values(), return_exceptions=True)
+        if broker is not None:  # last, so that no node mourns it in its log
+            broker.cancel()
 
     async def _wait_for_orphans(self) -> None:
         """Children notice within moments that their launcher is gone; wait until none answers any more."""
         deadline = time.monotonic() + LOCK_TIMEOUT_S
-        for node in [BROKER, *self.network.nodes]:
+        for node in self.network.nodes:
             while time.monotonic() < deadline:
                 try:
                     await ask(self.network.get_control_path(node), "ping", timeout_s=0.5)
@@ -129,7 +127,10 @@ class Launcher:
             "broker": {
                 "kind": "external" if external else broker,
                 "url": broker if external else f"mqtt://{LOOPBACK}:{ports.broker}",
-                "observer": {"username": OBSERVER, "password": self.network.read_broker_passwords()[OBSERVER]},
+                "observer": {
+                    "username": OBSERVER,
+                    "password": self.network.read_broker_passwords()[OBSERVER],
+                },
                 "watch_topics": f"sy/{self.network.options.name}/watch/#",
             },
             "shards": [
@@ -139,7 +140,9 @@ class Launcher:
                     "rpc": f"http://{LOOPBACK}:{ports.rpc[f'shard-{shard}-0']}",
                     "ws": f"ws://{LOOPBACK}:{ports.rpc[f'shard-{shard}-0']}",
                     "nodes": {
-                        name: f"http://{LOOPBACK}:{port}" for name, port in ports.rpc.items() if parse_node(name)[0] == shard
+                        name: f"http://{LOOPBACK}:{port}"
+                        for name, port in ports.rpc.items()
+                        if parse_node(name)[0] == shard
                     },
                 }
                 for shard in range(self.network.options.shards)
@@ -151,40 +154,62 @@ class Launcher:
         environ = {**os.environ, "SHARDYARD_NODE": "1"}
         names = [*([] if "://" in broker else [BROKER]), *self.network.nodes]
         for name in names:
-            argv = build_python_argv("node.process", name, str(self.network.root))
-            if name == BROKER:
-                argv.append(broker)
-            else:
-                argv.append(str(self.network.options.executors))
-                argv.append("sync" if self.network.options.sync_mempool else "async")
+            argv = self._build_broker_argv(broker) if name == BROKER else self._build_node_argv(name)
             self._children[name] = Child(name, argv, self.network.get_log_path(name), environ)
 
-    async def _start_children(self, group: asyncio.TaskGroup) -> list["asyncio.Task[None]"]:
-        runners: list[asyncio.Task[None]] = []
-        if BROKER in self._children:
-            runners.append(group.create_task(self._children[BROKER].run(self._on_exit), name=BROKER))
-        for name, child in self._children.items():
-            if name != BROKER:
-                runners.append(group.create_task(child.run(self._on_exit), name=name))
+    def _build_broker_argv(self, broker: str) -> list[str]:
+        root, name = self.network.root, self.network.options.name
+        passwords = self.network.read_broker_passwords()
+        if broker == "mosquitto":
+            return write_mosquitto_config(root, name, passwords, self._ports.broker)
+        access_path = root / "keys" / "access.json"
+        write_access_file(access_path, build_access_list(name, passwords))
+        listen = f"{LOOPBACK}:{self._ports.broker}"
+        return build_python_argv(
+            "node.bus.broker", "--listen", listen, "--access", str(access_path), "--exit-with-stdin"
+        )
+
+    def _build_node_argv(self, name: str) -> list[str]:
+        options = self.network.options
+        return build_python_argv(
+            "node.process",
+            name,
+            str(self.network.root),
+            f"--executors={options.executors}",
+            *(["--sync-mempool"] if options.sync_mempool else []),
+        )
+
+    async def _become_ready(self) -> None:
         await asyncio.gather(*(self._wait_ready(name) for name in self._children))
         self.ready.set()
-        return runners
 
     async def _wait_ready(self, name: str) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
+        child = self._children[name]
         while True:
             try:
-                await ask(self.network.get_control_path(name), "ping", timeout_s=1.0)
-            except ControlError:
-                if time.monotonic() > deadline:
+                await self._ping(name)
+            except (ControlError, OSError):
+                is_late = time.monotonic() > deadline
+                if is_late or child.restarts > MAX_START_FAILURES:
+                    trouble = (
+                        f"was not ready within {READY_TIMEOUT_S:.0f} s" if is_late else "ends again and again"
+                    )
                     raise ChildError(
-                        f"{name} was not ready within {READY_TIMEOUT_S:.0f} s; its last words:\n"
-                        f"{self._children[name].read_last_words()}\ntry: shardyard logs {name}"
+                        f"{name} {trouble}; its last words:\n{child.read_last_words()}\n"
+                        f"try: shardyard logs {name} --name {self.network.options.name}"
                     ) from None
                 await asyncio.sleep(READY_POLL_S)
             else:
                 self._report(name, time.monotonic() - self.started_at)
                 return
+
+    async def _ping(self, name: str) -> None:
+        if name != BROKER:
+            await ask(self.network.get_control_path(name), "ping", timeout_s=1.0)
+            return
+        _, writer = await asyncio.open_connection(LOOPBACK, self._ports.broker)
+        writer.close()
 
     async def _on_exit(self, child: Child, code: int) -> None:
         self._exits.append({"node": child.name, "code": code, "time": time.time()})
@@ -205,7 +230,12 @@ class Launcher:
                 return {"stopping": list(self._children)}
             case "nodes":
                 return [
-                    {"node": child.name, "pid": child.pid, "restarts": child.restarts, "enabled": child.enabled}
+                    {
+                        "node": child.name,
+                        "pid": child.pid,
+                        "restarts": child.restarts,
+                        "enabled": child.enabled,
+                    }
                     for child in self._children.values()
                 ]
             case "exits":

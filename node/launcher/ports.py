@@ -47,7 +47,8 @@ def describe_holder(port: int) -> str:
                 break
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(connection.pid)
-                return f"{process.name()} (pid {connection.pid}: {' '.join(process.cmdline())[:80]})"
+                command = " ".join(" ".join(process.cmdline()).split())
+                return f"{process.name()} (pid {connection.pid}: {command[:80]})"
     return "another user's process"
 
 
@@ -62,7 +63,9 @@ def _find_free(count: int) -> list[int]:
             one.close()
 
 
-def choose_ports(*, port_base: int, broker_port: int, shards: int, nodes_per_shard: int, embedded: bool) -> Ports:
+def choose_ports(
+    *, port_base: int, broker_port: int, shards: int, nodes_per_shard: int, embedded: bool
+) -> Ports:
     """Return the ports of a network.
 
     With ``port_base`` 0 all are free ones. Otherwise replica ``r`` of shard ``i`` answers at

@@ -23,7 +23,8 @@ def test_help_lists_every_command_without_importing_one(capsys: pytest.CaptureFi
     program = (
         "import sys; from node.cli.root import run; code = run(['--help']);"
         "print(code, [m for m in sys.modules if m.startswith('node.cli.') and m not in"
-        " {'node.cli.root', 'node.cli.output'}] + sorted({'asyncio', 'eth_account', 'shardyard._native', 'psutil'} & set(sys.modules)))"
+        " {'node.cli.root', 'node.cli.output'}]"
+        " + sorted({'asyncio', 'eth_account', 'shardyard._native', 'psutil'} & set(sys.modules)))"
     )
     started = time.monotonic()
     told = subprocess.run(

@@ -115,7 +115,7 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_file(tmp_path / "none.toml")
     (tmp_path / "broken.toml").write_text("shards = = 3\n")
-    with pytest.raises(ConfigError, match="broken.toml"):
+    with pytest.raises(ConfigError, match=r"broken\.toml"):
         read_file(tmp_path / "broken.toml")
 
 

@@ -63,7 +63,8 @@ def test_data_of_another_format_is_refused_with_the_two_ways_out(network: Networ
     stamp = json.loads((network.root / "network.json").read_text())
     (network.root / "network.json").write_text(json.dumps({**stamp, "format": 99}))
     with pytest.raises(
-        ConfigError, match="got data format 99, expected 1; try: shardyard up --fresh, or another --name"
+        ConfigError,
+        match=r"got data format 99, expected 1; try: shardyard up --fresh --name small, or another --name",
     ):
         open_network(network.root)
 
@@ -71,7 +72,7 @@ def test_data_of_another_format_is_refused_with_the_two_ways_out(network: Networ
 def test_genesis_of_another_network_is_refused(home: Path, network: Network) -> None:
     other = create_network(home / "other", msgspec.structs.replace(SMALL, seed=8))
     (network.root / "genesis.bin").write_bytes((other.root / "genesis.bin").read_bytes())
-    with pytest.raises(ConfigError, match="not the one of network.json"):
+    with pytest.raises(ConfigError, match=r"not the one of network\.json"):
         open_network(network.root)
 
 

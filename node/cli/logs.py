@@ -1,0 +1,86 @@
+"""``logs``: what the processes of a network wrote, in the order of time, and as they go on writing."""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import rich_click as click
+
+from node.cli.output import network_option
+from node.cli.root import EXIT_USAGE, CliError
+from node.cli.session import Session
+
+POLL_S = 0.2
+
+
+@click.command()
+@click.argument("node", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines are written.")
+@click.option("-n", "--lines", default=40, show_default=True, help="How many of the last lines of each node.")
+@network_option
+def logs(*, node: str | None, follow: bool, lines: int, name: str, as_json: bool) -> int:
+    """Show the logs of NODE (for example shard-0-0, beacon-0, broker, launcher), or of all."""
+    session = Session(name)
+    known = {path.stem: path for path in sorted((session.root / "logs").glob("*.log"))}
+    if node is not None and node not in known:
+        raise CliError(
+            f"node: got {node!r}, expected one with a log: {', '.join(known) or 'none yet'}; "
+            f"try: shardyard node list{session.name_flag}",
+            EXIT_USAGE,
+        )
+    paths = list(known.values()) if node is None else [known[node]]
+    sizes = _print_tails(paths, lines, as_json=as_json)
+    while follow:
+        time.sleep(POLL_S)
+        for path in paths:
+            _print_new_lines(path, sizes, as_json=as_json)
+    return 0
+
+
+def _print_tails(paths: list[Path], lines: int, *, as_json: bool) -> dict[Path, int]:
+    """Print the last ``lines`` of each file, all in the order of time; return how far each was read."""
+    sizes: dict[Path, int] = {}
+    entries: list[tuple[str, str, str]] = []
+    for path in paths:
+        content = path.read_bytes()
+        content = content[: content.rfind(b"\n") + 1]
+        sizes[path] = len(content)
+        stamp = ""
+        for line in content.decode(errors="replace").splitlines()[-lines:] if lines > 0 else ():
+            stamp = _read_stamp(line) or stamp  # a line without a time belongs to the one before it
+            entries.append((stamp, path.stem, line))
+    for _, stem, line in sorted(entries, key=lambda entry: entry[0]):
+        _print_line(stem, line, as_json=as_json)
+    return sizes
+
+
+def _print_new_lines(path: Path, sizes: dict[Path, int], *, as_json: bool) -> None:
+    if path.stat().st_size < sizes[path]:
+        sizes[path] = 0  # rotated: the launcher began a new file
+    with path.open("rb") as file:
+        file.seek(sizes[path])
+        fresh = file.read()
+    complete = fresh[: fresh.rfind(b"\n") + 1]
+    sizes[path] += len(complete)
+    for line in complete.decode(errors="replace").splitlines():
+        _print_line(path.stem, line, as_json=as_json)
+
+
+def _read_stamp(line: str) -> str:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(line)["time"])
+    return ""
+
+
+def _print_line(node: str, line: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"node": node, "line": line}))
+        return
+    text = line
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        record = json.loads(line)
+        text = f"{record['time'][11:23]} {record['level']:<7} {record['message']}"
+        if "traceback" in record:
+            text += "\n" + record["traceback"]
+    click.echo(f"{node:<10} {text}")

@@ -1,0 +1,185 @@
+"""What a person types for amounts, addresses, accounts, arguments and contracts; and what is said of mistakes."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from node.artifacts import load_artifact
+from node.cli.contract import encode_arguments, load_contract, parse_signature, parse_value
+from node.cli.network import parse_duration_ms
+from node.cli.output import flatten, format_ether
+from node.cli.remedies import get_remedy
+from node.cli.root import CliError
+from node.cli.wallet import (
+    encode_interop_address,
+    list_user_keys,
+    parse_address,
+    parse_data,
+    resolve_account,
+    resolve_address,
+    store_user_key,
+)
+from node.dev_accounts import DEV_ACCOUNTS
+from shardyard.ids import compute_chain_id
+
+ALICE = DEV_ACCOUNTS[0].checksum_address
+
+
+@pytest.mark.parametrize(
+    ("wei", "text"),
+    [
+        (0, "0"),
+        (1, "0.000000000000000001"),
+        (10**18, "1"),
+        (15 * 10**17, "1.5"),
+        (-(10**17), "-0.1"),
+        (10**22, "10000"),
+    ],
+)
+def test_ether_is_shown_exactly(wei: int, text: str) -> None:
+    assert format_ether(wei) == text
+
+
+@pytest.mark.parametrize(("text", "milliseconds"), [("1s", 1000), ("250ms", 250), ("2", 2000), ("0.5s", 500)])
+def test_durations(text: str, milliseconds: int) -> None:
+    assert parse_duration_ms(text) == milliseconds
+
+
+def test_address_gets_its_checksum() -> None:
+    assert parse_address(ALICE.lower()) == ALICE
+    assert parse_address(ALICE[2:].upper()) == ALICE
+
+
+@pytest.mark.parametrize("text", ["0x12", "0x" + "zz" * 20, "", "0x" + "00" * 21])
+def test_text_that_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(CliError, match="expected 0x and 40 hexadecimal digits; try: shardyard accounts"):
+        parse_address(text)
+
+
+def test_address_with_a_typing_error_is_refused_by_its_checksum() -> None:
+    with pytest.raises(CliError, match=f"wrong checksum, expected {ALICE}"):
+        parse_address(ALICE.replace("F", "f", 1))
+
+
+def test_account_number_stands_for_its_address() -> None:
+    assert resolve_address("0") == ALICE
+    with pytest.raises(CliError, match=r"got 10, expected 0\.\.9"):
+        resolve_address("10")
+
+
+def test_data_must_be_hexadecimal() -> None:
+    assert parse_data("0x00ff") == b"\x00\xff"
+    with pytest.raises(CliError, match="expected 0x and hexadecimal digits"):
+        parse_data("0xabc")
+
+
+def test_interoperable_address_names_chain_and_account() -> None:
+    encoded = encode_interop_address(2, ALICE)
+    chain = compute_chain_id(2).to_bytes(2, "big")
+    assert encoded == b"\x00\x01\x00\x00\x02" + chain + b"\x14" + bytes.fromhex(ALICE[2:])
+
+
+def test_stored_key_is_private_and_found_by_its_address(tmp_path: Path) -> None:
+    session: Any = SimpleNamespace(root=tmp_path)
+    address = store_user_key(session, b"\x07" * 32)
+    path = list_user_keys(session)[address]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert resolve_account(session, address) == (address, b"\x07" * 32)
+    with pytest.raises(CliError, match="stored already"):
+        store_user_key(session, b"\x07" * 32)
+
+
+def test_account_without_a_key_here_is_refused(tmp_path: Path) -> None:
+    session: Any = SimpleNamespace(root=tmp_path)
+    with pytest.raises(CliError, match=r"no key of .* here; try: --from 0"):
+        resolve_account(session, "0x" + "11" * 20)
+
+
+def test_signature_has_name_arguments_and_results() -> None:
+    assert parse_signature("balanceOf(address)(uint256)") == ("balanceOf", ("address",), ("uint256",))
+    assert parse_signature("increment()") == ("increment", (), ())
+    with pytest.raises(CliError, match="expected for example"):
+        parse_signature("balanceOf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("uint256", "5", 5),
+        ("uint256", "0x10", 16),
+        ("uint256", "1ether", 10**18),
+        ("int256", "-3", -3),
+        ("bool", "True", True),
+        ("bytes", "0x1234", b"\x12\x34"),
+        ("string", "hello", "hello"),
+        ("address", ALICE.lower(), ALICE),
+        ("uint8[]", "[1, 2]", [1, 2]),
+        ("string[2]", '["a", "b"]', ["a", "b"]),
+    ],
+)
+def test_arguments_are_read_by_their_type(kind: str, text: str, value: object) -> None:
+    assert parse_value(kind, text) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("bool", "maybe"), ("bytes", "0xabc"), ("uint8[]", "1,2"), ("(uint8,bool)", "x")]
+)
+def test_argument_of_the_wrong_form_is_refused(kind: str, text: str) -> None:
+    with pytest.raises(CliError):
+        parse_value(kind, text)
+
+
+def test_number_of_arguments_is_checked() -> None:
+    with pytest.raises(CliError, match=r"transfer: got 1 arguments, expected 2 \(address, uint256\)"):
+        encode_arguments(("address", "uint256"), (ALICE,), "transfer")
+
+
+def test_contract_is_an_example_an_artifact_or_hexadecimal_code(tmp_path: Path) -> None:
+    counter = load_artifact("counter")
+    assert load_contract("counter")[0] == counter.init_code
+    code = "0x" + counter.init_code.hex()
+    for number, document in enumerate(
+        [
+            {"bytecode": code, "abi": []},
+            {"bytecode": {"object": code}, "abi": []},
+            {"evm": {"bytecode": {"object": code[2:]}}, "abi": []},
+        ]
+    ):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(document))
+        assert load_contract(str(path)) == (counter.init_code, [])
+    (tmp_path / "code.hex").write_text(code + "\n")
+    assert load_contract(str(tmp_path / "code.hex"))[0] == counter.init_code
+
+
+@pytest.mark.parametrize(
+    "content", ["not json", "{}", '{"bytecode": "0xzz"}', '{"bytecode": "__$lib$__"}', "[]"]
+)
+def test_artifact_without_linked_code_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(CliError):
+        load_contract(str(path))
+
+
+def test_unknown_contract_lists_the_known_ones() -> None:
+    with pytest.raises(CliError, match="expected a file or one of counter, erc20"):
+        load_contract("nosuch")
+
+
+def test_remedies_follow_the_words_of_the_node() -> None:
+    words = "insufficient funds for gas * price + value: balance 1, tx cost 2"
+    assert (
+        get_remedy(words, name="four", shard=2, sender=ALICE)
+        == f"shardyard faucet {ALICE} 100ether --shard 2 --name four"
+    )
+    assert "--nonce" in get_remedy("nonce too low: next nonce 3, tx nonce 1", name="dev", shard=0)
+    assert get_remedy("something else", name="dev", shard=0) == "shardyard status"
+
+
+def test_nested_answers_become_rows() -> None:
+    assert flatten({"a": 1, "b": {"c": 2, "d": {"e": 3}}}) == [("a", 1), ("b.c", 2), ("b.d.e", 3)]
