@@ -4,12 +4,14 @@ Heights and shard numbers are plain JSON numbers here, amounts and hashes hex as
 its shards; each tells its own half, and whoever asks puts them together.
 """
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
 from node.index.messages import MessageRecord
 from node.index.records import IndexedBlock
+from node.index.store import Brief
 from node.refusal import LIMIT_EXCEEDED, ParamError, RpcError, build_server_error
 from node.rpc.api import CallContext
 from node.rpc.formats import Json, data, format_message, quantity
@@ -23,6 +25,7 @@ TABLE = MethodTable()
 MAX_MESSAGES: Final = 1000
 DEFAULT_MESSAGES: Final = 100
 MAX_SCANNED_BLOCKS: Final = 10_000
+SCAN_STRETCH: Final = 256
 
 
 class MessageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -223,7 +226,7 @@ def _collect_messages(call: CallContext, query: MessageQuery) -> list[Json]:
     if last - first >= MAX_SCANNED_BLOCKS:
         raise RpcError(LIMIT_EXCEEDED, f"exceed maximum block range: {MAX_SCANNED_BLOCKS}")
     found: list[Json] = []
-    for brief in reversed(list(backend.index.iterate_briefs(first, last))):
+    for brief in _iterate_newest_first(call, first, last):
         wanted = (brief.deliveries and query.direction != "out") or (
             brief.emitted and query.direction != "in"
         )
@@ -237,6 +240,14 @@ def _collect_messages(call: CallContext, query: MessageQuery) -> list[Json]:
             if len(found) == query.limit:
                 return found
     return found
+
+
+def _iterate_newest_first(call: CallContext, first: int, last: int) -> Iterator[Brief]:
+    """Yield briefs from ``last`` down, in stretches: most queries have enough after the first."""
+    while last >= first:
+        start = max(first, last - SCAN_STRETCH + 1)
+        yield from reversed(list(call.api.backend.index.iterate_briefs(start, last)))
+        last = start - 1
 
 
 def _list_messages(block: IndexedBlock, query: MessageQuery) -> list[Hash32]:

@@ -5,6 +5,7 @@ only after the answer that names it is in the queue.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from node.rpc.protocol import Dispatcher, RpcLimits
 from node.rpc.subscriptions import Subscription, SubscriptionHub, build_subscription
 
 TRY_AGAIN_LATER: Final = 1013
+CLOSE_TIMEOUT_S: Final = 2.0
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -50,7 +52,12 @@ class SocketSession:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._too_slow.is_set():
-            await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": "too slow a reader"})
+            # Its buffer is full, so even the farewell may not get through.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await send(
+                        {"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": "too slow a reader"}
+                    )
 
     async def _read(self, receive: Receive) -> None:
         free = asyncio.Semaphore(self._limits.max_calls_per_socket)

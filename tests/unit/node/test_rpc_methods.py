@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import rlp
 
 from node.artifacts import load_artifact
 from node.rpc import formats
@@ -239,6 +240,16 @@ async def test_a_foreign_chain_id_trailing_bytes_and_unprotected_transactions_ar
     for text in ("0x", "0x00", "0xc0", "0x02", "0x7f"):
         assert await refuse(chain, text)
     assert (await chain.ask("eth_sendRawTransaction", "02"))["error"]["code"] == -32602
+
+
+async def test_a_malleable_signature_is_refused(chain):
+    raw = chain.sign()
+    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+    fields = rlp.decode(raw[1:])
+    parity, s = int.from_bytes(fields[-3], "big"), int.from_bytes(fields[-1], "big")
+    fields[-3] = b"" if parity else b"\x01"
+    fields[-1] = (order - s).to_bytes(32, "big").lstrip(b"\0")
+    assert await refuse(chain, raw[:1] + rlp.encode(fields)) == "invalid transaction v, r, s values"
 
 
 async def test_an_oversized_transaction_is_refused(chain):
