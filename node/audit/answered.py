@@ -1,5 +1,6 @@
 """What users were promised: a transaction whose hash a node answered is in exactly one final block of its shard, its message
-is delivered exactly once, or another transaction with its nonce is final and it can never be executed.
+is delivered exactly once; or it can provably not be executed: another transaction with its nonce is final, or an earlier nonce
+of its sender was never handed in.
 """
 
 import json
@@ -41,6 +42,9 @@ class AnsweredSummary(msgspec.Struct, frozen=True):
     transactions: int
     included: int
     replaced: int
+    """Another transaction used up their nonce."""
+    blocked: int
+    """They wait behind a nonce of their sender that no node ever answered."""
     missing: int
     messages: int
     delivered: int
@@ -66,6 +70,7 @@ class AnsweredBook:
         self._included: Counter[tuple[int, bytes]] = Counter()
         self._delivered: Counter[tuple[int, bytes]] = Counter()
         self._wanted = {(item.shard, bytes.fromhex(item.hash[2:])) for item in transactions}
+        self._nonces = {(item.shard, item.sender, item.nonce) for item in transactions}
         self._messages = {(item.dst, bytes.fromhex(item.message[2:])) for item in transactions if item.message}
 
     def on_block(self, shard: int, height: int, hashes: bytes, deliveries: Sequence[Sent]) -> None:
@@ -84,14 +89,17 @@ class AnsweredBook:
 
     def finish(self, get_nonce: Callable[[int, bytes], int]) -> AnsweredSummary:
         """Judge every transaction; ``get_nonce`` reads an account of a shard after its last block."""
-        included = replaced = missing = delivered = 0
+        included = replaced = blocked = missing = delivered = 0
         for item in self._transactions:
             self._findings.count(Promise.ANSWERED)
             where = f"shard-{item.shard} transaction {item.hash}"
             times = self._included[item.shard, bytes.fromhex(item.hash[2:])]
             if times == 0:
-                if item.sender and get_nonce(item.shard, bytes.fromhex(item.sender[2:])) > item.nonce:
-                    replaced += 1  # its nonce is used up by another one: it can never be executed
+                next_nonce = get_nonce(item.shard, bytes.fromhex(item.sender[2:])) if item.sender else item.nonce
+                if next_nonce > item.nonce:
+                    replaced += 1
+                elif any((item.shard, item.sender, nonce) not in self._nonces for nonce in range(next_nonce, item.nonce)):
+                    blocked += 1
                 else:
                     missing += 1
                     self._findings.add(Promise.ANSWERED, where, "was answered and is in no final block")
@@ -107,4 +115,4 @@ class AnsweredBook:
                         Promise.ANSWERED, where, f"its message was delivered {arrivals} times on shard {item.dst}"
                     )
         messages = sum(bool(item.message) for item in self._transactions)
-        return AnsweredSummary(len(self._transactions), included, replaced, missing, messages, delivered)
+        return AnsweredSummary(len(self._transactions), included, replaced, blocked, missing, messages, delivered)

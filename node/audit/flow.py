@@ -6,6 +6,7 @@ it came from.
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import msgspec
 
@@ -50,15 +51,8 @@ class Inbox:
 
     def offer(self, position: int, beacon_height: int, inbox_gas: int) -> list[Sent]:
         """Return what a block on ``position`` that refers to ``beacon_height`` must take, no more and no less (X5)."""
-        waiting: list[Sent] = []
-        used = 0
-        for item in self._items[position - self.pruned :]:
-            used += item.gas
-            if item.beacon_height > beacon_height or used > inbox_gas:
-                break
-            waiting.append(item)
-        assert count_deliveries((item.gas for item in waiting), inbox_gas) == len(waiting), "both count as X5 says"
-        return waiting
+        waiting = list(takewhile(lambda item: item.beacon_height <= beacon_height, self._items[position - self.pruned :]))
+        return waiting[: count_deliveries((item.gas for item in waiting), inbox_gas)]
 
     def get_waiting_escrow(self, position: int) -> int:
         """Return the wei in receipts after ``position``."""

@@ -2,11 +2,13 @@
 
 One task per shard and one connection, so a batch keeps the order of nonces. What is due goes out together. A node that does
 not answer is asked again with the same bytes until it does: "already known" then says that the first attempt had arrived,
-and so does "nonce too low" for an account that nobody else uses. Latency counts from the moment a transaction was due, so
-a generator or a node that falls behind cannot hide it.
+and so does "nonce too low" for an account that nobody else uses. A node on its way down says that it is stopping, and is
+asked again too: a refusal would leave a gap behind which the sender's later transactions wait for ever. Latency counts from
+the moment a transaction was due, so a generator or a node that falls behind cannot hide it.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ TICK_S = 0.01
 RETRY_DELAYS_S = (0.02, 0.05, 0.1, 0.2)
 KNOWN = "already known"
 USED = "nonce too low"
+STOPPING = "the node is stopping"
 
 
 class ShardSender:
@@ -61,24 +64,31 @@ class ShardSender:
         return batch
 
     async def _send(self, batch: Sequence[Tracked]) -> None:
-        raws = [tracked.plan.raw for tracked in batch]
+        waiting = batch
         failures = 0
-        while True:
+        while waiting:
             now = time.monotonic()
-            for tracked in batch:
+            for tracked in waiting:
                 tracked.sent = tracked.sent or now
                 tracked.attempts += 1
-            try:
-                answers = await self._connection.send_raw(raws)
-            except NoAnswerError:
+            with contextlib.suppress(NoAnswerError):
+                answers = await self._connection.send_raw([tracked.plan.raw for tracked in waiting])
+                waiting = self._on_answers(waiting, answers)
+            if waiting:
                 self.retries += 1
                 await asyncio.sleep(RETRY_DELAYS_S[min(failures, len(RETRY_DELAYS_S) - 1)])
                 failures += 1
-                continue
-            now = time.monotonic()
-            for tracked, answer in zip(batch, answers, strict=True):
+
+    def _on_answers(self, batch: Sequence[Tracked], answers: Sequence[Answer]) -> list[Tracked]:
+        """Return those that must be sent again."""
+        now = time.monotonic()
+        again: list[Tracked] = []
+        for tracked, answer in zip(batch, answers, strict=True):
+            if answer.error is not None and STOPPING in answer.error.message:
+                again.append(tracked)
+            else:
                 self._on_answer(tracked, answer, now)
-            return
+        return again
 
     def _on_answer(self, tracked: Tracked, answer: Answer, now: float) -> None:
         assert tracked.answered == NEVER, "a transaction is answered once"

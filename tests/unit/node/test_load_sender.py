@@ -103,6 +103,18 @@ async def test_after_a_lost_answer_these_words_count_as_answered(words):
     assert not refused
 
 
+async def test_node_on_its_way_down_is_asked_again_for_what_it_did_not_take():
+    def take_first(body):
+        refusals = json.loads(refuse("the node is stopping")(body))
+        return json.dumps([{"jsonrpc": "2.0", "id": 0, "result": "0x1"}, *refusals[1:]]).encode()
+
+    tracked = build_tracked(3)
+    async with FakeNode([take_first, accept]) as node:
+        await send(node.url, tracked)
+    assert [item["params"][0] for item in node.bodies[1]] == [item.plan.raw for item in tracked[1:]]
+    assert all(item.is_accepted for item in tracked)
+
+
 async def test_nonce_too_low_at_the_first_attempt_is_a_refusal():
     tracked = build_tracked(2)
     async with FakeNode([refuse("nonce too low: next nonce 4, tx nonce 3")]) as node:
