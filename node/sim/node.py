@@ -21,8 +21,8 @@ from node.sim.workload import TransactionPool
 from shards.replica import ShardReplica
 from shardyard import effects as fx
 from shardyard.blocks import Block
+from shardyard.consensus.registry import get_engine
 from shardyard.consensus.signer import SignerState
-from shardyard.consensus.simplex import SimplexEngine
 from shardyard.consensus.votes import Vote
 from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
 from shardyard.genesis import Genesis
@@ -65,6 +65,7 @@ class SimNode:
         send: Callable[["SimNode", NodeId, Message], None],
         pool: TransactionPool | None,
         executions: dict[Hash32, Execution],
+        engine: str,
     ) -> None:
         self.name = name
         self.chain = chain
@@ -80,6 +81,7 @@ class SimNode:
         self.machine: ShardReplica | BeaconMachine
         self.executor: SimExecutor | None = None
         self._label = name
+        self._build_engine = get_engine(engine)
         self._genesis = genesis
         self._committee = genesis.committees[chain]
         self._clock = clock
@@ -110,15 +112,17 @@ class SimNode:
         self.is_up, self.is_frozen = True, False
         if self.chain == BEACON:
             self.machine = BeaconMachine(
-                self._genesis, CRYPTO, self.keys, self.disk, build_engine=SimplexEngine
+                self._genesis, CRYPTO, self.keys, self.disk, build_engine=self._build_engine
             )
             self.machine.recover(records)
         else:
             self.machine = ShardReplica(
-                self._genesis, self.chain, CRYPTO, self.keys, self.disk, build_engine=SimplexEngine
+                self._genesis, self.chain, CRYPTO, self.keys, self.disk, build_engine=self._build_engine
             )
             self.machine.recover(records)
             self._start_executor(self.machine.recovered_height, states)
+        for record in records:  # a crash may keep what was written and not yet known to be synced
+            self._observer.on_record(self, record)
         self.step(Started())
 
     def _start_executor(self, height: int, states: dict[Hash32, StateDiff]) -> None:

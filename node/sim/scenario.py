@@ -15,6 +15,7 @@ from node.genesis_alloc import build_alloc, compute_alloc_supply, encode_alloc
 from node.load.keys import derive_account
 from node.sim.mock_crypto import build_mock_validator
 from shardyard import _native
+from shardyard.consensus.registry import DEFAULT_ENGINE
 from shardyard.genesis import Genesis, ShardGenesis
 from shardyard.ids import Address, Hash32, compute_chain_id
 from shardyard.preset import get_preset
@@ -76,6 +77,7 @@ class Scenario(msgspec.Struct, frozen=True):
     """Of the duration, at its end, without faults: the time in which everything must come right."""
     tps: float = 2.0
     """Transactions per second over the whole network."""
+    engine: str = DEFAULT_ENGINE
     profile: FaultProfile = FaultProfile()
 
 

@@ -78,6 +78,7 @@ class World:
             self.bus.send,
             None if chain == BEACON else self.pools[chain],
             self.executions,
+            self.scenario.engine,
         )
         self.nodes.append(node)
         self.bus.join(node)

@@ -9,18 +9,15 @@ from shardyard.consensus.simplex import SimplexEngine
 from shardyard.consensus.votes import Crypto
 from shardyard.errors import ConfigError
 
+EngineFactory = Callable[[EngineConfig, Crypto, BlockSource], FinalityEngine]
+
 DEFAULT_ENGINE: Final = "simplex"
-
-ENGINES: Final[dict[str, Callable[[EngineConfig, Crypto, BlockSource], FinalityEngine]]] = {
-    "simplex": SimplexEngine,
-    "instant": InstantEngine,
-}
+ENGINES: Final[dict[str, EngineFactory]] = {"simplex": SimplexEngine, "instant": InstantEngine}
 
 
-def create_engine(name: str, config: EngineConfig, crypto: Crypto, blocks: BlockSource) -> FinalityEngine:
-    """Return the engine ``name``; raises ``ConfigError`` naming the known ones."""
+def get_engine(name: str) -> EngineFactory:
+    """Return what builds the engine ``name``; raises ``ConfigError`` naming the known ones."""
     try:
-        engine = ENGINES[name]
+        return ENGINES[name]
     except KeyError:
         raise ConfigError(f"engine: got {name!r}, expected one of {', '.join(sorted(ENGINES))}") from None
-    return engine(config, crypto, blocks)

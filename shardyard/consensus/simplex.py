@@ -8,8 +8,8 @@ proposes. Order of effects within a step: records, then what was learnt, then wh
 Votes go to the signer as intents that count at once (S2, S3); signatures return by ``on_signed`` and enter the own pool
 like everybody's, so a committee whose keys are all local finalises without any peer.
 
-Bounds: ``FUTURE_SLOTS`` above the current slot; per slot two signed proposals, the votes named in ``pool`` and four forks of
-certificates; everything at or below the last final slot is forgotten.
+Bounds: ``FUTURE_SLOTS`` above the current slot; per slot two signed proposals, the votes named in ``pool`` and four forks
+of certificates; what is at or below the last final slot is forgotten.
 """
 
 from collections import Counter
@@ -128,10 +128,7 @@ class SimplexEngine(ChainView):
         return self._slot
 
     def recover(self, records: Sequence[Record]) -> list[BlockFinal]:
-        """Take over the chain's log before ``start``; return what became final in it.
-
-        The log is this node's own and checksummed: what it holds was verified before it was written.
-        """
+        """Take over the own log, which holds only what was verified; return what became final in it."""
         finals: list[BlockFinal] = []
         for record in records:
             match record:
@@ -141,8 +138,8 @@ class SimplexEngine(ChainView):
                     self._recover_certificate(certificate)
                 case FinalRecord():
                     finals.append(self._recover_final(record))
-                case _:
-                    pass  # records of the host
+                case _:  # records of the host
+                    pass
         return finals
 
     def start(self, now_ms: int) -> list[EngineOutput]:
