@@ -38,6 +38,8 @@ __all__ = [
 
 BEACON: int
 GATEWAY: bytes
+MAX_DELIVERIES: int
+MAX_OUTBOX_BYTES: int
 
 class CoreError(Exception): ...
 class InvalidBlock(CoreError): ...

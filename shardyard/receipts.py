@@ -20,6 +20,9 @@ U256_MAX = (1 << 256) - 1
 TRANSFER_GAS = 21_000
 """What a TRANSFER takes of a block's INBOX_GAS: crediting an account costs what an ordinary transfer does."""
 
+MAX_DELIVERIES = 8192
+"""Receipts a block takes from its inbox at most: as many as there is room for replies in its outbox (X5, X10)."""
+
 
 class ReceiptKind(IntEnum):
     """X1: what a receipt asks of its destination. DEPOSIT to WITHDRAWAL concern endpoint K, the beacon."""
@@ -103,12 +106,13 @@ def compute_delivery_gas(receipt: Receipt) -> int:
 def count_deliveries(gas: Iterable[int], inbox_gas: int) -> int:
     """Return how many receipts a block takes from the head of its inbox, ``gas`` being their delivery gas in order (X5).
 
-    It takes the next one iff it fits in what is left, and then must; it stops at the first that does not fit.
+    It takes the next one iff it fits in what is left, and then must; it stops at the first that does not fit, and at
+    ``MAX_DELIVERIES``: receipts may ask for no gas at all, and every one may need room for a reply.
     """
     used = taken = 0
     for amount in gas:
         used += amount
-        if used > inbox_gas:
+        if used > inbox_gas or taken == MAX_DELIVERIES:
             break
         taken += 1
     return taken

@@ -51,7 +51,9 @@ class Inbox:
 
     def offer(self, position: int, beacon_height: int, inbox_gas: int) -> list[Sent]:
         """Return what a block on ``position`` that refers to ``beacon_height`` must take, no more and no less (X5)."""
-        waiting = list(takewhile(lambda item: item.beacon_height <= beacon_height, self._items[position - self.pruned :]))
+        waiting = list(
+            takewhile(lambda item: item.beacon_height <= beacon_height, self._items[position - self.pruned :])
+        )
         return waiting[: count_deliveries((item.gas for item in waiting), inbox_gas)]
 
     def get_waiting_escrow(self, position: int) -> int:
@@ -79,7 +81,9 @@ class MessageFlow:
         self._last_sent: dict[tuple[int, int], int] = {}
         self._last_delivered: dict[tuple[int, int], int] = {}
 
-    def on_executed(self, shard: int, height: int, deliveries: Sequence[Sent], outbox: Sequence[bytes]) -> None:
+    def on_executed(
+        self, shard: int, height: int, deliveries: Sequence[Sent], outbox: Sequence[bytes]
+    ) -> None:
         """Note what a block of ``shard`` consumed and emitted."""
         where = f"shard-{shard} block {height}"
         # A message that names a parent is emitted while that parent is delivered: in the same block (I4).
@@ -101,9 +105,15 @@ class MessageFlow:
         link = (receipt.src, shard)
         last = self._last_delivered.get(link, 0)
         if receipt.dst != shard or receipt.seq <= last:
-            self._findings.add(Promise.EXACTLY_ONCE, where, f"seq {receipt.seq} of link {link} was delivered again or elsewhere")
+            self._findings.add(
+                Promise.EXACTLY_ONCE,
+                where,
+                f"seq {receipt.seq} of link {link} was delivered again or elsewhere",
+            )
         elif receipt.seq != last + 1:
-            self._findings.add(Promise.ORDER, where, f"got seq {receipt.seq} of link {link} after {last}")  # I3
+            self._findings.add(
+                Promise.ORDER, where, f"got seq {receipt.seq} of link {link} after {last}"
+            )  # I3
         self._last_delivered[link] = max(last, receipt.seq)
 
     def _on_emitted(self, shard: int, receipt: Receipt, parents: set[Hash32], where: str) -> None:
@@ -147,5 +157,7 @@ class MessageFlow:
     def sum_in_flight(self) -> int:
         """Return the wei in them, those that no crosslink carries yet included."""
         queued = sum(inbox.get_waiting_escrow(inbox.consumed) for inbox in self.inboxes)
-        unsent = sum(item.escrow for outboxes in self._outboxes for items in outboxes.values() for item in items)
+        unsent = sum(
+            item.escrow for outboxes in self._outboxes for items in outboxes.values() for item in items
+        )
         return queued + unsent

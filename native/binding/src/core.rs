@@ -11,7 +11,7 @@ use shardyard_core::call::CallResult as NativeCallResult;
 use shardyard_core::codec::Writer;
 use shardyard_core::core::Core as NativeCore;
 use shardyard_core::evm::Status;
-use shardyard_core::gateway::GATEWAY;
+use shardyard_core::gateway::{GATEWAY, MAX_DELIVERIES, MAX_OUTBOX_BYTES};
 use shardyard_core::receipt::BEACON;
 
 use crate::crypto::fixed;
@@ -437,6 +437,8 @@ impl Core {
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("BEACON", BEACON)?;
+    module.add("MAX_DELIVERIES", MAX_DELIVERIES)?;
+    module.add("MAX_OUTBOX_BYTES", MAX_OUTBOX_BYTES)?;
     module.add("GATEWAY", PyBytes::new(module.py(), GATEWAY.as_slice()))?;
     module.add_class::<Batch>()?;
     module.add_class::<BlockEnv>()?;

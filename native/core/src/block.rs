@@ -13,11 +13,11 @@ use crate::codec::Writer;
 use crate::delivery::{Delivery, inbox_gas};
 use crate::error::{CoreError, Result};
 use crate::evm::{BEACON_ROOTS, Executed, HISTORY, Machine, NotExecuted, REQUEST_CONTRACTS, Relaxed};
-use crate::gateway::{Emission, GATEWAY, base_fee_slot, emitted, last_seq_slot};
+use crate::gateway::{Emission, GATEWAY, MAX_DELIVERIES, MAX_OUTBOX_BYTES, base_fee_slot, emitted, last_seq_slot};
 use crate::lthash::LtHash;
 use crate::merkle::merkle_root_on;
-use crate::outbox::Outbox;
-use crate::receipt::{Origin, Receipt};
+use crate::outbox::{Outbox, weigh};
+use crate::receipt::{MAX_REPLY_BYTES, Origin, Receipt};
 use crate::state::{BlockState, Changes, View, commit};
 use crate::transaction::Transaction;
 
@@ -165,19 +165,24 @@ impl Run<'_> {
     /// X5: takes the next receipt iff it still fits, and then must; none is passed over.
     fn deliver_all<T: AsRef<[u8]>>(&mut self, inbox: &[T]) -> Result<()> {
         let mut reserved = 0_u64;
-        for bytes in inbox {
+        let mut taken = Vec::new();
+        for bytes in inbox.iter().take(MAX_DELIVERIES) {
             let receipt = Receipt::decode(bytes.as_ref())?;
             reserved = reserved.saturating_add(inbox_gas(&receipt));
             if reserved > self.env.inbox_gas {
                 break;
             }
-            self.deliver(&receipt)?;
-            self.inbox_taken += 1;
+            taken.push(receipt);
         }
+        for (index, receipt) in taken.iter().enumerate() {
+            // Every receipt that is still to come, this one included, may need room for a reply.
+            self.deliver(receipt, (taken.len() - index) as u64 * MAX_REPLY_BYTES)?;
+        }
+        self.inbox_taken = taken.len();
         Ok(())
     }
 
-    fn deliver(&mut self, receipt: &Receipt) -> Result<()> {
+    fn deliver(&mut self, receipt: &Receipt, replies: u64) -> Result<()> {
         if receipt.dst != self.chain.shard {
             let (dst, shard) = (receipt.dst, self.chain.shard);
             return Err(CoreError::Malformed(format!("receipt for shard {dst} in the inbox of shard {shard}")));
@@ -188,7 +193,8 @@ impl Run<'_> {
             .checked_add(escrow)
             .ok_or_else(|| CoreError::Malformed("escrow of an inbox exceeds 256 bits".into()))?;
         let (shard, env) = (self.chain.shard, self.env);
-        let delivered = Delivery { machine: &mut self.machine, env, shard, receipt }.run()?;
+        let room = MAX_OUTBOX_BYTES.saturating_sub(self.outbox.bytes + replies);
+        let delivered = Delivery { machine: &mut self.machine, env, shard, receipt, room }.run()?;
         self.tips = self.tips.saturating_add(delivered.tip);
         self.record(&Outcome {
             tx_type: DELIVERY_TYPE,
@@ -250,6 +256,9 @@ impl Run<'_> {
         }
         let executed = self.machine.transact(transaction)?;
         let messages = self.messages_of(transaction, &executed)?;
+        if self.outbox.bytes + weigh(&messages) > MAX_OUTBOX_BYTES {
+            return Err(NotExecuted::Invalid("outbox limit reached".into()));
+        }
         let price = transaction.effective_gas_price(self.env.base_fee);
         let tip = U256::from(price - u128::from(self.env.base_fee)) * U256::from(executed.gas_used);
         self.tips = self.tips.saturating_add(tip);

@@ -12,6 +12,7 @@ use crate::gateway::{
     Emission, GATEWAY, TRANSFER_GAS, claimable_slot, emitted, interoperable_address, is_acceptance,
     receive_message_call, receive_reply_call,
 };
+use crate::outbox::weigh;
 use crate::receipt::{FIRST_CHAIN_ID, Kind, Origin, Receipt, Reply, reply_id};
 
 /// What a delivery left behind for the block's accounts.
@@ -51,6 +52,8 @@ pub struct Delivery<'a> {
     pub shard: u32,
     /// The receipt that is delivered.
     pub receipt: &'a Receipt,
+    /// Bytes of receipts that what it runs may emit, its own reply not counted (X10).
+    pub room: u64,
 }
 
 impl Delivery<'_> {
@@ -171,7 +174,11 @@ impl Delivery<'_> {
         let emission = Emission { src: self.shard, origin: self.deeper(), parent_id: self.receipt.id };
         let messages = match &executed.status {
             Status::Success if !accepts(&executed) => Err(b"wrong answer".to_vec()),
-            Status::Success => emitted(&executed.logs, &emission).map_err(|error| error.to_string().into_bytes()),
+            Status::Success => match emitted(&executed.logs, &emission) {
+                // Nobody chose to run this in this block (X5), so it must not make the block too large to be crosslinked.
+                Ok(messages) if weigh(&messages) > self.room => Err(b"outbox full".to_vec()),
+                messages => messages.map_err(|error| error.to_string().into_bytes()),
+            },
             Status::Revert => Err(executed.output.to_vec()),
             Status::Halt(reason) => Err(reason.clone().into_bytes()),
         };

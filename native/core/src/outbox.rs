@@ -23,7 +23,17 @@ pub struct Outbox {
     links: BTreeMap<u32, Link>,
     pub receipts: Vec<Vec<u8>>,
     pub escrow: U256,
+    /// Encoded size of all receipts.
+    pub bytes: u64,
 }
+
+/// What `receipts` will weigh in an outbox at most; their sequence numbers are not assigned yet.
+pub fn weigh(receipts: &[Receipt]) -> u64 {
+    receipts.iter().map(|receipt| receipt.encode().len() as u64 + SEQUENCE_BYTES).sum()
+}
+
+/// A sequence number takes up to nine bytes, zero takes one.
+const SEQUENCE_BYTES: u64 = 8;
 
 impl Outbox {
     /// The next sequence number towards `dst`, which starts after `last_seq` of the state.
@@ -46,6 +56,7 @@ impl Outbox {
         let link = self.links.entry(receipt.dst).or_insert_with(|| Link { first_seq: receipt.seq, ..Link::default() });
         link.escrow = link.escrow.checked_add(escrow).ok_or_else(overflow)?;
         link.bytes += encoded.len() as u64;
+        self.bytes += encoded.len() as u64;
         link.receipts.push(encoded.clone());
         self.receipts.push(encoded);
         Ok(())
