@@ -45,7 +45,7 @@ class Execution(msgspec.Struct, frozen=True):
 
 
 class SyncProgress(msgspec.Struct, frozen=True):
-    """Where a replica that catches up began, stands and heads for."""
+    """A replica that catches up: where it began, and the height that the beacon knows to be final."""
 
     starting: Height
     highest: Height
@@ -80,8 +80,6 @@ class ShardBackend:
         self.genesis = genesis
         self.shard = shard
         self.chain_id = compute_chain_id(shard)
-        self.sync: SyncProgress | None = None
-        """Set by the driver while the replica is behind."""
         self.get_peer_count = get_peer_count
         self.on_head: list[Callable[[IndexedBlock], None]] = []
         """Called with every block that becomes ``latest``."""
@@ -104,6 +102,7 @@ class ShardBackend:
             index.append(build_indexed_block(first, b"", (), ()))
         self._latest = self._require_block(index.height)
         self._final_hash = self._latest.hash
+        self._starting = self._latest.height
         self._beacon_final = Height(0)
         self._unsettled: dict[Hash32, _Unsettled] = {}
         self._indexing: dict[Hash32, IndexedBlock] = {}
@@ -236,6 +235,13 @@ class ShardBackend:
         if tip.height > self._latest.height and self.core.has(tip.hash):
             return tip
         return self._latest.header
+
+    @property
+    def sync(self) -> SyncProgress | None:
+        """How far this replica is behind what the beacon has accepted of its shard; None when it is not."""
+        if self._beacon_final <= self._latest.height:
+            return None
+        return SyncProgress(self._starting, self._beacon_final)
 
     @property
     def finalized_height(self) -> Height:

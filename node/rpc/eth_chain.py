@@ -68,12 +68,12 @@ def chain_id(call: CallContext) -> str:
 @TABLE.method("eth_syncing")
 def syncing(call: CallContext) -> Json | bool:
     backend = call.api.backend
-    if backend.sync is None or backend.sync.highest <= backend.latest.height:
+    if (progress := backend.sync) is None:
         return False
     return {
-        "startingBlock": quantity(backend.sync.starting),
+        "startingBlock": quantity(progress.starting),
         "currentBlock": quantity(backend.latest.height),
-        "highestBlock": quantity(backend.sync.highest),
+        "highestBlock": quantity(progress.highest),
     }
 
 

@@ -102,6 +102,20 @@ async def test_latest_is_shard_final_finalized_is_beacon_final_and_pending_the_n
     assert await chain.call("eth_blockNumber") == "0x3"
 
 
+async def test_a_replica_behind_the_beacon_says_that_it_syncs(chain):
+    await chain.make_block()
+    chain.backend.on_beacon_final(3)
+    assert await chain.call("eth_syncing") == {
+        "startingBlock": "0x0",
+        "currentBlock": "0x1",
+        "highestBlock": "0x3",
+    }
+    assert (await chain.call("eth_getBlockByNumber", "finalized"))["number"] == "0x1"
+    await chain.make_block()
+    await chain.make_block()
+    assert await chain.call("eth_syncing") is False
+
+
 async def test_state_is_read_at_numbers_hashes_and_objects_and_latest_is_the_default(chain):
     before = chain.tip
     await chain.send(value=7)
