@@ -10,6 +10,8 @@ from typing import Literal, final
 __all__ = [
     "BEACON",
     "GATEWAY",
+    "MAX_DELIVERIES",
+    "MAX_OUTBOX_BYTES",
     "Batch",
     "BlockEnv",
     "BlockResult",
