@@ -88,9 +88,12 @@ class LoadRun:
         """Fund the accounts and learn their nonces."""
         started = time.monotonic()
         transactions = round(self.knobs.tps * self.options.duration_s)
-        async with asyncio.TaskGroup() as group:
-            for shard in range(self.knobs.shards):
-                group.create_task(self._prepare_shard(shard, transactions))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for shard in range(self.knobs.shards):
+                    group.create_task(self._prepare_shard(shard, transactions))
+        except* LoadError as errors:
+            raise errors.exceptions[0] from None
         await self.tracker.start()
         count = self.knobs.shards * self.knobs.accounts
         self._progress(f"funded {count} accounts in {time.monotonic() - started:.1f} s")
