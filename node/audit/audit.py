@@ -60,20 +60,21 @@ def audit_network(
     crypto = BlsCrypto()
     opened: list[ChainLog] = []
     try:
-        chains = _open_logs(network, findings, opened)
+        replicas = _open_logs(network, findings, opened)
+        chains = {chain: logs[0] for chain, logs in replicas.items()}
         say(f"read {sum(log.records for log in opened)} records of {len(opened)} nodes")
         hashes: dict[ShardId, list[Hash32]] = {}
-        for chain, log in chains.items():
-            hashes[chain] = verify_chain(network.genesis, log, crypto, findings)
+        for chain, logs in replicas.items():
+            hashes[chain] = verify_chain(network.genesis, logs, crypto, findings)
             say(f"{describe_shard(chain)}: {len(hashes[chain]) - 1} blocks, headers and certificates checked")
-        for chain, log in chains.items():
-            if chain != BEACON:
+        for chain, logs in replicas.items():
+            for log in logs if chain != BEACON else ():
                 verify_followed(log, hashes[BEACON], findings)
         flow = MessageFlow(network.genesis.shard_count, findings)
         book = AnsweredBook(answered or (), findings)
         alloc = network.read_alloc()
         shards = [
-            ShardReplay(network.genesis, chains[shard], hashes[shard], alloc, flow, book, findings)
+            ShardReplay(network.genesis, replicas[shard], hashes[shard], alloc, flow, book, findings)
             for shard in map(ShardId, range(network.genesis.shard_count))
         ]
         beacon = BeaconReplay(network.genesis, chains[BEACON], hashes[BEACON], shards, flow, crypto, findings)
@@ -100,8 +101,8 @@ def audit_network(
     )
 
 
-def _open_logs(network: Network, findings: Findings, opened: list[ChainLog]) -> dict[ShardId, ChainLog]:
-    """Return the log to audit of every chain. The beacon's is read first: a running network only grows behind it."""
+def _open_logs(network: Network, findings: Findings, opened: list[ChainLog]) -> dict[ShardId, list[ChainLog]]:
+    """Return the logs of every chain, the one to audit first. The beacon's is read first: a running network grows."""
     by_chain: dict[ShardId, list[ChainLog]] = {}
     for node in network.nodes:
         chain, _ = parse_node(node)

@@ -59,8 +59,14 @@ class CertificateBook:
             self._findings.add(Promise.FINALITY, f"{self._where} slot {slot}", "two certificates conflict")
 
 
-def verify_chain(genesis: Genesis, log: ChainLog, crypto: BlsCrypto, findings: Findings) -> list[Hash32]:
-    """Check the chain in ``log``; return the hashes of the blocks up to the last that fits its parent, genesis first."""
+def verify_chain(
+    genesis: Genesis, replicas: Sequence[ChainLog], crypto: BlsCrypto, findings: Findings
+) -> list[Hash32]:
+    """Check the chain in the first of ``replicas``, and the certificates in all of them.
+
+    Returns the hashes of the blocks up to the last that fits its parent, genesis first.
+    """
+    log = replicas[0]
     book = CertificateBook(genesis, log, crypto, findings)
     parent = genesis.get_genesis_block(log.chain)
     hashes = [parent.hash]
@@ -81,11 +87,12 @@ def verify_chain(genesis: Genesis, log: ChainLog, crypto: BlsCrypto, findings: F
         _verify_finality(book, block, proof, where, findings)
         hashes.append(block.hash)
         parent = block
-    for certificate in log.certificates:
-        try:
-            book.verify(certificate)
-        except RemoteProtocolError as error:
-            findings.add(Promise.FINALITY, log.node, f"a certificate in the log: {error}")
+    for replica in replicas:
+        for certificate in replica.certificates:
+            try:
+                book.verify(certificate)
+            except RemoteProtocolError as error:
+                findings.add(Promise.FINALITY, replica.node, f"a certificate in the log: {error}")
     findings.count(Promise.FINALITY, book.verified)
     return hashes
 
@@ -114,17 +121,18 @@ def _verify_finality(
         findings.add(Promise.FINALITY, where, "the finality proof is another block's")
 
 
-def compare_replicas(logs: Sequence[ChainLog], findings: Findings) -> ChainLog:
-    """Return the longest log of a chain; the others must be prefixes of it (I5)."""
-    longest = max(logs, key=lambda log: log.height)
-    for log in logs:
+def compare_replicas(logs: Sequence[ChainLog], findings: Findings) -> list[ChainLog]:
+    """Return the logs of one chain, the longest first; the others must be prefixes of it (I5)."""
+    ordered = sorted(logs, key=lambda log: -log.height)
+    longest = ordered[0]
+    for log in ordered[1:]:
         for height, final in enumerate(log.finals, start=1):
             if final.block_hash != longest.finals[height - 1].block_hash:
                 findings.add(
                     Promise.FINALITY, f"{log.node} block {height}", f"{longest.node} has another final block there"
                 )
                 break
-    return longest
+    return ordered
 
 
 def verify_followed(log: ChainLog, beacon: Sequence[Hash32], findings: Findings) -> None:

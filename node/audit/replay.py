@@ -4,6 +4,8 @@ What a block must consume comes from ``flow``, its environment from the same pol
 be what its header commits to and what the node wrote down: outcomes, and the state diff it would recover from.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from node.audit.answered import AnsweredBook
@@ -32,20 +34,20 @@ class ShardReplay:
     def __init__(
         self,
         genesis: Genesis,
-        log: ChainLog,
+        replicas: Sequence[ChainLog],
         hashes: list[Hash32],
         alloc: bytes,
         flow: MessageFlow,
         answered: AnsweredBook,
         findings: Findings,
     ) -> None:
-        self.shard = ShardId(log.chain)
+        self.shard = ShardId(replicas[0].chain)
         self.height = 0
         self.transactions = 0
         self.broken = False
         """Execution stopped: what follows cannot be judged."""
         self._genesis = genesis
-        self._log = log
+        self._replicas = replicas
         self._hashes = hashes
         self._flow = flow
         self._answered = answered
@@ -90,7 +92,7 @@ class ShardReplay:
 
     def _execute_next(self, views: dict[int, BeaconView]) -> bool:
         height = self.height + 1
-        block = self._log.get_block(self._hashes[height])
+        block = self._replicas[0].get_block(self._hashes[height])
         if block is None:
             self._fail(height, "the block is not in the log")
             return False
@@ -128,7 +130,9 @@ class ShardReplay:
             verify_results(self._genesis, self.head, header, env, summarise(result, len(batch)))
         except RemoteProtocolError as error:
             self._fail(header.height, f"its header is not what execution gives: {error}")
-        self._compare_record(block, result)
+        for log in self._replicas:
+            if header.height <= log.height:
+                self._compare_record(log, block, result)
         self._core.adopt(result, header.hash, header.height)
         self._core.finalise(header.hash)
         self.head, self.height = header, header.height
@@ -137,10 +141,10 @@ class ShardReplay:
         self._answered.on_block(self.shard, header.height, batch.hashes, deliveries)
         return not self.broken
 
-    def _compare_record(self, block: Block, result: _native.BlockResult) -> None:
-        """The node recovers from what it wrote down, without executing: that must be the truth as well."""
-        record = self._log.get_state(block.hash)
-        where = f"{self._log.node} block {block.header.height}"
+    def _compare_record(self, log: ChainLog, block: Block, result: _native.BlockResult) -> None:
+        """A node recovers from what it wrote down, without executing: that must be the truth as well."""
+        record = log.get_state(block.hash)
+        where = f"{log.node} block {block.header.height}"
         if record is None:
             self._findings.add(Promise.EXECUTION, where, "the log lacks its state")
         elif record.diff != result.diff:

@@ -16,6 +16,7 @@ from node.load.run import LoadRun, RunOptions, write_answered, write_result, wri
 from node.load.workload import Knobs
 
 SCENARIOS = ("transfers",)
+REPORT_EVERY_S = 5.0
 
 
 @click.group()
@@ -65,7 +66,9 @@ def run(
         raise CliError("tps must be above 0 and accounts 1..1000; try: --tps 100 --accounts 32", EXIT_USAGE)
     chosen = seed if seed is not None else time.time_ns() % 2**32
     knobs = Knobs(session.shard_count, tps, cross_ratio, accounts, zipf, chosen)
-    options = RunOptions(parse_seconds(duration), parse_seconds(warm_up), parse_seconds(drain), scenario)
+    options = RunOptions(
+        parse_seconds(duration), parse_seconds(warm_up), parse_seconds(drain), scenario, REPORT_EVERY_S
+    )
     session.ask_launcher("ping")
     urls = [endpoint["rpc"] for endpoint in session.endpoints["shards"]]
     folder = out or session.root / "load" / time.strftime("%Y%m%d-%H%M%S")

@@ -43,6 +43,8 @@ class RunOptions(msgspec.Struct, frozen=True):
     warm_up_s: float = 2.0
     drain_s: float = 60.0
     scenario: str = "transfers"
+    report_every_s: float = 0.0
+    """How often to say where the run is; 0 for never."""
     funder: int = 9
     """Development account that pays; far from those that people use first."""
 
@@ -143,6 +145,7 @@ class LoadRun:
     async def send(self) -> LoadResult:
         """Send until the duration is over or ``stop``, drain, and return what came of it."""
         watching = asyncio.create_task(self.tracker.run(), name="tracker")
+        reporting = asyncio.create_task(self._report(), name="report")
         sending = [asyncio.create_task(sender.run(), name=f"send-{i}") for i, sender in enumerate(self._senders)]
         try:
             await self._feed()
@@ -153,10 +156,18 @@ class LoadRun:
                 if task.done():
                     task.result()  # raises what made it end before its time
         finally:
-            for task in (*sending, watching):
+            for task in (*sending, watching, reporting):
                 task.cancel()
-            await asyncio.gather(*sending, watching, return_exceptions=True)
+            await asyncio.gather(*sending, watching, reporting, return_exceptions=True)
         return self.build_result()
+
+    async def _report(self) -> None:
+        while self.options.report_every_s > 0:
+            await asyncio.sleep(self.options.report_every_s)
+            sent = sum(item.sent != NEVER for item in self.tracked)
+            settled = sum(item.settled != NEVER for item in self.tracked)
+            heads = " ".join(f"{head.latest}/{head.finalized}" for head in self.tracker.heads)
+            self._progress(f"sent {sent}, settled {settled}; heads final/beacon-final {heads}")
 
     async def _feed(self) -> None:
         """Sign ahead of time and queue, until enough is queued."""

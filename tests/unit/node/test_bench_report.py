@@ -1,0 +1,73 @@
+"""Benches: victims from a fair bag, targets that decide the exit code, one line at the end."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from node.bench.__main__ import BENCHES, build_parser
+from node.bench.kill import list_victims
+from node.bench.report import EXIT_MISSED, at_most, build_report, equals, finish
+from node.cli.load import parse_seconds, parse_share
+from node.cli.root import CliError
+
+PROCESSES = ["broker", "beacon-0", "shard-0-0", "shard-1-0", "launcher"]
+
+
+def test_every_kind_of_process_dies_equally_often():
+    victims = list_victims(PROCESSES, 50, seed=1)
+    assert Counter(victims) == dict.fromkeys(PROCESSES, 10)
+
+
+def test_order_of_victims_follows_from_the_seed():
+    assert list_victims(PROCESSES, 12, seed=1) == list_victims(PROCESSES, 12, seed=1)
+    assert list_victims(PROCESSES, 12, seed=1) != list_victims(PROCESSES, 12, seed=2)
+
+
+def test_missed_target_is_named_and_fails_a_check(tmp_path, capsys):
+    report = build_report("some", "took 3 s", [at_most("time", 3.0, 2.0, "s"), equals("lost", 0, 0, "things")], {})
+    assert finish(report, tmp_path / "deep" / "report.json", is_check=True) == EXIT_MISSED
+    assert finish(report, None, is_check=False) == 0
+    written = json.loads((tmp_path / "deep" / "report.json").read_text())
+    assert (written["held"], [target["held"] for target in written["targets"]]) == (False, [False, True])
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == "some: took 3 s; TARGETS MISSED"
+    assert "missed: time: got 3 s, target 2" in captured.err
+
+
+def test_met_targets_pass_a_check():
+    report = build_report("some", "took 1 s", [at_most("time", 1.0, 2.0, "s")], {})
+    assert finish(report, None, is_check=True) == 0
+
+
+def test_bench_that_measured_nothing_holds_nothing():
+    assert not build_report("some", "", [], {}).held
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_every_bench_takes_json_and_check(name):
+    options = build_parser().parse_args([name, "--json", "x.json", "--check"])
+    assert options.check
+    assert options.json.name == "x.json"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("250ms", 0.25), ("2m", 120), ("1.5", 1.5)])
+def test_durations_are_read_as_people_write_them(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(("text", "share"), [("20%", 0.2), ("0.3", 0.3), ("0", 0)])
+def test_shares_are_read_as_people_write_them(text, share):
+    assert parse_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-1s", "10 x"])
+def test_other_durations_are_refused_with_a_way_out(text):
+    with pytest.raises(CliError, match="try:"):
+        parse_seconds(text)
+
+
+@pytest.mark.parametrize("text", ["", "half", "120%", "-5%", "2"])
+def test_other_shares_are_refused_with_a_way_out(text):
+    with pytest.raises(CliError, match="try:"):
+        parse_share(text)
