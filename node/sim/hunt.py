@@ -20,8 +20,9 @@ from typing import Final
 
 import msgspec
 
-from node.sim.run import DEFAULT_MINUTES, EXIT_BROKEN, Result, describe_result, run
+from node.sim.run import DEFAULT_MINUTES, Result, describe_result, run
 
+EXIT_BROKEN: Final = 1
 EXIT_MISSED: Final = 6
 REPEAT_EVERY: Final = 100
 TARGET_SPEED: Final = 20

@@ -1,11 +1,8 @@
 """One run from a seed: run it, replay it with a readable trace, say in one line what became of it.
 
-The same seed, duration and commit give the same run on every machine. ``run_command`` and ``replay_command`` are what the
-command line calls; both return the exit code.
+The same seed, duration and commit give the same run on every machine.
 """
 
-import json
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -16,7 +13,6 @@ from node.sim.invariants import InvariantError
 from node.sim.scenario import Scenario, draw_scenario
 from node.sim.world import Report, World
 
-EXIT_BROKEN = 1
 DEFAULT_MINUTES = 2.0
 MIN_MINUTES = 0.25
 """Below this there is no time for faults and for quiet after them."""
@@ -104,31 +100,3 @@ def describe_result(result: Result) -> str:
         f"{sum(result.report.faults.values())} faults, {speed:.0f} simulated seconds per second, "
         f"trace {result.report.trace_hash}"
     )
-
-
-def encode_result(result: Result) -> str:
-    """Return a run as JSON."""
-    return json.dumps(msgspec.to_builtins(result) | {"command": result.command}, indent=2)
-
-
-def run_command(
-    seed: int, *, minutes: float = DEFAULT_MINUTES, faults: bool = True, as_json: bool = False
-) -> int:
-    """Run one seed for a person or a program; return the exit code."""
-    result = run(seed, minutes=minutes, faults=faults)
-    sys.stdout.write((encode_result(result) if as_json else describe_result(result)) + "\n")
-    return 0 if result.is_ok else EXIT_BROKEN
-
-
-def replay_command(
-    seed: int, *, minutes: float = DEFAULT_MINUTES, faults: bool = True, grep: str = ""
-) -> int:
-    """Show a run step by step, only lines with ``grep`` in them when given; return the exit code."""
-
-    def show(line: str) -> None:
-        if grep in line:
-            sys.stdout.write(line + "\n")
-
-    result = replay(seed, minutes=minutes, faults=faults, show=show)
-    sys.stdout.write(describe_result(result) + "\n")
-    return 0 if result.is_ok else EXIT_BROKEN

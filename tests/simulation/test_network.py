@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from node.sim.hunt import compute_trace_hash_elsewhere, hunt, main, summarise
-from node.sim.run import describe_result, encode_result, replay, run
+from node.sim.run import describe_result, replay, run
 from node.sim.scenario import FaultProfile, Scenario, draw_scenario
 
 SEEDS = range(60)
@@ -21,6 +21,7 @@ def run_scenario(seed=1, **changes):
     return result.report
 
 
+@pytest.mark.timeout(TIME_BOX_S + 60)
 def test_seeds_with_faults_hold_all_invariants(capsys):
     found = hunt(SEEDS, minutes=MINUTES, within_s=TIME_BOX_S)
     with capsys.disabled():
@@ -79,9 +80,7 @@ def test_a_replay_shows_every_step_and_comes_to_the_same_end():
 
 
 def test_a_result_says_how_to_replay_it():
-    result = run(2, minutes=0.25)
-    assert result.command == "shardyard sim replay --seed 2 --minutes 0.25"
-    assert result.command in encode_result(result)
+    assert run(2, minutes=0.25).command == "shardyard sim replay --seed 2 --minutes 0.25"
 
 
 def test_hunting_is_fast_enough(tmp_path):
