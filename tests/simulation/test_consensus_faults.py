@@ -3,12 +3,12 @@
 import random
 
 import pytest
-from consensus_harness import World, build_committee
 
 from shardyard.codec import decode
 from shardyard.consensus.evidence import VoteEvidence, verify_evidence
 from shardyard.effects import Broadcast
 from shardyard.messages import Proposal, Votes
+from tests.unit.consensus.harness import World, build_committee
 
 SPLIT = [[0], [1], [2], [3]]
 SEEDS = range(12)

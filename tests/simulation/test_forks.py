@@ -1,11 +1,11 @@
 """Accountability (I6): a coalition above a third can fork the chain, and the two proofs convict it and nobody else."""
 
 import pytest
-from consensus_harness import World, build_committee
 
 from shardyard.consensus.evidence import find_conflict
 from shardyard.consensus.proofs import build_certified_header
 from shardyard.quorum import sum_stake
+from tests.unit.consensus.harness import World, build_committee
 
 CASES = [
     # stakes, coalition, the honest on either side of the cut

@@ -1,7 +1,5 @@
 """One engine under a microscope: the test plays every other validator and answers the host's part itself."""
 
-from consensus_harness import CONTENT, CRYPTO, GENESIS, build_committee, build_config, sign_vote
-
 from node.sim.mock_crypto import sign_mock
 from shardyard.blocks import Block, Justification
 from shardyard.consensus.engine import BlockFinal, NoBlockSource, RequestBuild, RequestValidation
@@ -12,6 +10,7 @@ from shardyard.consensus.votes import Vote, VoteKind, build_certificate
 from shardyard.effects import Broadcast, Notice, Persist, Sign
 from shardyard.ids import ZERO_HASH
 from shardyard.messages import Certificates, Proposal, Votes
+from tests.unit.consensus.harness import CONTENT, CRYPTO, GENESIS, build_committee, build_config, sign_vote
 
 PEER = "peer"
 

@@ -2,8 +2,6 @@
 
 import msgspec
 import pytest
-from consensus_harness import CRYPTO
-from consensus_solo import Solo
 
 from shardyard.codec import decode
 from shardyard.consensus.evidence import VoteEvidence, find_conflict, find_evidence, verify_evidence
@@ -13,6 +11,8 @@ from shardyard.errors import InvalidProofError
 from shardyard.ids import ZERO_HASH
 from shardyard.messages import Proposal, Votes
 from shardyard.quorum import sum_stake
+from tests.unit.consensus.harness import CRYPTO
+from tests.unit.consensus.solo import Solo
 
 A, B = b"a" * 32, b"b" * 32
 NOTAR, SKIP, FINAL, PROPOSE = VoteKind.NOTAR, VoteKind.SKIP, VoteKind.FINAL, VoteKind.PROPOSE

@@ -2,8 +2,6 @@
 
 import msgspec
 import pytest
-from consensus_harness import CRYPTO, GENESIS
-from consensus_solo import Solo
 
 from shardyard.blocks import Justification
 from shardyard.codec import decode, encode
@@ -16,6 +14,8 @@ from shardyard.consensus.proofs import (
 )
 from shardyard.consensus.votes import VoteKind
 from shardyard.errors import InvalidProofError
+from tests.unit.consensus.harness import CRYPTO, GENESIS
+from tests.unit.consensus.solo import Solo
 
 NOTAR, SKIP, FINAL = VoteKind.NOTAR, VoteKind.SKIP, VoteKind.FINAL
 

@@ -2,7 +2,6 @@
 
 import msgspec
 import pytest
-from consensus_harness import CONTENT, GENESIS, NETWORK, build_block
 
 from shardyard import _native
 from shardyard.consensus.engine import BlockFinal, EngineConfig, NoBlockSource, RequestBuild
@@ -14,6 +13,7 @@ from shardyard.errors import InvalidProofError
 from shardyard.ids import BEACON, ZERO_ADDRESS
 from shardyard.keys import BlsCrypto
 from shardyard.validators import Validator, ValidatorSet
+from tests.unit.consensus.harness import CONTENT, GENESIS, NETWORK, build_block
 
 SECRETS = [_native.bls_secret_key(bytes([index + 1]) * 32) for index in range(4)]
 

@@ -1,7 +1,5 @@
 """Mistakes that production Simplex code really made, each as a scenario."""
 
-from consensus_solo import Solo
-
 from shardyard.consensus.signer import SignerState
 from shardyard.consensus.votes import VoteKind
 from shardyard.effects import FinalRecord, Persist, Send, Sign
@@ -15,6 +13,7 @@ from shardyard.messages import (
     RangeResponse,
     Votes,
 )
+from tests.unit.consensus.solo import Solo
 
 NOTAR, SKIP, FINAL = VoteKind.NOTAR, VoteKind.SKIP, VoteKind.FINAL
 
@@ -57,7 +56,7 @@ def test_a_restart_after_skip_does_not_lead_to_final():
 def test_a_leader_that_restarts_proposes_the_same_block_again():
     solo = Solo(local=(1,))
     request = solo.builds()[0]
-    from consensus_harness import build_block
+    from tests.unit.consensus.harness import build_block
 
     block = build_block(solo.engine, request, b"body")
     solo.feed(solo.engine.on_proposed(request.slot, block, solo.now_ms))
@@ -83,9 +82,8 @@ def test_an_unsolicited_sync_answer_is_refused_before_it_is_stored():
 
 
 def test_a_final_block_without_a_valid_proof_is_refused():
-    from consensus_harness import CRYPTO
-
     from shardyard.consensus.proofs import build_certified_header, build_finality_proof
+    from tests.unit.consensus.harness import CRYPTO
 
     solo = Solo(local=())
     block = solo.build_block(1)

@@ -2,8 +2,6 @@
 
 import msgspec
 import pytest
-from consensus_harness import DELTA_MS, GENESIS
-from consensus_solo import PEER, Solo
 
 from shardyard.blocks import BlockKind, Justification
 from shardyard.consensus.engine import BlockAbandoned, BlockFinal, BlockNotarized, RequestValidation
@@ -12,6 +10,8 @@ from shardyard.consensus.votes import VoteKind
 from shardyard.effects import BlockRecord, Broadcast, CertificateRecord, Persist, Send, SetTimer, Sign
 from shardyard.ids import ZERO_HASH, compute_slot
 from shardyard.messages import BlockRequest, BlockResponse, Certificates, Proposal, Votes
+from tests.unit.consensus.harness import DELTA_MS, GENESIS
+from tests.unit.consensus.solo import PEER, Solo
 
 NOTAR, SKIP, FINAL, PROPOSE = VoteKind.NOTAR, VoteKind.SKIP, VoteKind.FINAL, VoteKind.PROPOSE
 

@@ -3,9 +3,9 @@
 from itertools import pairwise
 
 import pytest
-from consensus_harness import BLOCK_TIME_MS, ENGINES, World, build_committee
 
 from shardyard.effects import FinalRecord
+from tests.unit.consensus.harness import BLOCK_TIME_MS, ENGINES, World, build_committee
 
 STAKES = [3, 2, 2, 1]
 
