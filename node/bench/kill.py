@@ -27,6 +27,7 @@ RESUME_LIMIT_S = 5.0
 PAUSE_S = (0.2, 2.0)
 WARM_UP_S = 3.0
 DRAIN_S = 120.0
+SIGN_AHEAD_S = 10.0
 SECONDS_PER_KILL = 12.0
 """For which accounts are funded; kills take a third of it."""
 
@@ -67,7 +68,7 @@ async def run_kills(folder: Path, options: KillOptions) -> tuple[list[Recovery],
 async def _kill_under_load(devnet: Devnet, options: KillOptions) -> tuple[list[Recovery], LoadRun]:
     knobs = Knobs(options.shards, options.tps, CROSS_RATIO if options.shards > 1 else 0.0, accounts=32, seed=options.seed)
     duration_s = WARM_UP_S + options.count * max(SECONDS_PER_KILL, GIVE_UP_S / 2)
-    load = LoadRun(devnet.urls, knobs, RunOptions(duration_s, drain_s=DRAIN_S), say)
+    load = LoadRun(devnet.urls, knobs, RunOptions(duration_s, drain_s=DRAIN_S, sign_ahead_s=SIGN_AHEAD_S), say)
     await load.prepare()
     rng = random.Random(options.seed)
     recoveries: list[Recovery] = []

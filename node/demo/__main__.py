@@ -35,6 +35,7 @@ EXIT_INTERRUPTED = 130
 VICTIMS = ("shard-2-0", "broker")
 PAUSE_S = 2.0
 MAX_DISTURBED_S = 90.0
+SIGN_AHEAD_S = 6.0
 
 
 class Demo:
@@ -84,7 +85,7 @@ class Demo:
 
     def _build_load(self, devnet: Devnet, seed: int, duration_s: float) -> LoadRun:
         knobs = Knobs(shards=4, tps=self._tps, cross_ratio=0.3, accounts=16, seed=seed)
-        return LoadRun(devnet.urls, knobs, RunOptions(duration_s=duration_s, warm_up_s=1.0), self.say)
+        return LoadRun(devnet.urls, knobs, RunOptions(duration_s=duration_s, warm_up_s=1.0, sign_ahead_s=SIGN_AHEAD_S), self.say)
 
     async def _run_calm(self, devnet: Devnet) -> tuple[LoadResult, Story]:
         """Load while nothing is broken, and contracts beside it."""

@@ -103,6 +103,7 @@ def build_result(
     warm_up_s: float,
     refusals: Mapping[str, int],
     retries: int,
+    late_s: float = 0.0,
 ) -> LoadResult:
     """Add up what became of every transaction of a run."""
     sent = [item for item in tracked if item.sent != NEVER]
@@ -120,6 +121,8 @@ def build_result(
         problems.append("nothing was sent")
     if accepted + rejected + lost != len(sent):
         problems.append(f"accepted {accepted} + rejected {rejected} + lost {lost} is not the {len(sent)} sent")
+    if late_s:
+        problems.append(f"signing fell {late_s:.1f} s behind, so the generator was measured; try: a lower rate")
     if repeated:
         problems.append(f"{repeated} transactions or messages were seen in two blocks")
     span = max(end - first, 1e-9)

@@ -1,7 +1,8 @@
 """One load run from beginning to end: fund accounts, sign ahead, send on time, drain, add up.
 
-Signing goes on a few seconds ahead of sending, in a thread, so a run may be as long as its caller wants: ``stop`` ends it
-early and it still drains.
+The first minute is signed before anything is sent; from then on signing goes on in a thread, well ahead of sending, so a run
+may be as long as its caller wants: ``stop`` ends it early and it still drains. A run whose signing fell behind measured
+the generator and is invalid.
 """
 
 import asyncio
@@ -19,12 +20,15 @@ from node.load.keys import Account, Draft, Signer
 from node.load.result import LoadResult, build_result
 from node.load.sender import ShardSender
 from node.load.tracker import NEVER, Tracked, Tracker
-from node.load.workload import TRANSFER_GAS, Fees, Knobs, Workload
+from node.load.workload import TRANSFER_GAS, Fees, Knobs, Planned, Workload
 from shardyard.errors import ShardyardError
 
-SIGN_AHEAD_S = 6.0
-CHUNK_S = 2.0
-MAX_CHUNK = 5_000
+MAX_SIGNED_AHEAD = 50_000
+"""Transactions, some 25 MB."""
+CHUNK_S = 1.0
+MAX_CHUNK = 2_000
+LATE_S = 0.25
+"""How far signing may fall behind before a run is invalid."""
 FUNDING_TIMEOUT_S = 60.0
 POLL_S = 0.1
 ANSWERED_VERSION = 1
@@ -43,6 +47,8 @@ class RunOptions(msgspec.Struct, frozen=True):
     warm_up_s: float = 2.0
     drain_s: float = 60.0
     scenario: str = "transfers"
+    sign_ahead_s: float = 60.0
+    """Seconds of load that are signed before it is due, at most ``MAX_SIGNED_AHEAD`` transactions."""
     report_every_s: float = 0.0
     """How often to say where the run is; 0 for never."""
     funder: int = 9
@@ -67,6 +73,8 @@ class LoadRun:
         self._progress = progress or (lambda _: None)
         self._stop = asyncio.Event()
         self._started = NEVER
+        self._late_s = 0.0
+        """How far signing fell behind."""
 
     def stop(self) -> None:
         """Send nothing more; drain what was sent."""
@@ -171,26 +179,36 @@ class LoadRun:
 
     async def _feed(self) -> None:
         """Sign ahead of time and queue, until enough is queued."""
-        total = max(1, round(self.knobs.tps * self.options.duration_s))
-        chunk = max(1, min(MAX_CHUNK, round(self.knobs.tps * CHUNK_S)))
-        planned = 0
-        while planned < total and not self._stop.is_set():
-            plans = await asyncio.to_thread(self.workload.draw, min(chunk, total - planned))
-            if self._stop.is_set():
-                return
-            if self._started == NEVER:
-                self._started = time.monotonic() + 0.1
+        tps = self.knobs.tps
+        total = max(1, round(tps * self.options.duration_s))
+        chunk = max(1, min(MAX_CHUNK, round(tps * CHUNK_S)))
+        ahead = max(chunk, min(total, MAX_SIGNED_AHEAD, round(tps * self.options.sign_ahead_s)))
+        plans = await self._sign(ahead, chunk)
+        self._started = time.monotonic() + 0.1
+        while plans and not self._stop.is_set():
+            self._late_s = max(self._late_s, time.monotonic() - self._started - plans[0].due_s)
             for plan in plans:
                 tracked = Tracked(plan, due=self._started + plan.due_s)
                 self.tracked.append(tracked)
                 self.tracker.follow(tracked)
                 self._senders[plan.shard].queue.append(tracked)
-            planned += len(plans)
-            ahead = self._started + plans[-1].due_s - time.monotonic()
-            if ahead > SIGN_AHEAD_S:
-                await self._pause(ahead - SIGN_AHEAD_S)
+            # What is signed ahead stays ``ahead``: the next chunk is signed when the first of it would be missing.
+            due_s = (len(self.tracked) + chunk - ahead) / tps
+            await self._pause(self._started + due_s - time.monotonic())
+            plans = await self._sign(min(chunk, total - len(self.tracked)), chunk)
+
+    async def _sign(self, count: int, chunk: int) -> list[Planned]:
+        started = time.monotonic()
+        plans: list[Planned] = []
+        while len(plans) < count and not self._stop.is_set():
+            plans += await asyncio.to_thread(self.workload.draw, min(chunk, count - len(plans)))
+        if count > chunk:
+            self._progress(f"signed {len(plans)} transactions in {time.monotonic() - started:.1f} s")
+        return plans
 
     async def _pause(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
         try:
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
@@ -222,6 +240,7 @@ class LoadRun:
             warm_up_s=self.options.warm_up_s,
             refusals=refusals,
             retries=sum(sender.retries for sender in self._senders),
+            late_s=self._late_s if self._late_s > LATE_S else 0.0,
         )
 
     def list_answered(self) -> list[dict[str, object]]:

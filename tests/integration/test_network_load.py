@@ -21,7 +21,7 @@ DEADLINE_S = 30.0
 
 def build_load(devnet, *, seed, duration_s, shards=2):
     knobs = Knobs(shards=shards, tps=40, cross_ratio=0.3 if shards > 1 else 0, accounts=4, seed=seed)
-    return LoadRun(devnet.urls, knobs, RunOptions(duration_s, warm_up_s=0, drain_s=60))
+    return LoadRun(devnet.urls, knobs, RunOptions(duration_s, warm_up_s=0, drain_s=60, sign_ahead_s=3))
 
 
 def assert_audit_holds(network, loads):

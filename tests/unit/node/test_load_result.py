@@ -128,3 +128,8 @@ def test_half_and_half_count_stands_beside():
     tracked[0].included = tracked[0].settled = tracked[0].due + 1
     found = add_up(tracked)
     assert found.half_and_half_tps == pytest.approx(found.settled_tps / 2)
+
+
+def test_run_whose_signing_fell_behind_is_invalid():
+    tracked = build_tracked()
+    assert not add_up(tracked, late_s=1.5).is_valid
