@@ -40,6 +40,7 @@ class Hunt(msgspec.Struct):
     simulated_s: float = 0.0
     run_s: float = 0.0
     faults: Counter[str] = msgspec.field(default_factory=Counter)
+    coverage: Counter[str] = msgspec.field(default_factory=Counter)
     counters: Counter[str] = msgspec.field(default_factory=Counter)
 
     @property
@@ -54,6 +55,7 @@ class Hunt(msgspec.Struct):
         self.run_s += result.wall_s
         if result.report is not None:
             self.faults.update(result.report.faults)
+            self.coverage.update(result.report.coverage)
             self.counters.update(result.report.counters)
         if not result.is_ok:
             self.violations.append(

@@ -22,6 +22,11 @@ from shardyard.ids import Slot
 from shardyard.messages import Proposal, Votes
 
 GARBLE_CHANCE = 0.3
+GROUP_CHANCE = 0.2
+"""How often a crash takes all processes of a chain."""
+DOOM_CHANCE = 0.7
+"""How often a crash comes between effects, where it hurts, instead of at an idle instant."""
+MAX_DOOM = 40
 
 
 class Nemesis:
@@ -44,6 +49,8 @@ class Nemesis:
         self._trace = trace
         self._is_over = False
         self.faults: Counter[str] = Counter()
+        self.coverage: Counter[str] = Counter()
+        """Faults of one node by what it had done last: a phase that no fault ever hits proves nothing."""
 
     def schedule(self) -> None:
         """Draw all instants of the run."""
@@ -69,6 +76,7 @@ class Nemesis:
         self._bus.drop = 0.0
         for node in self._nodes:
             node.disk_ms = (0, 4)
+            node.doom = None
             if not node.is_up:
                 self._restart(node)
             elif node.is_frozen:
@@ -84,25 +92,33 @@ class Nemesis:
     def _later(self, bounds: tuple[int, int], action: Callable[[], None]) -> None:
         self._clock.schedule(self._chance.randint(*bounds), self._guard(action))
 
-    def _tell(self, fault: str, text: str) -> None:
+    def _tell(self, fault: str, text: str, victim: SimNode | None = None) -> None:
         self.faults[fault] += 1
+        if victim is not None:
+            self.coverage[f"{fault} after {victim.last_kind}"] += 1
         self._trace.add(self._clock.now_ms, "nemesis", fault, text.encode())
         self._trace.tell(self._clock.now_ms, "nemesis", text)
 
     # Faults of processes
 
     def _crash(self) -> None:
-        """One node, or now and then all of a kind at once."""
+        """One node, or now and then all of a kind; at once, or between two of the next effects."""
         victims = [self._chance.choice(self._nodes)]
-        if self._chance.random() < 0.2:
+        if self._chance.random() < GROUP_CHANCE:
             victims = [node for node in self._nodes if node.chain == victims[0].chain]
         for node in victims:
-            if node.is_up:
-                lost = node.crash()
-                self._tell("crash", f"{node.name} crashes, {lost} records lost")
-                if lost:
-                    self.faults["torn"] += 1
-                self._later(self._scenario.profile.down_ms, partial(self._restart, node))
+            if self._chance.random() < DOOM_CHANCE:
+                node.doom = (self._chance.randint(1, MAX_DOOM), self._guard(partial(self._kill, node)))
+            else:
+                self._kill(node)
+
+    def _kill(self, node: SimNode) -> None:
+        if node.is_up:
+            lost = node.crash()
+            self._tell("crash", f"{node.name} crashes, {lost} records lost", node)
+            if lost:
+                self.faults["torn"] += 1
+            self._later(self._scenario.profile.down_ms, partial(self._restart, node))
 
     def _restart(self, node: SimNode) -> None:
         if not node.is_up:
@@ -113,7 +129,7 @@ class Nemesis:
         node = self._chance.choice(self._nodes)
         if node.is_up and not node.is_frozen:
             node.freeze()
-            self._tell("freeze", f"{node.name} is stopped")
+            self._tell("freeze", f"{node.name} is stopped", node)
             self._later(self._scenario.profile.freeze_ms, node.thaw)
 
     def _jump(self) -> None:
@@ -127,7 +143,7 @@ class Nemesis:
         node = self._chance.choice(self._nodes)
         before = self._scenario.profile.disk_ms
         node.disk_ms = (200, 1_500)
-        self._tell("slow disk", f"the disk of {node.name} is slow")
+        self._tell("slow disk", f"the disk of {node.name} is slow", node)
 
         def recover() -> None:
             node.disk_ms = before

@@ -76,7 +76,11 @@ class SimNode:
         self.is_frozen = False
         self.is_byzantine = False
         self.clock_offset_ms = 0
+        self.last_kind = "Started"
+        """What it was doing when a fault strikes: the last event, for the report of coverage."""
         self.disk_ms = profile.disk_ms
+        self.doom: tuple[int, Callable[[], None]] | None = None
+        """Effects until a fault strikes, and the fault: so crashes hit between the effects of one step."""
         self.tamper: Callable[[fx.Effect], fx.Effect | None] | None = None
         self.machine: ShardReplica | BeaconMachine
         self.executor: SimExecutor | None = None
@@ -109,6 +113,7 @@ class SimNode:
         self._is_syncing = False
         self._timers.clear()
         self._thawed.clear()
+        self.doom = None
         self.is_up, self.is_frozen = True, False
         if self.chain == BEACON:
             self.machine = BeaconMachine(
@@ -150,6 +155,7 @@ class SimNode:
         """Kill the process and its power; return how many records are lost."""
         self.is_up = False
         self._life += 1
+        self._outbox.clear()
         if self.executor is not None:
             self.executor.stop()
         return self.disk.crash(self._chance)
@@ -183,16 +189,26 @@ class SimNode:
         clock, trace = self._clock, self._trace
         kind = type(event.message).__name__ if isinstance(event, MessageReceived) else type(event).__name__
         trace.add(clock.now_ms, self._label, kind)
+        self.last_kind = kind
         effects = self.machine.step(event, GENESIS_MS + clock.now_ms + self.clock_offset_ms)
         if trace.is_shown:
             trace.tell(clock.now_ms, self._label, describe_step(event, effects))
         tamper = self.tamper
+        life = self._life
         for effect in effects:
-            if tamper is None:
-                self._perform(effect)
-            elif (changed := tamper(effect)) is not None:
+            changed = effect if tamper is None else tamper(effect)
+            if changed is not None and not self._is_struck(life):
                 self._perform(changed)
         self._drain()
+
+    def _is_struck(self, life: int) -> bool:
+        """Tell whether the process of ``life`` is gone, or goes now because its doom has come."""
+        if self.doom is not None and self.is_up:
+            effects_left, strike = self.doom
+            self.doom = (effects_left - 1, strike) if effects_left > 1 else None
+            if self.doom is None:
+                strike()
+        return self._life != life
 
     def _perform(self, effect: fx.Effect) -> None:
         match effect:
@@ -220,7 +236,8 @@ class SimNode:
 
     def _drain(self) -> None:
         """Perform the outbox up to the next barrier that is not on disk yet."""
-        while self._outbox and not self._is_syncing:
+        life = self._life
+        while self._outbox and not self._is_syncing and not self._is_struck(life):
             match self._outbox.popleft():
                 case fx.Persist(records):
                     for record in records:

@@ -33,6 +33,7 @@ class Report(msgspec.Struct, frozen=True):
     heights: dict[int, int]
     counters: dict[str, int]
     faults: dict[str, int]
+    coverage: dict[str, int]
     bus: dict[str, int]
 
 
@@ -165,5 +166,6 @@ class World:
             heights={int(chain): height for chain, height in self.checker.get_heights().items()},
             counters={**self.checker.counters, **engines},
             faults=dict(self.nemesis.faults),
+            coverage=dict(self.nemesis.coverage),
             bus=dict(self.bus.counters),
         )

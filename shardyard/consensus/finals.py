@@ -15,7 +15,7 @@ MAX_RECENT_BLOCKS = 128
 MAX_RECENT_BYTES = 32 * 1024 * 1024
 """Bytes of bodies in the window of recent final blocks."""
 MAX_RANGE_BLOCKS = 32
-"""Blocks in one range answer; with their proofs built from the hash chain this keeps final records small."""
+"""Blocks in one range answer, whatever was asked for."""
 MAX_RANGE_BYTES = 8 * 1024 * 1024
 
 

@@ -22,6 +22,8 @@ from shardyard.messages import BlockRequest, BlockResponse, RangeRequest, RangeR
 MAX_REQUEST_HASHES = 16
 """Blocks one request may name."""
 MAX_RESPONSE_BYTES = 8 * 1024 * 1024
+RANGE_BLOCKS = 8
+"""Blocks asked for at a time: every one of them gets a final record with the path to the last, so more would swell the log."""
 LARGE_LAG = 4
 """Blocks behind from which a range is asked for at once; a smaller gap usually closes by itself."""
 
@@ -202,7 +204,7 @@ class Sync:
         peer = self._range.choose(height)
         if peer is None:
             return []
-        return [Send(peer, RangeRequest(self._config.shard, Height(height + 1), MAX_RANGE_BLOCKS))]
+        return [Send(peer, RangeRequest(self._config.shard, Height(height + 1), RANGE_BLOCKS))]
 
     def _tick_range(self) -> list[Effect]:
         if self._is_range_ticking:

@@ -193,3 +193,18 @@ def test_i15_a_machine_that_is_not_deterministic(monkeypatch):
 
     monkeypatch.setattr(SimNode, "_perform", moody)
     assert run(1, scenario=scenario).report.trace_hash != plain
+
+
+def test_i7_votes_signed_before_what_they_rest_on_is_on_disk(monkeypatch):
+    """The driver's first mistake: a FINAL on record whose block a power cut took forbids SKIP for ever (S5)."""
+    original = SimNode._perform
+
+    def hasty(self, effect):
+        if isinstance(effect, fx.Sign):
+            self._sign(effect.requests)
+        else:
+            original(self, effect)
+
+    monkeypatch.setattr(SimNode, "_perform", hasty)
+    profile = FaultProfile(crashes=25, down_ms=(10, 800), slow_disks=20, disk_ms=(5, 300))
+    assert find(seeds=range(20), replicas=1, beacon_replicas=1, profile=profile) == "I7"
