@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import rich_click as click
+
 from node.cli.output import get_name_flag
 from node.cli.remedies import get_remedy
 from node.cli.root import EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_REJECTED, EXIT_USAGE, CliError
@@ -57,6 +59,10 @@ class RpcClient:
             parts.hostname or "127.0.0.1", parts.port, timeout=RPC_TIMEOUT_S
         )
 
+    def close(self) -> None:
+        """Close the kept connection; a later request opens another."""
+        self._connection.close()
+
     def request(self, method: str, *params: object) -> Any:
         """Return the result of ``method``; raises ``RpcError``, or ``CliError`` when nobody answers."""
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
@@ -96,6 +102,13 @@ class Session:
         self.network: Network = open_network(self.root)
         self._clients: dict[int, RpcClient] = {}
         self._endpoints: dict[str, Any] | None = None
+        if (context := click.get_current_context(silent=True)) is not None:
+            context.call_on_close(self.close)
+
+    def close(self) -> None:
+        """Close every connection; they are opened again when they are needed."""
+        for client in self._clients.values():
+            client.close()
 
     @property
     def endpoints(self) -> dict[str, Any]:
@@ -128,11 +141,8 @@ class Session:
         if shard not in self._clients:
             url = self.endpoints["shards"][shard]["rpc"]
             client = RpcClient(url, name=self.name, shard=shard, describe_silence=self._describe_silence)
-            try:
-                found = client.request("shard_info")["network"]
-            except RpcError:
-                found = None
-            if found != "0x" + self.network.genesis.network.hex():
+            if _ask_network(client) != "0x" + self.network.genesis.network.hex():
+                client.close()
                 raise CliError(
                     f"another network answers at {url}, {self.name!r} is not running; "
                     f"try: shardyard up{self.name_flag} --port-base 0",
@@ -186,3 +196,11 @@ class Session:
         except ControlError:
             return False
         return True
+
+
+def _ask_network(client: RpcClient) -> object:
+    """Return the id of the network that ``client`` reaches, None when it is no network of ours."""
+    try:
+        return client.request("shard_info")["network"]
+    except (RpcError, KeyError, TypeError):
+        return None

@@ -1,0 +1,128 @@
+"""A command never talks to a network that it does not mean, and says what it found instead."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.cli.root import CliError
+from node.cli.session import RpcError, Session
+from node.config import Options
+from node.network import Network, create_network, write_json
+
+
+class Answering:
+    """A JSON-RPC server that answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {}
+        answers = self.answers
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                answer = answers.get(
+                    request["method"], {"error": {"code": -32601, "message": "method not found"}}
+                )
+                body = answer if isinstance(answer, bytes) else json.dumps({"id": 1, **answer}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its base says so
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def answering() -> Iterator[Answering]:
+    found = Answering()
+    thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def network(home: Path, answering: Answering) -> Network:
+    made = create_network(home / "mine", Options(name="mine", shards=1, seed=1))
+    write_json(made.root / "endpoints.json", {"shards": [{"shard": 0, "rpc": answering.url}]})
+    answering.answers["shard_info"] = {"result": {"network": "0x" + made.genesis.network.hex()}}
+    return made
+
+
+@pytest.fixture
+def session(network: Network) -> Iterator[Session]:
+    found = Session("mine")
+    yield found
+    found.close()
+
+
+def test_our_own_network_is_talked_to(session: Session, answering: Answering) -> None:
+    answering.answers["eth_blockNumber"] = {"result": "0x5"}
+    assert session.get_client(0).request("eth_blockNumber") == "0x5"
+
+
+@pytest.mark.parametrize(
+    "answer", [{"result": {"network": "0x00"}}, {"error": {"code": -32601, "message": "x"}}, {"result": None}]
+)
+def test_whoever_else_has_our_port_gets_nothing_signed(
+    session: Session, answering: Answering, answer: Any
+) -> None:
+    answering.answers["shard_info"] = answer
+    with pytest.raises(
+        CliError, match=r"another network answers at .* try: shardyard up --name mine --port-base 0"
+    ) as raised:
+        session.get_client(0)
+    assert raised.value.exit_code == 3
+
+
+def test_server_that_speaks_no_json_rpc_is_as_good_as_silent(session: Session, answering: Answering) -> None:
+    answering.answers["shard_info"] = b"<html>hello</html>"
+    with pytest.raises(CliError, match="network 'mine' is not running; try: shardyard up --name mine"):
+        session.get_client(0)
+
+
+def test_shard_that_is_not_there_is_usage(session: Session) -> None:
+    with pytest.raises(CliError, match=r"shard: got 1, expected 0\.\.0") as raised:
+        session.get_client(1)
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "code", "exit_code"),
+    [
+        ("eth_sendRawTransaction", -32000, 4),
+        ("eth_call", 3, 4),
+        ("eth_getBlockByNumber", -32000, 1),
+        ("eth_getBlockByNumber", -32602, 2),
+    ],
+)
+def test_refusal_is_a_verdict_only_where_a_transaction_is_judged(
+    session: Session, answering: Answering, method: str, code: int, exit_code: int
+) -> None:
+    answering.answers[method] = {"error": {"code": code, "message": "some words"}}
+    with pytest.raises(RpcError, match="^some words; try: ") as raised:
+        session.get_client(0).request(method)
+    assert raised.value.exit_code == exit_code
+
+
+def test_custom_error_of_a_contract_is_shown_with_its_selector(
+    session: Session, answering: Answering
+) -> None:
+    answering.answers["eth_call"] = {
+        "error": {"code": 3, "message": "execution reverted", "data": "0xdeadbeef"}
+    }
+    with pytest.raises(RpcError, match="execution reverted with 0xdeadbeef"):
+        session.get_client(0).request("eth_call")
