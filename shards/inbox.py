@@ -189,9 +189,9 @@ class BeaconFollower:
         height = block.header.height
         if height <= self._head.ref.height:
             return []
-        self._known_height = max(self._known_height, height)
+        outputs = self._note_height(height)
         self._keep_ahead(_Ahead(sender, block, proof, is_proven=False))
-        outputs = self._advance()
+        outputs.extend(self._advance())
         if (
             self._pending is None
             and self._head.ref.height + 1 < self._known_height
@@ -236,8 +236,8 @@ class BeaconFollower:
 
     def on_status(self, height: int) -> list[FollowerOutput]:
         """Take the beacon's height as a hint."""
-        self._known_height = max(self._known_height, height)
-        return self._request_range() if self._is_behind() else []
+        outputs = self._note_height(height)
+        return [*outputs, *self._request_range()] if self._is_behind() else outputs
 
     def on_timer(self, name: str) -> list[FollowerOutput]:
         """Ask again for what is missing: bundles of the next block, or blocks after the head."""
@@ -400,6 +400,15 @@ class BeaconFollower:
     def _choose_node(self) -> NodeId:
         self._attempts += 1
         return self._beacon_nodes[self._attempts % len(self._beacon_nodes)]
+
+    def _note_height(self, height: int) -> list[FollowerOutput]:
+        """Remember how far the beacon is. It speaks again: what was asked while it was silent may be lost, so look soon."""
+        is_news = height > self._known_height
+        self._known_height = max(self._known_height, height)
+        if not is_news or not self._idle_rounds:
+            return []
+        self._idle_rounds = 0
+        return [self._schedule()]
 
     def _is_behind(self) -> bool:
         return (
