@@ -283,15 +283,27 @@ def test_stopped_node_is_found_by_the_doctor_and_started_again(network, eventual
 # --- watching ---
 
 
-def test_watcher_sees_a_message_from_emission_to_beacon_final(network):
-    watching = network.start("watch", "--duration", "9", "--json")
+def test_watcher_sees_a_message_from_emission_to_beacon_final_and_ends_by_interrupt(network):
+    watching = network.start("watch", "--json")
+    entries = [json.loads(watching.stdout.readline())]  # it is connected
     sent = network.read("tx", "xsend", "--from", "4", "--src", "2", "--dst", "0", "--value", "1ether")
-    entries = [json.loads(line) for line in watching.communicate(timeout=40)[0].splitlines()]
-    message = sent["hops"][0]["id"].removeprefix("0x")
-    stages = [entry["stage"] for entry in entries if entry.get("id") == message]
-    assert stages == ["emitted", "beacon-final", "delivered"]
-    kinds = {entry["kind"] for entry in entries}
-    assert {"block.final", "beacon.final", "crosslink.final"} <= kinds
+    message, executed = sent["hops"][0]["id"].removeprefix("0x"), sent["hops"][0]["delivered"]["blockNumber"]
+
+    def is_over(entry):
+        final = entry["kind"] == "crosslink.final" and entry["chain"] == "shard-0"
+        return final and entry["last_height"] >= executed
+
+    while not is_over(entries[-1]):
+        entries.append(json.loads(watching.stdout.readline()))
+    watching.send_signal(signal.SIGINT)
+    watching.communicate(timeout=20)
+    assert watching.returncode == 0
+    assert [entry["stage"] for entry in entries if entry.get("id") == message] == [
+        "emitted",
+        "beacon-final",
+        "delivered",
+    ]
+    assert {"block.final", "beacon.final", "crosslink.final"} <= {entry["kind"] for entry in entries}
 
 
 def test_watcher_asks_the_shards_while_there_is_no_broker(network, eventually):

@@ -113,7 +113,7 @@ def test_refusal_is_a_verdict_only_where_a_transaction_is_judged(
     session: Session, answering: Answering, method: str, code: int, exit_code: int
 ) -> None:
     answering.answers[method] = {"error": {"code": code, "message": "some words"}}
-    with pytest.raises(RpcError, match="^some words; try: ") as raised:
+    with pytest.raises(RpcError, match=r"^some words; try: ") as raised:
         session.get_client(0).request(method)
     assert raised.value.exit_code == exit_code
 
