@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -17,14 +18,19 @@ from shardyard.errors import ConfigError
 FORMAT_VERSION = 1
 
 
+Hash = Annotated[str, msgspec.Meta(pattern="^0x[0-9a-f]{64}$")]
+Sender = Annotated[str, msgspec.Meta(pattern="^(0x[0-9a-f]{40})?$")]
+Message = Annotated[str, msgspec.Meta(pattern="^(0x[0-9a-f]{64})?$")]
+
+
 class Answered(msgspec.Struct, frozen=True):
     """One answered transaction; ``sender`` and ``nonce`` allow to prove that it was replaced. Hashes as 0x hex."""
 
     shard: int
-    hash: str
-    sender: str = ""
+    hash: Hash
+    sender: Sender = ""
     nonce: int = -1
-    message: str = ""
+    message: Message = ""
     """Id of the message it emits."""
     dst: int = -1
 
@@ -50,14 +56,16 @@ class AnsweredSummary(msgspec.Struct, frozen=True):
     delivered: int
 
 
-def read_answered(path: Path) -> tuple[Answered, ...]:
-    """Return the transactions in ``path``; raises ``ConfigError`` for a file of another shape."""
+def read_answered(path: Path, shard_count: int) -> tuple[Answered, ...]:
+    """Return the transactions in ``path``; raises ``ConfigError`` for a file of another shape or network."""
     try:
         found = msgspec.convert(json.loads(path.read_text()), AnsweredFile)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}; try: the answered.json of a load run") from error
     if found.version != FORMAT_VERSION:
         raise ConfigError(f"{path}: got version {found.version}, expected {FORMAT_VERSION}; try: a newer load run")
+    if any(not 0 <= item.shard < shard_count or item.dst >= shard_count for item in found.transactions):
+        raise ConfigError(f"{path}: got shards of another network, expected shards below {shard_count}; try: another --name")
     return found.transactions
 
 

@@ -77,6 +77,8 @@ class BeaconReplay:
         for crosslink in crosslinks:
             emitted = self._flow.on_crosslink(height, crosslink)
             self._settle(crosslink, emitted, where)
+        for shard, inbox in zip(self._shards, self._flow.inboxes, strict=True):
+            shard.verify_arrivals(height, inbox.list_arrivals(height))
         fees = dict(self.views[height - 1].link_base_fees)
         fees.update((crosslink.shard, crosslink.base_fee) for crosslink in crosslinks)
         ref = BeaconRef(height=block.header.height, hash=block.hash, epoch=block.header.epoch)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from node.audit.findings import Findings, Promise
 from node.audit.logs import ChainLog, iterate_chain
 from shards.policy import verify_body, verify_header
-from shardyard.blocks import Block, FinalityProof
+from shardyard.blocks import BeaconContent, Block, FinalityProof, ShardContent
 from shardyard.consensus.justify import check_block, check_link, verify_justification
 from shardyard.consensus.proofs import verify_proof_with
 from shardyard.consensus.votes import Certificate, VoteKind, compute_vote_message, verify_certificate
@@ -70,6 +70,7 @@ def verify_chain(
     book = CertificateBook(genesis, log, crypto, findings)
     parent = genesis.get_genesis_block(log.chain)
     hashes = [parent.hash]
+    expected = BeaconContent if log.chain == BEACON else ShardContent
     for block, proof in iterate_chain(log, findings):
         where = f"{log.node} block {block.header.height}"
         findings.count(Promise.CHAINS)
@@ -82,7 +83,7 @@ def verify_chain(
             _verify_proposal(book, crypto, block)
         except RemoteProtocolError as error:
             findings.add(Promise.CHAINS, where, str(error))
-            if block.header.parent != parent.hash:
+            if block.header.parent != parent.hash or not isinstance(block.header.content, expected):
                 break  # what follows belongs to another chain
         _verify_finality(book, block, proof, where, findings)
         hashes.append(block.hash)

@@ -56,6 +56,15 @@ class Inbox:
         )
         return waiting[: count_deliveries((item.gas for item in waiting), inbox_gas)]
 
+    def list_arrivals(self, beacon_height: int) -> list[bytes]:
+        """Return the encoded receipts that the beacon block of ``beacon_height`` added, the newest one."""
+        newest: list[bytes] = []
+        for item in reversed(self._items):
+            if item.beacon_height != beacon_height:
+                break
+            newest.append(item.data)
+        return newest[::-1]
+
     def get_waiting_escrow(self, position: int) -> int:
         """Return the wei in receipts after ``position``."""
         return sum(item.escrow for item in self._items[position - self.pruned :])

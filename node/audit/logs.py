@@ -19,7 +19,14 @@ from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode
 from shardyard.consensus.votes import Certificate
 from shardyard.crosslinks import CrosslinkSubmission
-from shardyard.effects import BeaconRecord, BlockRecord, CertificateRecord, FinalRecord, SubmissionRecord
+from shardyard.effects import (
+    BeaconRecord,
+    BlockRecord,
+    CertificateRecord,
+    ExecutionRecord,
+    FinalRecord,
+    SubmissionRecord,
+)
 from shardyard.errors import DecodeError
 from shardyard.ids import Hash32, NodeId, ShardId
 
@@ -49,6 +56,7 @@ class ChainLog:
         self._descriptors: list[int] = []
         self._blocks: dict[Hash32, Place] = {}
         self._states: dict[Hash32, Place] = {}
+        self._outboxes: dict[Hash32, Place] = {}
         self._submissions: dict[Hash32, Place] = {}
         self._followed: dict[int, Place] = {}
         names = sorted(path.glob("*.log"))
@@ -87,6 +95,11 @@ class ChainLog:
         """Return the bodies of a crosslink."""
         record = self._read(self._submissions.get(crosslink))
         return record.submission if isinstance(record, SubmissionRecord) else None
+
+    def get_outbox(self, block_hash: Hash32) -> tuple[bytes, ...] | None:
+        """Return what the machine noted that a block emitted."""
+        record = self._read(self._outboxes.get(block_hash))
+        return record.outbox if isinstance(record, ExecutionRecord) else None
 
     def get_followed(self, height: int) -> BeaconRecord | None:
         """Return the beacon block that a shard followed at ``height``."""
@@ -158,8 +171,8 @@ class ChainLog:
                 self._submissions[submission.crosslink.hash] = place
             case BeaconRecord(block):
                 self._followed[block.header.height] = place
-            case _:
-                pass  # an outbox as it was executed; it is derived anew
+            case ExecutionRecord(block_hash):
+                self._outboxes[block_hash] = place
 
     def _add_final(self, record: FinalRecord, place: Place, where: str) -> None:
         if record.height <= self.height:

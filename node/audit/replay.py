@@ -74,6 +74,18 @@ class ShardReplay:
         """Return the sum of all balances after the last executed block."""
         return int.from_bytes(self._core.total_supply(self.head.hash), "big")
 
+    def verify_arrivals(self, beacon_height: int, arrivals: Sequence[bytes]) -> None:
+        """Compare what a beacon block put into the inbox with what the node wrote down, from which it would deliver."""
+        for log in self._replicas:
+            record = log.get_followed(beacon_height)
+            if record is None:
+                continue
+            self._findings.count(Promise.ORDER, len(arrivals))
+            if [data for bundle in record.bundles for data in bundle] != arrivals:
+                self._findings.add(
+                    Promise.ORDER, f"{log.node} beacon block {beacon_height}", "the inbox in the log is another one"
+                )
+
     def get_nonce(self, address: bytes) -> int:
         """Return an account's nonce after the last executed block."""
         found = self._core.account(self.head.hash, address)
@@ -151,6 +163,8 @@ class ShardReplay:
             self._findings.add(Promise.EXECUTION, where, "the state diff in the log is not what execution gives")
         elif record.outcomes != result.outcomes:
             self._findings.add(Promise.EXECUTION, where, "the outcomes in the log are not what execution gives")
+        elif log.get_outbox(block.hash) != tuple(result.outbox):
+            self._findings.add(Promise.EXECUTION, where, "the outbox in the log is not what execution gives")
 
 
 def build_genesis_view(genesis: Genesis) -> BeaconView:

@@ -26,7 +26,7 @@ def audit(*, answered: Path | None, name: str, as_json: bool) -> int:
     from node.audit.audit import VERDICT_COLUMNS, audit_network, build_rows
 
     network = open_network(get_home() / name)
-    transactions = read_answered(answered) if answered is not None else None
+    transactions = read_answered(answered, network.genesis.shard_count) if answered is not None else None
     report = audit_network(network, transactions, None if as_json else say)
     if as_json:
         print_json(msgspec.to_builtins(report))
@@ -36,6 +36,8 @@ def audit(*, answered: Path | None, name: str, as_json: bool) -> int:
         for finding in row.findings[1:]:
             say(f"{row.promise}: {finding}")
     flying = f", {report.in_flight} in flight" if report.in_flight else ""
-    say(f"{report.messages_emitted} messages emitted, {report.messages_delivered} delivered{flying}; {report.seconds} s")
+    say(
+        f"{report.messages_emitted} messages emitted, {report.messages_delivered} delivered{flying}; {report.seconds} s"
+    )
     say("all held" if report.held else "NOT all held")
     return 0 if report.held else EXIT_CHECK_FAILED

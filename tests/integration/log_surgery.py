@@ -3,6 +3,7 @@
 What a torn disk does is seen by the checksums; what is planted here is what only an auditor can see.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from shardyard.blocks import Block, CertifiedHeader, FinalityProof, Justificatio
 from shardyard.codec import decode, encode
 from shardyard.consensus.votes import Certificate, VoteKind, compute_vote_message
 from shardyard.effects import BlockRecord, FinalRecord
+from shardyard.errors import DecodeError
 from shardyard.ids import Slot
 from shardyard.quorum import encode_bitmap
 
@@ -39,7 +41,10 @@ def read_entries(network: Network, node: str) -> list[LogEntry]:
 def write_entries(network: Network, node: str, entries: list[LogEntry]) -> None:
     data = bytearray(encode_header(LOG_FILE_KIND, network.genesis.network, 0))
     for entry in entries:
-        label = _compute_label(entry.decode_record()) if entry.kind is EntryKind.KERNEL else b""
+        label = b""
+        if entry.kind is EntryKind.KERNEL:
+            with contextlib.suppress(DecodeError):
+                label = _compute_label(entry.decode_record())
         data += encode_frame(len(data), 0, entry.kind, entry.payload, label=label)
     get_log_file(network, node).write_bytes(bytes(data))
 

@@ -55,12 +55,22 @@ def test_nonce_behind_answered_ones_is_missing():
 def test_file_of_a_load_run_is_read(tmp_path):
     path = tmp_path / "answered.json"
     path.write_text(json.dumps({"version": 1, "transactions": [{"shard": 0, "hash": "0x" + "01" * 32}]}))
-    assert read_answered(path)[0].shard == 0
+    assert read_answered(path, 2)[0].shard == 0
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 2, "transactions": []}', '{"transactions": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"version": 2, "transactions": []}',
+        '{"transactions": []}',
+        '{"version": 1, "transactions": [{"shard": 0, "hash": "0x12"}]}',
+        '{"version": 1, "transactions": [{"shard": 2, "hash": "0x' + "01" * 32 + '"}]}',
+    ],
+)
 def test_file_of_another_shape_is_refused_with_a_way_out(tmp_path, text):
     path = tmp_path / "answered.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match="try:"):
-        read_answered(path)
+        read_answered(path, 2)
