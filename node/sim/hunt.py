@@ -52,7 +52,7 @@ class Hunt(msgspec.Struct):
         """Count a finished seed."""
         self.seeds += 1
         self.simulated_s += result.simulated_s
-        self.run_s += result.wall_s
+        self.run_s += result.cpu_s
         if result.report is not None:
             self.faults.update(result.report.faults)
             self.coverage.update(result.report.coverage)

@@ -1,7 +1,6 @@
 """The whole network from seeds: real machines, real executor, virtual time, faults of every class."""
 
 import sys
-import time
 
 import msgspec
 import pytest
@@ -12,7 +11,7 @@ from node.sim.scenario import FaultProfile, Scenario, draw_scenario
 
 SEEDS = range(60)
 MINUTES = 2.0
-TIME_BOX_S = 150
+TIME_BOX_S = 170
 
 
 def run_scenario(seed=1, **changes):
@@ -86,11 +85,9 @@ def test_a_result_says_how_to_replay_it():
 def test_hunting_is_fast_enough(tmp_path):
     scenario = Scenario(duration_ms=60_000, settle_ms=20_000, replicas=1, beacon_replicas=1)
     run(1, scenario=scenario)
-    started = time.perf_counter()
-    assert run(1, scenario=scenario).is_ok
-    assert 60 / (time.perf_counter() - started) > 50, (
-        "simulated seconds per second, four times below what is usual"
-    )
+    result = run(1, scenario=scenario)
+    assert result.is_ok
+    assert result.simulated_s / result.cpu_s > 50, "simulated seconds per second of one core; 300 are usual"
     assert main(["--seeds", "2", "--minutes", "0.25", "--json", str(tmp_path / "hunt.json"), "--check"]) in {
         0,
         6,
