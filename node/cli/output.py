@@ -7,16 +7,22 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from node.config import get_default_name
-
 SCHEMA_VERSION = 1
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _get_default_name() -> str:
+    from node.config import get_default_name  # for the help of the root it is not needed
+
+    return get_default_name()
+
+
 def network_option(function: F) -> F:
     """Add ``--name`` and ``--json``, which every command of a network has."""
-    function = click.option("--name", default=get_default_name, show_default="dev", help="Network.")(function)
+    function = click.option("--name", default=_get_default_name, show_default="dev", help="Network.")(
+        function
+    )
     return json_option(function)
 
 
