@@ -75,7 +75,7 @@ async def ask(path: Path, method: str, /, *, timeout_s: float = 5.0, **params: A
             finally:
                 writer.close()
     except (OSError, TimeoutError) as error:
-        raise NoAnswerError(f"no answer at {path.name}: {error or 'timed out'}") from error
+        raise NoAnswerError(f"no answer at {path.name}: {str(error) or 'timed out'}") from error
     if not line:
         raise NoAnswerError(f"no answer at {path.name}: the connection was closed")
     answer = json.loads(line)
