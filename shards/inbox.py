@@ -315,7 +315,7 @@ class BeaconFollower:
                     outputs.append(build_refusal(self._shard, item.sender, error))
                     break
                 if not self._is_complete(self._pending):
-                    outputs.append(SetTimer(BUNDLE_TIMER, 2 * self._genesis.preset.delta_ms))
+                    outputs.extend(self._await_bundles(self._pending.block.header.height))
             pending = self._pending
             if not self._is_complete(pending):
                 break
@@ -422,16 +422,22 @@ class BeaconFollower:
         first = Height(self._head.ref.height + 1)
         return [Send(self._choose_node(), RangeRequest(shard=BEACON, first_height=first, count=RANGE_COUNT))]
 
-    def _request_bundles(self) -> list[FollowerOutput]:
+    def _await_bundles(self, height: int) -> list[FollowerOutput]:
+        """Give fresh announcements a moment; the bundles of an old block come only when asked for, so ask at once."""
+        if height + 1 < self._known_height:
+            return self._request_bundles(is_old=True)
+        return [SetTimer(BUNDLE_TIMER, 2 * self._genesis.preset.delta_ms)]
+
+    def _request_bundles(self, *, is_old: bool = False) -> list[FollowerOutput]:
         if self._pending is None:
             return []
         outputs: list[FollowerOutput] = []
         for wanted in self._pending.wanted:
             if (wanted.crosslink, wanted.src) in self._pending.bundles:
                 continue
-            # X10: beacon and source both serve it; every third time ask the source.
+            # X10: beacon and source both serve it; every third time ask the source, which keeps no old ones.
             node = self._choose_node()
-            if self._attempts % 3 == 0:
+            if self._attempts % 3 == 0 and not is_old:
                 node = NodeId(f"shard-{wanted.src}-0")
             request = BundleRequest(crosslink=wanted.crosslink, src=wanted.src, dst=self._shard)
             outputs.append(Send(node, request))

@@ -9,7 +9,8 @@ from typing import Final
 
 from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode, encode
-from shardyard.effects import BlockRecord, FinalRecord, Record
+from shardyard.crosslinks import CrosslinkSubmission
+from shardyard.effects import BlockRecord, FinalRecord, Record, SubmissionRecord
 from shardyard.ids import Hash32
 
 MAX_RECORD_BYTES: Final = 64 * 1024 * 1024
@@ -27,13 +28,14 @@ class StateDiff:
 
 
 class SimDisk:
-    """The block log of one node, and a ``BlockSource`` over it."""
+    """The block log of one node: a source of old final blocks and, on the beacon, of old submissions."""
 
     def __init__(self) -> None:
         self._synced: list[bytes | StateDiff] = []
         self._pending: list[bytes | StateDiff] = []
         self._blocks: dict[Hash32, Block] = {}
         self._finals: dict[int, tuple[Block, FinalityProof]] = {}
+        self._submissions: dict[Hash32, CrosslinkSubmission] = {}
 
     def append(self, record: Record) -> None:
         """Write a record without waiting for the disk."""
@@ -59,7 +61,7 @@ class SimDisk:
 
     def read(self) -> tuple[list[Record], dict[Hash32, StateDiff]]:
         """Read the log from its beginning, as after a restart."""
-        self._blocks, self._finals = {}, {}
+        self._blocks, self._finals, self._submissions = {}, {}, {}
         records: list[Record] = []
         states: dict[Hash32, StateDiff] = {}
         for item in self._synced:
@@ -75,8 +77,14 @@ class SimDisk:
         """Return the final block at ``height`` with its proof."""
         return self._finals.get(height)
 
+    def get_submission(self, crosslink: Hash32) -> CrosslinkSubmission | None:
+        """Return the submission behind a crosslink."""
+        return self._submissions.get(crosslink)
+
     def _index(self, record: Record) -> None:
         if isinstance(record, BlockRecord):
             self._blocks[record.block.hash] = record.block
         elif isinstance(record, FinalRecord):
             self._finals[record.height] = (self._blocks.pop(record.block_hash), record.proof)
+        elif isinstance(record, SubmissionRecord):
+            self._submissions[record.submission.crosslink.hash] = record.submission

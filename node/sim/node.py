@@ -117,7 +117,12 @@ class SimNode:
         self.is_up, self.is_frozen = True, False
         if self.chain == BEACON:
             self.machine = BeaconMachine(
-                self._genesis, CRYPTO, self.keys, self.disk, build_engine=self._build_engine
+                self._genesis,
+                CRYPTO,
+                self.keys,
+                self.disk,
+                build_engine=self._build_engine,
+                submissions=self.disk,
             )
             self.machine.recover(records)
         else:
