@@ -139,17 +139,30 @@ class Session:
                 EXIT_USAGE,
             )
         if shard not in self._clients:
-            url = self.endpoints["shards"][shard]["rpc"]
-            client = RpcClient(url, name=self.name, shard=shard, describe_silence=self._describe_silence)
-            if _ask_network(client) != "0x" + self.network.genesis.network.hex():
-                client.close()
-                raise CliError(
-                    f"another network answers at {url}, {self.name!r} is not running; "
-                    f"try: shardyard up{self.name_flag} --port-base 0",
-                    EXIT_NOT_RUNNING,
-                )
-            self._clients[shard] = client
+            self._clients[shard] = self._open_client(shard)
         return self._clients[shard]
+
+    def _open_client(self, shard: int) -> RpcClient:
+        """Return a client of the first replica of ``shard`` that answers."""
+        endpoint = self.endpoints["shards"][shard]
+        urls = list(endpoint.get("nodes", {}).values()) or [endpoint["rpc"]]
+        for url in urls:
+            client = RpcClient(url, name=self.name, shard=shard, describe_silence=self._describe_silence)
+            try:
+                found = _ask_network(client)
+            except CliError:
+                if url == urls[-1] or not self.is_running():
+                    raise
+                continue
+            if found == "0x" + self.network.genesis.network.hex():
+                return client
+            client.close()
+            raise CliError(
+                f"another network answers at {url}, {self.name!r} is not running; "
+                f"try: shardyard up{self.name_flag} --port-base 0",
+                EXIT_NOT_RUNNING,
+            )
+        raise AssertionError("the last replica answers or raises")
 
     def parse_shards(self, text: str) -> list[int]:
         """Return the shards that ``--shard`` names: a number, or ``all``; raises ``CliError``."""

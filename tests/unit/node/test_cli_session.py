@@ -126,3 +126,14 @@ def test_custom_error_of_a_contract_is_shown_with_its_selector(
     }
     with pytest.raises(RpcError, match="execution reverted with 0xdeadbeef"):
         session.get_client(0).request("eth_call")
+
+
+def test_next_replica_is_asked_while_the_first_is_silent(
+    session: Session, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = {"shard-0-0": "http://127.0.0.1:1", "shard-0-1": answering.url}
+    write_json(
+        session.root / "endpoints.json", {"shards": [{"shard": 0, "rpc": nodes["shard-0-0"], "nodes": nodes}]}
+    )
+    monkeypatch.setattr(session, "is_running", lambda: True)
+    assert session.get_client(0).url == answering.url
