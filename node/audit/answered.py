@@ -63,9 +63,13 @@ def read_answered(path: Path, shard_count: int) -> tuple[Answered, ...]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}; try: the answered.json of a load run") from error
     if found.version != FORMAT_VERSION:
-        raise ConfigError(f"{path}: got version {found.version}, expected {FORMAT_VERSION}; try: a newer load run")
+        raise ConfigError(
+            f"{path}: got version {found.version}, expected {FORMAT_VERSION}; try: a newer load run"
+        )
     if any(not 0 <= item.shard < shard_count or item.dst >= shard_count for item in found.transactions):
-        raise ConfigError(f"{path}: got shards of another network, expected shards below {shard_count}; try: another --name")
+        raise ConfigError(
+            f"{path}: got shards of another network, expected shards below {shard_count}; try: another --name"
+        )
     return found.transactions
 
 
@@ -79,7 +83,9 @@ class AnsweredBook:
         self._delivered: Counter[tuple[int, bytes]] = Counter()
         self._wanted = {(item.shard, bytes.fromhex(item.hash[2:])) for item in transactions}
         self._nonces = {(item.shard, item.sender, item.nonce) for item in transactions}
-        self._messages = {(item.dst, bytes.fromhex(item.message[2:])) for item in transactions if item.message}
+        self._messages = {
+            (item.dst, bytes.fromhex(item.message[2:])) for item in transactions if item.message
+        }
 
     def on_block(self, shard: int, height: int, hashes: bytes, deliveries: Sequence[Sent]) -> None:
         """Look through one block: ``hashes`` of its transactions, 32 bytes each."""
@@ -103,10 +109,15 @@ class AnsweredBook:
             where = f"shard-{item.shard} transaction {item.hash}"
             times = self._included[item.shard, bytes.fromhex(item.hash[2:])]
             if times == 0:
-                next_nonce = get_nonce(item.shard, bytes.fromhex(item.sender[2:])) if item.sender else item.nonce
+                next_nonce = (
+                    get_nonce(item.shard, bytes.fromhex(item.sender[2:])) if item.sender else item.nonce
+                )
                 if next_nonce > item.nonce:
                     replaced += 1
-                elif any((item.shard, item.sender, nonce) not in self._nonces for nonce in range(next_nonce, item.nonce)):
+                elif any(
+                    (item.shard, item.sender, nonce) not in self._nonces
+                    for nonce in range(next_nonce, item.nonce)
+                ):
                     blocked += 1
                 else:
                     missing += 1
@@ -120,7 +131,11 @@ class AnsweredBook:
                 delivered += arrivals == 1
                 if arrivals != 1:
                     self._findings.add(
-                        Promise.ANSWERED, where, f"its message was delivered {arrivals} times on shard {item.dst}"
+                        Promise.ANSWERED,
+                        where,
+                        f"its message was delivered {arrivals} times on shard {item.dst}",
                     )
         messages = sum(bool(item.message) for item in self._transactions)
-        return AnsweredSummary(len(self._transactions), included, replaced, blocked, missing, messages, delivered)
+        return AnsweredSummary(
+            len(self._transactions), included, replaced, blocked, missing, messages, delivered
+        )

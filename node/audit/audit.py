@@ -80,8 +80,14 @@ def audit_network(
         beacon = BeaconReplay(network.genesis, chains[BEACON], hashes[BEACON], shards, flow, crypto, findings)
         beacon.run()
         beacon.finish()
-        say(f"executed {sum(shard.height for shard in shards)} blocks with {sum(s.transactions for s in shards)} transactions")
-        summary = book.finish(lambda shard, address: shards[shard].get_nonce(address)) if answered is not None else None
+        say(
+            f"executed {sum(shard.height for shard in shards)} blocks with {sum(s.transactions for s in shards)} transactions"
+        )
+        summary = (
+            book.finish(lambda shard, address: shards[shard].get_nonce(address))
+            if answered is not None
+            else None
+        )
         reports = [_report(chains[BEACON], beacon.height, 0)]
         reports += [_report(chains[shard.shard], shard.height, shard.transactions) for shard in shards]
     finally:

@@ -68,7 +68,9 @@ class BeaconReplay:
         try:
             crosslinks = read_body(self._genesis, block).crosslinks
         except InvalidBlockError as error:
-            self._findings.add(Promise.ORDER if "visit order" in str(error) else Promise.CROSSLINKS, where, str(error))
+            self._findings.add(
+                Promise.ORDER if "visit order" in str(error) else Promise.CROSSLINKS, where, str(error)
+            )
             return False
         for crosslink in crosslinks:
             self._findings.count(Promise.CROSSLINKS)
@@ -99,7 +101,9 @@ class BeaconReplay:
         if not shard.execute_to(crosslink.last_height, self.views):
             if not shard.broken:
                 self._findings.add(
-                    Promise.CHAINS, name, f"its blocks up to {crosslink.last_height} are not in the shard's log"
+                    Promise.CHAINS,
+                    name,
+                    f"its blocks up to {crosslink.last_height} are not in the shard's log",
                 )
             return False
         content = shard.head.shard_content
@@ -112,7 +116,9 @@ class BeaconReplay:
         )
         for what, got, expected in claims:
             if got != expected:
-                self._findings.add(Promise.CROSSLINKS, name, f"the {what} is not what the shard's blocks give")
+                self._findings.add(
+                    Promise.CROSSLINKS, name, f"the {what} is not what the shard's blocks give"
+                )
         return True
 
     def _settle(self, crosslink: Crosslink, emitted: int, where: str) -> None:
@@ -142,7 +148,9 @@ class BeaconReplay:
             for crosslink in crosslinks:
                 submission = self._log.get_submission(crosslink.hash)
                 if submission is None:
-                    self._findings.add(Promise.CROSSLINKS, where, f"the log lacks the bodies of shard {crosslink.shard}")
+                    self._findings.add(
+                        Promise.CROSSLINKS, where, f"the log lacks the bodies of shard {crosslink.shard}"
+                    )
                     return
                 accepted.append(self._check(before, submission))
             after = apply_crosslinks(before, accepted)
@@ -177,7 +185,9 @@ class BeaconReplay:
         if self._state is not None:
             books = self._state.get_supply()
             if (books.total, list(books.balances)) != (self._total, self._balances):
-                self._findings.add(Promise.SUPPLY, where, f"the beacon's books say {books}, executed {self._balances}")
+                self._findings.add(
+                    Promise.SUPPLY, where, f"the beacon's books say {books}, executed {self._balances}"
+                )
 
     def finish(self) -> None:
         """Execute what no crosslink carries yet, and count all wei once more at the very end."""
@@ -189,4 +199,6 @@ class BeaconReplay:
         held = sum(shard.get_supply() + shard.burnt for shard in self._shards)
         found = held + self._flow.sum_in_flight()
         if found != self._total:
-            self._findings.add(Promise.SUPPLY, "after the last blocks", f"got {found} wei in all, genesis had {self._total}")
+            self._findings.add(
+                Promise.SUPPLY, "after the last blocks", f"got {found} wei in all, genesis had {self._total}"
+            )

@@ -130,7 +130,9 @@ def compare_replicas(logs: Sequence[ChainLog], findings: Findings) -> list[Chain
         for height, final in enumerate(log.finals, start=1):
             if final.block_hash != longest.finals[height - 1].block_hash:
                 findings.add(
-                    Promise.FINALITY, f"{log.node} block {height}", f"{longest.node} has another final block there"
+                    Promise.FINALITY,
+                    f"{log.node} block {height}",
+                    f"{longest.node} has another final block there",
                 )
                 break
     return ordered
@@ -142,7 +144,9 @@ def verify_followed(log: ChainLog, beacon: Sequence[Hash32], findings: Findings)
     while height < len(beacon) and (record := log.get_followed(height)) is not None:
         findings.count(Promise.CHAINS)
         if record.block.hash != beacon[height]:
-            findings.add(Promise.CHAINS, f"{log.node} beacon block {height}", "the shard followed another beacon chain")
+            findings.add(
+                Promise.CHAINS, f"{log.node} beacon block {height}", "the shard followed another beacon chain"
+            )
             return
         height += 1
 

@@ -120,7 +120,9 @@ class ChainLog:
         number, offset = place
         frame = read_frame(self._descriptors[number], number, offset)
         if frame is None:
-            raise CorruptFileError(f"{self.node}: segment {number} changed at offset {offset} while it was audited")
+            raise CorruptFileError(
+                f"{self.node}: segment {number} changed at offset {offset} while it was audited"
+            )
         return LogEntry(EntryKind(frame.kind), frame.payload)
 
     # --- the first pass ---
@@ -143,7 +145,9 @@ class ChainLog:
             elif item.tail is Tail.TORN and is_last:
                 self.unfinished_bytes = os.fstat(descriptor).st_size - item.offset
             elif item.tail is not Tail.CLEAN:
-                self._findings.add(Promise.LOGS, where, f"damaged at offset {item.offset} ({item.tail.name.lower()})")
+                self._findings.add(
+                    Promise.LOGS, where, f"damaged at offset {item.offset} ({item.tail.name.lower()})"
+                )
                 return False
         return True
 

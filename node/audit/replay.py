@@ -58,7 +58,10 @@ class ShardReplay:
         self._core.set_base(self.head.hash, 0)
         findings.count(Promise.EXECUTION)
         if root != self.head.shard_content.state_root:
-            self._fail(0, f"the genesis state has root {root.hex()}, expected {self.head.shard_content.state_root.hex()}")
+            self._fail(
+                0,
+                f"the genesis state has root {root.hex()}, expected {self.head.shard_content.state_root.hex()}",
+            )
 
     @property
     def last_height(self) -> int:
@@ -83,7 +86,9 @@ class ShardReplay:
             self._findings.count(Promise.ORDER, len(arrivals))
             if [data for bundle in record.bundles for data in bundle] != arrivals:
                 self._findings.add(
-                    Promise.ORDER, f"{log.node} beacon block {beacon_height}", "the inbox in the log is another one"
+                    Promise.ORDER,
+                    f"{log.node} beacon block {beacon_height}",
+                    "the inbox in the log is another one",
                 )
 
     def get_nonce(self, address: bytes) -> int:
@@ -116,7 +121,9 @@ class ShardReplay:
             self._fail(height, f"refers to a beacon block at height {ref.height} that is not the final one")
             return False
         inbox = self._flow.inboxes[self.shard]
-        deliveries = inbox.offer(self.head.shard_content.inbox_position, ref.height, self._genesis.preset.inbox_gas)
+        deliveries = inbox.offer(
+            self.head.shard_content.inbox_position, ref.height, self._genesis.preset.inbox_gas
+        )
         if block.header.shard_content.delivery_count != len(deliveries):
             self._findings.add(
                 Promise.ORDER,
@@ -127,7 +134,9 @@ class ShardReplay:
 
     def _execute(self, block: Block, view: BeaconView, deliveries: list[Sent]) -> bool:
         header = block.header
-        context = BlockContext(header.slot, header.timestamp_ms, header.proposer, view.ref, view.link_base_fees)
+        context = BlockContext(
+            header.slot, header.timestamp_ms, header.proposer, view.ref, view.link_base_fees
+        )
         env = compute_env(self._genesis, self.head, context)
         self._findings.count(Promise.EXECUTION)
         try:
@@ -160,9 +169,13 @@ class ShardReplay:
         if record is None:
             self._findings.add(Promise.EXECUTION, where, "the log lacks its state")
         elif record.diff != result.diff:
-            self._findings.add(Promise.EXECUTION, where, "the state diff in the log is not what execution gives")
+            self._findings.add(
+                Promise.EXECUTION, where, "the state diff in the log is not what execution gives"
+            )
         elif record.outcomes != result.outcomes:
-            self._findings.add(Promise.EXECUTION, where, "the outcomes in the log are not what execution gives")
+            self._findings.add(
+                Promise.EXECUTION, where, "the outcomes in the log are not what execution gives"
+            )
         elif log.get_outbox(block.hash) != tuple(result.outbox):
             self._findings.add(Promise.EXECUTION, where, "the outbox in the log is not what execution gives")
 

@@ -172,4 +172,6 @@ def _choose_ports(count: int) -> int:
         base = random.SystemRandom().randrange(*PORT_RANGE)
         if all(is_free(port) for port in range(base, base + count)):
             return base
-    raise DevnetError(f"no {count} neighbouring ports are free in {PORT_RANGE[0]}..{PORT_RANGE[1]}; try: stop other networks")
+    raise DevnetError(
+        f"no {count} neighbouring ports are free in {PORT_RANGE[0]}..{PORT_RANGE[1]}; try: stop other networks"
+    )

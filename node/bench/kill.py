@@ -66,9 +66,17 @@ async def run_kills(folder: Path, options: KillOptions) -> tuple[list[Recovery],
 
 
 async def _kill_under_load(devnet: Devnet, options: KillOptions) -> tuple[list[Recovery], LoadRun]:
-    knobs = Knobs(options.shards, options.tps, CROSS_RATIO if options.shards > 1 else 0.0, accounts=32, seed=options.seed)
+    knobs = Knobs(
+        options.shards,
+        options.tps,
+        CROSS_RATIO if options.shards > 1 else 0.0,
+        accounts=32,
+        seed=options.seed,
+    )
     duration_s = WARM_UP_S + options.count * max(SECONDS_PER_KILL, GIVE_UP_S / 2)
-    load = LoadRun(devnet.urls, knobs, RunOptions(duration_s, drain_s=DRAIN_S, sign_ahead_s=SIGN_AHEAD_S), say)
+    load = LoadRun(
+        devnet.urls, knobs, RunOptions(duration_s, drain_s=DRAIN_S, sign_ahead_s=SIGN_AHEAD_S), say
+    )
     await load.prepare()
     rng = random.Random(options.seed)
     recoveries: list[Recovery] = []
@@ -94,10 +102,14 @@ async def _kill_under_load(devnet: Devnet, options: KillOptions) -> tuple[list[R
     return recoveries, load
 
 
-def judge(options: KillOptions, recoveries: list[Recovery], load: LoadResult, audit: AuditReport) -> BenchReport:
+def judge(
+    options: KillOptions, recoveries: list[Recovery], load: LoadResult, audit: AuditReport
+) -> BenchReport:
     """Return the report: every answered hash accounted for, nothing doubled, supply exact, finality back in time."""
     resumed = [recovery.resumed_s if recovery.resumed_s >= 0 else GIVE_UP_S for recovery in recoveries]
-    beacon = [recovery.beacon_final_s if recovery.beacon_final_s >= 0 else GIVE_UP_S for recovery in recoveries]
+    beacon = [
+        recovery.beacon_final_s if recovery.beacon_final_s >= 0 else GIVE_UP_S for recovery in recoveries
+    ]
     found = audit.answered
     assert found is not None, "the audit was given the answered transactions"
     targets: list[Target] = [

@@ -20,7 +20,9 @@ WARM_UP_S = 3.0
 async def measure_latency(folder: Path, duration_s: float, seed: int) -> BenchReport:
     """Run a light load, half of it across shards."""
     async with Devnet(folder, Options(name="latency", shards=4, validators=4)) as devnet:
-        say(f"network ready in {devnet.starts[0]:.2f} s; {TPS:g} tx/s for {duration_s:g} s, half of them across shards")
+        say(
+            f"network ready in {devnet.starts[0]:.2f} s; {TPS:g} tx/s for {duration_s:g} s, half of them across shards"
+        )
         knobs = Knobs(shards=4, tps=TPS, cross_ratio=CROSS_RATIO, accounts=16, seed=seed)
         result = await LoadRun(devnet.urls, knobs, RunOptions(duration_s + WARM_UP_S, WARM_UP_S), say).run()
     local, executed, final = (

@@ -78,6 +78,8 @@ def finish(report: BenchReport, json_path: Path | None, *, is_check: bool) -> in
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(msgspec.to_builtins(report), indent=1) + "\n")
-    sys.stdout.write(f"{report.bench}: {report.summary}; {'all targets met' if report.held else 'TARGETS MISSED'}\n")
+    sys.stdout.write(
+        f"{report.bench}: {report.summary}; {'all targets met' if report.held else 'TARGETS MISSED'}\n"
+    )
     sys.stdout.flush()
     return EXIT_MISSED if is_check and not report.held else 0

@@ -64,7 +64,16 @@ async def measure_startup(folder: Path, count: int) -> BenchReport:
 async def _start_once(devnet: Devnet, home: Path, *, is_fresh: bool) -> Start:
     options = devnet.options
     ports = ["--port-base", str(options.port_base), "--broker-port", str(options.broker_port)]
-    arguments = ["up", "-d", "--name", options.name, "-s", str(options.shards), *ports, *(["--fresh"] if is_fresh else [])]
+    arguments = [
+        "up",
+        "-d",
+        "--name",
+        options.name,
+        "-s",
+        str(options.shards),
+        *ports,
+        *(["--fresh"] if is_fresh else []),
+    ]
     environ = {**os.environ, "SHARDYARD_HOME": str(home)}
     launcher: psutil.Process | None = None
     before = _read_children_cpu_s()

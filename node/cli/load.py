@@ -67,7 +67,11 @@ def run(
     chosen = seed if seed is not None else time.time_ns() % 2**32
     knobs = Knobs(session.shard_count, tps, cross_ratio, accounts, zipf, chosen)
     options = RunOptions(
-        parse_seconds(duration), parse_seconds(warm_up), parse_seconds(drain), scenario, report_every_s=REPORT_EVERY_S
+        parse_seconds(duration),
+        parse_seconds(warm_up),
+        parse_seconds(drain),
+        scenario,
+        report_every_s=REPORT_EVERY_S,
     )
     session.ask_launcher("ping")
     urls = [endpoint["rpc"] for endpoint in session.endpoints["shards"]]

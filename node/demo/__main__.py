@@ -85,13 +85,20 @@ class Demo:
 
     def _build_load(self, devnet: Devnet, seed: int, duration_s: float) -> LoadRun:
         knobs = Knobs(shards=4, tps=self._tps, cross_ratio=0.3, accounts=16, seed=seed)
-        return LoadRun(devnet.urls, knobs, RunOptions(duration_s=duration_s, warm_up_s=1.0, sign_ahead_s=SIGN_AHEAD_S), self.say)
+        return LoadRun(
+            devnet.urls,
+            knobs,
+            RunOptions(duration_s=duration_s, warm_up_s=1.0, sign_ahead_s=SIGN_AHEAD_S),
+            self.say,
+        )
 
     async def _run_calm(self, devnet: Devnet) -> tuple[LoadResult, Story]:
         """Load while nothing is broken, and contracts beside it."""
         load = self._build_load(devnet, self._seed, self._calm_s)
         await load.prepare()
-        self.say(f"load: {self._tps:g} transactions/s for {self._calm_s:g} s, 30 % of them to another shard; contracts beside it")
+        self.say(
+            f"load: {self._tps:g} transactions/s for {self._calm_s:g} s, 30 % of them to another shard; contracts beside it"
+        )
         account = Account(DEV_ACCOUNTS[0].private_key)
         users = [ShardUser(url, shard, account) for shard, url in enumerate(devnet.urls)]
         try:
@@ -106,7 +113,9 @@ class Demo:
         result, story = sending.result(), telling.result()
         self._answered += load.list_answered() + [entry for user in users for entry in user.answered]
         write_result(self.folder / "load-calm.json", result)
-        self.say(f"contracts: called on their shard, from another one ({story.result_s:.1f} s), bounced ({story.bounce_s:.1f} s)")
+        self.say(
+            f"contracts: called on their shard, from another one ({story.result_s:.1f} s), bounced ({story.bounce_s:.1f} s)"
+        )
         self._tell_load(result)
         return result, story
 
@@ -171,7 +180,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ShardyardError as error:
         demo.say(f"error: {error}")
         demo.say(f"logs in {folder / 'logs'}")
-        (folder / "report.json").write_text(json.dumps({"version": REPORT_VERSION, "error": str(error)}) + "\n")
+        (folder / "report.json").write_text(
+            json.dumps({"version": REPORT_VERSION, "error": str(error)}) + "\n"
+        )
         return 1
     for path in (folder / "report.json", options.json):
         if path is not None:

@@ -186,5 +186,7 @@ async def _bounce(home: ShardUser, hostile: ShardUser, sender: bytes, reverter: 
     took = time.monotonic() - started
     status = await home.read_int(sender, "statusOf(bytes32)", bytes.fromhex(message[2:]))
     if kind != "BOUNCE" or status != STATUS_BOUNCED:
-        raise StoryError(f"message {message} to the reverter came back as {kind} with status {status}, expected BOUNCE")
+        raise StoryError(
+            f"message {message} to the reverter came back as {kind} with status {status}, expected BOUNCE"
+        )
     return took

@@ -61,7 +61,11 @@ class DemoReport(msgspec.Struct, frozen=True):
 
 
 def build_lines(
-    calm: LoadResult, disturbed: LoadResult, recoveries: tuple[Recovery, ...], story: Story, audit: AuditReport
+    calm: LoadResult,
+    disturbed: LoadResult,
+    recoveries: tuple[Recovery, ...],
+    story: Story,
+    audit: AuditReport,
 ) -> tuple[Line, ...]:
     """Return the verdict line by line."""
     rows = {row.promise: row for row in audit.rows}
@@ -72,7 +76,9 @@ def build_lines(
         lines.append(Line(str(promise), basis, row.held and row.examined > 0))
     lines.append(Line("nothing in flight", f"{audit.in_flight} messages at the end", audit.in_flight == 0))
     for name, result in (("load, calm", calm), ("load, with kills", disturbed)):
-        counts = f"{result.sent} sent, {result.settled} settled, {result.rejected} rejected, {result.lost} lost"
+        counts = (
+            f"{result.sent} sent, {result.settled} settled, {result.rejected} rejected, {result.lost} lost"
+        )
         complete = result.is_valid and result.settled == result.sent
         lines.append(Line(name, "; ".join((counts, *result.problems)), complete))
     text = f"count {story.count} from 1 call and {story.received} message, answered in {story.result_s:.1f} s"
@@ -89,7 +95,10 @@ def print_verdict(report: DemoReport, folder: Path) -> None:
     """Print table, latencies and the last word on standard output."""
     width = max(len(line.promise) for line in report.lines)
     out = ["", f"{'promise'.ljust(width)}  verdict  rests on"]
-    out += [f"{line.promise.ljust(width)}  {'held   ' if line.held else 'BROKEN '}  {line.rests_on}" for line in report.lines]
+    out += [
+        f"{line.promise.ljust(width)}  {'held   ' if line.held else 'BROKEN '}  {line.rests_on}"
+        for line in report.lines
+    ]
     out += ["", "latency, seconds since due           calm p50    p95   with kills p50    p95"]
     for name, label in (
         ("local.included", "local, final on its shard"),

@@ -110,13 +110,17 @@ class RpcConnection:
         try:
             return decode(data)
         except msgspec.MsgspecError as error:
-            raise NoAnswerError(f"port {self._port}: {data[:200]!r} is no JSON-RPC answer ({error})") from error
+            raise NoAnswerError(
+                f"port {self._port}: {data[:200]!r} is no JSON-RPC answer ({error})"
+            ) from error
 
     async def _exchange(self, body: bytes) -> bytes:
         try:
             async with asyncio.timeout(self._timeout_s):
                 if self._streams is None:
-                    self._streams = await asyncio.open_connection(self._host, self._port, limit=MAX_HEADER_BYTES)
+                    self._streams = await asyncio.open_connection(
+                        self._host, self._port, limit=MAX_HEADER_BYTES
+                    )
                 reader, writer = self._streams
                 writer.write(self._head + b"%d\r\n\r\n" % len(body) + body)
                 await writer.drain()

@@ -104,7 +104,9 @@ class Signer:
         for index, draft in enumerate(drafts):
             problem = batch.error(index)
             if problem is not None or senders[20 * index : 20 * index + 20] != draft.sender.address:
-                raise SigningError(f"transaction {draft.nonce} of 0x{draft.sender.address.hex()}: {problem or 'wrong sender'}")
+                raise SigningError(
+                    f"transaction {draft.nonce} of 0x{draft.sender.address.hex()}: {problem or 'wrong sender'}"
+                )
         return [(raw, Hash32(digests[32 * i : 32 * i + 32])) for i, raw in enumerate(guesses)]
 
     def _prepare(self, raws: Sequence[bytes]) -> _native.Batch:

@@ -120,9 +120,13 @@ def build_result(
     if not sent:
         problems.append("nothing was sent")
     if accepted + rejected + lost != len(sent):
-        problems.append(f"accepted {accepted} + rejected {rejected} + lost {lost} is not the {len(sent)} sent")
+        problems.append(
+            f"accepted {accepted} + rejected {rejected} + lost {lost} is not the {len(sent)} sent"
+        )
     if late_s:
-        problems.append(f"signing fell {late_s:.1f} s behind, so the generator was measured; try: a lower rate")
+        problems.append(
+            f"signing fell {late_s:.1f} s behind, so the generator was measured; try: a lower rate"
+        )
     if repeated:
         problems.append(f"{repeated} transactions or messages were seen in two blocks")
     span = max(end - first, 1e-9)
@@ -153,7 +157,9 @@ def build_result(
 
 def _count_halves(tracked: Iterable[Tracked]) -> float:
     return sum(
-        (0.5 * (item.included != NEVER) + 0.5 * (item.executed != NEVER)) if item.is_cross else item.included != NEVER
+        (0.5 * (item.included != NEVER) + 0.5 * (item.executed != NEVER))
+        if item.is_cross
+        else item.included != NEVER
         for item in tracked
     )
 

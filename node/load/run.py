@@ -58,7 +58,9 @@ class RunOptions(msgspec.Struct, frozen=True):
 class LoadRun:
     """A run against the shards at ``urls``, in order of shard."""
 
-    def __init__(self, urls: Sequence[str], knobs: Knobs, options: RunOptions, progress: Progress | None = None) -> None:
+    def __init__(
+        self, urls: Sequence[str], knobs: Knobs, options: RunOptions, progress: Progress | None = None
+    ) -> None:
         if len(urls) != knobs.shards:
             raise LoadError(f"got {len(urls)} URLs for {knobs.shards} shards")
         self.knobs = knobs
@@ -122,7 +124,9 @@ class LoadRun:
             )
             for wallet, answer in zip(wallets, answers, strict=True):
                 if answer.result != "0x0":
-                    raise LoadError(f"the accounts of seed {self.knobs.seed} were used before; try: another --seed")
+                    raise LoadError(
+                        f"the accounts of seed {self.knobs.seed} were used before; try: another --seed"
+                    )
                 wallet.nonce = 0
             amount = self.workload.compute_funding(transactions)
             await self._fund(connection, shard, addresses, amount)
@@ -131,12 +135,24 @@ class LoadRun:
         finally:
             connection.close()
 
-    async def _fund(self, connection: RpcConnection, shard: int, addresses: Sequence[str], amount: int) -> None:
+    async def _fund(
+        self, connection: RpcConnection, shard: int, addresses: Sequence[str], amount: int
+    ) -> None:
         funder = Account(DEV_ACCOUNTS[self.options.funder].private_key)
-        nonce = int(await connection.request("eth_getTransactionCount", "0x" + funder.address.hex(), "pending"), 16)
+        nonce = int(
+            await connection.request("eth_getTransactionCount", "0x" + funder.address.hex(), "pending"), 16
+        )
         fees = self.workload.fees[shard]
         drafts = [
-            Draft(funder, nonce + index, bytes.fromhex(address[2:]), amount, TRANSFER_GAS, fees.max_fee, fees.tip)
+            Draft(
+                funder,
+                nonce + index,
+                bytes.fromhex(address[2:]),
+                amount,
+                TRANSFER_GAS,
+                fees.max_fee,
+                fees.tip,
+            )
             for index, address in enumerate(addresses)
         ]
         signed = await asyncio.to_thread(Signer(shard).sign, drafts)
@@ -154,7 +170,9 @@ class LoadRun:
         """Send until the duration is over or ``stop``, drain, and return what came of it."""
         watching = asyncio.create_task(self.tracker.run(), name="tracker")
         reporting = asyncio.create_task(self._report(), name="report")
-        sending = [asyncio.create_task(sender.run(), name=f"send-{i}") for i, sender in enumerate(self._senders)]
+        sending = [
+            asyncio.create_task(sender.run(), name=f"send-{i}") for i, sender in enumerate(self._senders)
+        ]
         try:
             await self._feed()
             for sender in self._senders:
@@ -223,7 +241,9 @@ class LoadRun:
             if all(task.done() for task in sending) and self.tracker.unsettled == 0:
                 return
             await asyncio.sleep(POLL_S)
-        self._progress(f"{self.tracker.unsettled} transactions were not settled {self.options.drain_s:.0f} s after the last")
+        self._progress(
+            f"{self.tracker.unsettled} transactions were not settled {self.options.drain_s:.0f} s after the last"
+        )
 
     def build_result(self) -> LoadResult:
         """Add up what is known now."""
@@ -245,7 +265,9 @@ class LoadRun:
 
     def list_answered(self) -> list[dict[str, object]]:
         """Return every transaction whose hash a node answered with, as the auditor takes it."""
-        found: list[dict[str, object]] = [{"shard": shard, "hash": tx_hash} for shard, tx_hash in self.funding]
+        found: list[dict[str, object]] = [
+            {"shard": shard, "hash": tx_hash} for shard, tx_hash in self.funding
+        ]
         for item in self.tracked:
             if item.is_accepted:
                 plan = item.plan

@@ -85,9 +85,13 @@ class Workload:
 
     def __init__(self, knobs: Knobs) -> None:
         if not 0 <= knobs.cross_ratio <= 1 or (knobs.shards == 1 and knobs.cross_ratio):
-            raise ValueError(f"cross ratio: got {knobs.cross_ratio}, expected 0 to 1, and 0 where there is one shard")
+            raise ValueError(
+                f"cross ratio: got {knobs.cross_ratio}, expected 0 to 1, and 0 where there is one shard"
+            )
         if knobs.tps <= 0 or knobs.accounts < 1:
-            raise ValueError(f"got {knobs.tps} tps and {knobs.accounts} accounts, expected more than none of both")
+            raise ValueError(
+                f"got {knobs.tps} tps and {knobs.accounts} accounts, expected more than none of both"
+            )
         self.knobs = knobs
         self.wallets = [
             [Wallet(derive_account(knobs.seed, shard, index), shard) for index in range(knobs.accounts)]
@@ -117,7 +121,9 @@ class Workload:
             mine = [index for index, pick in enumerate(picks) if pick[0].shard == shard]
             for index, result in zip(mine, signer.sign([picks[index][1] for index in mine]), strict=True):
                 signed[index] = result
-        return [self._plan(pick, result) for pick, result in zip(picks, signed, strict=True) if result is not None]
+        return [
+            self._plan(pick, result) for pick, result in zip(picks, signed, strict=True) if result is not None
+        ]
 
     def _pick(self) -> tuple[Wallet, Draft, int, str]:
         rng = self._random

@@ -25,7 +25,9 @@ from shardyard.quorum import encode_bitmap
 
 def copy_network(network: Network, folder: Path) -> Network:
     """Return a copy that may be damaged."""
-    shutil.copytree(network.root, folder / network.root.name, ignore=shutil.ignore_patterns("index", "*.sock"))
+    shutil.copytree(
+        network.root, folder / network.root.name, ignore=shutil.ignore_patterns("index", "*.sock")
+    )
     return open_network(folder / network.root.name)
 
 
@@ -35,7 +37,11 @@ def get_log_file(network: Network, node: str) -> Path:
 
 def read_entries(network: Network, node: str) -> list[LogEntry]:
     with get_log_file(network, node).open("rb") as file:
-        return [LogEntry(EntryKind(item.kind), item.payload) for item in scan(file.fileno(), 0) if isinstance(item, Frame)]
+        return [
+            LogEntry(EntryKind(item.kind), item.payload)
+            for item in scan(file.fileno(), 0)
+            if isinstance(item, Frame)
+        ]
 
 
 def write_entries(network: Network, node: str, entries: list[LogEntry]) -> None:
@@ -97,7 +103,9 @@ def certify(network: Network, node: str, kind: VoteKind, slot: int, block_hash: 
     )
 
 
-def append_forged_block(network: Network, node: str, content: dict | None = None, body: bytes | None = None, **header) -> Block:
+def append_forged_block(
+    network: Network, node: str, content: dict | None = None, body: bytes | None = None, **header
+) -> Block:
     """Append a child of the last final block that the whole committee signed, whatever is in it."""
     chain, _ = parse_node(node)
     parent, proof = get_final(network, node)
@@ -105,7 +113,9 @@ def append_forged_block(network: Network, node: str, content: dict | None = None
     committee = network.genesis.committees[chain]
     justification = Justification(notarization=proof.notarization if len(proof.path) == 1 else None, skips=())
     if justification.notarization is None:
-        justification = Justification(certify(network, node, VoteKind.NOTAR, parent.header.slot, parent.hash), ())
+        justification = Justification(
+            certify(network, node, VoteKind.NOTAR, parent.header.slot, parent.hash), ()
+        )
     values = {
         "slot": slot,
         "height": parent.header.height + 1,
@@ -126,7 +136,9 @@ def append_forged_block(network: Network, node: str, content: dict | None = None
 def append_final(network: Network, node: str, block: Block) -> None:
     """Append ``block`` and its finality, signed by the whole committee."""
     slot, path = block.header.slot, (CertifiedHeader(block.header, block.justification),)
-    certificates = [certify(network, node, kind, slot, block.hash) for kind in (VoteKind.NOTAR, VoteKind.FINAL)]
+    certificates = [
+        certify(network, node, kind, slot, block.hash) for kind in (VoteKind.NOTAR, VoteKind.FINAL)
+    ]
     entries = read_entries(network, node)
     for record in (
         BlockRecord(block),

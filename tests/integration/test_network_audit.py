@@ -183,7 +183,11 @@ def test_outcomes_that_differ_are_found(damaged):
 
 def test_outbox_that_differs_is_found(damaged):
     def forget(record):
-        return ExecutionRecord(record.block_hash, ()) if isinstance(record, ExecutionRecord) and record.outbox else record
+        return (
+            ExecutionRecord(record.block_hash, ())
+            if isinstance(record, ExecutionRecord) and record.outbox
+            else record
+        )
 
     assert rewrite(damaged, "shard-0-0", forget)
     assert "outbox in the log" in str(find_broken(damaged)[Promise.EXECUTION])
@@ -220,7 +224,9 @@ def test_certificate_without_quorum_is_found(damaged):
     def thin_out(record):
         if isinstance(record, FinalRecord) and record.height == 5:
             few = msgspec.structs.replace(record.proof.finalization, bitmap=b"\x03")
-            return msgspec.structs.replace(record, proof=msgspec.structs.replace(record.proof, finalization=few))
+            return msgspec.structs.replace(
+                record, proof=msgspec.structs.replace(record.proof, finalization=few)
+            )
         return record
 
     assert rewrite(damaged, "shard-0-0", thin_out) == 1
@@ -230,8 +236,12 @@ def test_certificate_without_quorum_is_found(damaged):
 def test_signature_of_other_votes_is_found(damaged):
     def swap(record):
         if isinstance(record, FinalRecord) and record.height == 5:
-            other = msgspec.structs.replace(record.proof.finalization, signature=record.proof.notarization.signature)
-            return msgspec.structs.replace(record, proof=msgspec.structs.replace(record.proof, finalization=other))
+            other = msgspec.structs.replace(
+                record.proof.finalization, signature=record.proof.notarization.signature
+            )
+            return msgspec.structs.replace(
+                record, proof=msgspec.structs.replace(record.proof, finalization=other)
+            )
         return record
 
     assert rewrite(damaged, "beacon-0", swap) == 1
@@ -270,7 +280,9 @@ def test_bodies_that_the_beacon_lost_are_found(damaged):
 def test_shard_that_followed_another_beacon_is_found(damaged):
     def swap(record):
         if isinstance(record, BeaconRecord) and record.block.header.height == 4:
-            header = msgspec.structs.replace(record.block.header, timestamp_ms=record.block.header.timestamp_ms + 1)
+            header = msgspec.structs.replace(
+                record.block.header, timestamp_ms=record.block.header.timestamp_ms + 1
+            )
             return msgspec.structs.replace(record, block=msgspec.structs.replace(record.block, header=header))
         return record
 
@@ -307,7 +319,9 @@ def read_last_crosslinks(network):
     """Return the crosslinks of the last final beacon block that has one for each shard."""
     records = [decode_entry(entry) for entry in read_entries(network, "beacon-0")]
     finals = {record.block_hash for record in records if isinstance(record, FinalRecord)}
-    blocks = [record.block for record in records if isinstance(record, BlockRecord) and record.block.hash in finals]
+    blocks = [
+        record.block for record in records if isinstance(record, BlockRecord) and record.block.hash in finals
+    ]
     block = next(block for block in reversed(blocks) if block.header.beacon_content.crosslink_count == 2)
     return decode(block.body, BeaconBody, max_bytes=1 << 24).crosslinks
 
@@ -320,7 +334,9 @@ def forge_beacon_block(network, crosslinks):
 def test_crosslinks_out_of_visit_order_are_found(damaged):
     last, _ = get_final(damaged, "beacon-0")
     start = (last.header.height + 1) % 2
-    crosslinks = sorted(read_last_crosslinks(damaged), key=lambda crosslink: crosslink.shard, reverse=start == 0)
+    crosslinks = sorted(
+        read_last_crosslinks(damaged), key=lambda crosslink: crosslink.shard, reverse=start == 0
+    )
     forge_beacon_block(damaged, crosslinks)
     assert "visit order" in str(find_broken(damaged)[Promise.ORDER])
 

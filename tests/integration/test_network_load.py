@@ -45,7 +45,9 @@ async def read_state(url):
 
 
 @pytest.mark.parametrize("victim", ["shard-1-0", "broker", "beacon-0", LAUNCHER])
-async def test_nothing_is_lost_or_doubled_when_a_process_is_killed_under_load(tmp_path, eventually_async, victim):
+async def test_nothing_is_lost_or_doubled_when_a_process_is_killed_under_load(
+    tmp_path, eventually_async, victim
+):
     async with Devnet(tmp_path, Options(name="killed", shards=2, validators=4, block_time_ms=500)) as devnet:
         load = build_load(devnet, seed=3, duration_s=60)
         await load.prepare()

@@ -44,7 +44,9 @@ def build_receipt(seq, src=0, dst=1, **changes):
 
 
 def build_sent(receipt, beacon_height=1):
-    return Sent(encode(receipt), receipt, compute_escrow(receipt), compute_delivery_gas(receipt), beacon_height)
+    return Sent(
+        encode(receipt), receipt, compute_escrow(receipt), compute_delivery_gas(receipt), beacon_height
+    )
 
 
 def build_crosslink(shard, first, last, receipts):

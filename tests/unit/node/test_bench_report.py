@@ -25,7 +25,9 @@ def test_order_of_victims_follows_from_the_seed():
 
 
 def test_missed_target_is_named_and_fails_a_check(tmp_path, capsys):
-    report = build_report("some", "took 3 s", [at_most("time", 3.0, 2.0, "s"), equals("lost", 0, 0, "things")], {})
+    report = build_report(
+        "some", "took 3 s", [at_most("time", 3.0, 2.0, "s"), equals("lost", 0, 0, "things")], {}
+    )
     assert finish(report, tmp_path / "deep" / "report.json", is_check=True) == EXIT_MISSED
     assert finish(report, None, is_check=False) == 0
     written = json.loads((tmp_path / "deep" / "report.json").read_text())

@@ -9,7 +9,9 @@ from shardyard.ids import compute_chain_id
 
 def build_drafts(account, count):
     return [
-        Draft(account, nonce, b"\x22" * 20, 10**15 + nonce, 21_000 + 700 * nonce, 10**10, 10**6, b"\x01" * nonce)
+        Draft(
+            account, nonce, b"\x22" * 20, 10**15 + nonce, 21_000 + 700 * nonce, 10**10, 10**6, b"\x01" * nonce
+        )
         for nonce in range(count)
     ]
 

@@ -50,7 +50,9 @@ class FakeNode:
 
 
 def accept(body):
-    return json.dumps([{"jsonrpc": "2.0", "id": item["id"], "result": "0x1"} for item in reversed(body)]).encode()
+    return json.dumps(
+        [{"jsonrpc": "2.0", "id": item["id"], "result": "0x1"} for item in reversed(body)]
+    ).encode()
 
 
 def refuse(message):
