@@ -7,6 +7,7 @@ A network is locked while its launcher lives, so two launchers can never run one
 import asyncio
 import contextlib
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable
@@ -90,6 +91,8 @@ class Launcher:
                     await self._supervise(group)
             except* ShardyardError as errors:
                 raise errors.exceptions[0] from None
+            finally:
+                shutil.rmtree(self.network.run_dir, ignore_errors=True)
 
     async def _supervise(self, group: asyncio.TaskGroup) -> None:
         runners = {
