@@ -7,7 +7,7 @@ import msgspec
 
 from node.audit.answered import Answered, AnsweredBook, AnsweredSummary
 from node.audit.beacon import BeaconReplay
-from node.audit.chains import compare_replicas, verify_chain, verify_followed
+from node.audit.chains import CertificateBook, compare_replicas, verify_chain, verify_followed
 from node.audit.findings import Findings, Row
 from node.audit.flow import MessageFlow
 from node.audit.logs import ChainLog
@@ -63,13 +63,16 @@ def audit_network(
         replicas = _open_logs(network, findings, opened)
         chains = {chain: logs[0] for chain, logs in replicas.items()}
         say(f"read {sum(log.records for log in opened)} records of {len(opened)} nodes")
+        books = {
+            chain: CertificateBook(network.genesis, log, crypto, findings) for chain, log in chains.items()
+        }
         hashes: dict[ShardId, list[Hash32]] = {}
         for chain, logs in replicas.items():
-            hashes[chain] = verify_chain(network.genesis, logs, crypto, findings)
+            hashes[chain] = verify_chain(network.genesis, logs, books[chain], books[BEACON], crypto, findings)
             say(f"{describe_shard(chain)}: {len(hashes[chain]) - 1} blocks, headers and certificates checked")
         for chain, logs in replicas.items():
             for log in logs if chain != BEACON else ():
-                verify_followed(log, hashes[BEACON], findings)
+                verify_followed(log, hashes[BEACON], books[BEACON], findings)
         flow = MessageFlow(network.genesis.shard_count, findings)
         book = AnsweredBook(answered or (), findings)
         alloc = network.read_alloc()

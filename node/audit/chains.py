@@ -10,14 +10,16 @@ from node.audit.findings import Findings, Promise
 from node.audit.logs import ChainLog, iterate_chain
 from shards.policy import verify_body, verify_header
 from shardyard.blocks import BeaconContent, Block, FinalityProof, ShardContent
+from shardyard.codec import decode
 from shardyard.consensus.justify import check_block, check_link, verify_justification
 from shardyard.consensus.proofs import verify_proof_with
 from shardyard.consensus.votes import Certificate, VoteKind, compute_vote_message, verify_certificate
-from shardyard.errors import RemoteProtocolError
+from shardyard.errors import InvalidProofError, RemoteProtocolError
 from shardyard.genesis import Genesis
 from shardyard.hashing import TAG_VOTE, hash_struct
 from shardyard.ids import BEACON, Hash32
 from shardyard.keys import BlsCrypto
+from shardyard.messages import MAX_MESSAGE_BYTES
 
 
 class CertificateBook:
@@ -60,14 +62,19 @@ class CertificateBook:
 
 
 def verify_chain(
-    genesis: Genesis, replicas: Sequence[ChainLog], crypto: BlsCrypto, findings: Findings
+    genesis: Genesis,
+    replicas: Sequence[ChainLog],
+    book: CertificateBook,
+    beacon: CertificateBook,
+    crypto: BlsCrypto,
+    findings: Findings,
 ) -> list[Hash32]:
     """Check the chain in the first of ``replicas``, and the certificates in all of them.
 
-    Returns the hashes of the blocks up to the last that fits its parent, genesis first.
+    ``book`` is the chain's own, ``beacon`` the beacon's. Returns the hashes of the blocks up to the last that fits its
+    parent, genesis first.
     """
     log = replicas[0]
-    book = CertificateBook(genesis, log, crypto, findings)
     parent = genesis.get_genesis_block(log.chain)
     hashes = [parent.hash]
     expected = BeaconContent if log.chain == BEACON else ShardContent
@@ -81,6 +88,8 @@ def verify_chain(
                 verify_header(genesis, parent.header, block.header)
                 verify_body(genesis.preset, block)
             _verify_proposal(book, crypto, block)
+            if log.chain != BEACON:
+                _verify_reference(beacon, parent, block)
         except RemoteProtocolError as error:
             findings.add(Promise.CHAINS, where, str(error))
             if block.header.parent != parent.hash or not isinstance(block.header.content, expected):
@@ -106,6 +115,16 @@ def _verify_proposal(book: CertificateBook, crypto: BlsCrypto, block: Block) -> 
     message = compute_vote_message(book.domain, VoteKind.PROPOSE, header.slot, block.hash)
     if crypto.verify_votes(book.committee, [(header.proposer, message, block.signature)]) != [True]:
         raise RemoteProtocolError("the leader's signature does not verify")
+
+
+def _verify_reference(beacon: CertificateBook, parent: Block, block: Block) -> None:
+    """X0: the finality proof of the beacon block that a block refers to travels with it when the reference moves."""
+    ref = block.header.shard_content.beacon_ref
+    if ref == parent.header.shard_content.beacon_ref and not block.beacon_proof:
+        return
+    proof = decode(block.beacon_proof, FinalityProof, max_bytes=MAX_MESSAGE_BYTES)
+    if verify_proof_with(beacon.verify, beacon.domain, beacon.committee, proof).hash != ref.hash:
+        raise InvalidProofError("the proof of its beacon reference is another block's")
 
 
 def _verify_finality(
@@ -138,16 +157,22 @@ def compare_replicas(logs: Sequence[ChainLog], findings: Findings) -> list[Chain
     return ordered
 
 
-def verify_followed(log: ChainLog, beacon: Sequence[Hash32], findings: Findings) -> None:
-    """Check that the beacon blocks a shard followed are the beacon's (I5, I8); ``beacon`` holds its hashes by height."""
+def verify_followed(
+    log: ChainLog, hashes: Sequence[Hash32], beacon: CertificateBook, findings: Findings
+) -> None:
+    """Check that the beacon blocks a shard followed are the beacon's (I5, I8); ``hashes`` are the beacon's by height."""
     height = 1
-    while height < len(beacon) and (record := log.get_followed(height)) is not None:
+    while height < len(hashes) and (record := log.get_followed(height)) is not None:
+        where = f"{log.node} beacon block {height}"
         findings.count(Promise.CHAINS)
-        if record.block.hash != beacon[height]:
-            findings.add(
-                Promise.CHAINS, f"{log.node} beacon block {height}", "the shard followed another beacon chain"
-            )
+        if record.block.hash != hashes[height]:
+            findings.add(Promise.CHAINS, where, "the shard followed another beacon chain")
             return
+        try:
+            check_block(record.block, beacon.domain, beacon.committee)
+        except RemoteProtocolError as error:
+            findings.add(Promise.CHAINS, where, str(error))
+        _verify_finality(beacon, record.block, record.proof, where, findings)
         height += 1
 
 

@@ -168,7 +168,7 @@ class ShardReplay:
         where = f"{log.node} block {block.header.height}"
         if record is None:
             self._findings.add(Promise.EXECUTION, where, "the log lacks its state")
-        elif record.diff != result.diff:
+        elif record.diff != result.diff or record.height != block.header.height:
             self._findings.add(
                 Promise.EXECUTION, where, "the state diff in the log is not what execution gives"
             )

@@ -27,7 +27,7 @@ NETWORK_PROMISES = (
 _EXAMINED = {
     Promise.SUPPLY: "beacon heights and crosslinks",
     Promise.EXACTLY_ONCE: "messages delivered",
-    Promise.ORDER: "messages emitted",
+    Promise.ORDER: "messages emitted, and queued by logs",
     Promise.FINALITY: "proofs and certificates",
     Promise.EXECUTION: "blocks executed again",
     Promise.CROSSLINKS: "crosslinks, twice",
