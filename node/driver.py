@@ -3,7 +3,8 @@
 Two rules keep the machine honest. *Order*: what leaves the process (messages, finality, notices) waits in one FIFO outbox
 behind the ``Persist`` it follows, so nothing is said that is not on disk; ``step`` itself never waits. *Lanes*: completions of
 our own slow work are served before peers' messages, so a flood from outside cannot starve them (M1). The inbox of
-messages is bounded; what does not fit is dropped and counted, because the bus is only a hint and gaps are repaired.
+messages is bounded; what does not fit is dropped and counted, because the bus is only a hint and gaps are repaired. While
+the outbox is full, messages are not taken from it.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from shardyard.ids import NodeId, ShardId, describe_shard
 from shardyard.messages import Message
 
 MAX_QUEUED_MESSAGES = 4096
+MAX_QUEUED_EFFECTS = 4096
+"""Effects that may wait for the disk before peers' messages wait as well: what peers ask for must not fill the memory."""
 MAX_MESSAGES_PER_TURN = 64
 """Messages handled before the loop gets to breathe (RPC runs in the same loop)."""
 
@@ -146,7 +149,7 @@ class Driver:
                 for _ in range(MAX_MESSAGES_PER_TURN):
                     if self._completions:
                         self._step(self._completions.popleft())
-                    elif self._messages:
+                    elif self._messages and self._outbox.qsize() < MAX_QUEUED_EFFECTS:
                         self._step(self._messages.popleft())
                     else:
                         break
@@ -214,6 +217,8 @@ class Driver:
     async def _drain_outbox(self) -> None:
         while True:
             item = await self._outbox.get()
+            if self._messages:
+                self._wakeup.set()  # they may have waited for room in here
             match item:
                 case fx.Persist(records):
                     self._log.append_records(records)
