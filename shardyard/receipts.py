@@ -20,8 +20,10 @@ U256_MAX = (1 << 256) - 1
 TRANSFER_GAS = 21_000
 """What a TRANSFER takes of a block's INBOX_GAS: crediting an account costs what an ordinary transfer does."""
 
-MAX_DELIVERIES = 8192
-"""Receipts a block takes from its inbox at most: as many as there is room for replies in its outbox (X5, X10)."""
+MAX_DELIVERIES = 4096
+"""Receipts a block takes from its inbox at most: half an outbox holds a reply to each, the other half what they send on
+(X5, X10).
+"""
 
 
 class ReceiptKind(IntEnum):

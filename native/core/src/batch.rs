@@ -129,6 +129,8 @@ mod tests {
             value: U256::ZERO,
             input: vec![0; 1000].into(),
             access_list: Default::default(),
+            authorizations: Vec::new(),
+            signed_authorizations: Vec::new(),
             signature: Signature::new(U256::ZERO, U256::ZERO, false),
         })
     }

@@ -6,21 +6,28 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use alloy_primitives::{Address, B256, Bloom, Log, U256};
+use alloy_primitives::{Address, B256, Bloom, U256};
+use rayon::ThreadPool;
 
 use crate::batch::Batch;
 use crate::codec::Writer;
-use crate::delivery::{Delivery, inbox_gas};
+use crate::delivery::inbox_gas;
 use crate::error::{CoreError, Result};
-use crate::evm::{BEACON_ROOTS, Executed, HISTORY, Machine, NotExecuted, REQUEST_CONTRACTS, Relaxed};
-use crate::gateway::{Emission, GATEWAY, MAX_DELIVERIES, MAX_OUTBOX_BYTES, base_fee_slot, emitted, last_seq_slot};
+use crate::evm::{BEACON_ROOTS, HISTORY, Machine, NotExecuted, REQUEST_CONTRACTS, Relaxed};
+use crate::gateway::{GATEWAY, MAX_DELIVERIES, MAX_OUTBOX_BYTES, base_fee_slot, last_seq_slot};
+use crate::ledger::{Done, Ledger, Outcomes, deliver, transact};
 use crate::lthash::LtHash;
 use crate::merkle::merkle_root_on;
-use crate::outbox::{Outbox, weigh};
-use crate::receipt::{MAX_REPLY_BYTES, Origin, Receipt};
-use crate::state::{BlockState, Changes, View, commit};
+use crate::outbox::Outbox;
+use crate::parallel::{RunStats, execute_in_parallel};
+use crate::pool::pool;
+use crate::receipt::{MAX_REPLY_BYTES, Receipt};
+use crate::state::{BlockState, Changes, Finished, Sink, Source, View, commit};
 use crate::transaction::Transaction;
+use crate::transfer::Transfer;
 
+/// Smaller blocks run in order: waking workers would cost more than they save.
+const PARALLEL_TRANSACTIONS: usize = 64;
 /// Transaction type under which a delivery appears (X13).
 pub const DELIVERY_TYPE: u8 = 0x7e;
 
@@ -55,6 +62,8 @@ pub struct Chain {
     pub chain_id: u64,
     pub shard: u32,
     pub threads: usize,
+    /// Whether plain transfers may go without the interpreter; off only to measure and to test against.
+    pub fast_path: bool,
 }
 
 /// A block's results: what its header commits to, and what the state becomes when it is adopted.
@@ -81,33 +90,93 @@ pub struct BlockResult {
     pub stats: Vec<u8>,
 }
 
-/// One outcome's fields that deliveries and transactions fill differently.
-struct Outcome<'a> {
-    tx_type: u8,
-    is_success: bool,
-    gas_used: u64,
-    price: u128,
-    created: Option<Address>,
-    logs: &'a [Log],
-    hash: B256,
-    sender: Address,
-    to: Option<Address>,
+/// A block to execute: its transactions, and the receipts it must take (X5).
+#[derive(Debug)]
+pub struct Block<'a> {
+    pub chain: Chain,
+    pub env: &'a BlockEnv,
+    pub batch: &'a Batch,
+    pub mode: Mode,
+    pub receipts: Vec<Receipt>,
+    escrow_consumed: U256,
 }
 
-struct Run<'a> {
-    chain: Chain,
-    env: &'a BlockEnv,
-    machine: Machine,
-    outbox: Outbox,
-    outcomes: Vec<Vec<u8>>,
-    hashes: Vec<B256>,
-    bloom: Bloom,
-    gas_used: u64,
-    tips: U256,
-    escrow_consumed: U256,
-    included: Vec<u32>,
-    skipped: Vec<(u32, String)>,
-    inbox_taken: usize,
+impl<'a> Block<'a> {
+    /// # Errors
+    /// `Malformed` for an inbox that no honest beacon orders.
+    pub fn new<T: AsRef<[u8]>>(
+        chain: Chain,
+        env: &'a BlockEnv,
+        batch: &'a Batch,
+        mode: Mode,
+        inbox: &[T],
+    ) -> Result<Self> {
+        let (mut receipts, mut reserved, mut escrow_consumed) = (Vec::new(), 0_u64, U256::ZERO);
+        // X5: takes the next receipt iff it still fits, and then must; none is passed over.
+        for bytes in inbox.iter().take(MAX_DELIVERIES) {
+            let receipt = Receipt::decode(bytes.as_ref())?;
+            reserved = reserved.saturating_add(inbox_gas(&receipt));
+            if reserved > env.inbox_gas {
+                break;
+            }
+            if receipt.dst != chain.shard {
+                let (dst, shard) = (receipt.dst, chain.shard);
+                return Err(CoreError::Malformed(format!("receipt for shard {dst} in the inbox of shard {shard}")));
+            }
+            escrow_consumed = escrow_consumed
+                .checked_add(receipt.escrow()?)
+                .ok_or_else(|| CoreError::Malformed("escrow of an inbox exceeds 256 bits".into()))?;
+            receipts.push(receipt);
+        }
+        Ok(Self { chain, env, batch, mode, receipts, escrow_consumed })
+    }
+
+    /// Bytes of receipts that what one delivery runs may emit, its own reply not counted (X10): an equal share of what the
+    /// replies leave, so that it depends on no other delivery and every one has some.
+    pub fn room(&self) -> u64 {
+        (MAX_OUTBOX_BYTES / (self.receipts.len() as u64).max(1)).saturating_sub(MAX_REPLY_BYTES)
+    }
+
+    /// Prague's calls at the start of a block, and the link prices as of the beacon block referred to.
+    pub fn open<S: Source>(&self, machine: &mut Machine<BlockState<S>>) -> Result<()> {
+        machine.system_call(BEACON_ROOTS, self.env.beacon_root.0.into())?;
+        machine.system_call(HISTORY, self.env.parent_hash.0.into())?;
+        for (dst, base_fee) in &self.env.link_base_fees {
+            machine.state().set_slot(&GATEWAY, &base_fee_slot(*dst), U256::from(*base_fee))?;
+        }
+        Ok(())
+    }
+
+    /// The fees of all items, Prague's calls at the end of a block, and where each link's sequence stands.
+    pub fn close<S: Source>(&self, machine: &mut Machine<BlockState<S>>, tips: U256, outbox: &Outbox) -> Result<()> {
+        machine.state().credit(&self.env.beneficiary, tips)?;
+        for contract in REQUEST_CONTRACTS {
+            machine.system_call(contract, alloy_primitives::Bytes::new())?;
+        }
+        for (dst, seq) in outbox.last_seqs() {
+            machine.state().set_slot(&GATEWAY, &last_seq_slot(dst), U256::from(seq))?;
+        }
+        Ok(())
+    }
+
+    /// A transaction as it can be executed, or why this chain never takes it.
+    pub fn transaction(&self, index: usize) -> Result<&Transaction, NotExecuted> {
+        let entry = &self.batch.entries[index];
+        match (&entry.transaction, &entry.refusal) {
+            (Some(transaction), None) => Ok(transaction),
+            (_, Some(refusal)) => Err(NotExecuted::Invalid(refusal.to_string())),
+            (None, None) => Err(NotExecuted::Invalid("transaction was not read".into())),
+        }
+    }
+
+    /// The plain transfer that a transaction is, if those may go without the interpreter.
+    pub fn plan(&self, transaction: &Transaction) -> Option<Transfer> {
+        if self.chain.fast_path { Transfer::plan(transaction, self.env.base_fee) } else { None }
+    }
+
+    pub fn machine<S: Source>(&self, state: S) -> Machine<S> {
+        Machine::new(state, self.chain.chain_id, self.env, Relaxed::default())
+    }
 }
 
 /// # Errors
@@ -122,264 +191,144 @@ pub fn execute_block<T: AsRef<[u8]>>(
     mode: Mode,
     inbox: &[T],
 ) -> Result<BlockResult> {
+    let workers = pool(chain.threads).filter(|_| batch.entries.len() >= PARALLEL_TRANSACTIONS);
+    let block = Block::new(chain, env, batch, mode, inbox)?;
+    execute_on(workers.as_deref(), &block, view, parent)
+}
+
+/// Executes on these workers, or in order when there are none.
+pub(crate) fn execute_on(
+    workers: Option<&ThreadPool>,
+    block: &Block<'_>,
+    view: View,
+    parent: B256,
+) -> Result<BlockResult> {
     let started = Instant::now();
     let accumulator = view
         .accumulator
         .clone()
         .ok_or_else(|| CoreError::UnknownParent(format!("{parent} is older than the final state")))?;
-    let machine = Machine::new(BlockState::new(view), chain.chain_id, env, Relaxed::default());
-    let mut run = Run {
-        chain,
-        env,
-        machine,
-        outbox: Outbox::default(),
-        outcomes: Vec::with_capacity(batch.entries.len()),
-        hashes: Vec::with_capacity(batch.entries.len()),
-        bloom: Bloom::ZERO,
-        gas_used: 0,
-        tips: U256::ZERO,
-        escrow_consumed: U256::ZERO,
-        included: Vec::with_capacity(batch.entries.len()),
-        skipped: Vec::new(),
-        inbox_taken: 0,
+    let (ledger, finished, run) = match workers {
+        Some(workers) => execute_in_parallel(block, view, workers)?,
+        None => execute_in_order(block, view).map(|(ledger, finished)| (ledger, finished, RunStats::default()))?,
     };
-    run.open()?;
-    run.deliver_all(inbox)?;
-    run.transact_all(batch, mode)?;
-    run.close()?;
     let executed_us = started.elapsed().as_micros() as u64;
-    run.finish(parent, &accumulator, executed_us, started)
+    finish(block, parent, &accumulator, ledger, finished, &run, executed_us, started)
 }
 
-impl Run<'_> {
-    /// Prague's calls at the start of a block, and the link prices as of the beacon block referred to.
-    fn open(&mut self) -> Result<()> {
-        self.machine.system_call(BEACON_ROOTS, self.env.beacon_root.0.into())?;
-        self.machine.system_call(HISTORY, self.env.parent_hash.0.into())?;
-        for (dst, base_fee) in &self.env.link_base_fees {
-            self.machine.state().set_slot(&GATEWAY, &base_fee_slot(*dst), U256::from(*base_fee))?;
-        }
-        Ok(())
+/// One item after the other on one state: what every other way of executing must agree with.
+fn execute_in_order<'a>(block: &'a Block<'a>, view: View) -> Result<(Ledger<'a>, Finished)> {
+    let mut machine = block.machine(BlockState::new(view));
+    let mut ledger = Ledger::new(block);
+    block.open(&mut machine)?;
+    for receipt in &block.receipts {
+        let done = deliver(&mut machine, block, receipt)?;
+        machine.state().credit(&block.env.beneficiary, done.tip)?;
+        ledger.record(done, None, |dst| last_seq(machine.state(), dst))?;
     }
-
-    /// X5: takes the next receipt iff it still fits, and then must; none is passed over.
-    fn deliver_all<T: AsRef<[u8]>>(&mut self, inbox: &[T]) -> Result<()> {
-        let mut reserved = 0_u64;
-        let mut taken = Vec::new();
-        for bytes in inbox.iter().take(MAX_DELIVERIES) {
-            let receipt = Receipt::decode(bytes.as_ref())?;
-            reserved = reserved.saturating_add(inbox_gas(&receipt));
-            if reserved > self.env.inbox_gas {
-                break;
+    for index in 0..block.batch.entries.len() {
+        match transact_in_order(&mut machine, block, &ledger, index) {
+            Ok(done) => {
+                let tip = if done.is_tip_lost { U256::ZERO } else { done.tip };
+                machine.state().credit(&block.env.beneficiary, tip)?;
+                ledger.record(done, Some(index as u32), |dst| last_seq(machine.state(), dst))?;
             }
-            taken.push(receipt);
+            Err(refusal) => ledger.refuse(index as u32, refusal)?,
         }
-        for (index, receipt) in taken.iter().enumerate() {
-            // Every receipt that is still to come, this one included, may need room for a reply.
-            self.deliver(receipt, (taken.len() - index) as u64 * MAX_REPLY_BYTES)?;
-        }
-        self.inbox_taken = taken.len();
-        Ok(())
     }
+    block.close(&mut machine, U256::ZERO, &ledger.outbox)?;
+    Ok((ledger, machine.into_state().finish()?))
+}
 
-    fn deliver(&mut self, receipt: &Receipt, replies: u64) -> Result<()> {
-        if receipt.dst != self.chain.shard {
-            let (dst, shard) = (receipt.dst, self.chain.shard);
-            return Err(CoreError::Malformed(format!("receipt for shard {dst} in the inbox of shard {shard}")));
-        }
-        let escrow = receipt.escrow()?;
-        self.escrow_consumed = self
-            .escrow_consumed
-            .checked_add(escrow)
-            .ok_or_else(|| CoreError::Malformed("escrow of an inbox exceeds 256 bits".into()))?;
-        let (shard, env) = (self.chain.shard, self.env);
-        let room = MAX_OUTBOX_BYTES.saturating_sub(self.outbox.bytes + replies);
-        let delivered = Delivery { machine: &mut self.machine, env, shard, receipt, room }.run()?;
-        self.tips = self.tips.saturating_add(delivered.tip);
-        self.record(&Outcome {
-            tx_type: DELIVERY_TYPE,
-            is_success: delivered.is_success,
-            gas_used: delivered.gas_used,
-            price: receipt.gas_price.into(),
-            created: None,
-            logs: &delivered.logs,
-            hash: receipt.id,
-            sender: GATEWAY,
-            to: Some(receipt.target),
-        });
-        let (reply, messages) = match delivered.emitted.split_last() {
-            // A reply's escrow comes out of the message answered, not out of the gateway's balance.
-            Some((last, rest)) if last.parent_id == receipt.id && is_reply(last) => (Some(last), rest),
-            _ => (None, &delivered.emitted[..]),
-        };
-        self.send(messages, true)?;
-        self.send(reply.map(std::slice::from_ref).unwrap_or_default(), false)
+fn transact_in_order(
+    machine: &mut Machine<BlockState>,
+    block: &Block<'_>,
+    ledger: &Ledger<'_>,
+    index: usize,
+) -> Result<Done, NotExecuted> {
+    let transaction = block.transaction(index)?;
+    ledger.check_gas(transaction)?;
+    if let Some(transfer) = block.plan(transaction)
+        && transfer.apply(machine.state())?
+    {
+        return Ok(Done::of_transfer(transaction, block.env.base_fee));
     }
+    let (done, executed) = transact(machine, block, transaction)?;
+    ledger.check_outbox(&done)?;
+    machine.commit(executed)?;
+    for message in &done.messages {
+        machine.state().debit(&GATEWAY, message.escrow()?)?;
+    }
+    Ok(done)
+}
 
-    /// Assigns sequence numbers and moves receipts into the outbox; a user's message leaves the gateway's balance.
-    fn send(&mut self, receipts: &[Receipt], from_gateway: bool) -> Result<()> {
-        for receipt in receipts {
-            if from_gateway {
-                self.machine.state().debit(&GATEWAY, receipt.escrow()?)?;
-            }
-            let slot = last_seq_slot(receipt.dst);
-            let state = self.machine.state();
-            let seq = self.outbox.next_seq(receipt.dst, || Ok(state.slot(&GATEWAY, &slot)?.saturating_to()))?;
-            self.outbox.push(&Receipt { seq, ..receipt.clone() })?;
-        }
-        Ok(())
-    }
+/// The last sequence number that the state knows of a link.
+pub fn last_seq(state: &mut impl Source, dst: u32) -> Result<u64> {
+    Ok(state.slot(&GATEWAY, &last_seq_slot(dst))?.saturating_to())
+}
 
-    fn transact_all(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
-        for (index, entry) in batch.entries.iter().enumerate() {
-            let attempt = match (&entry.transaction, &entry.refusal) {
-                (Some(transaction), None) => self.transact(transaction),
-                (_, Some(refusal)) => Err(NotExecuted::Invalid(refusal.to_string())),
-                (None, None) => Err(NotExecuted::Invalid("transaction was not read".into())),
-            };
-            let index = index as u32;
-            match attempt {
-                Ok(()) => self.included.push(index),
-                Err(NotExecuted::Failed(error)) => return Err(error),
-                Err(NotExecuted::Invalid(reason)) if mode == Mode::Build => self.skipped.push((index, reason)),
-                Err(NotExecuted::Invalid(reason)) => {
-                    return Err(CoreError::InvalidBlock(format!("transaction {index}: {reason}")));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn transact(&mut self, transaction: &Transaction) -> Result<(), NotExecuted> {
-        if transaction.gas_limit > self.env.gas_limit.saturating_sub(self.gas_used) {
-            return Err(NotExecuted::Invalid("gas limit reached".into()));
-        }
-        let executed = self.machine.transact(transaction)?;
-        let messages = self.messages_of(transaction, &executed)?;
-        if self.outbox.bytes + weigh(&messages) > MAX_OUTBOX_BYTES {
-            return Err(NotExecuted::Invalid("outbox limit reached".into()));
-        }
-        let price = transaction.effective_gas_price(self.env.base_fee);
-        let tip = U256::from(price - u128::from(self.env.base_fee)) * U256::from(executed.gas_used);
-        self.tips = self.tips.saturating_add(tip);
-        self.record(&Outcome {
-            tx_type: transaction.tx_type,
-            is_success: executed.is_success(),
-            gas_used: executed.gas_used,
-            price,
-            created: executed.created.filter(|_| executed.is_success()),
-            logs: &executed.logs,
-            hash: transaction.hash,
-            sender: transaction.sender,
-            to: transaction.to.to().copied(),
-        });
-        self.machine.commit(executed)?;
-        Ok(self.send(&messages, true)?)
-    }
-
-    fn messages_of(&self, transaction: &Transaction, executed: &Executed) -> Result<Vec<Receipt>, NotExecuted> {
-        let origin = Origin { tx_hash: transaction.hash, initiator: transaction.sender, depth: 0 };
-        let emission = Emission { src: self.chain.shard, origin, parent_id: B256::ZERO };
-        emitted(&executed.logs, &emission).map_err(|error| NotExecuted::Invalid(error.to_string()))
-    }
-
-    /// Appends an outcome: [type, status, gas used, cumulative gas, price, created, logs, hash, sender, to].
-    fn record(&mut self, outcome: &Outcome<'_>) {
-        self.gas_used += outcome.gas_used;
-        for log in outcome.logs {
-            self.bloom.accrue_log(log);
-        }
-        let mut writer = Writer::with_capacity(160 + 160 * outcome.logs.len());
-        writer.array(10).uint(outcome.tx_type.into()).uint(u64::from(outcome.is_success));
-        writer.uint(outcome.gas_used).uint(self.gas_used);
-        // A price beyond 64 bits exceeds what any balance can pay for; it saturates rather than change its form.
-        writer.uint(u64::try_from(outcome.price).unwrap_or(u64::MAX));
-        writer.bytes(outcome.created.as_ref().map_or(&[], |address| address.as_slice()));
-        write_logs(&mut writer, outcome.logs);
-        writer.bytes(outcome.hash.as_slice()).bytes(outcome.sender.as_slice());
-        writer.bytes(outcome.to.as_ref().map_or(&[], |address| address.as_slice()));
-        self.outcomes.push(writer.finish());
-        self.hashes.push(outcome.hash);
-    }
-
-    fn close(&mut self) -> Result<()> {
-        for contract in REQUEST_CONTRACTS {
-            self.machine.system_call(contract, alloy_primitives::Bytes::new())?;
-        }
-        for (dst, seq) in self.outbox.last_seqs() {
-            self.machine.state().set_slot(&GATEWAY, &last_seq_slot(dst), U256::from(seq))?;
-        }
-        Ok(())
-    }
-
-    fn finish(self, parent: B256, accumulator: &LtHash, executed_us: u64, started: Instant) -> Result<BlockResult> {
-        let finished = self.machine.into_state().finish()?;
-        // X11: what came in and was here, less what went out and is here, is burnt; it can never be negative.
-        let burnt = finished
-            .supply_before
-            .checked_add(self.escrow_consumed)
-            .zip(finished.supply_after.checked_add(self.outbox.escrow))
-            .and_then(|(before, after)| before.checked_sub(after))
-            .ok_or_else(|| CoreError::Internal("the block creates value".into()))?;
-        let accumulator = commit(accumulator, &finished.updates, self.chain.threads);
-        let (outbox_root, links) = self.outbox.commit();
-        let mut outcomes = Writer::with_capacity(8 + self.outcomes.iter().map(Vec::len).sum::<usize>());
-        outcomes.array(self.outcomes.len());
-        self.outcomes.iter().for_each(|outcome| {
-            outcomes.encoded(outcome);
-        });
-        let mut result = BlockResult {
-            parent,
-            state_root: B256::new(accumulator.root()),
-            accumulator: Arc::new(accumulator),
-            transactions_root: merkle_root_on(&self.hashes, self.chain.threads),
-            outcomes_root: merkle_root_on(&self.outcomes, self.chain.threads),
-            outbox_root,
-            logs_bloom: self.bloom,
-            gas_used: self.gas_used,
-            burnt,
-            tips: self.tips,
-            included: self.included,
-            skipped: self.skipped,
-            inbox_taken: self.inbox_taken,
-            outcomes: outcomes.finish(),
-            outbox: self.outbox.receipts,
-            links,
-            diff: finished.changes.encode(),
-            changes: Arc::new(finished.changes),
-            stats: Vec::new(),
-        };
-        result.stats = stats(&result, finished.updates.len(), executed_us, started);
-        Ok(result)
-    }
+#[expect(clippy::too_many_arguments, reason = "all that a result is made of")]
+fn finish(
+    block: &Block<'_>,
+    parent: B256,
+    accumulator: &LtHash,
+    ledger: Ledger<'_>,
+    finished: Finished,
+    run: &RunStats,
+    executed_us: u64,
+    started: Instant,
+) -> Result<BlockResult> {
+    // X11: what came in and was here, less what went out and is here, is burnt; it can never be negative.
+    let burnt = finished
+        .supply_before
+        .checked_add(block.escrow_consumed)
+        .zip(finished.supply_after.checked_add(ledger.outbox.escrow))
+        .and_then(|(before, after)| before.checked_sub(after))
+        .ok_or_else(|| CoreError::Internal("the block creates value".into()))?;
+    let threads = block.chain.threads;
+    let accumulator = commit(accumulator, &finished.updates, threads);
+    let (outbox_root, links) = ledger.outbox.commit();
+    let Outcomes { encoded, hashes, bloom } = ledger.outcomes();
+    let mut outcomes = Writer::with_capacity(8 + encoded.iter().map(Vec::len).sum::<usize>());
+    outcomes.array(encoded.len());
+    encoded.iter().for_each(|outcome| {
+        outcomes.encoded(outcome);
+    });
+    let mut result = BlockResult {
+        parent,
+        state_root: B256::new(accumulator.root()),
+        accumulator: Arc::new(accumulator),
+        transactions_root: merkle_root_on(&hashes, threads),
+        outcomes_root: merkle_root_on(&encoded, threads),
+        outbox_root,
+        logs_bloom: bloom,
+        gas_used: ledger.gas_used,
+        burnt,
+        tips: ledger.tips,
+        included: ledger.included,
+        skipped: ledger.skipped,
+        inbox_taken: block.receipts.len(),
+        outcomes: outcomes.finish(),
+        outbox: ledger.outbox.receipts,
+        links,
+        diff: finished.changes.encode(),
+        changes: Arc::new(finished.changes),
+        stats: Vec::new(),
+    };
+    result.stats = stats(&result, finished.updates.len(), run, executed_us, started);
+    Ok(result)
 }
 
 /// For people and benchmarks only; never part of an event (M3).
-fn stats(result: &BlockResult, updates: usize, executed_us: u64, started: Instant) -> Vec<u8> {
+fn stats(result: &BlockResult, updates: usize, run: &RunStats, executed_us: u64, started: Instant) -> Vec<u8> {
     let mut writer = Writer::new();
-    writer.map(7).text("execute_us").uint(executed_us);
+    writer.map(7 + RunStats::FIELDS).text("execute_us").uint(executed_us);
     writer.text("commit_us").uint((started.elapsed().as_micros() as u64).saturating_sub(executed_us));
     writer.text("transactions").uint(result.included.len() as u64);
     writer.text("deliveries").uint(result.inbox_taken as u64);
     writer.text("messages").uint(result.outbox.len() as u64);
     writer.text("accounts").uint(result.changes.accounts.len() as u64);
     writer.text("updates").uint(updates as u64);
+    run.write(&mut writer);
     writer.finish()
-}
-
-fn is_reply(receipt: &Receipt) -> bool {
-    use crate::receipt::Kind;
-    matches!(receipt.kind, Kind::Result | Kind::Bounce)
-}
-
-/// [[address, [topics], data]…]
-pub fn write_logs(writer: &mut Writer, logs: &[Log]) {
-    writer.array(logs.len());
-    for log in logs {
-        writer.array(3).bytes(log.address.as_slice()).array(log.topics().len());
-        log.topics().iter().for_each(|topic| {
-            writer.bytes(topic.as_slice());
-        });
-        writer.bytes(&log.data.data);
-    }
 }

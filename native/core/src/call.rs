@@ -104,7 +104,7 @@ impl CallRequest {
 
 /// One machine serves all tries of an estimate: nothing is ever committed to its state.
 struct Simulator {
-    machine: Machine,
+    machine: Machine<BlockState>,
 }
 
 impl Simulator {
@@ -179,7 +179,7 @@ fn exceeds_allowance(most: u64) -> CallResult {
 }
 
 fn is_gas_shortage(request: &CallRequest, gas: u64) -> bool {
-    let (intrinsic, floor) = intrinsic_gas(&request.input, request.to.is_create(), &request.access_list);
+    let (intrinsic, floor) = intrinsic_gas(&request.input, request.to.is_create(), &request.access_list, 0);
     gas < intrinsic.max(floor)
 }
 

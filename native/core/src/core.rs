@@ -8,6 +8,7 @@ use crate::batch::Batch;
 use crate::block::{BlockEnv, BlockResult, Chain, Mode, execute_block};
 use crate::call::{CallRequest, CallResult, call, estimate_gas};
 use crate::error::{CoreError, Result};
+use crate::evm::{Machine, NotExecuted, Relaxed};
 use crate::state::{Account, Changes, Overlay, Store, parse_genesis, read_snapshot, write_snapshot};
 
 #[derive(Debug)]
@@ -53,6 +54,19 @@ impl Core {
             other => other,
         })?;
         execute_block(view, parent, self.chain, env, batch, mode, inbox)
+    }
+
+    /// What revm does with a batch by itself, for benchmarks; gives the gas used.
+    ///
+    /// # Errors
+    /// `InvalidBlock` when a transaction cannot be executed.
+    pub fn run_bare(&self, parent: B256, batch: &Batch, env: &BlockEnv) -> Result<u64> {
+        let mut machine = Machine::new(self.store.view(&parent)?, self.chain.chain_id, env, Relaxed::default());
+        let transactions = batch.entries.iter().filter_map(|entry| entry.transaction.as_deref());
+        machine.run_bare(transactions).map_err(|error| match error {
+            NotExecuted::Failed(error) => error,
+            NotExecuted::Invalid(reason) => CoreError::InvalidBlock(reason),
+        })
     }
 
     /// # Errors

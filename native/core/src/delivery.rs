@@ -14,6 +14,7 @@ use crate::gateway::{
 };
 use crate::outbox::weigh;
 use crate::receipt::{FIRST_CHAIN_ID, Kind, Origin, Receipt, Reply, reply_id};
+use crate::state::{BlockState, Sink, Source};
 
 /// What a delivery left behind for the block's accounts.
 #[derive(Debug, Default)]
@@ -46,8 +47,8 @@ impl Attempt {
     }
 }
 
-pub struct Delivery<'a> {
-    pub machine: &'a mut Machine,
+pub struct Delivery<'a, S: Source> {
+    pub machine: &'a mut Machine<BlockState<S>>,
     pub env: &'a BlockEnv,
     pub shard: u32,
     /// The receipt that is delivered.
@@ -56,7 +57,7 @@ pub struct Delivery<'a> {
     pub room: u64,
 }
 
-impl Delivery<'_> {
+impl<S: Source> Delivery<'_, S> {
     /// # Errors
     /// Only when the state fails or an amount leaves 256 bits; a delivery that fails is a result.
     pub fn run(&mut self) -> Result<Delivered> {
@@ -88,7 +89,7 @@ impl Delivery<'_> {
             let input = receive_message_call(&receipt.id, &sender, &receipt.payload);
             self.attempt(receipt.target, receipt.value, input, |executed| is_acceptance(&executed.output))?
         };
-        let tip = self.pay_gas(attempt.used)?;
+        let tip = self.compute_tip(attempt.used);
         let refund = self.refund(attempt.used);
         let mut emitted = attempt.emitted;
         emitted.push(self.answer(attempt.is_success, refund, attempt.data)?);
@@ -139,7 +140,7 @@ impl Delivery<'_> {
             delivered = Delivered {
                 is_success: attempt.is_success,
                 gas_used: attempt.used,
-                tip: self.pay_gas(attempt.used)?,
+                tip: self.compute_tip(attempt.used),
                 logs: attempt.logs,
                 emitted: attempt.emitted,
             };
@@ -203,12 +204,11 @@ impl Delivery<'_> {
         U256::from(self.receipt.gas_limit - used) * U256::from(self.receipt.gas_price)
     }
 
-    /// The part of the gas price above the base fee is the beneficiary's; the rest is credited to nobody, hence burnt.
-    fn pay_gas(&mut self, used: u64) -> Result<U256> {
+    /// The part of the gas price above the base fee, which the block credits to the beneficiary as it does with those of
+    /// transactions; the rest is credited to nobody, hence burnt.
+    fn compute_tip(&self, used: u64) -> U256 {
         let price = self.receipt.gas_price;
-        let tip = U256::from(used) * U256::from(price - price.min(self.env.base_fee));
-        self.machine.state().credit(&self.env.beneficiary, tip)?;
-        Ok(tip)
+        U256::from(used) * U256::from(price - price.min(self.env.base_fee))
     }
 
     fn make_claimable(&mut self, amount: U256) -> Result<()> {

@@ -4,14 +4,16 @@
 //! and translates what comes back, refusals in geth's words. The revision is Prague (P1).
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use alloy_eips::eip2930::AccessList;
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, Log, TxKind, U256, address};
 use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction, OutOfGasError};
 use revm::context::{BlockEnv as RevmBlock, Context, ContextSetters, JournalTr, TxEnv};
 use revm::context_interface::cfg::GasParams;
+use revm::context_interface::either::Either;
 use revm::database_interface::DBErrorMarker;
-use revm::handler::{Handler, MainnetContext, MainnetHandler, pre_execution};
+use revm::handler::{FrameResult, Handler, MainnetContext, MainnetHandler, pre_execution};
 use revm::primitives::hardfork::SpecId;
 use revm::state::{AccountInfo, EvmState};
 use revm::{Database, ExecuteEvm, MainBuilder, MainnetEvm, SystemCallEvm};
@@ -19,7 +21,7 @@ use revm::{Database, ExecuteEvm, MainBuilder, MainnetEvm, SystemCallEvm};
 use crate::block::BlockEnv;
 use crate::error::{CoreError, Result};
 use crate::gateway::GATEWAY;
-use crate::state::{Account, BlockState};
+use crate::state::{Account, BlockState, Sink, Source};
 use crate::transaction::Transaction;
 
 pub use revm::bytecode::Bytecode;
@@ -35,9 +37,9 @@ pub const REQUEST_CONTRACTS: [Address; 2] =
     [address!("0x00000961Ef480Eb55e80D19ad83579A64c007002"), address!("0x0000BBdDc7CE488642fb579F8B00f3a590007251")];
 
 /// (intrinsic gas, EIP-7623 floor) of a transaction.
-pub fn intrinsic_gas(input: &[u8], is_create: bool, access_list: &AccessList) -> (u64, u64) {
+pub fn intrinsic_gas(input: &[u8], is_create: bool, access_list: &AccessList, authorizations: usize) -> (u64, u64) {
     let (accounts, keys) = (access_list.len() as u64, access_list.storage_keys_count() as u64);
-    let gas = GasParams::new_spec(SPEC).initial_tx_gas(input, is_create, accounts, keys, 0, None);
+    let gas = GasParams::new_spec(SPEC).initial_tx_gas(input, is_create, accounts, keys, authorizations as u64, None);
     (gas.initial_total_gas(), gas.floor_gas())
 }
 
@@ -60,11 +62,15 @@ impl From<CoreError> for StateError {
     }
 }
 
-impl Database for BlockState {
+/// Any source of state as revm's database.
+#[derive(Debug)]
+struct Db<S>(S);
+
+impl<S: Source> Database for Db<S> {
     type Error = StateError;
 
     fn basic(&mut self, address: Address) -> Result<Option<AccountInfo>, StateError> {
-        Ok(self.account(&address)?.map(|account| AccountInfo {
+        Ok(self.0.account(&address)?.map(|account| AccountInfo {
             balance: account.balance,
             nonce: account.nonce,
             code_hash: account.code_hash,
@@ -74,17 +80,31 @@ impl Database for BlockState {
     }
 
     fn code_by_hash(&mut self, code_hash: B256) -> Result<Bytecode, StateError> {
-        if code_hash == KECCAK256_EMPTY { Ok(Bytecode::default()) } else { Ok(self.code(&code_hash)?) }
+        if code_hash == KECCAK256_EMPTY { Ok(Bytecode::default()) } else { Ok(self.0.code(&code_hash)?) }
     }
 
     fn storage(&mut self, address: Address, index: U256) -> Result<U256, StateError> {
-        Ok(self.slot(&address, &index)?)
+        Ok(self.0.slot(&address, &index)?)
     }
 
     /// BLOCKHASH reads what EIP-2935 keeps in the state, so every node answers alike.
     fn block_hash(&mut self, number: u64) -> Result<B256, StateError> {
         let slot = U256::from(number % HISTORY_WINDOW);
-        Ok(self.slot(&HISTORY, &slot)?.into())
+        Ok(self.0.slot(&HISTORY, &slot)?.into())
+    }
+}
+
+/// Mainnet's rules without the payment to the beneficiary: every transaction makes one, so the block adds them up and
+/// credits them outside the EVM. Inside it, each would depend on the one before.
+struct Unrewarded<S>(PhantomData<S>);
+
+impl<S: Source> Handler for Unrewarded<S> {
+    type Evm = Inner<S>;
+    type Error = EVMError<StateError>;
+    type HaltReason = HaltReason;
+
+    fn reward_beneficiary(&self, _: &mut Self::Evm, _: &mut FrameResult) -> Result<(), Self::Error> {
+        Ok(())
     }
 }
 
@@ -113,6 +133,44 @@ impl Executed {
     pub fn is_success(&self) -> bool {
         self.status == Status::Success
     }
+
+    /// Whether the account is gone with all it held, a payment of this transaction's fee included.
+    pub fn destroys(&self, address: &Address) -> bool {
+        self.writes.get(address).is_some_and(|account| account.is_touched() && account.is_selfdestructed())
+    }
+
+    /// Writes the changes.
+    pub fn apply(self, sink: &mut impl Sink) -> Result<()> {
+        for (address, mut account) in self.writes {
+            if !account.is_touched() {
+                continue;
+            }
+            if account.is_selfdestructed() {
+                sink.set_account(&address, None)?;
+                sink.wipe_storage(&address)?;
+                continue;
+            }
+            if account.is_created() {
+                sink.wipe_storage(&address)?;
+            }
+            let code_hash = account.info.code_hash;
+            let before = account.original_info();
+            // Contracts bring code when they are created, accounts when they delegate (EIP-7702).
+            let is_new = account.is_created() || code_hash != before.code_hash;
+            if let Some(code) = account.info.code.take().filter(|code| is_new && !code.is_empty()) {
+                sink.add_code(code_hash, code);
+            }
+            let info = &account.info;
+            let present = Account { nonce: info.nonce, balance: info.balance, code_hash };
+            if is_new || (before.nonce, before.balance) != (info.nonce, info.balance) {
+                sink.set_account(&address, Some(present))?;
+            }
+            for (slot, value) in account.changed_storage_slots() {
+                sink.set_slot(&address, slot, value.present_value)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why a transaction did not execute at all.
@@ -136,16 +194,16 @@ pub struct Relaxed {
     pub base_fee: bool,
 }
 
-type Inner = MainnetEvm<MainnetContext<BlockState>>;
+type Inner<S> = MainnetEvm<MainnetContext<Db<S>>>;
 
 /// One EVM over the state of one block.
-pub struct Machine {
-    evm: Inner,
+pub struct Machine<S: Source> {
+    evm: Inner<S>,
     base_fee: u64,
 }
 
-impl Machine {
-    pub fn new(state: BlockState, chain_id: u64, env: &BlockEnv, relaxed: Relaxed) -> Self {
+impl<S: Source> Machine<S> {
+    pub fn new(state: S, chain_id: u64, env: &BlockEnv, relaxed: Relaxed) -> Self {
         let block = RevmBlock {
             number: U256::from(env.number),
             beneficiary: env.beneficiary,
@@ -155,7 +213,7 @@ impl Machine {
             prevrandao: Some(env.prevrandao),
             ..RevmBlock::default()
         };
-        let context: MainnetContext<BlockState> = Context::new(state, SPEC);
+        let context: MainnetContext<Db<S>> = Context::new(Db(state), SPEC);
         let context = context.with_block(block).modify_cfg_chained(|cfg| {
             cfg.chain_id = chain_id;
             cfg.disable_nonce_check = relaxed.account_checks;
@@ -166,12 +224,12 @@ impl Machine {
         Self { evm: context.build_mainnet(), base_fee: env.base_fee }
     }
 
-    pub fn state(&mut self) -> &mut BlockState {
-        &mut self.evm.ctx.journaled_state.database
+    pub fn state(&mut self) -> &mut S {
+        &mut self.evm.ctx.journaled_state.database.0
     }
 
-    pub fn into_state(self) -> BlockState {
-        self.evm.ctx.journaled_state.database
+    pub fn into_state(self) -> S {
+        self.evm.ctx.journaled_state.database.0
     }
 
     /// Runs a user transaction; nothing is written until `commit`.
@@ -179,23 +237,22 @@ impl Machine {
     /// # Errors
     /// `Invalid` when it cannot be in this block.
     pub fn transact(&mut self, transaction: &Transaction) -> Result<Executed, NotExecuted> {
-        let tx = TxEnv {
-            tx_type: transaction.tx_type,
-            caller: transaction.sender,
-            gas_limit: transaction.gas_limit,
-            gas_price: transaction.max_fee,
-            kind: transaction.to,
-            value: transaction.value,
-            data: transaction.input.clone(),
-            nonce: transaction.nonce,
-            chain_id: transaction.chain_id,
-            access_list: transaction.access_list.clone(),
-            gas_priority_fee: transaction.tip,
-            blob_hashes: Vec::new(),
-            max_fee_per_blob_gas: 0,
-            authorization_list: Vec::new(),
-        };
-        self.run(tx)
+        self.run(tx_env(transaction))
+    }
+
+    /// What revm does with these transactions by itself, one after the other, every write kept in its own journal: no
+    /// outcomes, no skips, no fast path, no versions. The measure that benchmarks are held against.
+    pub fn run_bare<'a>(&mut self, transactions: impl Iterator<Item = &'a Transaction>) -> Result<u64, NotExecuted> {
+        let mut gas_used = 0;
+        for transaction in transactions {
+            match self.evm.transact_one(tx_env(transaction)) {
+                Ok(result) => gas_used += result.tx_gas_used(),
+                Err(EVMError::Transaction(reason)) => return Err(NotExecuted::Invalid(self.geth_words(&reason))),
+                Err(other) => return Err(NotExecuted::Failed(failure(other))),
+            }
+        }
+        drop(self.evm.finalize());
+        Ok(gas_used)
     }
 
     /// Runs a call that nobody signed, for reads.
@@ -219,7 +276,8 @@ impl Machine {
     }
 
     fn run(&mut self, tx: TxEnv) -> Result<Executed, NotExecuted> {
-        let result = self.evm.transact_one(tx);
+        self.evm.ctx.set_tx(tx);
+        let result = Unrewarded(PhantomData).run(&mut self.evm);
         let writes = self.evm.finalize();
         match result {
             Ok(result) => Ok(translate(result, writes)),
@@ -296,7 +354,9 @@ impl Machine {
         executed.gas_used = spent - executed.gas_refunded;
         Ok(executed)
     }
+}
 
+impl<S: Source> Machine<BlockState<S>> {
     /// A system call of the protocol; a contract that is absent or fails changes nothing.
     pub fn system_call(&mut self, contract: Address, input: Bytes) -> Result<()> {
         if !self.state().has_code(&contract)? {
@@ -310,30 +370,7 @@ impl Machine {
 
     /// Writes an execution's changes into the block's state.
     pub fn commit(&mut self, executed: Executed) -> Result<()> {
-        let state = self.state();
-        for (address, account) in executed.writes {
-            if !account.is_touched() {
-                continue;
-            }
-            if account.is_selfdestructed() {
-                state.set_account(&address, None)?;
-                state.wipe_storage(&address)?;
-                continue;
-            }
-            if account.is_created() {
-                state.wipe_storage(&address)?;
-            }
-            let info = &account.info;
-            if let Some(code) = info.code.as_ref().filter(|code| account.is_created() && !code.is_empty()) {
-                state.add_code(info.code_hash, code.clone());
-            }
-            let present = Account { nonce: info.nonce, balance: info.balance, code_hash: info.code_hash };
-            state.set_account(&address, Some(present))?;
-            for (slot, value) in account.changed_storage_slots() {
-                state.set_slot(&address, slot, value.present_value)?;
-            }
-        }
-        Ok(())
+        executed.apply(self.state())
     }
 }
 
@@ -347,6 +384,26 @@ pub struct Simulated {
     pub value: U256,
     pub input: Bytes,
     pub access_list: AccessList,
+}
+
+fn tx_env(transaction: &Transaction) -> TxEnv {
+    let authorizations = transaction.authorizations.iter().cloned().map(Either::Right);
+    TxEnv {
+        tx_type: transaction.tx_type,
+        caller: transaction.sender,
+        gas_limit: transaction.gas_limit,
+        gas_price: transaction.max_fee,
+        kind: transaction.to,
+        value: transaction.value,
+        data: transaction.input.clone(),
+        nonce: transaction.nonce,
+        chain_id: transaction.chain_id,
+        access_list: transaction.access_list.clone(),
+        gas_priority_fee: transaction.tip,
+        blob_hashes: Vec::new(),
+        max_fee_per_blob_gas: 0,
+        authorization_list: authorizations.collect(),
+    }
 }
 
 fn failure(error: EVMError<StateError>) -> CoreError {

@@ -15,8 +15,9 @@ const RECEIVE_REPLY: [u8; 4] = [0x18, 0xcd, 0xf4, 0x7c];
 
 /// Flat gas of a plain transfer's delivery (X7).
 pub const TRANSFER_GAS: u64 = 21_000;
-/// Receipts one block takes from its inbox at most: as many as there is room for replies in an outbox (X5, X10).
-pub const MAX_DELIVERIES: usize = 8192;
+/// Receipts one block takes from its inbox at most: half an outbox holds a reply to each, the other half what they send on
+/// (X5, X10).
+pub const MAX_DELIVERIES: usize = 4096;
 /// Bytes of receipts one block may emit: what a crosslink can carry (X10). The presets name the same number.
 pub const MAX_OUTBOX_BYTES: u64 = 8 * 1024 * 1024;
 /// X5: no receipt can block the head of an inbox.

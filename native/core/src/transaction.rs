@@ -1,11 +1,13 @@
 //! Signed transactions: what decodes, what is refused before any state is looked at, and who sent it.
 //!
 //! Refusals speak geth's words, because wallets match on them. Transactions without EIP-155 would replay on every shard
-//! and are refused (P1); blob transactions (type 3) and, for now, set-code transactions (type 4) are not supported.
+//! and are refused (P1); blob transactions (type 3) are not supported. The authorities of set-code transactions (type 4, EIP-7702) are
+//! recovered here too, once per process; one that cannot be is skipped by the EVM, as the EIP says.
 
 use alloy_consensus::transaction::RlpEcdsaDecodableTx;
-use alloy_consensus::{SignableTransaction, TxEip1559, TxEip2930, TxLegacy};
+use alloy_consensus::{SignableTransaction, TxEip1559, TxEip2930, TxEip7702, TxLegacy};
 use alloy_eips::eip2930::AccessList;
+use alloy_eips::eip7702::{RecoveredAuthority, RecoveredAuthorization, SignedAuthorization};
 use alloy_primitives::{Address, B256, Bytes, Signature, TxKind, U256, keccak256, uint};
 use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
 use secp256k1::{Message, Secp256k1, VerifyOnly};
@@ -34,6 +36,7 @@ pub enum Refusal {
     Oversized { size: usize },
     TipAboveFee,
     Initcode { size: usize },
+    NoAuthorization,
 }
 
 impl Refusal {
@@ -51,6 +54,7 @@ impl Refusal {
             Self::TipAboveFee => 9,
             Self::Initcode { .. } => 10,
             Self::FloorGas { .. } => 11,
+            Self::NoAuthorization => 12,
         }
     }
 }
@@ -71,6 +75,7 @@ impl std::fmt::Display for Refusal {
             Self::Oversized { size } => {
                 write!(f, "oversized data: transaction size {size}, limit {MAX_TRANSACTION_BYTES}")
             }
+            Self::NoAuthorization => f.write_str("EIP-7702 transaction with empty auth list"),
             Self::TipAboveFee => f.write_str("max priority fee per gas higher than max fee per gas"),
             Self::Initcode { size } => {
                 write!(f, "max initcode size exceeded: code size {size}, limit {MAX_INITCODE_BYTES}")
@@ -97,6 +102,10 @@ pub struct Transaction {
     pub value: U256,
     pub input: Bytes,
     pub access_list: AccessList,
+    /// Of type 4, each with the account that signed it, if any did.
+    pub authorizations: Vec<RecoveredAuthorization>,
+    /// The authorizations as they were signed, for those who ask.
+    pub signed_authorizations: Vec<SignedAuthorization>,
     pub signature: Signature,
 }
 
@@ -114,12 +123,14 @@ impl Transaction {
             Some(0xc0..) => from_legacy(raw)?,
             Some(1) => from_eip2930(&raw[1..])?,
             Some(2) => from_eip1559(&raw[1..])?,
+            Some(4) => from_eip7702(&raw[1..])?,
             Some(0..=0x7f) => return Err(Refusal::UnsupportedType),
             Some(_) => return Err(Refusal::Rlp("expected input list for transaction".into())),
         };
         transaction.hash = hash;
         transaction.check_form()?;
         transaction.sender = recover(&transaction.signature, &signing_hash)?;
+        transaction.authorizations = transaction.signed_authorizations.iter().map(recover_authority).collect();
         Ok(transaction)
     }
 
@@ -130,10 +141,18 @@ impl Transaction {
         if self.to.is_create() && self.input.len() > MAX_INITCODE_BYTES {
             return Err(Refusal::Initcode { size: self.input.len() });
         }
+        if self.tx_type == 4 && self.signed_authorizations.is_empty() {
+            return Err(Refusal::NoAuthorization);
+        }
         if self.tip.is_some_and(|tip| tip > self.max_fee) {
             return Err(Refusal::TipAboveFee);
         }
-        let (intrinsic, floor) = crate::evm::intrinsic_gas(&self.input, self.to.is_create(), &self.access_list);
+        let (intrinsic, floor) = crate::evm::intrinsic_gas(
+            &self.input,
+            self.to.is_create(),
+            &self.access_list,
+            self.signed_authorizations.len(),
+        );
         if self.gas_limit < intrinsic {
             return Err(Refusal::IntrinsicGas { have: self.gas_limit, want: intrinsic });
         }
@@ -175,7 +194,8 @@ impl Transaction {
         let dynamic = self.tip.is_some();
         let typed = self.tx_type != 0;
         let mut writer = Writer::with_capacity(256 + self.input.len());
-        writer.map(13 + usize::from(dynamic) + 2 * usize::from(typed));
+        let sets_code = self.tx_type == 4;
+        writer.map(13 + usize::from(dynamic) + 2 * usize::from(typed) + usize::from(sets_code));
         writer.text("type").uint(self.tx_type.into()).text("hash").bytes(self.hash.as_slice());
         writer.text("from").bytes(self.sender.as_slice()).text("chainId").uint(self.chain_id.unwrap_or_default());
         writer.text("nonce").uint(self.nonce).text("gas").uint(self.gas_limit);
@@ -203,6 +223,14 @@ impl Transaction {
         } else {
             // EIP-155; a chain ID too large for its v was refused with the chain check.
             writer.text("v").uint(self.chain_id.unwrap_or_default().saturating_mul(2).saturating_add(35 + parity));
+        }
+        if sets_code {
+            // [[chain id, address, nonce, y parity, r, s]…]
+            writer.text("authorizationList").array(self.signed_authorizations.len());
+            for signed in &self.signed_authorizations {
+                writer.array(6).u256(&signed.chain_id).bytes(signed.address.as_slice()).uint(signed.nonce);
+                writer.uint(signed.y_parity().into()).u256(&signed.r()).u256(&signed.s());
+            }
         }
         writer.text("r").u256(&self.signature.r()).text("s").u256(&self.signature.s());
         writer.finish()
@@ -243,6 +271,8 @@ fn from_legacy(raw: &[u8]) -> Result<(Transaction, B256), Refusal> {
         value,
         input,
         access_list: AccessList::default(),
+        authorizations: Vec::new(),
+        signed_authorizations: Vec::new(),
         signature,
     };
     Ok((transaction, signing_hash))
@@ -265,6 +295,8 @@ fn from_eip2930(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         value,
         input,
         access_list,
+        authorizations: Vec::new(),
+        signed_authorizations: Vec::new(),
         signature,
     };
     Ok((transaction, signing_hash))
@@ -297,9 +329,44 @@ fn from_eip1559(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         value,
         input,
         access_list,
+        authorizations: Vec::new(),
+        signed_authorizations: Vec::new(),
         signature,
     };
     Ok((transaction, signing_hash))
+}
+
+fn from_eip7702(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
+    let (tx, signature) = decode_list::<TxEip7702>(list)?;
+    let signing_hash = tx.signature_hash();
+    let transaction = Transaction {
+        hash: B256::ZERO,
+        sender: Address::ZERO,
+        tx_type: 4,
+        chain_id: Some(tx.chain_id),
+        nonce: tx.nonce,
+        gas_limit: tx.gas_limit,
+        max_fee: tx.max_fee_per_gas,
+        tip: Some(tx.max_priority_fee_per_gas),
+        to: TxKind::Call(tx.to),
+        value: tx.value,
+        input: tx.input,
+        access_list: tx.access_list,
+        authorizations: Vec::new(),
+        signed_authorizations: tx.authorization_list,
+        signature,
+    };
+    Ok((transaction, signing_hash))
+}
+
+/// Who signed an authorization; the EVM passes over one that nobody did.
+fn recover_authority(signed: &SignedAuthorization) -> RecoveredAuthorization {
+    let (parity, r, s) = (signed.y_parity(), signed.r(), signed.s());
+    let is_well_formed = parity <= 1 && !r.is_zero() && r < GROUP_ORDER && !s.is_zero() && s <= MAX_S;
+    let signature = Signature::new(r, s, parity == 1);
+    let authority = is_well_formed.then(|| recover(&signature, &signed.signature_hash()).ok()).flatten();
+    let authority = authority.map_or(RecoveredAuthority::Invalid, RecoveredAuthority::Valid);
+    RecoveredAuthorization::new_unchecked(signed.inner().clone(), authority)
 }
 
 thread_local! {

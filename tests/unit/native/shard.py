@@ -76,7 +76,7 @@ def sign(key: int, nonce: int, to: bytes | None = b"\x99" * 20, **fields: Any) -
         "value": 0,
         "data": b"",
     } | fields
-    if transaction["type"] != 2:
+    if transaction["type"] not in {2, 4}:
         transaction.pop("maxFeePerGas")
         transaction.pop("maxPriorityFeePerGas")
         transaction.setdefault("gasPrice", 10 * GWEI)

@@ -11,8 +11,10 @@ from tests.unit.native.shard import (
     ADDRESSES,
     BASE_FEE,
     BENEFICIARY,
+    CHAIN_ID,
     GENESIS,
     GWEI,
+    KEYS,
     REVERTER,
     RICH,
     STORER,
@@ -138,3 +140,13 @@ def test_prague_keeps_block_hashes_and_beacon_roots_in_the_state() -> None:
     assert shard.core.storage(b"\2" * 32, history, word(0)) == GENESIS
     shard.extend(b"\2" * 32, b"\3" * 32, [sign(0, 1, asker)])
     assert shard.core.storage(b"\3" * 32, asker, word(0)) == b"\2" * 32
+
+
+def test_an_account_that_delegates_runs_the_code_it_named_with_its_own_storage() -> None:
+    shard = Shard()
+    signed = KEYS[1].sign_authorization({"chainId": CHAIN_ID, "address": STORER, "nonce": 0})
+    delegating = sign(0, 0, ADDRESSES[1], type=4, data=word(5), authorizationList=[signed])
+    result = shard.extend(GENESIS, b"\2" * 32, [delegating])
+    assert [outcome.type for outcome in read_outcomes(result)] == [4]
+    assert shard.core.storage(b"\2" * 32, ADDRESSES[1], word(0)) == word(5)
+    assert shard.core.code(b"\2" * 32, ADDRESSES[1]) == b"\xef\x01\x00" + STORER

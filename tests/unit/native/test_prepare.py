@@ -96,7 +96,7 @@ def test_refusals_speak_geths_words(core: _native.Core) -> None:
         "trailing": (legacy + b"\0", "rlp: "),
         "cut": (legacy[:-1], "rlp: "),
         "blob": (b"\3" + legacy, "transaction type not supported"),
-        "set code": (b"\4" + legacy, "transaction type not supported"),
+        "set code without an authorization list": (b"\4" + legacy, "rlp: "),
         "unknown": (b"\x7f" + legacy, "transaction type not supported"),
         "unprotected": (
             rewrite_legacy(legacy, v=27 + (v - 35) % 2),

@@ -2,12 +2,11 @@
 
 import asyncio
 
-from node import driver as driver_module
 from node.driver import Driver
 from shardyard.consensus.votes import Vote, VoteKind
 from shardyard.effects import BlockRecord, Broadcast, Notice, Persist, SetTimer, Sign, SignRequest
-from shardyard.events import MessageReceived, Signed, Started, TimerFired
-from shardyard.ids import BEACON, ZERO_HASH, Hash32, NodeId, Slot
+from shardyard.events import Signed, Started, TimerFired
+from shardyard.ids import BEACON, ZERO_HASH, Hash32, Slot
 from shardyard.messages import Votes
 
 REQUEST = SignRequest(VoteKind.FINAL, Slot(1), Hash32(b"h" * 32), 0, b"m" * 32)
@@ -98,39 +97,3 @@ async def test_s5_the_signer_is_asked_only_when_the_disk_has_what_the_vote_rests
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert REQUEST.block_hash != ZERO_HASH
-
-
-class Echo:
-    """Answers every message with one effect that must wait for the disk."""
-
-    def __init__(self):
-        self.steps = 0
-
-    def step(self, event, now_ms):
-        del now_ms
-        if isinstance(event, MessageReceived):
-            self.steps += 1
-        return [Persist((BlockRecord,)), Broadcast(Votes(()))]
-
-
-async def test_i14_while_the_disk_is_busy_peers_cannot_fill_the_outbox(eventually_async, monkeypatch):
-    monkeypatch.setattr(driver_module, "MAX_QUEUED_EFFECTS", 10)
-    story = []
-    disk, machine = Disk(story), Echo()
-    driver = Driver(chain=BEACON, machine=machine, bus=Bus(story), log=disk, signer=Signer(story))
-    driver.attach(Host(story))
-    running = asyncio.create_task(driver.run())
-    try:
-        for _ in range(200):
-            driver.receive(NodeId("shard-0-0"), BEACON, Votes(()))
-        driver.complete(TimerFired("own work goes on"))
-        await eventually_async(lambda: machine.steps >= 4)
-        for _ in range(50):
-            await asyncio.sleep(0)
-        assert machine.steps <= 10
-        disk.is_synced.set()
-        await eventually_async(lambda: story.count("publish") == 202)
-        assert machine.steps == 200
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)

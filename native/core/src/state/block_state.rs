@@ -1,10 +1,11 @@
-//! The state as one block sees it while it executes: reads are remembered with their first value, writes stay here.
+//! The state as one block (or one item of it) sees it while it executes: reads are remembered with their first value,
+//! writes stay here.
 //!
 //! Remembering the first value makes the commitment's updates, the diff and the supply identity one walk at the end.
 
 use alloy_primitives::{Address, B256, U256};
 
-use super::{Account, Changes, Map, Slots, Update, View};
+use super::{Account, Changes, Map, Sink, Slots, Source, Update, View};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
 
@@ -19,11 +20,18 @@ struct Cached {
 }
 
 #[derive(Debug)]
-pub struct BlockState {
-    view: View,
+pub struct BlockState<S = View> {
+    source: S,
     cache: Map<Address, Cached>,
     codes: Map<B256, Bytecode>,
     new_codes: Map<B256, Bytecode>,
+}
+
+/// One location that differs from what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Touched {
+    Account(Address, Option<Account>),
+    Slot(Address, U256, U256),
 }
 
 /// What a block did to the state.
@@ -36,81 +44,47 @@ pub struct Finished {
     pub supply_after: U256,
 }
 
-impl BlockState {
-    pub fn new(view: View) -> Self {
-        Self { view, cache: Map::default(), codes: Map::default(), new_codes: Map::default() }
+impl Finished {
+    /// # Errors
+    /// `Internal` when a sum of balances exceeds 256 bits.
+    pub fn of(updates: Vec<Update>, codes: Map<B256, Bytecode>) -> Result<Self> {
+        let mut changes = Changes { codes, ..Changes::default() };
+        changes.accounts.reserve(updates.len());
+        let (mut supply_before, mut supply_after) = (U256::ZERO, U256::ZERO);
+        let overflow = || CoreError::Internal("the sum of balances exceeds 256 bits".into());
+        let balance = |account: &Option<Account>| account.map_or(U256::ZERO, |account| account.balance);
+        for update in &updates {
+            match update {
+                Update::Account(address, before, after) => {
+                    supply_before = supply_before.checked_add(balance(before)).ok_or_else(overflow)?;
+                    supply_after = supply_after.checked_add(balance(after)).ok_or_else(overflow)?;
+                    changes.accounts.insert(*address, *after);
+                }
+                Update::Slot(address, slot, _, after) => {
+                    changes.storage.entry(*address).or_default().insert(*slot, *after);
+                }
+            }
+        }
+        Ok(Self { changes, updates, supply_before, supply_after })
+    }
+}
+
+impl<S: Source> BlockState<S> {
+    pub fn new(source: S) -> Self {
+        Self { source, cache: Map::default(), codes: Map::default(), new_codes: Map::default() }
+    }
+
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
     }
 
     fn cached(&mut self, address: &Address) -> Result<&mut Cached> {
         if !self.cache.contains_key(address) {
-            let account = self.view.account(address)?;
+            let account = self.source.account(address)?;
             let cached = Cached { original: account, present: account, ..Cached::default() };
             self.cache.insert(*address, cached);
         }
         self.cache.get_mut(address).ok_or_else(|| CoreError::Internal("account vanished from the cache".into()))
-    }
-
-    pub fn account(&mut self, address: &Address) -> Result<Option<Account>> {
-        if let Some(cached) = self.cache.get(address) {
-            return Ok(cached.present);
-        }
-        Ok(self.cached(address)?.present)
-    }
-
-    /// Sets an account; an empty one is gone (EIP-161).
-    pub fn set_account(&mut self, address: &Address, account: Option<Account>) -> Result<()> {
-        self.cached(address)?.present = account.filter(|account| !account.is_empty());
-        Ok(())
-    }
-
-    pub fn slot(&mut self, address: &Address, slot: &U256) -> Result<U256> {
-        if let Some(cached) = self.cache.get(address) {
-            if let Some((_, present)) = cached.slots.get(slot) {
-                return Ok(*present);
-            }
-            if cached.storage_complete {
-                return Ok(U256::ZERO);
-            }
-        }
-        let value = self.view.slot(address, slot)?;
-        self.cached(address)?.slots.insert(*slot, (value, value));
-        Ok(value)
-    }
-
-    pub fn set_slot(&mut self, address: &Address, slot: &U256, value: U256) -> Result<()> {
-        self.slot(address, slot)?;
-        self.cached(address)?.slots.entry(*slot).or_default().1 = value;
-        Ok(())
-    }
-
-    /// Clears an account's storage: it was destroyed, or created anew.
-    pub fn wipe_storage(&mut self, address: &Address) -> Result<()> {
-        if !self.cached(address)?.storage_complete {
-            let stored: Slots = self.view.slots(address)?;
-            let cached = self.cached(address)?;
-            for (slot, value) in stored {
-                cached.slots.entry(slot).or_insert((value, value));
-            }
-            cached.storage_complete = true;
-        }
-        self.cached(address)?.slots.values_mut().for_each(|(_, present)| *present = U256::ZERO);
-        Ok(())
-    }
-
-    /// # Errors
-    /// `Internal` when an account names a code nobody stored.
-    pub fn code(&mut self, hash: &B256) -> Result<Bytecode> {
-        if let Some(code) = self.codes.get(hash) {
-            return Ok(code.clone());
-        }
-        let code = self.view.code(hash).ok_or_else(|| CoreError::Internal(format!("code {hash} is not held")))?;
-        self.codes.insert(*hash, code.clone());
-        Ok(code)
-    }
-
-    pub fn add_code(&mut self, hash: B256, code: Bytecode) {
-        self.new_codes.entry(hash).or_insert_with(|| code.clone());
-        self.codes.entry(hash).or_insert(code);
     }
 
     /// # Errors
@@ -146,33 +120,106 @@ impl BlockState {
         Ok(self.account(address)?.is_some_and(|account| account.has_code()))
     }
 
+    /// What changed since this state was made or last taken from, with the codes added; forgets everything.
+    pub fn take_changes(&mut self) -> (Vec<Touched>, Map<B256, Bytecode>) {
+        let mut touched = Vec::new();
+        for (address, cached) in self.cache.drain() {
+            if cached.original != cached.present {
+                touched.push(Touched::Account(address, cached.present));
+            }
+            let changed = cached.slots.into_iter().filter(|(_, (before, after))| before != after);
+            touched.extend(changed.map(|(slot, (_, after))| Touched::Slot(address, slot, after)));
+        }
+        self.codes.clear();
+        (touched, std::mem::take(&mut self.new_codes))
+    }
+
     /// # Errors
     /// `Internal` when a sum of balances exceeds 256 bits.
     pub fn finish(self) -> Result<Finished> {
-        let mut changes = Changes { codes: self.new_codes, ..Changes::default() };
-        let mut updates = Vec::new();
-        let (mut supply_before, mut supply_after) = (U256::ZERO, U256::ZERO);
-        let overflow = || CoreError::Internal("the sum of balances exceeds 256 bits".into());
+        let mut updates = Vec::with_capacity(self.cache.len());
         for (address, cached) in self.cache {
             let Cached { original, present, slots, .. } = cached;
             if original != present {
-                let balance = |account: &Option<Account>| account.map_or(U256::ZERO, |account| account.balance);
-                supply_before = supply_before.checked_add(balance(&original)).ok_or_else(overflow)?;
-                supply_after = supply_after.checked_add(balance(&present)).ok_or_else(overflow)?;
-                changes.accounts.insert(address, present);
                 updates.push(Update::Account(address, original, present));
             }
-            let mut changed = Slots::default();
             for (slot, (before, after)) in slots {
                 if before != after {
-                    changed.insert(slot, after);
                     updates.push(Update::Slot(address, slot, before, after));
                 }
             }
-            if !changed.is_empty() {
-                changes.storage.insert(address, changed);
+        }
+        Finished::of(updates, self.new_codes)
+    }
+}
+
+impl<S: Source> Source for BlockState<S> {
+    fn account(&mut self, address: &Address) -> Result<Option<Account>> {
+        if let Some(cached) = self.cache.get(address) {
+            return Ok(cached.present);
+        }
+        Ok(self.cached(address)?.present)
+    }
+
+    fn slot(&mut self, address: &Address, slot: &U256) -> Result<U256> {
+        if let Some(cached) = self.cache.get(address) {
+            if let Some((_, present)) = cached.slots.get(slot) {
+                return Ok(*present);
+            }
+            if cached.storage_complete {
+                return Ok(U256::ZERO);
             }
         }
-        Ok(Finished { changes, updates, supply_before, supply_after })
+        let value = self.source.slot(address, slot)?;
+        self.cached(address)?.slots.insert(*slot, (value, value));
+        Ok(value)
+    }
+
+    fn slots(&mut self, address: &Address) -> Result<Slots> {
+        let mut slots = self.source.slots(address)?;
+        let cached = self.cached(address)?;
+        slots.extend(cached.slots.iter().map(|(slot, (_, present))| (*slot, *present)));
+        slots.retain(|_, value| !value.is_zero());
+        Ok(slots)
+    }
+
+    fn code(&mut self, hash: &B256) -> Result<Bytecode> {
+        if let Some(code) = self.codes.get(hash) {
+            return Ok(code.clone());
+        }
+        let code = self.source.code(hash)?;
+        self.codes.insert(*hash, code.clone());
+        Ok(code)
+    }
+}
+
+impl<S: Source> Sink for BlockState<S> {
+    fn set_account(&mut self, address: &Address, account: Option<Account>) -> Result<()> {
+        self.cached(address)?.present = account.filter(|account| !account.is_empty());
+        Ok(())
+    }
+
+    fn set_slot(&mut self, address: &Address, slot: &U256, value: U256) -> Result<()> {
+        self.slot(address, slot)?;
+        self.cached(address)?.slots.entry(*slot).or_default().1 = value;
+        Ok(())
+    }
+
+    fn wipe_storage(&mut self, address: &Address) -> Result<()> {
+        if !self.cached(address)?.storage_complete {
+            let stored: Slots = self.source.slots(address)?;
+            let cached = self.cached(address)?;
+            for (slot, value) in stored {
+                cached.slots.entry(slot).or_insert((value, value));
+            }
+            cached.storage_complete = true;
+        }
+        self.cached(address)?.slots.values_mut().for_each(|(_, present)| *present = U256::ZERO);
+        Ok(())
+    }
+
+    fn add_code(&mut self, hash: B256, code: Bytecode) {
+        self.new_codes.entry(hash).or_insert_with(|| code.clone());
+        self.codes.entry(hash).or_insert(code);
     }
 }

@@ -17,7 +17,7 @@ use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
 use crate::lthash::LtHash;
 
-pub use block_state::{BlockState, Finished};
+pub use block_state::{BlockState, Finished, Touched};
 pub use genesis::parse_genesis;
 pub use snapshot::{read_snapshot, write_snapshot};
 pub use store::{Overlay, Store, View};
@@ -48,6 +48,27 @@ impl Account {
     pub fn has_code(&self) -> bool {
         self.code_hash != KECCAK256_EMPTY
     }
+}
+
+/// Where state is read from: a view of the store, a block's own state, or one version of a block that runs in parallel.
+pub trait Source {
+    fn account(&mut self, address: &Address) -> Result<Option<Account>>;
+    fn slot(&mut self, address: &Address, slot: &U256) -> Result<U256>;
+    /// All non-zero slots of one account; needed only when an account is created or destroyed.
+    fn slots(&mut self, address: &Address) -> Result<Slots>;
+    /// # Errors
+    /// `Internal` when an account names a code nobody stored.
+    fn code(&mut self, hash: &B256) -> Result<Bytecode>;
+}
+
+/// Where an execution's changes go.
+pub trait Sink {
+    /// Sets an account; an empty one is gone (EIP-161).
+    fn set_account(&mut self, address: &Address, account: Option<Account>) -> Result<()>;
+    fn set_slot(&mut self, address: &Address, slot: &U256, value: U256) -> Result<()>;
+    /// Clears an account's storage: it was destroyed, or created anew.
+    fn wipe_storage(&mut self, address: &Address) -> Result<()>;
+    fn add_code(&mut self, hash: B256, code: Bytecode);
 }
 
 /// What one block (or an undo record) sets: `None` and zero mean "gone".

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use alloy_primitives::{Address, B256, U256};
 
-use super::{Account, Changes, Map, Slots, Update, commit};
+use super::{Account, Changes, Map, Slots, Source, Update, commit};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
 use crate::lthash::LtHash;
@@ -284,6 +284,24 @@ impl Inner {
             return Err(CoreError::MissingState("the state is older than the history kept".into()));
         }
         Ok(self.undo.iter().skip(self.undo.len() - missing).map(|undo| &undo.before))
+    }
+}
+
+impl Source for View {
+    fn account(&mut self, address: &Address) -> Result<Option<Account>> {
+        View::account(self, address)
+    }
+
+    fn slot(&mut self, address: &Address, slot: &U256) -> Result<U256> {
+        View::slot(self, address, slot)
+    }
+
+    fn slots(&mut self, address: &Address) -> Result<Slots> {
+        View::slots(self, address)
+    }
+
+    fn code(&mut self, hash: &B256) -> Result<Bytecode> {
+        View::code(self, hash).ok_or_else(|| CoreError::Internal(format!("code {hash} is not held")))
     }
 }
 

@@ -1,0 +1,251 @@
+//! The accounts of a block, kept in commit order: gas, fees, outcomes, the outbox, and what was left out and why.
+//!
+//! Executing an item yields a `Done`, whichever path executed it; everything that depends on the items before it
+//! (cumulative gas, the gas limit, sequence numbers, skips) is decided here, so no path can decide it differently.
+
+use alloy_primitives::{Address, B256, Bloom, Log, U256};
+use rayon::prelude::*;
+
+use crate::block::{Block, DELIVERY_TYPE, Mode};
+use crate::codec::Writer;
+use crate::delivery::Delivery;
+use crate::error::{CoreError, Result};
+use crate::evm::{Executed, Machine, NotExecuted};
+use crate::gateway::{Emission, GATEWAY, MAX_OUTBOX_BYTES, emitted};
+use crate::outbox::{Outbox, weigh};
+use crate::pool::pool;
+use crate::receipt::{Kind, Origin, Receipt};
+use crate::state::{BlockState, Source};
+use crate::transaction::Transaction;
+use crate::transfer;
+
+/// What an executed item (a delivery or a transaction) leaves for the block's accounts.
+#[derive(Debug)]
+pub struct Done {
+    pub tx_type: u8,
+    pub is_success: bool,
+    pub gas_used: u64,
+    pub price: u128,
+    /// What the beneficiary earns.
+    pub tip: U256,
+    /// The beneficiary's account died in this very item, and the tip with it.
+    pub is_tip_lost: bool,
+    pub created: Option<Address>,
+    pub logs: Vec<Log>,
+    pub hash: B256,
+    pub sender: Address,
+    pub to: Option<Address>,
+    /// Receipts without sequence numbers; those of users were already taken out of the gateway's balance.
+    pub messages: Vec<Receipt>,
+}
+
+impl Done {
+    fn of_transaction(transaction: &Transaction, base_fee: u64, gas_used: u64) -> Self {
+        let price = transaction.effective_gas_price(base_fee);
+        Self {
+            tx_type: transaction.tx_type,
+            is_success: true,
+            gas_used,
+            price,
+            tip: U256::from(price - u128::from(base_fee)) * U256::from(gas_used),
+            is_tip_lost: false,
+            created: None,
+            logs: Vec::new(),
+            hash: transaction.hash,
+            sender: transaction.sender,
+            to: transaction.to.to().copied(),
+            messages: Vec::new(),
+        }
+    }
+
+    /// The outcome of a plain transfer, which can only be one.
+    pub fn of_transfer(transaction: &Transaction, base_fee: u64) -> Self {
+        Self::of_transaction(transaction, base_fee, transfer::GAS)
+    }
+}
+
+/// Executes a user's transaction; the caller writes what comes back and takes the messages' escrow from the gateway.
+///
+/// # Errors
+/// `Invalid` when it cannot be in this block.
+pub fn transact<S: Source>(
+    machine: &mut Machine<S>,
+    block: &Block<'_>,
+    transaction: &Transaction,
+) -> Result<(Done, Executed), NotExecuted> {
+    let mut executed = machine.transact(transaction)?;
+    let origin = Origin { tx_hash: transaction.hash, initiator: transaction.sender, depth: 0 };
+    let emission = Emission { src: block.chain.shard, origin, parent_id: B256::ZERO };
+    let messages = emitted(&executed.logs, &emission).map_err(|error| NotExecuted::Invalid(error.to_string()))?;
+    let done = Done {
+        is_success: executed.is_success(),
+        is_tip_lost: executed.destroys(&block.env.beneficiary),
+        created: executed.created.filter(|_| executed.is_success()),
+        logs: std::mem::take(&mut executed.logs),
+        messages,
+        ..Done::of_transaction(transaction, block.env.base_fee, executed.gas_used)
+    };
+    Ok((done, executed))
+}
+
+/// Executes a delivery on a state of its own, including what its messages take out of the gateway's balance.
+pub fn deliver<S: Source>(machine: &mut Machine<BlockState<S>>, block: &Block<'_>, receipt: &Receipt) -> Result<Done> {
+    let delivered =
+        Delivery { machine, env: block.env, shard: block.chain.shard, receipt, room: block.room() }.run()?;
+    // A reply's escrow comes out of the message answered, not out of the gateway's balance.
+    let is_reply =
+        |message: &Receipt| matches!(message.kind, Kind::Result | Kind::Bounce) && message.parent_id == receipt.id;
+    for message in delivered.emitted.iter().filter(|message| !is_reply(message)) {
+        machine.state().debit(&GATEWAY, message.escrow()?)?;
+    }
+    Ok(Done {
+        tx_type: DELIVERY_TYPE,
+        is_success: delivered.is_success,
+        gas_used: delivered.gas_used,
+        price: receipt.gas_price.into(),
+        tip: delivered.tip,
+        is_tip_lost: false,
+        created: None,
+        logs: delivered.logs,
+        hash: receipt.id,
+        sender: GATEWAY,
+        to: Some(receipt.target),
+        messages: delivered.emitted,
+    })
+}
+
+#[derive(Debug)]
+pub struct Ledger<'a> {
+    block: &'a Block<'a>,
+    /// With the cumulative gas after each.
+    items: Vec<(Done, u64)>,
+    pub outbox: Outbox,
+    pub gas_used: u64,
+    pub tips: U256,
+    pub included: Vec<u32>,
+    pub skipped: Vec<(u32, String)>,
+}
+
+/// Outcomes in their encoded form and the bloom of their logs.
+pub struct Outcomes {
+    pub encoded: Vec<Vec<u8>>,
+    pub hashes: Vec<B256>,
+    pub bloom: Bloom,
+}
+
+/// Below this many outcomes a thread costs more than it saves.
+const PARALLEL_OUTCOMES: usize = 512;
+
+impl<'a> Ledger<'a> {
+    pub fn new(block: &'a Block<'a>) -> Self {
+        let entries = block.batch.entries.len();
+        Self {
+            block,
+            items: Vec::with_capacity(entries + block.receipts.len()),
+            outbox: Outbox::default(),
+            gas_used: 0,
+            tips: U256::ZERO,
+            included: Vec::with_capacity(entries),
+            skipped: Vec::new(),
+        }
+    }
+
+    /// Whether the transaction's gas limit still fits; decided before anything else about it.
+    pub fn check_gas(&self, transaction: &Transaction) -> Result<(), NotExecuted> {
+        if transaction.gas_limit > self.block.env.gas_limit.saturating_sub(self.gas_used) {
+            return Err(NotExecuted::Invalid("gas limit reached".into()));
+        }
+        Ok(())
+    }
+
+    /// Whether a transaction's messages still fit into what a crosslink carries (X10).
+    pub fn check_outbox(&self, done: &Done) -> Result<(), NotExecuted> {
+        if !done.messages.is_empty() && self.outbox.bytes + weigh(&done.messages) > MAX_OUTBOX_BYTES {
+            return Err(NotExecuted::Invalid("outbox limit reached".into()));
+        }
+        Ok(())
+    }
+
+    /// Leaves transaction `index` out.
+    ///
+    /// # Errors
+    /// `InvalidBlock` when validating: the proposer put it in.
+    pub fn refuse(&mut self, index: u32, refusal: NotExecuted) -> Result<()> {
+        match (refusal, self.block.mode) {
+            (NotExecuted::Failed(error), _) => Err(error),
+            (NotExecuted::Invalid(reason), Mode::Build) => {
+                self.skipped.push((index, reason));
+                Ok(())
+            }
+            (NotExecuted::Invalid(reason), Mode::Validate) => {
+                Err(CoreError::InvalidBlock(format!("transaction {index}: {reason}")))
+            }
+        }
+    }
+
+    /// Accounts for an executed item; `index` is a transaction's place in the batch, `last_seq` reads the state.
+    pub fn record(
+        &mut self,
+        mut done: Done,
+        index: Option<u32>,
+        mut last_seq: impl FnMut(u32) -> Result<u64>,
+    ) -> Result<()> {
+        self.gas_used += done.gas_used;
+        self.tips = self.tips.saturating_add(done.tip);
+        for message in std::mem::take(&mut done.messages) {
+            let seq = self.outbox.next_seq(message.dst, || last_seq(message.dst))?;
+            self.outbox.push(&Receipt { seq, ..message })?;
+        }
+        self.included.extend(index);
+        self.items.push((done, self.gas_used));
+        Ok(())
+    }
+
+    pub fn outcomes(&self) -> Outcomes {
+        let part = |items: &[(Done, u64)]| {
+            let mut bloom = Bloom::ZERO;
+            items.iter().flat_map(|(done, _)| &done.logs).for_each(|log| bloom.accrue_log(log));
+            (items.iter().map(|(done, cumulative)| encode_outcome(done, *cumulative)).collect::<Vec<_>>(), bloom)
+        };
+        let hashes = self.items.iter().map(|(done, _)| done.hash).collect();
+        let workers = pool(self.block.chain.threads).filter(|_| self.items.len() >= PARALLEL_OUTCOMES);
+        let Some(workers) = workers else {
+            let (encoded, bloom) = part(&self.items);
+            return Outcomes { encoded, hashes, bloom };
+        };
+        let chunk = self.items.len().div_ceil(self.block.chain.threads * 4);
+        let parts: Vec<_> = workers.install(|| self.items.par_chunks(chunk).map(part).collect());
+        let mut outcomes = Outcomes { encoded: Vec::with_capacity(self.items.len()), hashes, bloom: Bloom::ZERO };
+        for (encoded, bloom) in parts {
+            outcomes.encoded.extend(encoded);
+            outcomes.bloom |= bloom;
+        }
+        outcomes
+    }
+}
+
+/// [type, status, gas used, cumulative gas, price, created, logs, hash, sender, to].
+fn encode_outcome(done: &Done, cumulative: u64) -> Vec<u8> {
+    let mut writer = Writer::with_capacity(160 + 160 * done.logs.len());
+    writer.array(10).uint(done.tx_type.into()).uint(u64::from(done.is_success));
+    writer.uint(done.gas_used).uint(cumulative);
+    // A price beyond 64 bits exceeds what any balance can pay for; it saturates rather than change its form.
+    writer.uint(u64::try_from(done.price).unwrap_or(u64::MAX));
+    writer.bytes(done.created.as_ref().map_or(&[], |address| address.as_slice()));
+    write_logs(&mut writer, &done.logs);
+    writer.bytes(done.hash.as_slice()).bytes(done.sender.as_slice());
+    writer.bytes(done.to.as_ref().map_or(&[], |address| address.as_slice()));
+    writer.finish()
+}
+
+/// [[address, [topics], data]…]
+pub fn write_logs(writer: &mut Writer, logs: &[Log]) {
+    writer.array(logs.len());
+    for log in logs {
+        writer.array(3).bytes(log.address.as_slice()).array(log.topics().len());
+        log.topics().iter().for_each(|topic| {
+            writer.bytes(topic.as_slice());
+        });
+        writer.bytes(&log.data.data);
+    }
+}

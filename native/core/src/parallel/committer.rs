@@ -1,0 +1,317 @@
+//! Committing in order: validating what an item saw, running it again at its turn if it saw something else, and
+//! accounting for it; and deciding whether speculation pays.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use alloy_primitives::{B256, U256};
+
+use super::attempt::{Outcome, Work, Worker};
+use super::memory::{Key, Memory};
+use super::reader::{Seen, still_holds};
+use super::stats::RunStats;
+use super::status::State;
+use super::{Run, lock, perturb};
+use crate::block::{Block, last_seq};
+use crate::error::{CoreError, Result};
+use crate::evm::{Bytecode, Machine, NotExecuted};
+use crate::ledger::{Done, Ledger};
+use crate::state::{BlockState, Map};
+
+/// Commits between two looks at what speculation gained.
+const SAMPLE: u32 = 64;
+/// More aborts than this in a sample, and the items in flight are mostly wasted.
+const MAX_ABORTS: u32 = SAMPLE / 4;
+/// A worker that ran fewer items of a sample than this is no help.
+const MIN_HELP: u32 = SAMPLE / 10;
+/// How many items run on one worker before speculation is tried again; doubles each time it fails.
+const FIRST_SOLO: usize = 256;
+const LONGEST_SOLO: usize = 8192;
+/// Items after an aborted one that are validated at once instead of at their turn.
+const LOOK_AHEAD: usize = 8;
+
+pub struct Committer<'a> {
+    block: &'a Block<'a>,
+    ledger: Ledger<'a>,
+    codes: Map<B256, Bytecode>,
+    /// Fees earned by the beneficiary that are not in the memory yet.
+    tips: U256,
+    stats: RunStats,
+    sample: Sample,
+    solo_length: usize,
+    solo_end: usize,
+}
+
+#[derive(Default)]
+struct Sample {
+    commits: u32,
+    aborts: u32,
+    /// Items run by the worker that ran the most of them.
+    by_worker: Vec<u32>,
+}
+
+impl<'a> Committer<'a> {
+    pub fn new(block: &'a Block<'a>) -> Self {
+        Self {
+            block,
+            ledger: Ledger::new(block),
+            codes: Map::default(),
+            tips: U256::ZERO,
+            stats: RunStats { workers: block.chain.threads as u64, ..RunStats::default() },
+            sample: Sample::default(),
+            solo_length: FIRST_SOLO,
+            solo_end: 0,
+        }
+    }
+
+    /// Runs what belongs to no item (the protocol's own calls) as item `index`, committed at once.
+    pub fn write_outside(
+        &mut self,
+        memory: &Memory,
+        worker: &mut Worker<'a>,
+        index: usize,
+        step: impl FnOnce(&mut Machine<BlockState<super::reader::Reader>>) -> Result<()>,
+    ) -> Result<()> {
+        let machine = worker.stepwise();
+        machine.state().source().reset(index as u32, Some(self.tips));
+        step(machine)?;
+        worker.collect_steps();
+        let work = std::sync::Mutex::default();
+        worker.publish(&work, index, 0);
+        self.settle(memory, &mut lock(&work), index)?;
+        Ok(())
+    }
+
+    pub fn close(&mut self, memory: &Memory, worker: &mut Worker<'a>, index: usize) -> Result<()> {
+        let (block, tips) = (self.block, std::mem::take(&mut self.tips));
+        let outbox = std::mem::take(&mut self.ledger.outbox);
+        self.write_outside(memory, worker, index, |machine| block.close(machine, tips, &outbox))?;
+        self.ledger.outbox = outbox;
+        Ok(())
+    }
+
+    pub fn into_parts(mut self, memory: &Memory) -> (Ledger<'a>, Map<B256, Bytecode>, RunStats) {
+        self.stats.hottest = memory.hottest(8);
+        (self.ledger, self.codes, self.stats)
+    }
+
+    /// Commits item `index`, the lowest that is not; false when someone else is about to run it.
+    pub fn commit(&mut self, run: &Run<'a>, worker: &mut Worker<'a>, index: usize) -> Result<bool> {
+        perturb();
+        match run.schedule.state(index) {
+            State::Done => {}
+            State::Running | State::Blocked | State::Committed => return Ok(false),
+            from @ (State::Ready | State::Awaiting) => {
+                let Some(incarnation) = run.schedule.start(index, from) else { return Ok(false) };
+                self.run_at_turn(run, worker, index, incarnation, true)?;
+                self.stats.at_turn += 1;
+            }
+        }
+        let first_transaction = self.block.receipts.len() + 1;
+        let place = index.checked_sub(first_transaction);
+        if let Some(place) = place
+            && let Ok(transaction) = self.block.transaction(place)
+            && let Err(refusal) = self.ledger.check_gas(transaction)
+        {
+            self.discard(run, index, false);
+            self.ledger.refuse(place as u32, refusal)?;
+            run.schedule.commit(index);
+            return Ok(true);
+        }
+        self.validate(run, worker, index)?;
+        let mut work = lock(&run.works[index]);
+        if let (Some(place), Some(Ok(done))) = (place, &work.result)
+            && let Err(refusal) = self.ledger.check_outbox(done)
+        {
+            drop(work);
+            self.discard(run, index, false);
+            self.ledger.refuse(place as u32, refusal)?;
+            run.schedule.commit(index);
+            return Ok(true);
+        }
+        if !self.settle(&run.memory, &mut work, index)? {
+            drop(work);
+            self.discard(run, index, false);
+            let incarnation = run.schedule.abort(index, true);
+            self.run_at_turn(run, worker, index, incarnation, false)?;
+            work = lock(&run.works[index]);
+            self.settle(&run.memory, &mut work, index)?;
+        }
+        self.sample.count(work.worker);
+        let result = work.result.take().ok_or_else(|| CoreError::Internal(format!("item {index} left no result")))?;
+        let place = place.map(|place| place as u32);
+        match (result, place) {
+            (Ok(done), place) => self.record(run, index, done, place)?,
+            (Err(refusal), Some(place)) => self.ledger.refuse(place, refusal)?,
+            (Err(NotExecuted::Failed(error)), None) => return Err(error),
+            (Err(NotExecuted::Invalid(reason)), None) => return Err(CoreError::Internal(reason)),
+        }
+        run.schedule.commit(index);
+        Ok(true)
+    }
+
+    fn record(&mut self, run: &Run<'a>, index: usize, done: Done, place: Option<u32>) -> Result<()> {
+        if !done.is_tip_lost {
+            self.tips = self
+                .tips
+                .checked_add(done.tip)
+                .ok_or_else(|| CoreError::Internal("the beneficiary's balance exceeds 256 bits".into()))?;
+        }
+        // Only a first message on a link asks the state for its sequence.
+        self.ledger.record(done, place, |dst| {
+            let mut reader = super::reader::Reader::new(run.memory.clone(), run.block.env.beneficiary);
+            reader.reset(index as u32, Some(U256::ZERO));
+            last_seq(&mut reader, dst)
+        })
+    }
+
+    /// Makes sure that item `index` saw what is committed; runs it again if not.
+    fn validate(&mut self, run: &Run<'a>, worker: &mut Worker<'a>, index: usize) -> Result<()> {
+        let mut work = lock(&run.works[index]);
+        self.stats.incarnations += 1;
+        if work.is_final {
+            return Ok(());
+        }
+        let is_failure = matches!(work.result, Some(Err(NotExecuted::Failed(_))) | None);
+        let mut is_valid = !is_failure;
+        for read in &work.reads {
+            if !still_holds(&run.memory, read, index as u32)? {
+                read.location.conflicts.fetch_add(1, SeqCst);
+                is_valid = false;
+                break;
+            }
+        }
+        if is_valid {
+            return Ok(());
+        }
+        work.reads.clear();
+        drop(work);
+        self.stats.aborts += 1;
+        self.stats.incarnations += 1;
+        self.sample.aborts += 1;
+        self.discard(run, index, true);
+        let incarnation = run.schedule.abort(index, true);
+        self.run_at_turn(run, worker, index, incarnation, true)?;
+        self.look_ahead(run, index)
+    }
+
+    /// Runs an item when everything before it is committed, so nothing can stop or abort it.
+    fn run_at_turn(
+        &mut self,
+        run: &Run<'a>,
+        worker: &mut Worker<'a>,
+        index: usize,
+        incarnation: u32,
+        may_be_fast: bool,
+    ) -> Result<()> {
+        match worker.attempt(index, Some(self.tips), may_be_fast)? {
+            Outcome::Ran => {
+                worker.publish(&run.works[index], index, incarnation);
+                lock(&run.works[index]).is_final = true;
+                run.schedule.finish(index);
+                Ok(())
+            }
+            Outcome::Blocked(_) | Outcome::NotYet => {
+                Err(CoreError::Internal(format!("item {index} was stopped at its turn")))
+            }
+        }
+    }
+
+    /// Takes an item's writes back; as estimates when it is about to run again.
+    fn discard(&self, run: &Run<'a>, index: usize, runs_again: bool) {
+        let mut work = lock(&run.works[index]);
+        if runs_again {
+            work.writes.iter().for_each(|location| run.memory.estimate(location, index as u32));
+        } else {
+            work.writes.drain(..).for_each(|location| run.memory.retract(&location, index as u32, None));
+        }
+    }
+
+    /// Items just behind an aborted one likely read what it wrote: better to let workers run them again now, waiting for
+    /// estimates, than one by one at their turns.
+    fn look_ahead(&mut self, run: &Run<'a>, index: usize) -> Result<()> {
+        let end = run.schedule.taken().min(index + 1 + LOOK_AHEAD * self.block.chain.threads);
+        for later in index + 1..end {
+            if run.schedule.state(later) != State::Done {
+                continue;
+            }
+            let work = lock(&run.works[later]);
+            let mut is_stale = false;
+            for read in &work.reads {
+                if !still_holds(&run.memory, read, later as u32)? {
+                    read.location.conflicts.fetch_add(1, SeqCst);
+                    is_stale = true;
+                    break;
+                }
+            }
+            drop(work);
+            if is_stale {
+                self.stats.aborts += 1;
+                self.stats.incarnations += 1;
+                self.sample.aborts += 1;
+                self.discard(run, later, true);
+                run.schedule.abort(later, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the item's changes absolute and takes over its codes; false if a change does not fit.
+    fn settle(&mut self, memory: &Memory, work: &mut Work, index: usize) -> Result<bool> {
+        let beneficiary = Key::Account(self.block.env.beneficiary);
+        for location in &work.writes {
+            if !memory.settle(location, index as u32)? {
+                return Ok(false);
+            }
+        }
+        // Only an item that read the beneficiary's account with all its fees can have written it whole.
+        let saw_tips =
+            |read: &super::reader::Read| read.location.key == beneficiary && matches!(read.seen, Seen::Value(_));
+        if work.writes.iter().any(|location| location.key == beneficiary) && work.reads.iter().any(saw_tips) {
+            self.tips = U256::ZERO;
+        }
+        self.codes.extend(work.codes.drain(..));
+        Ok(true)
+    }
+
+    /// Shrinks to one worker when speculation is mostly wasted, and tries again later.
+    pub fn adapt(&mut self, run: &Run<'a>, index: usize) {
+        if run.is_solo.load(SeqCst) {
+            if index >= self.solo_end {
+                self.sample = Sample::default();
+                run.schedule.skip_to(index + 1);
+                run.is_solo.store(false, SeqCst);
+                run.ring();
+            }
+            return;
+        }
+        self.sample.commits += 1;
+        if self.sample.commits < SAMPLE {
+            return;
+        }
+        let sample = std::mem::take(&mut self.sample);
+        // Without waiting for one another, workers that do not help just lack a core for now.
+        let is_chain = run.parked.swap(0, SeqCst) > SAMPLE / 2 && sample.help() < MIN_HELP;
+        if sample.aborts > MAX_ABORTS || is_chain {
+            self.solo_end = index + self.solo_length;
+            self.solo_length = (2 * self.solo_length).min(LONGEST_SOLO);
+            self.stats.solos += 1;
+            run.is_solo.store(true, SeqCst);
+        } else {
+            self.solo_length = FIRST_SOLO;
+        }
+    }
+}
+
+impl Sample {
+    fn count(&mut self, worker: usize) {
+        if self.by_worker.len() <= worker {
+            self.by_worker.resize(worker + 1, 0);
+        }
+        self.by_worker[worker] += 1;
+    }
+
+    /// Items that were not run by the busiest worker.
+    fn help(&self) -> u32 {
+        self.by_worker.iter().sum::<u32>() - self.by_worker.iter().max().copied().unwrap_or_default()
+    }
+}
