@@ -15,7 +15,7 @@ use alloy_primitives::{Address, B256, KECCAK256_EMPTY, U256};
 use crate::codec::{Reader, Writer};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
-use crate::lthash::LtHash;
+use crate::lthash::{LtHash, Sum};
 
 pub use block_state::{BlockState, Finished, Part, Touched};
 pub use genesis::parse_genesis;
@@ -112,18 +112,18 @@ pub enum Update {
 }
 
 impl Update {
-    fn apply(&self, accumulator: &mut LtHash, element: &mut Element) {
+    fn apply(&self, sum: &mut Sum, element: &mut Element) {
         match self {
             Self::Account(address, before, after) => {
-                before.iter().for_each(|account| accumulator.remove(element.account(address, account)));
-                after.iter().for_each(|account| accumulator.add(element.account(address, account)));
+                before.iter().for_each(|account| sum.remove(element.account(address, account)));
+                after.iter().for_each(|account| sum.add(element.account(address, account)));
             }
             Self::Slot(address, slot, before, after) => {
                 if !before.is_zero() {
-                    accumulator.remove(element.slot(address, slot, before));
+                    sum.remove(element.slot(address, slot, before));
                 }
                 if !after.is_zero() {
-                    accumulator.add(element.slot(address, slot, after));
+                    sum.add(element.slot(address, slot, after));
                 }
             }
         }
@@ -136,9 +136,9 @@ const PARALLEL_UPDATES: usize = 512;
 /// The accumulator after all updates; their order does not matter, so threads may share the work.
 pub fn commit(accumulator: &LtHash, parts: &[&[Update]], threads: usize) -> LtHash {
     let partial = |part: &[Update]| {
-        let (mut sum, mut element) = (LtHash::default(), Element::default());
+        let (mut sum, mut element) = (Sum::default(), Element::default());
         part.iter().for_each(|update| update.apply(&mut sum, &mut element));
-        sum
+        sum.finish()
     };
     let mut result = accumulator.clone();
     let count: usize = parts.iter().map(|part| part.len()).sum();
