@@ -3,7 +3,7 @@
 use alloy_eips::eip2930::{AccessList, AccessListItem};
 use alloy_primitives::{Address, Bytes, Log, TxKind, U256};
 
-use crate::block::BlockEnv;
+use crate::block::{BlockEnv, Chain};
 use crate::codec::Reader;
 use crate::error::{CoreError, Result};
 use crate::evm::{Executed, Machine, NotExecuted, Relaxed, Simulated, Status, intrinsic_gas};
@@ -108,10 +108,10 @@ struct Simulator {
 }
 
 impl Simulator {
-    fn new(view: View, chain_id: u64, env: &BlockEnv, request: &CallRequest) -> Self {
+    fn new(view: View, chain: &Chain, env: &BlockEnv, request: &CallRequest) -> Self {
         // A call that names no price is not asked to pay the base fee.
         let relaxed = Relaxed { account_checks: true, base_fee: request.gas_price == 0 };
-        Self { machine: Machine::new(BlockState::new(view), chain_id, env, relaxed) }
+        Self { machine: Machine::new(BlockState::new(view), chain, env, relaxed) }
     }
 
     /// # Errors
@@ -139,16 +139,16 @@ fn result_of(executed: Executed, gas: u64) -> CallResult {
     }
 }
 
-pub fn call(view: View, chain_id: u64, env: &BlockEnv, request: &CallRequest) -> Result<CallResult> {
+pub fn call(view: View, chain: &Chain, env: &BlockEnv, request: &CallRequest) -> Result<CallResult> {
     let gas = request.gas.unwrap_or(env.gas_limit);
-    let outcome = Simulator::new(view, chain_id, env, request).run(request, gas)?;
+    let outcome = Simulator::new(view, chain, env, request).run(request, gas)?;
     Ok(outcome.map_or_else(CallResult::refused, |executed| result_of(executed, 0)))
 }
 
 /// The least gas limit, within the tolerance, with which the call succeeds; a call that fails at the most it may use
 /// gives its failure instead.
-pub fn estimate_gas(view: View, chain_id: u64, env: &BlockEnv, request: &CallRequest) -> Result<CallResult> {
-    let mut simulator = Simulator::new(view, chain_id, env, request);
+pub fn estimate_gas(view: View, chain: &Chain, env: &BlockEnv, request: &CallRequest) -> Result<CallResult> {
+    let mut simulator = Simulator::new(view, chain, env, request);
     let most = match affordable_gas(&mut simulator, env, request)? {
         Ok(most) => most,
         Err(reason) => return Ok(CallResult::refused(reason)),

@@ -4,6 +4,8 @@
 //! and are refused (P1); blob transactions (type 3) are not supported. The authorities of set-code transactions (type 4, EIP-7702) are
 //! recovered here too, once per process; one that cannot be is skipped by the EVM, as the EIP says.
 
+use std::sync::Arc;
+
 use alloy_consensus::transaction::RlpEcdsaDecodableTx;
 use alloy_consensus::{SignableTransaction, TxEip1559, TxEip2930, TxEip7702, TxLegacy};
 use alloy_eips::eip2930::AccessList;
@@ -84,6 +86,13 @@ impl std::fmt::Display for Refusal {
     }
 }
 
+/// What a blob transaction adds to the others (EIP-4844).
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    pub hashes: Vec<B256>,
+    pub max_fee: u128,
+}
+
 /// A decoded transaction with its sender.
 #[derive(Debug, Clone)]
 pub struct Transaction {
@@ -106,6 +115,8 @@ pub struct Transaction {
     pub authorizations: Vec<RecoveredAuthorization>,
     /// The authorizations as they were signed, for those who ask.
     pub signed_authorizations: Vec<SignedAuthorization>,
+    /// Of type 3, which no encoding is read of: these chains carry no blobs, their EVM knows what such transactions do.
+    pub blobs: Option<Arc<Blobs>>,
     pub signature: Signature,
 }
 
@@ -273,6 +284,7 @@ fn from_legacy(raw: &[u8]) -> Result<(Transaction, B256), Refusal> {
         access_list: AccessList::default(),
         authorizations: Vec::new(),
         signed_authorizations: Vec::new(),
+        blobs: None,
         signature,
     };
     Ok((transaction, signing_hash))
@@ -297,6 +309,7 @@ fn from_eip2930(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         access_list,
         authorizations: Vec::new(),
         signed_authorizations: Vec::new(),
+        blobs: None,
         signature,
     };
     Ok((transaction, signing_hash))
@@ -331,6 +344,7 @@ fn from_eip1559(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         access_list,
         authorizations: Vec::new(),
         signed_authorizations: Vec::new(),
+        blobs: None,
         signature,
     };
     Ok((transaction, signing_hash))
@@ -354,6 +368,7 @@ fn from_eip7702(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         access_list: tx.access_list,
         authorizations: Vec::new(),
         signed_authorizations: tx.authorization_list,
+        blobs: None,
         signature,
     };
     Ok((transaction, signing_hash))
