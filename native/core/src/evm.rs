@@ -247,6 +247,7 @@ impl<S: Source> Machine<S> {
         let context: MainnetContext<Db<S>> = Context::new(Db(state), spec);
         let context = context.with_block(block).modify_cfg_chained(|cfg| {
             cfg.chain_id = chain.chain_id;
+            cfg.set_max_blobs_per_tx(if spec == SpecId::PRAGUE { 9 } else { 6 });
             cfg.disable_nonce_check = relaxed.account_checks;
             cfg.disable_eip3607 = relaxed.account_checks;
             cfg.disable_block_gas_limit = relaxed.account_checks;
