@@ -1,6 +1,7 @@
 //! Reads that execute: `eth_call` and `eth_estimateGas`, with geth's semantics, over any state held.
 
 use alloy_eips::eip2930::{AccessList, AccessListItem};
+use alloy_eips::eip7702::{Authorization, RecoveredAuthorization, SignedAuthorization};
 use alloy_primitives::{Address, Bytes, Log, TxKind, U256};
 
 use crate::block::{BlockEnv, Chain};
@@ -8,6 +9,7 @@ use crate::codec::Reader;
 use crate::error::{CoreError, Result};
 use crate::evm::{Executed, Machine, NotExecuted, Relaxed, Simulated, Status, intrinsic_gas};
 use crate::state::{BlockState, View};
+use crate::transaction::recover_authority;
 
 /// Gas of a plain transfer.
 const TRANSFER_GAS: u64 = 21_000;
@@ -32,7 +34,8 @@ impl CallResult {
     }
 }
 
-/// The request: a map of from, to, gas, gasPrice, value, input, accessList; every key may be absent or nil.
+/// The request: a map of from, to, gas, gasPrice, value, input, accessList and authorizationList; every key may be absent
+/// or nil. An authorization is [chain id, address, nonce, y parity, r, s].
 #[derive(Debug, Clone)]
 pub struct CallRequest {
     from: Address,
@@ -42,6 +45,7 @@ pub struct CallRequest {
     value: U256,
     input: Bytes,
     access_list: AccessList,
+    authorizations: Vec<RecoveredAuthorization>,
 }
 
 impl CallRequest {
@@ -56,6 +60,7 @@ impl CallRequest {
             value: U256::ZERO,
             input: Bytes::new(),
             access_list: AccessList::default(),
+            authorizations: Vec::new(),
         };
         let mut reader = Reader::new(bytes);
         for _ in 0..reader.map()? {
@@ -84,6 +89,11 @@ impl CallRequest {
                     self.access_list.0.push(AccessListItem { address, storage_keys: keys });
                 }
             }
+            "authorizationList" => {
+                for _ in 0..reader.array()? {
+                    self.authorizations.push(recover_authority(&read_authorization(reader)?));
+                }
+            }
             other => return Err(CoreError::Malformed(format!("call has no field {other:?}"))),
         }
         Ok(())
@@ -98,8 +108,16 @@ impl CallRequest {
             value: self.value,
             input: self.input.clone(),
             access_list: self.access_list.clone(),
+            authorizations: self.authorizations.clone(),
         }
     }
+}
+
+fn read_authorization(reader: &mut Reader<'_>) -> Result<SignedAuthorization> {
+    reader.array_of(6)?;
+    let inner = Authorization { chain_id: reader.u256()?, address: reader.address()?, nonce: reader.uint()? };
+    let parity = reader.small()?;
+    Ok(SignedAuthorization::new_unchecked(inner, parity, reader.u256()?, reader.u256()?))
 }
 
 /// One machine serves all tries of an estimate: nothing is ever committed to its state.
@@ -179,13 +197,16 @@ fn exceeds_allowance(most: u64) -> CallResult {
 }
 
 fn is_gas_shortage(request: &CallRequest, gas: u64) -> bool {
-    let (intrinsic, floor) = intrinsic_gas(&request.input, request.to.is_create(), &request.access_list, 0);
+    let (intrinsic, floor) =
+        intrinsic_gas(&request.input, request.to.is_create(), &request.access_list, request.authorizations.len());
     gas < intrinsic.max(floor)
 }
 
 fn is_plain_transfer(simulator: &mut Simulator, request: &CallRequest) -> Result<bool> {
     match request.to {
-        TxKind::Call(to) if request.input.is_empty() && request.access_list.is_empty() => {
+        TxKind::Call(to)
+            if request.input.is_empty() && request.access_list.is_empty() && request.authorizations.is_empty() =>
+        {
             Ok(!simulator.machine.state().has_code(&to)?)
         }
         _ => Ok(false),

@@ -8,6 +8,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use alloy_eips::eip2930::AccessList;
+use alloy_eips::eip7702::RecoveredAuthorization;
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, Log, TxKind, U256, address};
 use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction, OutOfGasError};
 use revm::context::{BlockEnv as RevmBlock, Context, ContextSetters, JournalTr, TxEnv};
@@ -293,15 +294,16 @@ impl<S: Source> Machine<S> {
     /// `Invalid` when even a relaxed check refuses it.
     pub fn simulate(&mut self, call: &Simulated) -> Result<Executed, NotExecuted> {
         let tx = TxEnv {
-            tx_type: u8::from(!call.access_list.is_empty()),
+            tx_type: if call.authorizations.is_empty() { u8::from(!call.access_list.is_empty()) } else { 4 },
             caller: call.from,
             gas_limit: call.gas,
             gas_price: call.gas_price,
             kind: call.to,
             value: call.value,
             data: call.input.clone(),
-            chain_id: None,
+            chain_id: Some(self.evm.ctx.cfg.chain_id),
             access_list: call.access_list.clone(),
+            authorization_list: call.authorizations.iter().cloned().map(Either::Right).collect(),
             ..TxEnv::default()
         };
         self.run(tx)
@@ -416,6 +418,7 @@ pub struct Simulated {
     pub value: U256,
     pub input: Bytes,
     pub access_list: AccessList,
+    pub authorizations: Vec<RecoveredAuthorization>,
 }
 
 fn tx_env(transaction: &Transaction) -> TxEnv {

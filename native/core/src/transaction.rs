@@ -1,8 +1,9 @@
 //! Signed transactions: what decodes, what is refused before any state is looked at, and who sent it.
 //!
 //! Refusals speak geth's words, because wallets match on them. Transactions without EIP-155 would replay on every shard
-//! and are refused (P1); blob transactions (type 3) are not supported. The authorities of set-code transactions (type 4, EIP-7702) are
-//! recovered here too, once per process; one that cannot be is skipped by the EVM, as the EIP says.
+//! and are refused, as are EIP-7702 authorizations for every chain (P1); blob transactions (type 3) are not supported. The
+//! authorities of set-code transactions (type 4) are recovered here too, once per process; one that cannot be is skipped
+//! by the EVM, as the EIP says.
 
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ pub enum Refusal {
     TipAboveFee,
     Initcode { size: usize },
     NoAuthorization,
+    ReplayableAuthorization { index: usize, want: u64 },
 }
 
 impl Refusal {
@@ -57,6 +59,7 @@ impl Refusal {
             Self::Initcode { .. } => 10,
             Self::FloorGas { .. } => 11,
             Self::NoAuthorization => 12,
+            Self::ReplayableAuthorization { .. } => 13,
         }
     }
 }
@@ -78,6 +81,12 @@ impl std::fmt::Display for Refusal {
                 write!(f, "oversized data: transaction size {size}, limit {MAX_TRANSACTION_BYTES}")
             }
             Self::NoAuthorization => f.write_str("EIP-7702 transaction with empty auth list"),
+            Self::ReplayableAuthorization { index, want } => {
+                write!(
+                    f,
+                    "authorization {index} is for every chain (chain id 0) and would replay on all: sign it for {want}"
+                )
+            }
             Self::TipAboveFee => f.write_str("max priority fee per gas higher than max fee per gas"),
             Self::Initcode { size } => {
                 write!(f, "max initcode size exceeded: code size {size}, limit {MAX_INITCODE_BYTES}")
@@ -178,12 +187,17 @@ impl Transaction {
     }
 
     /// # Errors
-    /// When the transaction was signed for another chain.
+    /// When the transaction was signed for another chain, or one of its authorizations for all of them (P1). Those for
+    /// one other chain do nothing here, so they may stay.
     pub fn check_chain(&self, chain_id: u64) -> Result<(), Refusal> {
         match self.chain_id {
-            Some(have) if have == chain_id => Ok(()),
-            Some(have) => Err(Refusal::ChainId { have, want: chain_id }),
-            None => Err(Refusal::Unprotected),
+            Some(have) if have == chain_id => {}
+            Some(have) => return Err(Refusal::ChainId { have, want: chain_id }),
+            None => return Err(Refusal::Unprotected),
+        }
+        match self.signed_authorizations.iter().position(|signed| signed.chain_id.is_zero()) {
+            Some(index) => Err(Refusal::ReplayableAuthorization { index, want: chain_id }),
+            None => Ok(()),
         }
     }
 
@@ -375,7 +389,7 @@ fn from_eip7702(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
 }
 
 /// Who signed an authorization; the EVM passes over one that nobody did.
-fn recover_authority(signed: &SignedAuthorization) -> RecoveredAuthorization {
+pub fn recover_authority(signed: &SignedAuthorization) -> RecoveredAuthorization {
     let (parity, r, s) = (signed.y_parity(), signed.r(), signed.s());
     let is_well_formed = parity <= 1 && !r.is_zero() && r < GROUP_ORDER && !s.is_zero() && s <= MAX_S;
     let signature = Signature::new(r, s, parity == 1);
