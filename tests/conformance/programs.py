@@ -8,9 +8,11 @@ is stored or logged, so that a difference between two machines shows.
 import functools
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import rlp
 from eth_account import Account
 
 from shardyard import _native
@@ -188,8 +190,9 @@ class BlockWriter:
     them; a few are wrong on purpose.
     """
 
-    def __init__(self, rng: random.Random, alloc: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, rng: random.Random, alloc: dict[str, dict[str, Any]], beneficiary: bytes) -> None:
         self.rng = rng
+        self.beneficiary = beneficiary
         self.programmer = Programmer(rng)
         self.core = _native.Core(chain_id=CHAIN_ID, shard=SHARD)
         self.core.init_genesis(msgspec.json.encode(alloc))
@@ -202,7 +205,8 @@ class BlockWriter:
 
     def include(self, raw: bytes) -> None:
         batch = self.core.prepare(*join([raw]))
-        result = self.core.execute(self.tip, batch, make_env(gas_limit=BLOCK_GAS), "build", ())
+        env = make_env(gas_limit=BLOCK_GAS, beneficiary=self.beneficiary)
+        result = self.core.execute(self.tip, batch, env, "build", ())
         self.height += 1
         self.tip = self.height.to_bytes(32, "little")
         self.core.adopt(result, self.tip, self.height)
@@ -243,7 +247,13 @@ class BlockWriter:
         else:
             fields |= {"maxFeePerGas": 2 * GWEI, "maxPriorityFeePerGas": self.rng.choice([0, 1, GWEI])}
         shape = self.rng.randrange(10)
-        if shape == 3 and kind != 4:
+        if compute_created(sender, fields["nonce"]) == self.beneficiary:
+            # Who is paid comes into being, and as often as not is gone in the same transaction, its fee included.
+            fields["data"] = self.rng.choice([INIT_CODES[3], INIT_CODES[1], self.programmer.program()])
+            kind = 2
+            fields = {key: value for key, value in fields.items() if key != "gasPrice"}
+            fields |= {"maxFeePerGas": 2 * GWEI, "maxPriorityFeePerGas": GWEI}
+        elif shape == 3 and kind != 4:
             fields["data"] = self.programmer.program()
         elif shape < 3:
             fields["to"] = self.rng.choice([*SENDERS, *FRESH, BENEFICIARY])
@@ -259,10 +269,25 @@ class BlockWriter:
         return raw
 
 
+@dataclass(frozen=True)
+class Case:
+    """The state before a block, its transactions, and who is paid for it."""
+
+    alloc: dict[str, dict[str, Any]]
+    transactions: list[bytes]
+    beneficiary: bytes
+
+
+def compute_created(sender: int, nonce: int) -> bytes:
+    """The address of what a sender creates with this nonce."""
+    return _native.keccak256(bytes(rlp.encode([SENDERS[sender], nonce])))[12:]
+
+
 @functools.cache
-def build_case(seed: int, count: int) -> tuple[dict[str, dict[str, Any]], list[bytes]]:
-    """The state before a block, and its transactions."""
+def build_case(seed: int, count: int) -> Case:
+    """Fees go in turn to an account of no other use, a contract, a sender, and a contract made in the block."""
     rng = random.Random(seed)
+    beneficiary = [BENEFICIARY, CONTRACTS[0], SENDERS[0], compute_created(1, 2)][seed % 4]
     alloc = build_alloc(rng)
-    writer = BlockWriter(rng, alloc)
-    return alloc, [writer.write() for _ in range(count)]
+    writer = BlockWriter(rng, alloc, beneficiary)
+    return Case(alloc, [writer.write() for _ in range(count)], beneficiary)

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from shardyard import _native
-from tests.conformance.programs import BLOCK_GAS, build_case
+from tests.conformance.programs import BLOCK_GAS, Case, build_case
 from tests.unit.native.shard import CHAIN_ID, GENESIS, SHARD, Outcome, join, make_env, read_outcomes
 
 SEEDS = range(12)
@@ -26,7 +26,6 @@ ENV = {
     "timestamp": 1_700_000_001,
     "gas_limit": BLOCK_GAS,
     "base_fee": 10**9,
-    "beneficiary": "cc" * 20,
     "prevrandao": "00" * 32,
     "beacon_root": "bb" * 32,
 }
@@ -54,13 +53,13 @@ def ask(oracle_python: Path) -> Iterator[Ask]:
 class Ours:
     """One block of the native core."""
 
-    def __init__(self, alloc: dict[str, Any], transactions: list[bytes], threads: int) -> None:
+    def __init__(self, case: Case, threads: int) -> None:
         core = _native.Core(chain_id=CHAIN_ID, shard=SHARD, threads=threads)
-        core.init_genesis(msgspec.json.encode(alloc))
+        core.init_genesis(msgspec.json.encode(case.alloc))
         core.set_base(GENESIS, 0)
-        env = make_env(gas_limit=BLOCK_GAS)
-        self.alloc = alloc
-        self.result = core.execute(GENESIS, core.prepare(*join(transactions)), env, "build", ())
+        env = make_env(gas_limit=BLOCK_GAS, beneficiary=case.beneficiary)
+        self.alloc = case.alloc
+        self.result = core.execute(GENESIS, core.prepare(*join(case.transactions)), env, "build", ())
         self.stats = msgspec.msgpack.decode(self.result.stats)
         self.fates: dict[int, Outcome | str] = dict(self.result.skipped)
         included = memoryview(self.result.included).cast("I")
@@ -110,16 +109,17 @@ def check_fates(ours: dict[int, Outcome | str], theirs: list[dict[str, Any]]) ->
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_generated_block_is_what_another_evm_makes_of_it(ask: Ask, seed: int) -> None:
-    alloc, transactions = build_case(seed, TRANSACTIONS)
-    case = {
-        "chain_id": CHAIN_ID,
-        "env": ENV,
-        "alloc": alloc,
-        "transactions": [raw.hex() for raw in transactions],
-    }
-    theirs = ask(case)
+    case = build_case(seed, TRANSACTIONS)
+    theirs = ask(
+        {
+            "chain_id": CHAIN_ID,
+            "env": ENV | {"beneficiary": case.beneficiary.hex()},
+            "alloc": case.alloc,
+            "transactions": [raw.hex() for raw in case.transactions],
+        }
+    )
     for threads in (1, 2, 4):
-        ours = Ours(alloc, transactions, threads)
+        ours = Ours(case, threads)
         assert ours.stats["workers"] == (threads if threads > 1 else 0)
         check_fates(ours.fates, theirs["fates"])
         assert ours.describe_state() == theirs["state"]
@@ -129,8 +129,8 @@ def test_generated_blocks_hold_something_of_everything() -> None:
     """Otherwise agreement would say little."""
     seen: Counter[str] = Counter()
     for seed in SEEDS:
-        alloc, transactions = build_case(seed, TRANSACTIONS)
-        ours = Ours(alloc, transactions, 2)
+        case = build_case(seed, TRANSACTIONS)
+        ours = Ours(case, 2)
         outcomes = [fate for fate in ours.fates.values() if isinstance(fate, Outcome)]
         seen["refused"] += len(ours.fates) - len(outcomes)
         seen["failed"] += sum(not outcome.status for outcome in outcomes)
@@ -139,7 +139,7 @@ def test_generated_blocks_hold_something_of_everything() -> None:
         seen |= Counter({f"type {outcome.type}": 1 for outcome in outcomes})
         accounts = ours.describe_state().values()
         seen["delegating"] += sum(code.startswith("ef0100") for _, _, code, _ in accounts)
-        seen["new"] += len(accounts) - len(alloc)
+        seen["new"] += len(accounts) - len(case.alloc)
     assert {key for key, count in seen.items() if count > 0} >= {
         "refused", "failed", "created", "logged", "delegating", "new",
         "type 0", "type 1", "type 2", "type 4",
