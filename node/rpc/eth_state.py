@@ -103,6 +103,8 @@ def _encode_call(request: CallRequest, base_fee: int) -> bytes:
     }
     if request.access_list is not None:
         fields["accessList"] = request.access_list
+    if request.authorization_list is not None:
+        fields["authorizationList"] = request.authorization_list
     return msgspec.msgpack.encode(fields)
 
 

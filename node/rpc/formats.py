@@ -150,7 +150,7 @@ def format_signed(fields: Mapping[str, Any], base_fee: int | None) -> Json:
     }
     if fields.get("chainId") is not None:
         found["chainId"] = quantity(_to_int(fields["chainId"]))
-    if kind == 2:
+    if "maxFeePerGas" in fields:
         max_fee, tip = _to_int(fields["maxFeePerGas"]), _to_int(fields["maxPriorityFeePerGas"])
         price = max_fee if base_fee is None else min(max_fee, base_fee + tip)
         found |= {"maxFeePerGas": quantity(max_fee), "maxPriorityFeePerGas": quantity(tip)}
@@ -160,7 +160,23 @@ def format_signed(fields: Mapping[str, Any], base_fee: int | None) -> Json:
     if kind != 0:
         found["accessList"] = [_format_access(entry) for entry in fields["accessList"]]
         found["yParity"] = found["v"]
+    if "authorizationList" in fields:
+        found["authorizationList"] = [_format_authorization(*entry) for entry in fields["authorizationList"]]
     return found
+
+
+def _format_authorization(
+    chain_id: int | bytes, address: bytes, nonce: int, y_parity: int, r: int | bytes, s: int | bytes
+) -> Json:
+    """Return an EIP-7702 authorization as it was signed."""
+    return {
+        "chainId": quantity(_to_int(chain_id)),
+        "address": data(address),
+        "nonce": quantity(nonce),
+        "yParity": quantity(y_parity),
+        "r": quantity(_to_int(r)),
+        "s": quantity(_to_int(s)),
+    }
 
 
 def _format_access(entry: Any) -> Json:

@@ -20,6 +20,7 @@ MAX_TOPICS: Final = 4
 MAX_TOPIC_ALTERNATIVES: Final = 1000
 MAX_FILTER_ADDRESSES: Final = 1000
 MAX_ACCESS_LIST: Final = 4096
+MAX_AUTHORIZATIONS: Final = 1024
 
 U64_MAX: Final = 2**64 - 1
 U256_MAX: Final = 2**256 - 1
@@ -54,6 +55,18 @@ class CallRequest(msgspec.Struct, frozen=True):
     value: int
     data: bytes
     access_list: tuple[tuple[Address, tuple[Hash32, ...]], ...] | None
+    authorization_list: tuple["Authorization", ...] | None = None
+
+
+class Authorization(msgspec.Struct, frozen=True, array_like=True):
+    """An account's signed wish to run the code at ``address`` (EIP-7702); 256-bit numbers as 32 bytes."""
+
+    chain_id: bytes
+    address: Address
+    nonce: int
+    y_parity: int
+    r: bytes
+    s: bytes
 
 
 class LogQuery(msgspec.Struct, frozen=True):
@@ -209,8 +222,11 @@ def read_call(value: Any) -> CallRequest:
         raise ParamError(
             'both "data" and "input" are set and not equal. Please use "input" to pass transaction call data'
         )
-    if value.get("blobVersionedHashes") or value.get("authorizationList"):
+    if value.get("blobVersionedHashes"):
         raise ParamError("transaction type not supported")
+    authorizations = _get(value, "authorizationList", _read_authorizations)
+    if authorizations is not None and value.get("to") is None:
+        raise ParamError("EIP-7702 transaction cannot be used to create contract")
     gas_price = _get(value, "gasPrice", read_quantity)
     max_fee = _get(value, "maxFeePerGas", read_quantity)
     max_tip = _get(value, "maxPriorityFeePerGas", read_quantity)
@@ -228,6 +244,7 @@ def read_call(value: Any) -> CallRequest:
         value=_get(value, "value", read_quantity) or 0,
         data=(payload if payload is not None else data) or b"",
         access_list=_get(value, "accessList", _read_access_list),
+        authorization_list=authorizations,
     )
 
 
@@ -243,6 +260,42 @@ def _read_access_list(value: Any) -> tuple[tuple[Address, tuple[Hash32, ...]], .
         keys = tuple(read_hash(key) for key in item.get("storageKeys", []))
         entries.append((read_address(item.get("address")), keys))
     return tuple(entries)
+
+
+def _read_authorizations(value: Any) -> tuple[Authorization, ...]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_AUTHORIZATIONS:
+        raise ParamError(f"expected a list of 1 to {MAX_AUTHORIZATIONS} authorizations")
+    return tuple(_read_authorization(item) for item in value)
+
+
+def _read_authorization(value: Any) -> Authorization:
+    if not isinstance(value, dict):
+        raise ParamError("expected objects with chainId, address, nonce, yParity, r and s")
+
+    def word(key: str) -> bytes:
+        return bytes(_require(value, key, read_quantity).to_bytes(32, "big"))
+
+    chain_id = word("chainId")
+    if not any(chain_id):
+        # P1: sent, it would be refused as well.
+        raise ParamError(
+            "chainId 0 is for every chain and would replay on all: sign the authorization for one chain"
+        )
+    parity = "yParity" if value.get("yParity") is not None else "v"
+    return Authorization(
+        chain_id=chain_id,
+        address=_require(value, "address", read_address),
+        nonce=_require(value, "nonce", read_u64),
+        y_parity=_require(value, parity, lambda given: read_quantity(given, limit=255)),
+        r=word("r"),
+        s=word("s"),
+    )
+
+
+def _require(value: Mapping[str, Any], key: str, read: _Reader) -> Any:
+    if (found := _get(value, key, read)) is None:
+        raise ParamError(f"missing {key!r}")
+    return found
 
 
 def read_log_query(value: Any) -> LogQuery:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eth_account import Account
 
 from node.artifacts import load_artifact
 from shardyard._native import keccak256
-from tests.unit.node.rpc_chain import ALICE, CAROL, GATEWAY, RpcChain, build_transfer, open_chain
+from tests.unit.node.rpc_chain import ALICE, CAROL, CHAIN_ID, GATEWAY, RpcChain, build_transfer, open_chain
 from tests.unit.node.test_rpc_methods import call_data
 
 PLACE = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "rpc" / "tests"
@@ -46,6 +47,7 @@ class World:
         self.topic = ""
         self.creation = ""
         self.dynamic = ""
+        self.set_code = ""
         self.first_hash = ""
 
     async def fill(self) -> None:
@@ -59,6 +61,10 @@ class World:
             self.dynamic = await chain.send(to=self.counter, data=call_data("increment()"), gas=200_000)
             await chain.make_block([build_transfer(1, CAROL.address, 7)] if height == 5 else ())
         await chain.send(to=None, data=code, gas=2_000_000, gasPrice=2 * 10**9)
+        signed = Account.sign_authorization(
+            {"chainId": CHAIN_ID, "address": GATEWAY, "nonce": 0}, CAROL.private_key
+        )
+        self.set_code = await chain.send(authorizationList=[signed], gas=100_000)
         await chain.make_block()
         chain.backend.on_beacon_final(8)
         (log,) = await chain.call("eth_getLogs", {"fromBlock": "0x2", "toBlock": "0x2"})
@@ -101,7 +107,7 @@ class World:
                 params[1] if len(params) > 1 else "0x0",
                 "latest",
             ],
-            "eth_getTransactionByHash/get-setcode-tx.io": [self.dynamic],
+            "eth_getTransactionByHash/get-setcode-tx.io": [self.set_code],
             "eth_getTransactionCount/get-nonce-default-block.io": [alice],
             "eth_getTransactionReceipt/get-legacy-input.io": [self.creation],
         }
@@ -130,7 +136,7 @@ def check_form(theirs: Any, ours: Any, path: str) -> None:
         return
     if isinstance(theirs, dict):
         assert isinstance(ours, dict), path
-        missing = theirs.keys() - ours.keys() - OF_OLDER_FORKS - {"authorizationList"}
+        missing = theirs.keys() - ours.keys() - OF_OLDER_FORKS
         assert not missing, f"{path}: no {missing}"
         for inner, value in theirs.items():
             if inner in ours:

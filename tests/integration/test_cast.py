@@ -84,6 +84,20 @@ def test_contract_is_created_called_sent_to_and_its_log_found(call, send):
     assert int(call("estimate", counter, "increment()", "--from", SENDER)) > 21_000
 
 
+def test_account_of_another_signer_delegates(network, cast, shard, call, send):
+    counter = send("--create", "0x" + load_artifact("counter").init_code.hex())["contractAddress"]
+    made = json.loads(subprocess.check_output([cast, "wallet", "new", "--json"]))[0]
+    wish = [cast, "wallet", "sign-auth", counter, "--private-key", made["private_key"]]
+    told = subprocess.check_output([*wish, "--rpc-url", network.get_url(shard)], text=True)
+    signed = told.strip()
+    receipt = send(made["address"], "increment()", "--auth", signed)
+    assert receipt["type"] == "0x4"
+    assert call("call", made["address"], "count()(uint256)") == "1"
+    assert call("code", made["address"]) == "0xef0100" + counter[2:].lower()
+    shown = json.loads(call("tx", receipt["transactionHash"], "--json"))["authorizationList"]
+    assert [entry["address"].lower() for entry in shown] == [counter.lower()]
+
+
 def test_block_with_transactions_decodes_in_full(call, send):
     receipt = send(NOBODY, "--value", "1")
     block = json.loads(call("block", str(int(receipt["blockNumber"], 16)), "--full", "--json"))

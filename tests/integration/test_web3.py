@@ -79,6 +79,32 @@ def test_deploy_transact_events(web3, account, transact):
     assert token.functions.balanceOf(NOBODY).call(block_identifier=receipt["blockNumber"] - 1) == 0
 
 
+def test_account_delegates_to_a_contract_and_runs_its_code(web3, account, transact):
+    counter = deploy(web3, account, transact, "counter")
+    owner = web3.eth.account.create()
+    wish = {"chainId": web3.eth.chain_id, "address": counter.address, "nonce": 0}
+    signed = owner.sign_authorization(wish)
+    call = build(web3, account, to=owner.address, data=counter.encode_abi("increment"))
+    call |= {"authorizationList": [signed]}
+    gas = web3.eth.estimate_gas(call)
+    receipt = transact(call | {"gas": gas})
+    assert (receipt["type"], receipt["status"]) == (4, 1)
+    assert web3.eth.contract(address=owner.address, abi=counter.abi).functions.count().call() == 1
+    assert counter.functions.count().call() == 0
+    assert bytes(web3.eth.get_code(owner.address)) == bytes.fromhex("ef0100" + counter.address[2:])
+    for found in (
+        web3.eth.get_transaction(receipt["transactionHash"]),
+        web3.eth.get_block(receipt["blockNumber"], full_transactions=True)["transactions"][-1],
+    ):
+        (shown,) = found["authorizationList"]
+        assert (shown["chainId"], shown["nonce"], shown["r"]) == (web3.eth.chain_id, 0, signed.r)
+    everywhere = owner.sign_authorization(wish | {"chainId": 0, "nonce": 1})
+    nonce = web3.eth.get_transaction_count(account.address)
+    raw = account.sign_transaction(call | {"authorizationList": [everywhere], "gas": gas, "nonce": nonce})
+    with pytest.raises(Web3RPCError, match="would replay on all"):
+        web3.eth.send_raw_transaction(raw.raw_transaction)
+
+
 def test_filter_tells_of_new_blocks_and_events(web3, account, transact, eventually):
     counter = deploy(web3, account, transact, "counter")
     blocks = web3.eth.filter("latest")

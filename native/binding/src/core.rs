@@ -10,7 +10,7 @@ use shardyard_core::block::{self, Chain, Mode};
 use shardyard_core::call::CallResult as NativeCallResult;
 use shardyard_core::codec::Writer;
 use shardyard_core::core::Core as NativeCore;
-use shardyard_core::evm::Status;
+use shardyard_core::evm::{Revision, Status};
 use shardyard_core::gateway::{GATEWAY, MAX_DELIVERIES, MAX_OUTBOX_BYTES};
 use shardyard_core::ledger::write_logs;
 use shardyard_core::receipt::BEACON;
@@ -284,7 +284,7 @@ impl Core {
     #[new]
     #[pyo3(signature = (*, chain_id, shard, threads = 1, history = 256, fast_path = true))]
     fn new(chain_id: u64, shard: u32, threads: usize, history: usize, fast_path: bool) -> Self {
-        Self(NativeCore::new(Chain { chain_id, shard, threads, fast_path }, history))
+        Self(NativeCore::new(Chain { chain_id, shard, threads, fast_path, revision: Revision::PRAGUE }, history))
     }
 
     fn init_genesis<'py>(&self, py: Python<'py>, alloc_json: PyBackedBytes) -> PyResult<Bound<'py, PyBytes>> {

@@ -1,6 +1,7 @@
 //! The boundary to Python: `shardyard._native`. It translates types, releases the GIL and lets no panic through;
 //! it decides nothing.
 
+mod conformance;
 mod core;
 mod crypto;
 mod errors;
@@ -11,5 +12,6 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     errors::register(module)?;
     crypto::register(module)?;
-    core::register(module)
+    core::register(module)?;
+    conformance::register(module)
 }

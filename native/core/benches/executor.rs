@@ -16,6 +16,7 @@ use shardyard_core::batch::{Batch, Entry};
 use shardyard_core::block::{BlockEnv, BlockResult, Chain, Mode};
 use shardyard_core::codec::Reader;
 use shardyard_core::core::Core;
+use shardyard_core::evm::Revision;
 use shardyard_core::transaction::Transaction;
 
 const PARENT: B256 = B256::repeat_byte(1);
@@ -209,6 +210,7 @@ fn batch(drafts: Vec<Draft>) -> Batch {
             access_list: Default::default(),
             authorizations: Vec::new(),
             signed_authorizations: Vec::new(),
+            blobs: None,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),
         };
         *nonce += 1;
@@ -276,7 +278,7 @@ fn env() -> BlockEnv {
 }
 
 fn core(threads: usize, fast_path: bool, snapshot: &[Vec<u8>]) -> Core {
-    let core = Core::new(Chain { chain_id: CHAIN_ID, shard: 0, threads, fast_path }, 1);
+    let core = Core::new(Chain { chain_id: CHAIN_ID, shard: 0, threads, fast_path, revision: Revision::PRAGUE }, 1);
     core.restore(snapshot).expect("the snapshot is whole");
     core.set_base(PARENT, 0);
     core
@@ -365,7 +367,10 @@ fn main() {
     }
     for count in &options.blocks {
         let users = 2 * count;
-        let origin = Core::new(Chain { chain_id: CHAIN_ID, shard: 0, threads: 1, fast_path: true }, 1);
+        let origin = Core::new(
+            Chain { chain_id: CHAIN_ID, shard: 0, threads: 1, fast_path: true, revision: Revision::PRAGUE },
+            1,
+        );
         origin.init_genesis(&genesis(users)).expect("the allocation parses");
         let snapshot = origin.snapshot();
         println!("\nblocks of {count}; µs per transaction: median of {} rounds (speed-up over bare)", options.rounds);

@@ -134,6 +134,7 @@ mod tests {
             access_list: Default::default(),
             authorizations: Vec::new(),
             signed_authorizations: Vec::new(),
+            blobs: None,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),
         })
     }

@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::codec::Writer;
 use crate::delivery::inbox_gas;
 use crate::error::{CoreError, Result};
-use crate::evm::{BEACON_ROOTS, HISTORY, Machine, NotExecuted, REQUEST_CONTRACTS, Relaxed};
+use crate::evm::{BEACON_ROOTS, HISTORY, Machine, NotExecuted, REQUEST_CONTRACTS, Relaxed, Revision};
 use crate::gateway::{GATEWAY, MAX_DELIVERIES, MAX_OUTBOX_BYTES, base_fee_slot, last_seq_slot};
 use crate::ledger::{Done, Ledger, Outcomes, deliver, transact};
 use crate::lthash::LtHash;
@@ -64,6 +64,7 @@ pub struct Chain {
     pub threads: usize,
     /// Whether plain transfers may go without the interpreter; off only to measure and to test against.
     pub fast_path: bool,
+    pub revision: Revision,
 }
 
 /// A block's results: what its header commits to, and what the state becomes when it is adopted.
@@ -175,7 +176,7 @@ impl<'a> Block<'a> {
     }
 
     pub fn machine<S: Source>(&self, state: S) -> Machine<S> {
-        Machine::new(state, self.chain.chain_id, self.env, Relaxed::default())
+        Machine::new(state, &self.chain, self.env, Relaxed::default())
     }
 }
 
@@ -191,7 +192,8 @@ pub fn execute_block<T: AsRef<[u8]>>(
     mode: Mode,
     inbox: &[T],
 ) -> Result<BlockResult> {
-    let workers = pool(chain.threads).filter(|_| batch.entries.len() >= PARALLEL_TRANSACTIONS);
+    let is_parallel = batch.entries.len() >= PARALLEL_TRANSACTIONS && chain.revision.keeps_storage();
+    let workers = pool(chain.threads).filter(|_| is_parallel);
     let block = Block::new(chain, env, batch, mode, inbox)?;
     execute_on(workers.as_deref(), &block, view, parent)
 }

@@ -1,13 +1,15 @@
 //! Reads that execute: `eth_call` and `eth_estimateGas`, with geth's semantics, over any state held.
 
 use alloy_eips::eip2930::{AccessList, AccessListItem};
+use alloy_eips::eip7702::{Authorization, RecoveredAuthorization, SignedAuthorization};
 use alloy_primitives::{Address, Bytes, Log, TxKind, U256};
 
-use crate::block::BlockEnv;
+use crate::block::{BlockEnv, Chain};
 use crate::codec::Reader;
 use crate::error::{CoreError, Result};
 use crate::evm::{Executed, Machine, NotExecuted, Relaxed, Simulated, Status, intrinsic_gas};
 use crate::state::{BlockState, View};
+use crate::transaction::recover_authority;
 
 /// Gas of a plain transfer.
 const TRANSFER_GAS: u64 = 21_000;
@@ -32,7 +34,8 @@ impl CallResult {
     }
 }
 
-/// The request: a map of from, to, gas, gasPrice, value, input, accessList; every key may be absent or nil.
+/// The request: a map of from, to, gas, gasPrice, value, input, accessList and authorizationList; every key may be absent
+/// or nil. An authorization is [chain id, address, nonce, y parity, r, s].
 #[derive(Debug, Clone)]
 pub struct CallRequest {
     from: Address,
@@ -42,6 +45,7 @@ pub struct CallRequest {
     value: U256,
     input: Bytes,
     access_list: AccessList,
+    authorizations: Vec<RecoveredAuthorization>,
 }
 
 impl CallRequest {
@@ -56,6 +60,7 @@ impl CallRequest {
             value: U256::ZERO,
             input: Bytes::new(),
             access_list: AccessList::default(),
+            authorizations: Vec::new(),
         };
         let mut reader = Reader::new(bytes);
         for _ in 0..reader.map()? {
@@ -84,6 +89,11 @@ impl CallRequest {
                     self.access_list.0.push(AccessListItem { address, storage_keys: keys });
                 }
             }
+            "authorizationList" => {
+                for _ in 0..reader.array()? {
+                    self.authorizations.push(recover_authority(&read_authorization(reader)?));
+                }
+            }
             other => return Err(CoreError::Malformed(format!("call has no field {other:?}"))),
         }
         Ok(())
@@ -98,8 +108,16 @@ impl CallRequest {
             value: self.value,
             input: self.input.clone(),
             access_list: self.access_list.clone(),
+            authorizations: self.authorizations.clone(),
         }
     }
+}
+
+fn read_authorization(reader: &mut Reader<'_>) -> Result<SignedAuthorization> {
+    reader.array_of(6)?;
+    let inner = Authorization { chain_id: reader.u256()?, address: reader.address()?, nonce: reader.uint()? };
+    let parity = reader.small()?;
+    Ok(SignedAuthorization::new_unchecked(inner, parity, reader.u256()?, reader.u256()?))
 }
 
 /// One machine serves all tries of an estimate: nothing is ever committed to its state.
@@ -108,10 +126,10 @@ struct Simulator {
 }
 
 impl Simulator {
-    fn new(view: View, chain_id: u64, env: &BlockEnv, request: &CallRequest) -> Self {
+    fn new(view: View, chain: &Chain, env: &BlockEnv, request: &CallRequest) -> Self {
         // A call that names no price is not asked to pay the base fee.
         let relaxed = Relaxed { account_checks: true, base_fee: request.gas_price == 0 };
-        Self { machine: Machine::new(BlockState::new(view), chain_id, env, relaxed) }
+        Self { machine: Machine::new(BlockState::new(view), chain, env, relaxed) }
     }
 
     /// # Errors
@@ -139,16 +157,16 @@ fn result_of(executed: Executed, gas: u64) -> CallResult {
     }
 }
 
-pub fn call(view: View, chain_id: u64, env: &BlockEnv, request: &CallRequest) -> Result<CallResult> {
+pub fn call(view: View, chain: &Chain, env: &BlockEnv, request: &CallRequest) -> Result<CallResult> {
     let gas = request.gas.unwrap_or(env.gas_limit);
-    let outcome = Simulator::new(view, chain_id, env, request).run(request, gas)?;
+    let outcome = Simulator::new(view, chain, env, request).run(request, gas)?;
     Ok(outcome.map_or_else(CallResult::refused, |executed| result_of(executed, 0)))
 }
 
 /// The least gas limit, within the tolerance, with which the call succeeds; a call that fails at the most it may use
 /// gives its failure instead.
-pub fn estimate_gas(view: View, chain_id: u64, env: &BlockEnv, request: &CallRequest) -> Result<CallResult> {
-    let mut simulator = Simulator::new(view, chain_id, env, request);
+pub fn estimate_gas(view: View, chain: &Chain, env: &BlockEnv, request: &CallRequest) -> Result<CallResult> {
+    let mut simulator = Simulator::new(view, chain, env, request);
     let most = match affordable_gas(&mut simulator, env, request)? {
         Ok(most) => most,
         Err(reason) => return Ok(CallResult::refused(reason)),
@@ -179,13 +197,16 @@ fn exceeds_allowance(most: u64) -> CallResult {
 }
 
 fn is_gas_shortage(request: &CallRequest, gas: u64) -> bool {
-    let (intrinsic, floor) = intrinsic_gas(&request.input, request.to.is_create(), &request.access_list, 0);
+    let (intrinsic, floor) =
+        intrinsic_gas(&request.input, request.to.is_create(), &request.access_list, request.authorizations.len());
     gas < intrinsic.max(floor)
 }
 
 fn is_plain_transfer(simulator: &mut Simulator, request: &CallRequest) -> Result<bool> {
     match request.to {
-        TxKind::Call(to) if request.input.is_empty() && request.access_list.is_empty() => {
+        TxKind::Call(to)
+            if request.input.is_empty() && request.access_list.is_empty() && request.authorizations.is_empty() =>
+        {
             Ok(!simulator.machine.state().has_code(&to)?)
         }
         _ => Ok(false),

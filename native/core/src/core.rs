@@ -61,7 +61,7 @@ impl Core {
     /// # Errors
     /// `InvalidBlock` when a transaction cannot be executed.
     pub fn run_bare(&self, parent: B256, batch: &Batch, env: &BlockEnv) -> Result<u64> {
-        let mut machine = Machine::new(self.store.view(&parent)?, self.chain.chain_id, env, Relaxed::default());
+        let mut machine = Machine::new(self.store.view(&parent)?, &self.chain, env, Relaxed::default());
         let transactions = batch.entries.iter().filter_map(|entry| entry.transaction.as_deref());
         machine.run_bare(transactions).map_err(|error| match error {
             NotExecuted::Failed(error) => error,
@@ -137,11 +137,11 @@ impl Core {
     }
 
     pub fn call(&self, at: &B256, env: &BlockEnv, request: &[u8]) -> Result<CallResult> {
-        call(self.store.view(at)?, self.chain.chain_id, env, &CallRequest::decode(request)?)
+        call(self.store.view(at)?, &self.chain, env, &CallRequest::decode(request)?)
     }
 
     pub fn estimate_gas(&self, at: &B256, env: &BlockEnv, request: &[u8]) -> Result<CallResult> {
-        estimate_gas(self.store.view(at)?, self.chain.chain_id, env, &CallRequest::decode(request)?)
+        estimate_gas(self.store.view(at)?, &self.chain, env, &CallRequest::decode(request)?)
     }
 
     pub fn snapshot(&self) -> Vec<Vec<u8>> {

@@ -1,32 +1,54 @@
 //! The only module that speaks to revm, whose API changes with every release.
 //!
 //! It maps our transactions, block environment and state to revm's, runs user transactions, deliveries and system calls,
-//! and translates what comes back, refusals in geth's words. The revision is Prague (P1).
+//! and translates what comes back, refusals in geth's words. The chains follow Prague (P1); the state tests that Ethereum
+//! publishes name revisions of their own.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use alloy_eips::eip2930::AccessList;
+use alloy_eips::eip7702::RecoveredAuthorization;
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, Log, TxKind, U256, address};
 use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction, OutOfGasError};
 use revm::context::{BlockEnv as RevmBlock, Context, ContextSetters, JournalTr, TxEnv};
+use revm::context_interface::block::BlobExcessGasAndPrice;
 use revm::context_interface::cfg::GasParams;
 use revm::context_interface::either::Either;
 use revm::database_interface::DBErrorMarker;
 use revm::handler::{FrameResult, Handler, MainnetContext, MainnetHandler, pre_execution};
-use revm::primitives::hardfork::SpecId;
 use revm::state::{AccountInfo, EvmState};
 use revm::{Database, ExecuteEvm, MainBuilder, MainnetEvm, SystemCallEvm};
 
-use crate::block::BlockEnv;
+use crate::block::{BlockEnv, Chain};
 use crate::error::{CoreError, Result};
 use crate::gateway::GATEWAY;
 use crate::state::{Account, BlockState, Sink, Source};
 use crate::transaction::Transaction;
 
 pub use revm::bytecode::Bytecode;
+pub use revm::primitives::hardfork::SpecId;
 
-const SPEC: SpecId = SpecId::PRAGUE;
+/// The rules of Ethereum that a chain follows, with what they ask of a block and our blocks do not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revision {
+    pub spec: SpecId,
+    /// EIP-4844; our chains carry no blobs.
+    pub excess_blob_gas: u64,
+    /// Read by contracts before the merge only.
+    pub difficulty: U256,
+}
+
+impl Revision {
+    pub const PRAGUE: Self = Self { spec: SpecId::PRAGUE, excess_blob_gas: 0, difficulty: U256::ZERO };
+
+    /// Whether an account that was there before the transaction keeps its storage whatever the transaction does
+    /// (EIP-6780). Only then is a block's state a set of independent locations.
+    pub fn keeps_storage(&self) -> bool {
+        self.spec.is_enabled_in(SpecId::CANCUN)
+    }
+}
+
 /// EIP-2935: block hashes as state.
 pub const HISTORY: Address = address!("0x0000F90827F1C53a10cb7A02335B175320002935");
 const HISTORY_WINDOW: u64 = 8191;
@@ -39,7 +61,14 @@ pub const REQUEST_CONTRACTS: [Address; 2] =
 /// (intrinsic gas, EIP-7623 floor) of a transaction.
 pub fn intrinsic_gas(input: &[u8], is_create: bool, access_list: &AccessList, authorizations: usize) -> (u64, u64) {
     let (accounts, keys) = (access_list.len() as u64, access_list.storage_keys_count() as u64);
-    let gas = GasParams::new_spec(SPEC).initial_tx_gas(input, is_create, accounts, keys, authorizations as u64, None);
+    let gas = GasParams::new_spec(Revision::PRAGUE.spec).initial_tx_gas(
+        input,
+        is_create,
+        accounts,
+        keys,
+        authorizations as u64,
+        None,
+    );
     (gas.initial_total_gas(), gas.floor_gas())
 }
 
@@ -204,19 +233,23 @@ pub struct Machine<S: Source> {
 }
 
 impl<S: Source> Machine<S> {
-    pub fn new(state: S, chain_id: u64, env: &BlockEnv, relaxed: Relaxed) -> Self {
+    pub fn new(state: S, chain: &Chain, env: &BlockEnv, relaxed: Relaxed) -> Self {
+        let Revision { spec, excess_blob_gas, difficulty } = chain.revision;
         let block = RevmBlock {
             number: U256::from(env.number),
             beneficiary: env.beneficiary,
             timestamp: U256::from(env.timestamp),
             gas_limit: env.gas_limit,
             basefee: env.base_fee,
+            difficulty,
             prevrandao: Some(env.prevrandao),
+            blob_excess_gas_and_price: Some(BlobExcessGasAndPrice::new_with_spec(excess_blob_gas, spec)),
             ..RevmBlock::default()
         };
-        let context: MainnetContext<Db<S>> = Context::new(Db(state), SPEC);
+        let context: MainnetContext<Db<S>> = Context::new(Db(state), spec);
         let context = context.with_block(block).modify_cfg_chained(|cfg| {
-            cfg.chain_id = chain_id;
+            cfg.chain_id = chain.chain_id;
+            cfg.set_max_blobs_per_tx(if spec == SpecId::PRAGUE { 9 } else { 6 });
             cfg.disable_nonce_check = relaxed.account_checks;
             cfg.disable_eip3607 = relaxed.account_checks;
             cfg.disable_block_gas_limit = relaxed.account_checks;
@@ -267,15 +300,16 @@ impl<S: Source> Machine<S> {
     /// `Invalid` when even a relaxed check refuses it.
     pub fn simulate(&mut self, call: &Simulated) -> Result<Executed, NotExecuted> {
         let tx = TxEnv {
-            tx_type: u8::from(!call.access_list.is_empty()),
+            tx_type: if call.authorizations.is_empty() { u8::from(!call.access_list.is_empty()) } else { 4 },
             caller: call.from,
             gas_limit: call.gas,
             gas_price: call.gas_price,
             kind: call.to,
             value: call.value,
             data: call.input.clone(),
-            chain_id: None,
+            chain_id: Some(self.evm.ctx.cfg.chain_id),
             access_list: call.access_list.clone(),
+            authorization_list: call.authorizations.iter().cloned().map(Either::Right).collect(),
             ..TxEnv::default()
         };
         self.run(tx)
@@ -392,6 +426,7 @@ pub struct Simulated {
     pub value: U256,
     pub input: Bytes,
     pub access_list: AccessList,
+    pub authorizations: Vec<RecoveredAuthorization>,
 }
 
 fn tx_env(transaction: &Transaction) -> TxEnv {
@@ -408,8 +443,8 @@ fn tx_env(transaction: &Transaction) -> TxEnv {
         chain_id: transaction.chain_id,
         access_list: transaction.access_list.clone(),
         gas_priority_fee: transaction.tip,
-        blob_hashes: Vec::new(),
-        max_fee_per_blob_gas: 0,
+        blob_hashes: transaction.blobs.as_ref().map(|blobs| blobs.hashes.clone()).unwrap_or_default(),
+        max_fee_per_blob_gas: transaction.blobs.as_ref().map_or(0, |blobs| blobs.max_fee),
         authorization_list: authorizations.collect(),
     }
 }

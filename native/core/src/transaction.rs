@@ -1,8 +1,11 @@
 //! Signed transactions: what decodes, what is refused before any state is looked at, and who sent it.
 //!
 //! Refusals speak geth's words, because wallets match on them. Transactions without EIP-155 would replay on every shard
-//! and are refused (P1); blob transactions (type 3) are not supported. The authorities of set-code transactions (type 4, EIP-7702) are
-//! recovered here too, once per process; one that cannot be is skipped by the EVM, as the EIP says.
+//! and are refused, as are EIP-7702 authorizations for every chain (P1); blob transactions (type 3) are not supported. The
+//! authorities of set-code transactions (type 4) are recovered here too, once per process; one that cannot be is skipped
+//! by the EVM, as the EIP says.
+
+use std::sync::Arc;
 
 use alloy_consensus::transaction::RlpEcdsaDecodableTx;
 use alloy_consensus::{SignableTransaction, TxEip1559, TxEip2930, TxEip7702, TxLegacy};
@@ -37,6 +40,7 @@ pub enum Refusal {
     TipAboveFee,
     Initcode { size: usize },
     NoAuthorization,
+    ReplayableAuthorization { index: usize, want: u64 },
 }
 
 impl Refusal {
@@ -55,6 +59,7 @@ impl Refusal {
             Self::Initcode { .. } => 10,
             Self::FloorGas { .. } => 11,
             Self::NoAuthorization => 12,
+            Self::ReplayableAuthorization { .. } => 13,
         }
     }
 }
@@ -76,12 +81,25 @@ impl std::fmt::Display for Refusal {
                 write!(f, "oversized data: transaction size {size}, limit {MAX_TRANSACTION_BYTES}")
             }
             Self::NoAuthorization => f.write_str("EIP-7702 transaction with empty auth list"),
+            Self::ReplayableAuthorization { index, want } => {
+                write!(
+                    f,
+                    "authorization {index} is for every chain (chain id 0) and would replay on all: sign it for {want}"
+                )
+            }
             Self::TipAboveFee => f.write_str("max priority fee per gas higher than max fee per gas"),
             Self::Initcode { size } => {
                 write!(f, "max initcode size exceeded: code size {size}, limit {MAX_INITCODE_BYTES}")
             }
         }
     }
+}
+
+/// What a blob transaction adds to the others (EIP-4844).
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    pub hashes: Vec<B256>,
+    pub max_fee: u128,
 }
 
 /// A decoded transaction with its sender.
@@ -106,6 +124,8 @@ pub struct Transaction {
     pub authorizations: Vec<RecoveredAuthorization>,
     /// The authorizations as they were signed, for those who ask.
     pub signed_authorizations: Vec<SignedAuthorization>,
+    /// Of type 3, which no encoding is read of: these chains carry no blobs, their EVM knows what such transactions do.
+    pub blobs: Option<Arc<Blobs>>,
     pub signature: Signature,
 }
 
@@ -167,12 +187,17 @@ impl Transaction {
     }
 
     /// # Errors
-    /// When the transaction was signed for another chain.
+    /// When the transaction was signed for another chain, or one of its authorizations for all of them (P1). Those for
+    /// one other chain do nothing here, so they may stay.
     pub fn check_chain(&self, chain_id: u64) -> Result<(), Refusal> {
         match self.chain_id {
-            Some(have) if have == chain_id => Ok(()),
-            Some(have) => Err(Refusal::ChainId { have, want: chain_id }),
-            None => Err(Refusal::Unprotected),
+            Some(have) if have == chain_id => {}
+            Some(have) => return Err(Refusal::ChainId { have, want: chain_id }),
+            None => return Err(Refusal::Unprotected),
+        }
+        match self.signed_authorizations.iter().position(|signed| signed.chain_id.is_zero()) {
+            Some(index) => Err(Refusal::ReplayableAuthorization { index, want: chain_id }),
+            None => Ok(()),
         }
     }
 
@@ -273,6 +298,7 @@ fn from_legacy(raw: &[u8]) -> Result<(Transaction, B256), Refusal> {
         access_list: AccessList::default(),
         authorizations: Vec::new(),
         signed_authorizations: Vec::new(),
+        blobs: None,
         signature,
     };
     Ok((transaction, signing_hash))
@@ -297,6 +323,7 @@ fn from_eip2930(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         access_list,
         authorizations: Vec::new(),
         signed_authorizations: Vec::new(),
+        blobs: None,
         signature,
     };
     Ok((transaction, signing_hash))
@@ -331,6 +358,7 @@ fn from_eip1559(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         access_list,
         authorizations: Vec::new(),
         signed_authorizations: Vec::new(),
+        blobs: None,
         signature,
     };
     Ok((transaction, signing_hash))
@@ -354,13 +382,14 @@ fn from_eip7702(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         access_list: tx.access_list,
         authorizations: Vec::new(),
         signed_authorizations: tx.authorization_list,
+        blobs: None,
         signature,
     };
     Ok((transaction, signing_hash))
 }
 
 /// Who signed an authorization; the EVM passes over one that nobody did.
-fn recover_authority(signed: &SignedAuthorization) -> RecoveredAuthorization {
+pub fn recover_authority(signed: &SignedAuthorization) -> RecoveredAuthorization {
     let (parity, r, s) = (signed.y_parity(), signed.r(), signed.s());
     let is_well_formed = parity <= 1 && !r.is_zero() && r < GROUP_ORDER && !s.is_zero() && s <= MAX_S;
     let signature = Signature::new(r, s, parity == 1);

@@ -150,3 +150,12 @@ def test_an_account_that_delegates_runs_the_code_it_named_with_its_own_storage()
     assert [outcome.type for outcome in read_outcomes(result)] == [4]
     assert shard.core.storage(b"\2" * 32, ADDRESSES[1], word(0)) == word(5)
     assert shard.core.code(b"\2" * 32, ADDRESSES[1]) == b"\xef\x01\x00" + STORER
+
+
+def test_a_block_with_an_authorization_for_every_chain_is_invalid() -> None:
+    shard = Shard()
+    signed = KEYS[1].sign_authorization({"chainId": 0, "address": STORER, "nonce": 0})
+    delegating = sign(0, 0, ADDRESSES[1], type=4, authorizationList=[signed])
+    assert [reason for _, reason in shard.execute(GENESIS, [delegating]).skipped] != []
+    with pytest.raises(_native.InvalidBlock, match="chain id 0"):
+        shard.execute(GENESIS, [delegating], mode="validate")

@@ -9,8 +9,9 @@ import rlp
 from eth_utils import keccak
 
 from shardyard import _native
-from tests.unit.native.shard import ADDRESSES, CHAIN_ID, GWEI, Shard, join, sign, word
+from tests.unit.native.shard import ADDRESSES, CHAIN_ID, GWEI, KEYS, Shard, join, sign, word
 
+FOR_EVERY_CHAIN = {"chainId": 0, "address": b"\x11" * 20, "nonce": 0}
 SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
@@ -114,6 +115,10 @@ def test_refusals_speak_geths_words(core: _native.Core) -> None:
         "tip": (
             sign(0, 0, maxPriorityFeePerGas=11 * GWEI),
             "max priority fee per gas higher than max fee per gas",
+        ),
+        "authorization for every chain": (
+            sign(0, 0, type=4, authorizationList=[KEYS[1].sign_authorization(FOR_EVERY_CHAIN)]),
+            f"authorization 0 is for every chain (chain id 0) and would replay on all: sign it for {CHAIN_ID}",
         ),
         "initcode": (sign(0, 0, None, data=b"\0" * 49_153, gas=10**7), "max initcode size exceeded"),
         "size": (sign(0, 0, data=b"\0" * 131_072, gas=10**7), "oversized data"),

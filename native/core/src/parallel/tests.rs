@@ -9,6 +9,7 @@ use crate::batch::{Batch, Entry};
 use crate::block::{Block, BlockEnv, BlockResult, Chain, Mode, execute_on};
 use crate::codec::Reader;
 use crate::error::{CoreError, Result};
+use crate::evm::Revision;
 use crate::gateway::GATEWAY;
 use crate::pool::pool;
 use crate::receipt::{Kind, Origin, Receipt};
@@ -219,6 +220,7 @@ impl Workload {
             access_list: Default::default(),
             authorizations: Vec::new(),
             signed_authorizations: Vec::new(),
+            blobs: None,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),
         };
         let transaction = Some(Arc::new(transaction));
@@ -319,7 +321,7 @@ impl Case {
     }
 
     fn run(&self, threads: usize, fast_path: bool) -> Result<BlockResult> {
-        let chain = Chain { chain_id: 31_337, shard: SHARD, threads, fast_path };
+        let chain = Chain { chain_id: 31_337, shard: SHARD, threads, fast_path, revision: Revision::PRAGUE };
         let block = Block::new(chain, &self.env, &self.batch, self.mode, &self.inbox)?;
         execute_on(pool(threads).as_deref(), &block, self.view.clone(), PARENT)
     }
