@@ -58,6 +58,38 @@ impl Done {
         }
     }
 
+    /// # Errors
+    /// `Invalid` when it sent what cannot be a message.
+    pub fn of_executed(
+        block: &Block<'_>,
+        transaction: &Transaction,
+        executed: &mut Executed,
+        is_tip_lost: bool,
+    ) -> Result<Self, NotExecuted> {
+        let origin = Origin { tx_hash: transaction.hash, initiator: transaction.sender, depth: 0 };
+        let emission = Emission { src: block.chain.shard, origin, parent_id: B256::ZERO };
+        let messages = emitted(&executed.logs, &emission).map_err(|error| NotExecuted::Invalid(error.to_string()))?;
+        Ok(Self {
+            is_success: executed.is_success(),
+            is_tip_lost,
+            created: executed.created.filter(|_| executed.is_success()),
+            logs: std::mem::take(&mut executed.logs),
+            messages,
+            ..Self::of_transaction(transaction, block.env.base_fee, executed.gas_used)
+        })
+    }
+
+    /// Wei that the messages carry, in all.
+    ///
+    /// # Errors
+    /// `Internal` when the sum exceeds 256 bits.
+    pub fn escrow(&self) -> Result<U256> {
+        let overflow = || CoreError::Internal("escrow exceeds 256 bits".into());
+        self.messages
+            .iter()
+            .try_fold(U256::ZERO, |sum, message| sum.checked_add(message.escrow()?).ok_or_else(overflow))
+    }
+
     /// The outcome of a plain transfer, which can only be one.
     pub fn of_transfer(transaction: &Transaction, base_fee: u64) -> Self {
         Self::of_transaction(transaction, base_fee, transfer::GAS)
@@ -74,17 +106,8 @@ pub fn transact<S: Source>(
     transaction: &Transaction,
 ) -> Result<(Done, Executed), NotExecuted> {
     let mut executed = machine.transact(transaction)?;
-    let origin = Origin { tx_hash: transaction.hash, initiator: transaction.sender, depth: 0 };
-    let emission = Emission { src: block.chain.shard, origin, parent_id: B256::ZERO };
-    let messages = emitted(&executed.logs, &emission).map_err(|error| NotExecuted::Invalid(error.to_string()))?;
-    let done = Done {
-        is_success: executed.is_success(),
-        is_tip_lost: executed.destroys(&block.env.beneficiary),
-        created: executed.created.filter(|_| executed.is_success()),
-        logs: std::mem::take(&mut executed.logs),
-        messages,
-        ..Done::of_transaction(transaction, block.env.base_fee, executed.gas_used)
-    };
+    let is_tip_lost = executed.destroys(&block.env.beneficiary);
+    let done = Done::of_executed(block, transaction, &mut executed, is_tip_lost)?;
     Ok((done, executed))
 }
 

@@ -275,6 +275,19 @@ impl Memory {
         Ok(Some(after))
     }
 
+    /// Sets the committed value of a location that no item in flight has anything to do with; the one before, if it is
+    /// another.
+    pub fn set(&self, location: u32, stamp: Stamp, value: Value) -> Result<Option<Value>> {
+        let mut cell = lock(self.cells.get(location));
+        let present = cell.present(|| self.base(location))?;
+        if present == value {
+            return Ok(None);
+        }
+        cell.before.get_or_insert(present);
+        (cell.stamp, cell.present) = (stamp, Some(value));
+        Ok(Some(present))
+    }
+
     pub fn code(&self, hash: &B256) -> Result<Bytecode> {
         if let Some(code) = self.codes.read().unwrap_or_else(PoisonError::into_inner).get(hash) {
             return Ok(code.clone());
