@@ -310,19 +310,22 @@ impl<S: Source> Machine<S> {
         self.run(tx_env(transaction))
     }
 
-    /// What revm does with these transactions by itself, one after the other, every write kept in its own journal: no
-    /// outcomes, no skips, no fast path, no versions. The measure that benchmarks are held against.
-    pub fn run_bare<'a>(&mut self, transactions: impl Iterator<Item = &'a Transaction>) -> Result<u64, NotExecuted> {
-        let mut gas_used = 0;
+    /// What revm does with these transactions by itself, one after the other on one journal, as its `transact_many_finalize`
+    /// does: results and changed accounts are kept, but there are no outcomes, no skips, no fast path, no versions. The
+    /// measure that benchmarks are held against.
+    pub fn run_bare<'a>(
+        &mut self,
+        transactions: impl Iterator<Item = &'a Transaction>,
+    ) -> Result<(Vec<ExecutionResult>, EvmState), NotExecuted> {
+        let mut results = Vec::with_capacity(transactions.size_hint().1.unwrap_or_default());
         for transaction in transactions {
             match self.evm.transact_one(tx_env(transaction)) {
-                Ok(result) => gas_used += result.tx_gas_used(),
+                Ok(result) => results.push(result),
                 Err(EVMError::Transaction(reason)) => return Err(NotExecuted::Invalid(self.geth_words(&reason))),
                 Err(other) => return Err(NotExecuted::Failed(failure(other))),
             }
         }
-        drop(self.evm.finalize());
-        Ok(gas_used)
+        Ok((results, self.evm.finalize()))
     }
 
     /// Takes a map back that an execution's writes were in, so that the next finds room without asking the allocator.

@@ -73,7 +73,7 @@ impl<'a> Committer<'a> {
             return Ok(Step::Refused(refusal));
         }
         let tips = self.tips();
-        worker.machine.state().reset(index as u32, Some(tips));
+        worker.machine.state().reset_alone(index as u32, tips);
         let (mut executed, has_destroyed) = match worker.machine.step(transaction) {
             Ok(stepped) => stepped,
             Err(NotExecuted::Failed(error)) => return Err(error),
@@ -108,17 +108,22 @@ impl<'a> Committer<'a> {
                     let location = memory.locate(&Key::Account(*address))?;
                     let (account, code) = account.unzip();
                     let account = account.filter(|account| !account.is_empty());
+                    let code = code.flatten();
+                    if code.is_none() && location != self.beneficiary() {
+                        memory.set_blindly(location, stamp, Value::Account(account));
+                        return Ok(());
+                    }
                     let Some(before) = memory.set(location, stamp, Value::Account(account))? else { return Ok(()) };
                     wrote_beneficiary |= location == self.beneficiary();
                     let hash = account.unwrap_or_default().code_hash;
                     let is_new = !matches!(before, Value::Account(Some(before)) if before.code_hash == hash);
-                    if let Some(code) = code.flatten().filter(|_| is_new) {
+                    if let Some(code) = code.filter(|_| is_new) {
                         memory.add_code(hash, code.clone());
                         codes.push((hash, code));
                     }
                 }
                 Stepped::Slot(address, slot, value) => {
-                    memory.set(memory.locate(&Key::Slot(*address, *slot))?, stamp, Value::Slot(value))?;
+                    memory.set_blindly(memory.locate(&Key::Slot(*address, *slot))?, stamp, Value::Slot(value));
                 }
             }
             Ok::<(), CoreError>(())
