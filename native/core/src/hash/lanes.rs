@@ -56,6 +56,10 @@ impl Wide {
         }
     }
 
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(unused_variables, reason = "no wide registers, no value of this type")
+    )]
     fn permute(self, states: &mut States, used: usize) {
         // SAFETY: a value of this type says that the processor has the feature.
         match self {
