@@ -7,6 +7,7 @@ use alloy_primitives::{Address, B256, Bloom, Log, U256};
 use rayon::prelude::*;
 
 use crate::block::{Block, DELIVERY_TYPE, Mode};
+use crate::bloom::bloom_of;
 use crate::codec::Writer;
 use crate::delivery::Delivery;
 use crate::error::{CoreError, Result};
@@ -226,8 +227,7 @@ impl<'a> Ledger<'a> {
 
     pub fn outcomes(&self) -> Outcomes {
         let part = |items: &[(Done, u64)]| {
-            let mut bloom = Bloom::ZERO;
-            items.iter().flat_map(|(done, _)| &done.logs).for_each(|log| bloom.accrue_log(log));
+            let bloom = bloom_of(items.iter().flat_map(|(done, _)| &done.logs));
             (items.iter().map(|(done, cumulative)| encode_outcome(done, *cumulative)).collect::<Vec<_>>(), bloom)
         };
         let hashes = self.items.iter().map(|(done, _)| done.hash).collect();
