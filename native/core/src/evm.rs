@@ -25,6 +25,7 @@ use crate::error::{CoreError, Result};
 use crate::gateway::GATEWAY;
 use crate::state::{Account, BlockState, Sink, Source};
 use crate::transaction::Transaction;
+use crate::transfer::Transfer;
 
 pub use revm::bytecode::Bytecode;
 pub use revm::primitives::hardfork::SpecId;
@@ -346,6 +347,40 @@ impl<S: Source> Machine<S> {
             Err(EVMError::Transaction(reason)) => Err(NotExecuted::Invalid(self.geth_words(&reason))),
             Err(other) => Err(NotExecuted::Failed(failure(other))),
         }
+    }
+
+    /// A plain transfer as a step, without the interpreter; false, and nothing done, if it needs it after all.
+    pub fn step_transfer(&mut self, transfer: &Transfer) -> Result<bool> {
+        let journal = &mut self.evm.ctx.journaled_state;
+        let mut load = |address| match journal.load_account(address) {
+            Ok(load) => {
+                let info = &load.data.info;
+                Ok(Account { nonce: info.nonce, balance: info.balance, code_hash: info.code_hash })
+            }
+            Err(StateError(error)) => Err(error),
+        };
+        let (sender, to) = (load(transfer.sender)?, load(transfer.to)?);
+        let is_own = transfer.to == transfer.sender;
+        let credited = to.balance.checked_add(transfer.value).filter(|_| !to.has_code());
+        let (true, Some(credited)) = (transfer.predicate.holds(Some(&sender)), credited) else {
+            // What was loaded is cold again.
+            journal.inner.discard_tx();
+            return Ok(false);
+        };
+        let mut set = |address, nonce, balance| {
+            if let Some(account) = journal.inner.state.get_mut(address) {
+                account.mark_touch();
+                (account.info.nonce, account.info.balance) = (nonce, balance);
+            }
+        };
+        if is_own {
+            set(&transfer.sender, sender.nonce + 1, sender.balance - transfer.fee);
+        } else {
+            set(&transfer.sender, sender.nonce + 1, sender.balance - transfer.fee - transfer.value);
+            set(&transfer.to, to.nonce, credited);
+        }
+        journal.inner.commit_tx();
+        Ok(true)
     }
 
     /// Whether the steps so far ended an account.

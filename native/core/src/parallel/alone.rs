@@ -74,6 +74,12 @@ impl<'a> Committer<'a> {
         }
         let tips = self.tips();
         worker.machine.state().reset_alone(index as u32, tips);
+        if let Some(transfer) = block.plan(transaction)
+            && worker.machine.step_transfer(&transfer)?
+        {
+            let must_end = worker.machine.state().saw_tips;
+            return Ok(Step::Done(Done::of_transfer(transaction, block.env.base_fee), must_end));
+        }
         let (mut executed, has_destroyed) = match worker.machine.step(transaction) {
             Ok(stepped) => stepped,
             Err(NotExecuted::Failed(error)) => return Err(error),

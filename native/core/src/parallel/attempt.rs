@@ -27,6 +27,8 @@ pub struct Work {
     pub is_final: bool,
     /// It saw the beneficiary's account with all fees, so if it wrote it, they are in it.
     pub saw_tips: bool,
+    /// The last item before it that left what it read.
+    pub nearest: u32,
 }
 
 impl Work {
@@ -57,6 +59,7 @@ pub struct Worker<'a> {
     codes: Vec<(B256, Bytecode)>,
     reads: Reads,
     saw_tips: bool,
+    nearest: u32,
     result: Option<Result<Done, NotExecuted>>,
 }
 
@@ -72,6 +75,7 @@ impl<'a> Worker<'a> {
             codes: Vec::new(),
             reads: Reads::default(),
             saw_tips: false,
+            nearest: 0,
             result: None,
         }
     }
@@ -117,6 +121,7 @@ impl<'a> Worker<'a> {
         let reader = self.machine.state();
         std::mem::swap(&mut self.reads, &mut reader.reads);
         self.saw_tips = reader.saw_tips;
+        self.nearest = reader.nearest;
         let stop = reader.stop.take();
         self.result = Some(result);
         stop
@@ -203,9 +208,9 @@ impl<'a> Worker<'a> {
         let state = self.stepwise().state();
         let (touched, codes) = state.take_changes();
         let reader = state.source();
-        let saw_tips = reader.saw_tips;
+        let (saw_tips, nearest) = (reader.saw_tips, reader.nearest);
         let reads = std::mem::take(&mut reader.reads);
-        (self.reads, self.saw_tips) = (reads, saw_tips);
+        (self.reads, self.saw_tips, self.nearest) = (reads, saw_tips, nearest);
         self.writes.clear();
         for touched in touched {
             let (key, value) = match touched {
@@ -237,6 +242,7 @@ impl<'a> Worker<'a> {
         std::mem::swap(&mut work.codes, &mut self.codes);
         work.result = self.result.take();
         work.saw_tips = self.saw_tips;
+        work.nearest = self.nearest;
         work.is_final = false;
     }
 }

@@ -10,7 +10,7 @@ use super::attempt::{Outcome, Work, Worker};
 use super::memory::{Key, Memory};
 use super::stats::RunStats;
 use super::status::State;
-use super::{Run, lock, perturb};
+use super::{Run, lock, perturb, starts_alone};
 use crate::block::{Block, last_seq};
 use crate::error::{CoreError, Result};
 use crate::evm::{Bytecode, Machine, NotExecuted};
@@ -22,8 +22,10 @@ use crate::transaction::Transaction;
 const SAMPLE: u32 = 32;
 /// More aborts than this in a sample, and the items in flight are mostly wasted.
 const MAX_ABORTS: u32 = SAMPLE / 4;
-/// A worker that ran fewer items of a sample than this is no help.
-const MIN_HELP: u32 = SAMPLE / 10;
+/// More than this, and neighbours are better taken one by one than in runs.
+const FEW_ABORTS: u32 = SAMPLE / 16;
+/// More than this, and the items are one chain: no number of workers makes it shorter.
+const MAX_DEPENDENT: u32 = SAMPLE - SAMPLE / 4;
 /// How many items run on one worker before speculation is tried again; four times as many each time it fails.
 const FIRST_SOLO: usize = 512;
 const LONGEST_SOLO: usize = 8192;
@@ -48,8 +50,8 @@ pub struct Committer<'a> {
 struct Sample {
     commits: u32,
     aborts: u32,
-    /// Items run by the worker that ran the most of them.
-    by_worker: Vec<u32>,
+    /// Items that needed what one just before them left: closer than there are workers.
+    dependent: u32,
 }
 
 impl<'a> Committer<'a> {
@@ -65,7 +67,7 @@ impl<'a> Committer<'a> {
             stats: RunStats { workers: block.chain.threads as u64, ..RunStats::default() },
             sample: Sample::default(),
             solo_length: FIRST_SOLO,
-            solo_end: 0,
+            solo_end: if starts_alone() { usize::MAX / 2 } else { 0 },
         })
     }
 
@@ -139,7 +141,8 @@ impl<'a> Committer<'a> {
                 return Err(CoreError::Internal(format!("what item {index} did at its turn does not fit")));
             }
         }
-        self.sample.count(run.schedule.worker(index));
+        let nearest = run.previous[index].max(work.nearest) as usize;
+        self.sample.dependent += u32::from(nearest > 0 && index - nearest < self.block.chain.threads);
         let result = work.result.take().ok_or_else(|| CoreError::Internal(format!("item {index} left no result")))?;
         drop(work);
         let place = place.map(|place| place as u32);
@@ -333,15 +336,15 @@ impl<'a> Committer<'a> {
             return;
         }
         let sample = std::mem::take(&mut self.sample);
-        // Without waiting for one another, workers that do not help just lack a core for now.
-        let is_chain = run.parked.swap(0, SeqCst) > SAMPLE / 2 && sample.help() < MIN_HELP;
-        if sample.aborts > MAX_ABORTS || is_chain {
+        if sample.aborts > MAX_ABORTS || sample.dependent > MAX_DEPENDENT {
             self.solo_end = index + self.solo_length;
             self.solo_length = (4 * self.solo_length).min(LONGEST_SOLO);
             self.stats.solos += 1;
+            run.fit_window(false, false);
             run.is_solo.store(true, SeqCst);
         } else {
             self.solo_length = FIRST_SOLO;
+            run.fit_window(true, sample.aborts > FEW_ABORTS);
         }
     }
 }
@@ -349,18 +352,4 @@ impl<'a> Committer<'a> {
 /// Takes an item's versions back.
 fn retract(memory: &Memory, work: &mut Work, index: usize) {
     work.writes.drain(..).for_each(|location| memory.retract(location, index as u32));
-}
-
-impl Sample {
-    fn count(&mut self, worker: usize) {
-        if self.by_worker.len() <= worker {
-            self.by_worker.resize(worker + 1, 0);
-        }
-        self.by_worker[worker] += 1;
-    }
-
-    /// Items that were not run by the busiest worker.
-    fn help(&self) -> u32 {
-        self.by_worker.iter().sum::<u32>() - self.by_worker.iter().max().copied().unwrap_or_default()
-    }
 }

@@ -19,7 +19,7 @@ mod stats;
 mod status;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use alloy_primitives::Address;
@@ -37,8 +37,11 @@ use memory::Memory;
 pub use stats::RunStats;
 use status::{Schedule, State};
 
-/// How far workers run ahead of the commits, per worker: bounds what a read has to add up and what an abort can waste.
+/// How far workers run ahead of the commits, per worker, once that has paid: bounds what a read has to add up and what an
+/// abort can waste.
 const WINDOW: usize = 64;
+/// How far they do until then.
+const FIRST_WINDOW: usize = 16;
 /// Items a worker takes at once while they do not get into each other's way: neighbours then stay on one core.
 const RUN_LENGTH: usize = 8;
 
@@ -58,11 +61,9 @@ pub(crate) struct Run<'a> {
     committer: Mutex<Committer<'a>>,
     /// Someone holds the committer and will look again before letting go of it.
     is_committing: AtomicBool,
-    /// Items parked for a writer since the last look at what speculation gained.
-    parked: AtomicU32,
     /// One past the last committed item.
     committed: AtomicUsize,
-    window: usize,
+    window: AtomicUsize,
     run_length: AtomicUsize,
     /// Only the committer runs: speculation did not pay.
     is_solo: AtomicBool,
@@ -104,7 +105,6 @@ impl<'a> Run<'a> {
         let (receipts, entries) = (block.receipts.len(), block.batch.entries.len());
         let last = receipts + entries;
         let memory = Arc::new(Memory::new(view, last));
-        let window = WINDOW * block.chain.threads;
         let mut committer = Committer::new(block, &memory)?;
         let mut worker = Worker::new(block, &memory, 0);
         committer.write_outside(&memory, &mut worker, 0, |machine| block.open(machine))?;
@@ -112,16 +112,15 @@ impl<'a> Run<'a> {
             block,
             memory,
             schedule: Schedule::new(last),
-            works: (0..window.next_power_of_two()).map(|_| Mutex::default()).collect(),
+            works: (0..(WINDOW * block.chain.threads).next_power_of_two()).map(|_| Mutex::default()).collect(),
             last,
             previous: find_previous(block),
             committer: Mutex::new(committer),
             is_committing: AtomicBool::new(false),
-            parked: AtomicU32::new(0),
             committed: AtomicUsize::new(1),
-            window,
+            window: AtomicUsize::new(FIRST_WINDOW * block.chain.threads),
             run_length: AtomicUsize::new(RUN_LENGTH),
-            is_solo: AtomicBool::new(false),
+            is_solo: AtomicBool::new(starts_alone()),
             halt: Mutex::new(None),
             is_over: AtomicBool::new(last == 0),
             sleepers: AtomicUsize::new(0),
@@ -157,6 +156,18 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    fn window_end(&self) -> usize {
+        self.committed.load(SeqCst) + self.window.load(SeqCst)
+    }
+
+    /// Widens the window after speculation has paid, narrows it to the first after it has not.
+    fn fit_window(&self, has_paid: bool, are_in_the_way: bool) {
+        let threads = self.block.chain.threads;
+        let wider = (2 * self.window.load(SeqCst)).min(WINDOW * threads);
+        self.window.store(if has_paid { wider } else { FIRST_WINDOW * threads }, SeqCst);
+        self.run_length.store(if are_in_the_way { 1 } else { RUN_LENGTH }, SeqCst);
+    }
+
     /// Runs the next items, if there are any to take.
     fn run_some(&self, worker: &mut Worker<'a>) -> Result<bool> {
         if self.is_solo.load(SeqCst) {
@@ -166,7 +177,7 @@ impl<'a> Run<'a> {
             self.run_item(worker, index, incarnation)?;
             return Ok(true);
         }
-        let items = self.schedule.claim(self.committed.load(SeqCst) + self.window, self.run_length.load(SeqCst));
+        let items = self.schedule.claim(self.window_end(), self.run_length.load(SeqCst));
         let is_any = !items.is_empty();
         for index in items {
             if let Some(incarnation) = self.schedule.start(index, State::Ready, worker.id) {
@@ -191,13 +202,13 @@ impl<'a> Run<'a> {
     /// Runs an item, and again at once if it stopped for a writer that is ready by now.
     fn run_item(&self, worker: &mut Worker<'a>, index: usize, incarnation: u32) -> Result<()> {
         let previous = self.previous[index] as usize;
-        if previous > 0 && self.park(index, previous, worker.id) {
+        if previous > 0 && self.schedule.block(index, previous, worker.id) {
             return Ok(());
         }
         loop {
             perturb();
             match worker.attempt(index, None, true)? {
-                Outcome::Blocked(writer) if self.park(index, writer, worker.id) => return Ok(()),
+                Outcome::Blocked(writer) if self.schedule.block(index, writer, worker.id) => return Ok(()),
                 Outcome::Blocked(_) => {}
                 Outcome::NotYet => {
                     self.schedule.defer(index);
@@ -212,12 +223,6 @@ impl<'a> Run<'a> {
                 }
             }
         }
-    }
-
-    fn park(&self, index: usize, writer: usize, id: usize) -> bool {
-        let is_parked = self.schedule.block(index, writer, id);
-        self.parked.fetch_add(u32::from(is_parked), SeqCst);
-        is_parked
     }
 
     /// Commits as far as items are done; whoever holds the committer does it for all.
@@ -261,7 +266,7 @@ impl<'a> Run<'a> {
         let guard = lock(&self.bed);
         self.sleepers.fetch_add(1, SeqCst);
         let next = self.committed.load(SeqCst);
-        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(next + self.window);
+        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(self.window_end());
         let has_commits = self.can_commit(next, usize::MAX, true) && !self.is_committing.load(SeqCst);
         if !self.is_over.load(SeqCst) && !has_commits && !has_work {
             drop(self.bell.wait(guard).unwrap_or_else(PoisonError::into_inner));
@@ -320,8 +325,15 @@ fn find_previous(block: &Block<'_>) -> Vec<u32> {
 #[inline]
 fn perturb() {}
 
+/// Tests may have a block executed by one worker alone from its first transaction on.
+#[cfg(not(test))]
+#[inline]
+fn starts_alone() -> bool {
+    false
+}
+
 #[cfg(test)]
-use tests::perturb;
+use tests::{perturb, starts_alone};
 
 #[cfg(test)]
 mod tests;

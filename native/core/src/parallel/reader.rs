@@ -65,6 +65,8 @@ pub struct Reader {
     pub reads: Reads,
     /// The item asked for the beneficiary's account and saw it with all its fees.
     pub saw_tips: bool,
+    /// The last item before this one that left what it read; 0 when that is older than the block.
+    pub nearest: u32,
     pub stop: Option<Stop>,
     codes: Map<B256, Code>,
     /// The first locations that the item asked for: what it writes is mostly among them.
@@ -95,6 +97,7 @@ impl Reader {
             tips: U256::ZERO,
             reads: Reads::default(),
             saw_tips: false,
+            nearest: 0,
             stop: None,
             codes: Map::default(),
             found: Vec::with_capacity(MAX_FOUND),
@@ -109,6 +112,7 @@ impl Reader {
         self.tips = tips.unwrap_or_default();
         self.reads.clear();
         self.saw_tips = false;
+        self.nearest = 0;
         self.stop = None;
         self.found.clear();
     }
@@ -142,7 +146,10 @@ impl Reader {
         }
         super::perturb();
         match self.memory.read(location, self.index)? {
-            Found::Value(value, stamp) => Ok((location, value, stamp)),
+            Found::Value(value, stamp) => {
+                self.nearest = self.nearest.max(stamp.map_or(0, |stamp| stamp.index));
+                Ok((location, value, stamp))
+            }
             Found::Blocked(writer) => self.halt(Stop::Blocked(writer)),
         }
     }
