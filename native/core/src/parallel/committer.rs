@@ -50,7 +50,7 @@ pub struct Committer<'a> {
 struct Sample {
     commits: u32,
     aborts: u32,
-    /// Items that needed what one just before them left: closer than there are workers.
+    /// Items that needed what one just before them left: closer than twice the number of workers.
     dependent: u32,
 }
 
@@ -142,7 +142,7 @@ impl<'a> Committer<'a> {
             }
         }
         let nearest = run.previous[index].max(work.nearest) as usize;
-        self.sample.dependent += u32::from(nearest > 0 && index - nearest < self.block.chain.threads);
+        self.sample.dependent += u32::from(nearest > 0 && index - nearest < 2 * self.block.chain.threads);
         let result = work.result.take().ok_or_else(|| CoreError::Internal(format!("item {index} left no result")))?;
         drop(work);
         let place = place.map(|place| place as u32);
