@@ -86,6 +86,13 @@ def check_compiler() -> Finding:
     )
 
 
+def check_perl() -> Finding:
+    path = shutil.which("perl")
+    if path is None:
+        return Finding("perl", "not found (it writes the assembly of keccak256)", "apt-get install perl")
+    return Finding("perl", path)
+
+
 def check_cargo() -> Finding:
     needed = get_rust_needed()
     path = shutil.which("cargo")
@@ -125,7 +132,15 @@ def check_optional(program: str, use: str) -> Finding:
 
 def main() -> int:
     verbose = "--verbose" in sys.argv[1:]
-    findings = [check_system(), check_python(), check_venv(), check_compiler(), check_cargo(), check_disk()]
+    findings = [
+        check_system(),
+        check_python(),
+        check_venv(),
+        check_compiler(),
+        check_perl(),
+        check_cargo(),
+        check_disk(),
+    ]
     if verbose:
         findings.append(check_optional("npm", "tests that use cast"))
         findings.append(check_optional("mosquitto", "a faster broker than the embedded one"))

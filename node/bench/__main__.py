@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from node.bench.commitment import measure_commitment
 from node.bench.idle import measure_idle
 from node.bench.kill import KillOptions, judge, run_kills
 from node.bench.latency import measure_latency
@@ -25,6 +26,7 @@ BENCHES = {
     "latency": "how long transfers take on an idle machine, here and across shards",
     "idle": "processor time and memory of a network that does nothing",
     "startup": "from `shardyard up -s 4` to an answer of every shard",
+    "commitment": "what hashing a block costs: elements, leaves, whole blocks, on one thread and on several",
 }
 Measure = Callable[[argparse.Namespace, Path], Awaitable[BenchReport]]
 
@@ -44,6 +46,10 @@ async def _idle(options: argparse.Namespace, folder: Path) -> BenchReport:
 
 async def _startup(options: argparse.Namespace, folder: Path) -> BenchReport:
     return await measure_startup(folder, options.count)
+
+
+async def _commitment(_: argparse.Namespace, folder: Path) -> BenchReport:
+    return await measure_commitment(folder)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,7 +84,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.bench is None:
         parser.print_help()
         return 0
-    measures: dict[str, Measure] = {"kill": _kill, "latency": _latency, "idle": _idle, "startup": _startup}
+    measures: dict[str, Measure] = {
+        "kill": _kill,
+        "latency": _latency,
+        "idle": _idle,
+        "startup": _startup,
+        "commitment": _commitment,
+    }
     folder = Path(tempfile.mkdtemp(prefix=f"shardyard-bench-{options.bench}-"))
     is_kept = True
     try:

@@ -20,7 +20,7 @@ fn keccak256<'py>(py: Python<'py>, data: &[u8]) -> Bound<'py, PyBytes> {
 
 #[pyfunction]
 fn keccak256_many<'py>(py: Python<'py>, blob: PyBackedBytes, offsets: Vec<usize>) -> PyResult<Bound<'py, PyBytes>> {
-    let digests = guarded(py, || hash::keccak256_many(&blob, &offsets).map_err(Failure::Argument))?;
+    let digests = guarded(py, || hash::keccak256_pieces(&blob, &offsets).map_err(Failure::Argument))?;
     Ok(PyBytes::new(py, &digests))
 }
 

@@ -31,10 +31,20 @@ struct Options {
     rounds: usize,
     threads: Vec<usize>,
     json: Option<String>,
+    /// Parts of the names of the workloads and variants to run; all when empty.
+    only: String,
+    variants: String,
 }
 
 fn options() -> Options {
-    let mut options = Options { blocks: vec![1000, 10_000], rounds: 5, threads: vec![2], json: None };
+    let mut options = Options {
+        blocks: vec![1000, 10_000],
+        rounds: 5,
+        threads: vec![2],
+        json: None,
+        only: String::new(),
+        variants: String::new(),
+    };
     let numbers = |text: &str| text.split(',').map(|part| part.parse().expect("a number")).collect::<Vec<u64>>();
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
@@ -46,6 +56,8 @@ fn options() -> Options {
             }
             "--rounds" => options.rounds = numbers(&arguments.next().expect("--rounds N"))[0] as usize,
             "--json" => options.json = arguments.next(),
+            "--only" => options.only = arguments.next().expect("--only PART"),
+            "--variants" => options.variants = arguments.next().expect("--variants PART"),
             _ => {}
         }
     }
@@ -305,6 +317,8 @@ fn median(values: &mut [f64]) -> f64 {
 struct Variant {
     name: String,
     execute_us: Vec<f64>,
+    /// Processor time of execution.
+    cpu_us: Vec<f64>,
     total_us: Vec<f64>,
     cores: Vec<f64>,
     aborts: u64,
@@ -361,10 +375,10 @@ fn main() {
         let snapshot = origin.snapshot();
         println!("\nblocks of {count}; µs per transaction: median of {} rounds (speed-up over bare)", options.rounds);
         println!(
-            "{:<32} {:<14} {:>9} {:>7} {:>9} {:>10} {:>6} {:>7}",
-            "workload", "variant", "execute", "x", "total", "total TPS", "cores", "aborts"
+            "{:<32} {:<14} {:>9} {:>7} {:>7} {:>9} {:>10} {:>6} {:>7}",
+            "workload", "variant", "execute", "x", "core-µs", "total", "total TPS", "cores", "aborts"
         );
-        for (name, batch) in workloads(*count, users) {
+        for (name, batch) in workloads(*count, users).into_iter().filter(|(name, _)| name.contains(&options.only)) {
             report.extend(measure(&options, &name, *count, &batch, &snapshot));
         }
     }
@@ -380,6 +394,7 @@ fn measure(options: &Options, name: &str, count: u64, batch: &Batch, snapshot: &
         machines.push((format!("{threads}, EVM"), core(*threads, false, snapshot)));
         machines.push((format!("{threads}, fast path"), core(*threads, true, snapshot)));
     }
+    machines.retain(|(name, _)| name == "in order" || name.contains(&options.variants));
     let mut variants: Vec<Variant> = std::iter::once("bare".to_owned())
         .chain(machines.iter().map(|(name, _)| name.clone()))
         .map(|name| Variant { name, ..Variant::default() })
@@ -388,10 +403,10 @@ fn measure(options: &Options, name: &str, count: u64, batch: &Batch, snapshot: &
         let mut roots = Vec::new();
         for (place, variant) in variants.iter_mut().enumerate() {
             let (started, before) = (Instant::now(), cpu());
-            let (execute_us, total_us, aborts) = if place == 0 {
+            let (execute_us, execute_cpu_us, total_us, aborts) = if place == 0 {
                 machines[0].1.run_bare(PARENT, batch, &env()).expect("all are valid");
                 let elapsed = started.elapsed().as_secs_f64() * 1e6;
-                (elapsed, elapsed, 0)
+                (elapsed, (cpu() - before).as_secs_f64() * 1e6, elapsed, 0)
             } else {
                 let result = machines[place - 1]
                     .1
@@ -400,11 +415,13 @@ fn measure(options: &Options, name: &str, count: u64, batch: &Batch, snapshot: &
                 let elapsed = started.elapsed().as_secs_f64() * 1e6;
                 assert!(result.skipped.is_empty(), "{:?}", result.skipped.first());
                 roots.push((result.state_root, result.outcomes_root));
-                (stat(&result, "execute_us") as f64, elapsed, stat(&result, "aborts"))
+                let aborts = stat(&result, "aborts");
+                (stat(&result, "execute_us") as f64, stat(&result, "execute_cpu_us") as f64, elapsed, aborts)
             };
             // The first round warms caches and allocators.
             if round > 0 {
                 variant.execute_us.push(execute_us / count as f64);
+                variant.cpu_us.push(execute_cpu_us / count as f64);
                 variant.total_us.push(total_us / count as f64);
                 variant.cores.push((cpu() - before).as_secs_f64() / started.elapsed().as_secs_f64());
                 variant.aborts = variant.aborts.max(aborts);
@@ -417,20 +434,21 @@ fn measure(options: &Options, name: &str, count: u64, batch: &Batch, snapshot: &
     let mut rows = Vec::new();
     for variant in &mut variants {
         let (execute, total) = (median(&mut variant.execute_us), median(&mut variant.total_us));
-        let cores = median(&mut variant.cores);
+        let (cores, core_us) = (median(&mut variant.cores), median(&mut variant.cpu_us));
         println!(
-            "{:<32} {:<14} {:>9.2} {:>6.2}x {:>9.2} {:>10.0} {:>6.2} {:>7}",
+            "{:<32} {:<14} {:>9.2} {:>6.2}x {:>7.2} {:>9.2} {:>10.0} {:>6.2} {:>7}",
             name,
             variant.name,
             execute,
             baseline / execute,
+            core_us,
             total,
             1e6 / total,
             cores,
             variant.aborts
         );
         rows.push(serde_json::json!({
-            "block": count, "workload": name, "variant": variant.name, "execute_us": execute, "total_us": total,
+            "block": count, "workload": name, "variant": variant.name, "execute_us": execute, "core_us": core_us, "total_us": total,
             "speed_up": baseline / execute, "cores": cores, "aborts": variant.aborts,
         }));
     }

@@ -5,11 +5,11 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use alloy_primitives::{B256, keccak256};
+use alloy_primitives::B256;
 use rayon::prelude::*;
 
 use crate::error::{CoreError, Result};
-use crate::hash::pieces;
+use crate::hash::{keccak256_many, pieces};
 use crate::pool::pool;
 use crate::state::Map;
 use crate::transaction::{Refusal, Transaction};
@@ -19,6 +19,8 @@ const GENERATION_ENTRIES: usize = 65_536;
 const GENERATION_BYTES: usize = 64 << 20;
 /// Fewer transactions than this are not worth handing to workers.
 const PARALLEL_TRANSACTIONS: usize = 8;
+/// Transactions that one worker hashes side by side.
+const HASHED_TOGETHER: usize = 32;
 
 /// One transaction of a batch.
 #[derive(Debug, Clone)]
@@ -75,7 +77,8 @@ impl Batch {
     /// `Malformed` when the offsets do not cut the blob; a bad transaction is only an entry with a refusal.
     pub fn prepare(raw: &[u8], offsets: &[usize], chain_id: u64, threads: usize) -> Result<Self> {
         let pieces = pieces(raw, offsets).map_err(CoreError::Malformed)?;
-        let hashes: Vec<B256> = on_workers(&pieces, threads, |piece| keccak256(piece));
+        let together: Vec<&[&[u8]]> = pieces.chunks(HASHED_TOGETHER).collect();
+        let hashes = on_workers(&together, threads, |messages| keccak256_many(messages)).concat();
         let known: Vec<Option<Arc<Transaction>>> =
             with_cache(|cache| hashes.iter().map(|hash| cache.find(hash)).collect());
         let missing: Vec<usize> = (0..pieces.len()).filter(|i| known[*i].is_none()).collect();

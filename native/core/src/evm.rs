@@ -168,9 +168,9 @@ impl Executed {
         self.writes.get(address).is_some_and(|account| account.is_touched() && account.is_selfdestructed())
     }
 
-    /// Writes the changes.
-    pub fn apply(self, sink: &mut impl Sink) -> Result<()> {
-        for (address, mut account) in self.writes {
+    /// Writes the changes; what is left is an empty map for `Machine::recycle`.
+    pub fn apply(mut self, sink: &mut impl Sink) -> Result<EvmState> {
+        for (address, mut account) in self.writes.drain() {
             if !account.is_touched() {
                 continue;
             }
@@ -183,22 +183,23 @@ impl Executed {
                 sink.wipe_storage(&address)?;
             }
             let code_hash = account.info.code_hash;
-            let before = account.original_info();
+            let before = account.original_info_mut();
+            let (is_recoded, spent) = (code_hash != before.code_hash, (before.nonce, before.balance));
             // Contracts bring code when they are created, accounts when they delegate (EIP-7702).
-            let is_new = account.is_created() || code_hash != before.code_hash;
+            let is_new = account.is_created() || is_recoded;
             if let Some(code) = account.info.code.take().filter(|code| is_new && !code.is_empty()) {
                 sink.add_code(code_hash, code);
             }
             let info = &account.info;
             let present = Account { nonce: info.nonce, balance: info.balance, code_hash };
-            if is_new || (before.nonce, before.balance) != (info.nonce, info.balance) {
+            if is_new || spent != (info.nonce, info.balance) {
                 sink.set_account(&address, Some(present))?;
             }
             for (slot, value) in account.changed_storage_slots() {
                 sink.set_slot(&address, slot, value.present_value)?;
             }
         }
-        Ok(())
+        Ok(self.writes)
     }
 }
 
@@ -286,6 +287,11 @@ impl<S: Source> Machine<S> {
         }
         drop(self.evm.finalize());
         Ok(gas_used)
+    }
+
+    /// Takes a map back that an execution's writes were in, so that the next finds room without asking the allocator.
+    pub fn recycle(&mut self, empty: EvmState) {
+        self.evm.ctx.journaled_state.inner.state = empty;
     }
 
     /// Runs a call that nobody signed, for reads.
@@ -404,7 +410,9 @@ impl<S: Source> Machine<BlockState<S>> {
 
     /// Writes an execution's changes into the block's state.
     pub fn commit(&mut self, executed: Executed) -> Result<()> {
-        executed.apply(self.state())
+        let empty = executed.apply(self.state())?;
+        self.recycle(empty);
+        Ok(())
     }
 }
 

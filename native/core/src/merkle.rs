@@ -1,32 +1,33 @@
 //! The one binary Merkle tree of the protocol (X3): leaf = H(0x00 ‖ data), node = H(0x01 ‖ l ‖ r), keccak256.
 //!
 //! Leaf and node have different prefixes, so no inner node can be passed off as a leaf. An odd last node is promoted
-//! unchanged; the root of no leaves is 32 zero bytes.
+//! unchanged; the root of no leaves is 32 zero bytes. A level's hashes are independent, so they are computed side by side.
 
-use alloy_primitives::{B256, Keccak256};
+use alloy_primitives::{B256, B512, Keccak256};
 use rayon::prelude::*;
+
+use crate::hash::keccak256_many_tagged;
+
+const LEAF: u8 = 0;
+const NODE: u8 = 1;
 
 pub fn leaf_hash(data: &[u8]) -> B256 {
     let mut hasher = Keccak256::new();
-    hasher.update([0]);
+    hasher.update([LEAF]);
     hasher.update(data);
     hasher.finalize()
 }
 
 pub fn node_hash(left: &B256, right: &B256) -> B256 {
     let mut hasher = Keccak256::new();
-    hasher.update([1]);
+    hasher.update([NODE]);
     hasher.update(left);
     hasher.update(right);
     hasher.finalize()
 }
 
 pub fn merkle_root<T: AsRef<[u8]>>(leaves: &[T]) -> B256 {
-    let mut level: Vec<B256> = leaves.iter().map(|leaf| leaf_hash(leaf.as_ref())).collect();
-    while level.len() > 1 {
-        level = parent_level(&level);
-    }
-    level.first().copied().unwrap_or(B256::ZERO)
+    root_of_level(keccak256_many_tagged(LEAF, leaves))
 }
 
 /// Below this many leaves a thread costs more than it saves.
@@ -39,7 +40,10 @@ pub fn merkle_root_on<T: AsRef<[u8]> + Sync>(leaves: &[T], threads: usize) -> B2
     };
     // A power of two keeps every chunk a whole subtree; the subtrees' roots form the levels above.
     let chunk = (leaves.len() / (threads * 4)).next_power_of_two();
-    let mut level: Vec<B256> = pool.install(|| leaves.par_chunks(chunk).map(merkle_root).collect());
+    root_of_level(pool.install(|| leaves.par_chunks(chunk).map(merkle_root).collect()))
+}
+
+fn root_of_level(mut level: Vec<B256>) -> B256 {
     while level.len() > 1 {
         level = parent_level(&level);
     }
@@ -47,13 +51,11 @@ pub fn merkle_root_on<T: AsRef<[u8]> + Sync>(leaves: &[T], threads: usize) -> B2
 }
 
 fn parent_level(level: &[B256]) -> Vec<B256> {
-    level
-        .chunks(2)
-        .map(|pair| match pair {
-            [left, right] => node_hash(left, right),
-            odd => odd[0],
-        })
-        .collect()
+    let (pairs, odd) = level.as_chunks::<2>();
+    let children: Vec<B512> = pairs.iter().map(|[left, right]| left.concat_const(*right)).collect();
+    let mut parents = keccak256_many_tagged(NODE, &children);
+    parents.extend_from_slice(odd);
+    parents
 }
 
 /// The siblings from leaf to root as (sibling is on the right, hash); a promoted level adds none.
@@ -64,7 +66,7 @@ pub fn merkle_proof<T: AsRef<[u8]>>(leaves: &[T], index: usize) -> Option<Vec<(b
     if index >= leaves.len() {
         return None;
     }
-    let mut level: Vec<B256> = leaves.iter().map(|leaf| leaf_hash(leaf.as_ref())).collect();
+    let mut level = keccak256_many_tagged(LEAF, leaves);
     let (mut position, mut proof) = (index, Vec::new());
     while level.len() > 1 {
         let sibling = position ^ 1;

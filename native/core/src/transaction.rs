@@ -12,8 +12,8 @@ use alloy_consensus::{SignableTransaction, TxEip1559, TxEip2930, TxEip7702, TxLe
 use alloy_eips::eip2930::AccessList;
 use alloy_eips::eip7702::{RecoveredAuthority, RecoveredAuthorization, SignedAuthorization};
 use alloy_primitives::{Address, B256, Bytes, Signature, TxKind, U256, keccak256, uint};
+use secp256k1::Message;
 use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
-use secp256k1::{Message, Secp256k1, VerifyOnly};
 
 use crate::codec::Writer;
 
@@ -398,10 +398,6 @@ pub fn recover_authority(signed: &SignedAuthorization) -> RecoveredAuthorization
     RecoveredAuthorization::new_unchecked(signed.inner().clone(), authority)
 }
 
-thread_local! {
-    static VERIFIER: Secp256k1<VerifyOnly> = Secp256k1::verification_only();
-}
-
 fn recover(signature: &Signature, signing_hash: &B256) -> Result<Address, Refusal> {
     let mut compact = [0; 64];
     compact[..32].copy_from_slice(&signature.r().to_be_bytes::<32>());
@@ -409,6 +405,6 @@ fn recover(signature: &Signature, signing_hash: &B256) -> Result<Address, Refusa
     let parity = if signature.v() { RecoveryId::One } else { RecoveryId::Zero };
     let signature = RecoverableSignature::from_compact(&compact, parity).map_err(|_| Refusal::SignatureValues)?;
     let message = Message::from_digest(signing_hash.0);
-    let key = VERIFIER.with(|verifier| verifier.recover_ecdsa(message, &signature)).map_err(|_| Refusal::Sender)?;
+    let key = signature.recover_ecdsa(message).map_err(|_| Refusal::Sender)?;
     Ok(Address::from_slice(&keccak256(&key.serialize_uncompressed()[1..])[12..]))
 }

@@ -6,7 +6,9 @@ from collections import Counter
 import pytest
 
 from node.bench.__main__ import BENCHES, build_parser
+from node.bench.commitment import LIMITS_US, Row, judge
 from node.bench.kill import list_victims
+from node.bench.native import NativeBenchError
 from node.bench.report import EXIT_MISSED, at_most, build_report, equals, finish
 from node.cli.load import parse_seconds, parse_share
 from node.cli.root import CliError
@@ -44,6 +46,25 @@ def test_met_targets_pass_a_check():
 
 def test_bench_that_measured_nothing_holds_nothing():
     assert not build_report("some", "", [], {}).held
+
+
+def _commitment_row(what: str, *, threads: int = 1, block: int = 10_000, cpu_us: float = 1.0) -> Row:
+    return Row(what, "hashes", "transaction", threads, block, 9.0, cpu_us)
+
+
+def test_commitment_is_judged_by_the_largest_block_on_one_thread():
+    rows = [_commitment_row(what) for what in LIMITS_US]
+    beside = [
+        _commitment_row(rows[0].what, block=10, cpu_us=50),
+        _commitment_row(rows[0].what, threads=2, cpu_us=50),
+    ]
+    assert judge(rows + beside).held
+    assert not judge([*rows, _commitment_row(rows[0].what, cpu_us=50)]).held
+
+
+def test_commitment_without_a_judged_row_is_an_error():
+    with pytest.raises(NativeBenchError, match="try:"):
+        judge([_commitment_row("something else")])
 
 
 @pytest.mark.parametrize("name", BENCHES)

@@ -1,31 +1,42 @@
 //! Running one item once: by the fast path if it is a plain transfer, else in the EVM; and publishing what it wrote.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use alloy_primitives::{Address, B256, U256};
 
-use super::memory::{Delta, Key, Location, Memory, Value, Written};
-use super::reader::{Read, Reader, Seen, Stop};
+use super::memory::{Delta, Key, Memory, Stamp, Value, Written};
+use super::reader::{Reader, Reads, Stop};
 use crate::block::Block;
 use crate::error::{CoreError, Result};
 use crate::evm::{Bytecode, Machine, NotExecuted};
 use crate::gateway::GATEWAY;
 use crate::ledger::{Done, deliver, transact};
-use crate::state::{Account, BlockState, Sink, Touched};
+use crate::state::{Account, BlockState, Sink, Source, Touched};
 use crate::transaction::Transaction;
 use crate::transfer::Transfer;
 
 /// What an item's last run left, for the committer.
 #[derive(Debug, Default)]
 pub struct Work {
-    pub reads: Vec<Read>,
-    pub writes: Vec<Arc<Location>>,
+    pub reads: Reads,
+    /// Numbers of locations; of a transfer's two the recipient's first, the only one whose change may not fit.
+    pub writes: Vec<u32>,
     pub codes: Vec<(B256, Bytecode)>,
     pub result: Option<Result<Done, NotExecuted>>,
     /// It ran when everything before it was committed: nothing it saw can have changed.
     pub is_final: bool,
-    /// The worker that ran it.
-    pub worker: usize,
+    /// It saw the beneficiary's account with all fees, so if it wrote it, they are in it.
+    pub saw_tips: bool,
+}
+
+impl Work {
+    /// Makes room for the next item, keeping what is allocated.
+    pub fn reset(&mut self) {
+        self.reads.clear();
+        self.writes.clear();
+        self.codes.clear();
+        self.is_final = false;
+    }
 }
 
 pub enum Outcome {
@@ -42,9 +53,10 @@ pub struct Worker<'a> {
     machine: Machine<Reader>,
     /// Deliveries take several steps, which need a state of their own.
     stepwise: Option<Machine<BlockState<Reader>>>,
-    writes: Vec<(Arc<Location>, Written)>,
+    writes: Vec<(u32, Written)>,
     codes: Vec<(B256, Bytecode)>,
-    reads: Vec<Read>,
+    reads: Reads,
+    saw_tips: bool,
     result: Option<Result<Done, NotExecuted>>,
 }
 
@@ -58,7 +70,8 @@ impl<'a> Worker<'a> {
             stepwise: None,
             writes: Vec::new(),
             codes: Vec::new(),
-            reads: Vec::new(),
+            reads: Reads::default(),
+            saw_tips: false,
             result: None,
         }
     }
@@ -103,6 +116,7 @@ impl<'a> Worker<'a> {
         };
         let reader = self.machine.state();
         std::mem::swap(&mut self.reads, &mut reader.reads);
+        self.saw_tips = reader.saw_tips;
         let stop = reader.stop.take();
         self.result = Some(result);
         stop
@@ -117,19 +131,21 @@ impl<'a> Worker<'a> {
             return Ok(true);
         }
         let Some(recipient) = reader.recipient(&transfer.to)? else { return Ok(false) };
-        // No overflow: the predicate's balance covers the sum.
-        let paid = Delta { debit: transfer.fee + transfer.value, ..paid };
-        self.writes.push((sender, Written::Delta(paid)));
         if !transfer.value.is_zero() {
             self.writes.push((recipient, Written::Delta(Delta { credit: transfer.value, ..Delta::default() })));
         }
+        // No overflow: the predicate's balance covers the sum.
+        let paid = Delta { debit: transfer.fee + transfer.value, ..paid };
+        self.writes.push((sender, Written::Delta(paid)));
         Ok(true)
     }
 
     fn transact(&mut self, transaction: &Transaction) -> Result<Done, NotExecuted> {
         let (done, executed) = transact(&mut self.machine, self.block, transaction)?;
-        let mut collector = Collector { memory: &self.memory, writes: &mut self.writes, codes: &mut self.codes };
-        executed.apply(&mut collector)?;
+        let mut collector =
+            Collector { reader: self.machine.state(), writes: &mut self.writes, codes: &mut self.codes };
+        let empty = executed.apply(&mut collector)?;
+        self.machine.recycle(empty);
         if !done.messages.is_empty() {
             let escrow = done.messages.iter().try_fold(U256::ZERO, |sum, message| {
                 let escrow = message.escrow()?;
@@ -143,13 +159,10 @@ impl<'a> Worker<'a> {
     /// The escrow leaves the gateway in the item that brought it: what is left is usually what was there before, and
     /// then there is no write for others to depend on.
     fn take_escrow(&mut self, escrow: U256) -> Result<()> {
-        let key = Key::Account(GATEWAY);
-        let read = self.machine.state().reads.iter().find(|read| read.location.key == key);
-        let before = match read.map(|read| read.seen) {
-            Some(Seen::Value(Value::Account(account))) => account,
-            _ => return Err(CoreError::Internal("the gateway sent without being called".into())),
-        };
-        let place = self.writes.iter().position(|(location, _)| location.key == key);
+        let location = self.memory.locate(&Key::Account(GATEWAY))?;
+        // Should another item have written it since this one read it first, then that read does not hold any more either.
+        let before = self.machine.state().account(&GATEWAY)?;
+        let place = self.writes.iter().position(|(written, _)| *written == location);
         let mut account = match place.map(|place| self.writes[place].1) {
             Some(Written::Value(Value::Account(account))) => account,
             _ => before,
@@ -164,7 +177,7 @@ impl<'a> Worker<'a> {
             self.writes.swap_remove(place);
         }
         if after != before {
-            self.writes.push((self.memory.locate(&key), Written::Value(Value::Account(after))));
+            self.writes.push((location, Written::Value(Value::Account(after))));
         }
         Ok(())
     }
@@ -176,8 +189,8 @@ impl<'a> Worker<'a> {
         machine.state().source().reset(index as u32, tips);
         let result = deliver(machine, block, &block.receipts[index - 1]);
         let stop = machine.state().source().stop.take();
-        self.collect_steps();
-        self.result = Some(result.map_err(NotExecuted::from));
+        let collected = self.collect_steps();
+        self.result = Some(result.and_then(|done| collected.map(|()| done)).map_err(NotExecuted::from));
         stop
     }
 
@@ -189,58 +202,64 @@ impl<'a> Worker<'a> {
         })
     }
 
-    pub fn collect_steps(&mut self) {
+    pub fn collect_steps(&mut self) -> Result<()> {
         let state = self.stepwise().state();
         let (touched, codes) = state.take_changes();
-        self.reads = std::mem::take(&mut self.stepwise().state().source().reads);
+        let reader = state.source();
+        let saw_tips = reader.saw_tips;
+        let reads = std::mem::take(&mut reader.reads);
+        (self.reads, self.saw_tips) = (reads, saw_tips);
         self.writes.clear();
-        self.writes.extend(touched.into_iter().map(|touched| match touched {
-            Touched::Account(address, account) => {
-                (self.memory.locate(&Key::Account(address)), Written::Value(Value::Account(account)))
-            }
-            Touched::Slot(address, slot, value) => {
-                (self.memory.locate(&Key::Slot(address, slot)), Written::Value(Value::Slot(value)))
-            }
-        }));
+        for touched in touched {
+            let (key, value) = match touched {
+                Touched::Account(address, account) => (Key::Account(address), Value::Account(account)),
+                Touched::Slot(address, slot, value) => (Key::Slot(address, slot), Value::Slot(value)),
+            };
+            self.writes.push((self.memory.locate(&key)?, Written::Value(value)));
+        }
         self.codes = codes.into_iter().collect();
+        Ok(())
     }
 
     /// Makes the last run's writes visible to later items and leaves the rest for the committer.
-    pub fn publish(&mut self, work: &Mutex<Work>, index: usize, incarnation: u32) {
+    pub fn publish(&mut self, work: &mut Work, index: usize, incarnation: u32) {
         for (hash, code) in &self.codes {
             self.memory.add_code(*hash, code.clone());
         }
-        let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = index as u32;
         for (location, written) in &self.writes {
-            self.memory.write(location, index as u32, incarnation, *written);
+            self.memory.write(*location, Stamp { index, incarnation }, *written);
         }
         for location in work.writes.drain(..) {
-            self.memory.retract(&location, index as u32, Some(incarnation));
+            if !self.writes.iter().any(|(written, _)| *written == location) {
+                self.memory.retract(location, index);
+            }
         }
         work.writes.extend(self.writes.drain(..).map(|(location, _)| location));
         std::mem::swap(&mut work.reads, &mut self.reads);
         std::mem::swap(&mut work.codes, &mut self.codes);
         work.result = self.result.take();
-        work.worker = self.id;
+        work.saw_tips = self.saw_tips;
+        work.is_final = false;
     }
 }
 
 /// Turns the changes of one execution into writes.
 struct Collector<'a> {
-    memory: &'a Memory,
-    writes: &'a mut Vec<(Arc<Location>, Written)>,
+    reader: &'a Reader,
+    writes: &'a mut Vec<(u32, Written)>,
     codes: &'a mut Vec<(B256, Bytecode)>,
 }
 
 impl Sink for Collector<'_> {
     fn set_account(&mut self, address: &Address, account: Option<Account>) -> Result<()> {
         let value = Value::Account(account.filter(|account| !account.is_empty()));
-        self.writes.push((self.memory.locate(&Key::Account(*address)), Written::Value(value)));
+        self.writes.push((self.reader.locate(&Key::Account(*address))?, Written::Value(value)));
         Ok(())
     }
 
     fn set_slot(&mut self, address: &Address, slot: &U256, value: U256) -> Result<()> {
-        self.writes.push((self.memory.locate(&Key::Slot(*address, *slot)), Written::Value(Value::Slot(value))));
+        self.writes.push((self.reader.locate(&Key::Slot(*address, *slot))?, Written::Value(Value::Slot(value))));
         Ok(())
     }
 

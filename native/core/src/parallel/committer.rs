@@ -7,7 +7,6 @@ use alloy_primitives::{B256, U256};
 
 use super::attempt::{Outcome, Work, Worker};
 use super::memory::{Key, Memory};
-use super::reader::{Seen, still_holds};
 use super::stats::RunStats;
 use super::status::State;
 use super::{Run, lock, perturb};
@@ -33,6 +32,8 @@ pub struct Committer<'a> {
     block: &'a Block<'a>,
     ledger: Ledger<'a>,
     codes: Map<B256, Bytecode>,
+    /// Where the beneficiary's account lies.
+    beneficiary: u32,
     /// Fees earned by the beneficiary that are not in the memory yet.
     tips: U256,
     stats: RunStats,
@@ -50,9 +51,12 @@ struct Sample {
 }
 
 impl<'a> Committer<'a> {
-    pub fn new(block: &'a Block<'a>) -> Self {
-        Self {
+    /// # Errors
+    /// Those of reading the state.
+    pub fn new(block: &'a Block<'a>, memory: &Memory) -> Result<Self> {
+        Ok(Self {
             block,
+            beneficiary: memory.locate(&Key::Account(block.env.beneficiary))?,
             ledger: Ledger::new(block),
             codes: Map::default(),
             tips: U256::ZERO,
@@ -60,7 +64,7 @@ impl<'a> Committer<'a> {
             sample: Sample::default(),
             solo_length: FIRST_SOLO,
             solo_end: 0,
-        }
+        })
     }
 
     /// Runs what belongs to no item (the protocol's own calls) as item `index`, committed at once.
@@ -74,11 +78,14 @@ impl<'a> Committer<'a> {
         let machine = worker.stepwise();
         machine.state().source().reset(index as u32, Some(self.tips));
         step(machine)?;
-        worker.collect_steps();
-        let work = std::sync::Mutex::default();
-        worker.publish(&work, index, 0);
-        self.settle(memory, &mut lock(&work), index)?;
-        Ok(())
+        worker.collect_steps()?;
+        let mut work = Work::default();
+        worker.publish(&mut work, index, 0);
+        if self.settle(memory, &mut work, index)? {
+            Ok(())
+        } else {
+            Err(CoreError::Internal("the protocol's own calls do not fit".into()))
+        }
     }
 
     pub fn close(&mut self, memory: &Memory, worker: &mut Worker<'a>, index: usize) -> Result<()> {
@@ -90,54 +97,49 @@ impl<'a> Committer<'a> {
     }
 
     pub fn into_parts(mut self, memory: &Memory) -> (Ledger<'a>, Map<B256, Bytecode>, RunStats) {
-        self.stats.hottest = memory.hottest(8);
+        if self.stats.aborts > 0 {
+            self.stats.hottest = memory.hottest(8);
+        }
         (self.ledger, self.codes, self.stats)
     }
 
     /// Commits item `index`, the lowest that is not; false when someone else is about to run it.
     pub fn commit(&mut self, run: &Run<'a>, worker: &mut Worker<'a>, index: usize) -> Result<bool> {
         perturb();
+        let place = index.checked_sub(self.block.receipts.len() + 1);
+        let mut work = lock(run.work(index));
         match run.schedule.state(index) {
             State::Done => {}
             State::Running | State::Blocked | State::Committed => return Ok(false),
             from @ (State::Ready | State::Awaiting) => {
-                let Some(incarnation) = run.schedule.start(index, from) else { return Ok(false) };
-                self.run_at_turn(run, worker, index, incarnation, true)?;
+                let Some(incarnation) = run.schedule.start(index, from, worker.id) else { return Ok(false) };
+                self.run_at_turn(run, worker, &mut work, index, incarnation, true)?;
                 self.stats.at_turn += 1;
             }
         }
-        let first_transaction = self.block.receipts.len() + 1;
-        let place = index.checked_sub(first_transaction);
         if let Some(place) = place
             && let Ok(transaction) = self.block.transaction(place)
             && let Err(refusal) = self.ledger.check_gas(transaction)
         {
-            self.discard(run, index, false);
-            self.ledger.refuse(place as u32, refusal)?;
-            run.schedule.commit(index);
-            return Ok(true);
+            return self.leave_out(run, &mut work, index, place, refusal);
         }
-        self.validate(run, worker, index)?;
-        let mut work = lock(&run.works[index]);
+        self.validate(run, worker, &mut work, index)?;
         if let (Some(place), Some(Ok(done))) = (place, &work.result)
             && let Err(refusal) = self.ledger.check_outbox(done)
         {
-            drop(work);
-            self.discard(run, index, false);
-            self.ledger.refuse(place as u32, refusal)?;
-            run.schedule.commit(index);
-            return Ok(true);
+            return self.leave_out(run, &mut work, index, place, refusal);
         }
         if !self.settle(&run.memory, &mut work, index)? {
-            drop(work);
-            self.discard(run, index, false);
-            let incarnation = run.schedule.abort(index, true);
-            self.run_at_turn(run, worker, index, incarnation, false)?;
-            work = lock(&run.works[index]);
-            self.settle(&run.memory, &mut work, index)?;
+            retract(&run.memory, &mut work, index);
+            let incarnation = run.schedule.abort(index, true, worker.id);
+            self.run_at_turn(run, worker, &mut work, index, incarnation, false)?;
+            if !self.settle(&run.memory, &mut work, index)? {
+                return Err(CoreError::Internal(format!("what item {index} did at its turn does not fit")));
+            }
         }
-        self.sample.count(work.worker);
+        self.sample.count(run.schedule.worker(index));
         let result = work.result.take().ok_or_else(|| CoreError::Internal(format!("item {index} left no result")))?;
+        drop(work);
         let place = place.map(|place| place as u32);
         match (result, place) {
             (Ok(done), place) => self.record(run, index, done, place)?,
@@ -145,6 +147,22 @@ impl<'a> Committer<'a> {
             (Err(NotExecuted::Failed(error)), None) => return Err(error),
             (Err(NotExecuted::Invalid(reason)), None) => return Err(CoreError::Internal(reason)),
         }
+        run.schedule.commit(index);
+        Ok(true)
+    }
+
+    /// Commits an item that leaves nothing behind.
+    fn leave_out(
+        &mut self,
+        run: &Run<'a>,
+        work: &mut Work,
+        index: usize,
+        place: usize,
+        refusal: NotExecuted,
+    ) -> Result<bool> {
+        retract(&run.memory, work, index);
+        work.reset();
+        self.ledger.refuse(place as u32, refusal)?;
         run.schedule.commit(index);
         Ok(true)
     }
@@ -165,33 +183,22 @@ impl<'a> Committer<'a> {
     }
 
     /// Makes sure that item `index` saw what is committed; runs it again if not.
-    fn validate(&mut self, run: &Run<'a>, worker: &mut Worker<'a>, index: usize) -> Result<()> {
-        let mut work = lock(&run.works[index]);
+    fn validate(&mut self, run: &Run<'a>, worker: &mut Worker<'a>, work: &mut Work, index: usize) -> Result<()> {
         self.stats.incarnations += 1;
         if work.is_final {
             return Ok(());
         }
         let is_failure = matches!(work.result, Some(Err(NotExecuted::Failed(_))) | None);
-        let mut is_valid = !is_failure;
-        for read in &work.reads {
-            if !still_holds(&run.memory, read, index as u32)? {
-                read.location.conflicts.fetch_add(1, SeqCst);
-                is_valid = false;
-                break;
-            }
-        }
-        if is_valid {
+        if !is_failure && work.reads.still_hold(&run.memory, index as u32)? {
             return Ok(());
         }
-        work.reads.clear();
-        drop(work);
         self.stats.aborts += 1;
         self.stats.incarnations += 1;
         self.sample.aborts += 1;
-        self.discard(run, index, true);
-        let incarnation = run.schedule.abort(index, true);
-        self.run_at_turn(run, worker, index, incarnation, true)?;
-        self.look_ahead(run, index)
+        work.writes.iter().for_each(|location| run.memory.estimate(*location, index as u32));
+        let incarnation = run.schedule.abort(index, true, worker.id);
+        self.run_at_turn(run, worker, work, index, incarnation, true)?;
+        self.look_ahead(run, worker, index)
     }
 
     /// Runs an item when everything before it is committed, so nothing can stop or abort it.
@@ -199,15 +206,18 @@ impl<'a> Committer<'a> {
         &mut self,
         run: &Run<'a>,
         worker: &mut Worker<'a>,
+        work: &mut Work,
         index: usize,
         incarnation: u32,
         may_be_fast: bool,
     ) -> Result<()> {
         match worker.attempt(index, Some(self.tips), may_be_fast)? {
             Outcome::Ran => {
-                worker.publish(&run.works[index], index, incarnation);
-                lock(&run.works[index]).is_final = true;
-                run.schedule.finish(index);
+                worker.publish(work, index, incarnation);
+                work.is_final = true;
+                if run.schedule.finish(index, incarnation, worker.id) {
+                    run.ring();
+                }
                 Ok(())
             }
             Outcome::Blocked(_) | Outcome::NotYet => {
@@ -216,60 +226,43 @@ impl<'a> Committer<'a> {
         }
     }
 
-    /// Takes an item's writes back; as estimates when it is about to run again.
-    fn discard(&self, run: &Run<'a>, index: usize, runs_again: bool) {
-        let mut work = lock(&run.works[index]);
-        if runs_again {
-            work.writes.iter().for_each(|location| run.memory.estimate(location, index as u32));
-        } else {
-            work.writes.drain(..).for_each(|location| run.memory.retract(&location, index as u32, None));
-        }
-    }
-
     /// Items just behind an aborted one likely read what it wrote: better to let workers run them again now, waiting for
     /// estimates, than one by one at their turns.
-    fn look_ahead(&mut self, run: &Run<'a>, index: usize) -> Result<()> {
+    fn look_ahead(&mut self, run: &Run<'a>, worker: &Worker<'a>, index: usize) -> Result<()> {
         let end = run.schedule.taken().min(index + 1 + LOOK_AHEAD * self.block.chain.threads);
         for later in index + 1..end {
             if run.schedule.state(later) != State::Done {
                 continue;
             }
-            let work = lock(&run.works[later]);
-            let mut is_stale = false;
-            for read in &work.reads {
-                if !still_holds(&run.memory, read, later as u32)? {
-                    read.location.conflicts.fetch_add(1, SeqCst);
-                    is_stale = true;
-                    break;
-                }
+            let work = lock(run.work(later));
+            if work.reads.still_hold(&run.memory, later as u32)? {
+                continue;
             }
-            drop(work);
-            if is_stale {
-                self.stats.aborts += 1;
-                self.stats.incarnations += 1;
-                self.sample.aborts += 1;
-                self.discard(run, later, true);
-                run.schedule.abort(later, false);
-            }
+            self.stats.aborts += 1;
+            self.stats.incarnations += 1;
+            self.sample.aborts += 1;
+            work.writes.iter().for_each(|location| run.memory.estimate(*location, later as u32));
+            run.schedule.abort(later, false, worker.id);
         }
         Ok(())
     }
 
-    /// Makes the item's changes absolute and takes over its codes; false if a change does not fit.
+    /// Makes the item's changes the committed state and takes over its codes; false, and nothing done, if one does not fit.
     fn settle(&mut self, memory: &Memory, work: &mut Work, index: usize) -> Result<bool> {
-        let beneficiary = Key::Account(self.block.env.beneficiary);
-        for location in &work.writes {
-            if !memory.settle(location, index as u32)? {
-                return Ok(false);
+        let mut writes_beneficiary = false;
+        for (nth, location) in work.writes.iter().enumerate() {
+            match memory.commit(*location, index as u32)? {
+                Some(_) => writes_beneficiary |= *location == self.beneficiary,
+                None if nth == 0 => return Ok(false),
+                None => return Err(CoreError::Internal(format!("item {index} fits only in part"))),
             }
         }
         // Only an item that read the beneficiary's account with all its fees can have written it whole.
-        let saw_tips =
-            |read: &super::reader::Read| read.location.key == beneficiary && matches!(read.seen, Seen::Value(_));
-        if work.writes.iter().any(|location| location.key == beneficiary) && work.reads.iter().any(saw_tips) {
+        if writes_beneficiary && work.saw_tips {
             self.tips = U256::ZERO;
         }
         self.codes.extend(work.codes.drain(..));
+        work.reset();
         Ok(true)
     }
 
@@ -300,6 +293,11 @@ impl<'a> Committer<'a> {
             self.solo_length = FIRST_SOLO;
         }
     }
+}
+
+/// Takes an item's versions back.
+fn retract(memory: &Memory, work: &mut Work, index: usize) {
+    work.writes.drain(..).for_each(|location| memory.retract(location, index as u32));
 }
 
 impl Sample {

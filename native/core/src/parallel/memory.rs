@@ -1,30 +1,22 @@
 //! Multi-version memory: what every item of a block wrote, so that any item can read what those before it left.
 //!
-//! A location is an account or a storage slot by its full key, interned once per block under a hasher seeded per process:
-//! keys that collide cost a comparison and never share a value. Each location keeps its versions sorted by index. A
-//! version is an absolute value, a change that commutes with others, or an estimate: the writer was aborted and will
-//! likely write again, so readers wait for it instead of guessing. At commit a change becomes an absolute value; a read
-//! therefore never looks further back than the items in flight.
+//! A location holds the value that is committed so far and, sorted by index, the versions of items in flight. A version
+//! is an absolute value, a change that commutes with others, or an estimate: the writer was aborted and will likely
+//! write again, so readers wait for it instead of guessing. Committing folds a version into the committed value, so a
+//! read looks at few versions however long the block is.
 
-use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
-use alloy_primitives::{Address, B256, U256};
-use hashbrown::HashTable;
+use alloy_primitives::{B256, U256};
+use smallvec::SmallVec;
 
+pub use super::locations::Key;
+use super::locations::Locations;
+use super::lock;
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
-use crate::state::{Account, Map, Update, View};
-
-/// Enough that two of a few workers seldom want the same one.
-const SHARDS: usize = 128;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Key {
-    Account(Address),
-    Slot(Address, U256),
-}
+use crate::state::{Account, Map, Part, Update, View};
+use crate::transfer::Predicate;
 
 /// A change to an account that needs no absolute value: transfers make two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,62 +38,73 @@ pub enum Written {
     Delta(Delta),
 }
 
+/// Which execution left a value: an item's incarnation; index 0 is the state before the block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp {
+    pub index: u32,
+    pub incarnation: u32,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Version {
     Written(Written),
-    Estimate,
+    Estimate(Option<Value>),
 }
 
 #[derive(Debug)]
 struct Entry {
-    index: u32,
-    incarnation: u32,
+    stamp: Stamp,
     version: Version,
 }
 
 #[derive(Debug, Default)]
-struct Versions {
-    /// The value before the block, once anybody asked.
-    base: Option<Value>,
-    entries: Vec<Entry>,
-}
-
-#[derive(Debug)]
-pub struct Location {
-    pub key: Key,
-    hash: u64,
-    versions: Mutex<Versions>,
+struct Cell {
+    /// The committed value; none until somebody asks.
+    present: Option<Value>,
+    stamp: Stamp,
+    /// The value before the block, once something else was committed.
+    before: Option<Value>,
+    flight: SmallVec<[Entry; 1]>,
     /// How many executions were aborted because this location had changed.
-    pub conflicts: AtomicU32,
+    conflicts: u32,
 }
 
 /// What an item finds at a location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    Value(Value),
+    /// The stamp is missing when several versions add up.
+    Value(Value, Option<Stamp>),
     /// The item that will write it has to run first.
     Blocked(u32),
 }
 
+/// What an execution relies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    Stamp(Stamp),
+    Value(Value),
+    Sender(Predicate),
+    NoCode,
+}
+
 pub struct Memory {
     view: View,
-    hasher: foldhash::fast::RandomState,
-    shards: Vec<Mutex<HashTable<Arc<Location>>>>,
+    cells: Locations<Mutex<Cell>>,
     /// Codes that items of this block brought, committed or not: content has no versions.
     codes: RwLock<Map<B256, Bytecode>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Value {
-    fn with(self, delta: &Delta) -> Option<Self> {
+    pub fn with(self, delta: &Delta) -> Option<Self> {
         let Self::Account(account) = self else { return None };
         let mut account = account.unwrap_or_default();
         account.nonce = account.nonce.checked_add(delta.nonces)?;
         account.balance = account.balance.checked_sub(delta.debit)?.checked_add(delta.credit)?;
         Some(Self::Account(Some(account).filter(|account| !account.is_empty())))
+    }
+
+    fn has_code(&self) -> bool {
+        matches!(self, Self::Account(Some(account)) if account.has_code())
     }
 }
 
@@ -113,38 +116,9 @@ impl Delta {
     }
 }
 
-impl Versions {
-    /// The value that the item `index` sees.
-    fn read(&mut self, index: u32, base: impl FnOnce() -> Result<Value>) -> Result<Found> {
-        let end = self.entries.partition_point(|entry| entry.index < index);
-        let mut later = Delta::default();
-        let mut is_changed = false;
-        for entry in self.entries[..end].iter().rev() {
-            match &entry.version {
-                Version::Estimate => return Ok(Found::Blocked(entry.index)),
-                Version::Written(Written::Value(value)) => {
-                    return Ok(Found::Value(changed(*value, &later, is_changed)));
-                }
-                Version::Written(Written::Delta(delta)) => {
-                    later.merge(delta);
-                    is_changed = true;
-                }
-            }
-        }
-        let value = match self.base {
-            Some(value) => value,
-            None => *self.base.insert(base()?),
-        };
-        Ok(Found::Value(changed(value, &later, is_changed)))
-    }
-}
-
 /// A sum of changes in flight need not make sense: a debit may be seen before the credit that covers it. Whoever reads
 /// nonsense is validated against the committed value before it can matter.
-fn changed(value: Value, delta: &Delta, is_changed: bool) -> Value {
-    if !is_changed {
-        return value;
-    }
+fn changed(value: Value, delta: &Delta) -> Value {
     value.with(delta).unwrap_or(match value {
         Value::Account(account) => {
             let account = account.unwrap_or_default();
@@ -156,73 +130,149 @@ fn changed(value: Value, delta: &Delta, is_changed: bool) -> Value {
     })
 }
 
+impl Cell {
+    fn present(&mut self, base: impl FnOnce() -> Result<Value>) -> Result<Value> {
+        match self.present {
+            Some(value) => Ok(value),
+            None => Ok(*self.present.insert(base()?)),
+        }
+    }
+
+    /// The value that the item `index` sees.
+    fn read(&mut self, index: u32, base: impl FnOnce() -> Result<Value>) -> Result<Found> {
+        let mut later: Option<Delta> = None;
+        for entry in self.flight.iter().rev().filter(|entry| entry.stamp.index < index) {
+            match &entry.version {
+                Version::Estimate(_) => return Ok(Found::Blocked(entry.stamp.index)),
+                Version::Written(Written::Value(value)) => {
+                    return Ok(match later {
+                        Some(later) => Found::Value(changed(*value, &later), None),
+                        None => Found::Value(*value, Some(entry.stamp)),
+                    });
+                }
+                Version::Written(Written::Delta(delta)) => later.get_or_insert_default().merge(delta),
+            }
+        }
+        let value = self.present(base)?;
+        Ok(match later {
+            Some(later) => Found::Value(changed(value, &later), None),
+            None => Found::Value(value, Some(self.stamp)),
+        })
+    }
+
+    fn place(&self, index: u32) -> Result<usize, usize> {
+        self.flight.binary_search_by_key(&index, |entry| entry.stamp.index)
+    }
+}
+
 impl Memory {
-    pub fn new(view: View, expected: usize) -> Self {
-        let room = expected.div_ceil(SHARDS) + 4;
-        Self {
-            view,
-            hasher: foldhash::fast::RandomState::default(),
-            shards: (0..SHARDS).map(|_| Mutex::new(HashTable::with_capacity(room))).collect(),
-            codes: RwLock::default(),
+    pub fn new(view: View, items: usize) -> Self {
+        Self { view, cells: Locations::new(items), codes: RwLock::default() }
+    }
+
+    /// # Errors
+    /// `Internal` when there are more locations than any block can touch.
+    pub fn locate(&self, key: &Key) -> Result<u32> {
+        self.cells.locate(key)
+    }
+
+    /// The value before the block.
+    fn base(&self, location: u32) -> Result<Value> {
+        match self.cells.key(location) {
+            Key::Account(address) => Ok(Value::Account(self.view.account(&address)?)),
+            Key::Slot(address, slot) => Ok(Value::Slot(self.view.slot(&address, &slot)?)),
         }
     }
 
-    pub fn locate(&self, key: &Key) -> Arc<Location> {
-        let hash = self.hasher.hash_one(key);
-        let mut shard = lock(&self.shards[(hash >> 57) as usize % SHARDS]);
-        let entry = shard.entry(hash, |location| location.key == *key, |location| location.hash);
-        let made = || Arc::new(Location { key: *key, hash, versions: Mutex::default(), conflicts: AtomicU32::new(0) });
-        entry.or_insert_with(made).get().clone()
+    pub fn read(&self, location: u32, index: u32) -> Result<Found> {
+        lock(self.cells.get(location)).read(index, || self.base(location))
     }
 
-    fn base(&self, key: &Key) -> Result<Value> {
-        match key {
-            Key::Account(address) => Ok(Value::Account(self.view.account(address)?)),
-            Key::Slot(address, slot) => Ok(Value::Slot(self.view.slot(address, slot)?)),
+    pub fn write(&self, location: u32, stamp: Stamp, written: Written) {
+        let mut cell = lock(self.cells.get(location));
+        let mut entry = Entry { stamp, version: Version::Written(written) };
+        match cell.place(stamp.index) {
+            Ok(place) => {
+                // Who read the value before the abort read what is true again.
+                if let (Version::Estimate(Some(old)), Written::Value(new)) = (cell.flight[place].version, written)
+                    && old == new
+                {
+                    entry.stamp = cell.flight[place].stamp;
+                }
+                cell.flight[place] = entry;
+            }
+            Err(place) => cell.flight.insert(place, entry),
         }
     }
 
-    pub fn read(&self, location: &Location, index: u32) -> Result<Found> {
-        lock(&location.versions).read(index, || self.base(&location.key))
-    }
-
-    pub fn write(&self, location: &Location, index: u32, incarnation: u32, written: Written) {
-        let mut versions = lock(&location.versions);
-        let entry = Entry { index, incarnation, version: Version::Written(written) };
-        let place = versions.entries.partition_point(|entry| entry.index < index);
-        match versions.entries.get_mut(place).filter(|present| present.index == index) {
-            Some(present) => *present = entry,
-            None => versions.entries.insert(place, entry),
-        }
-    }
-
-    /// Takes back what item `index` wrote here in any incarnation but the one named.
-    pub fn retract(&self, location: &Location, index: u32, incarnation: Option<u32>) {
-        let mut versions = lock(&location.versions);
-        if let Ok(place) = versions.entries.binary_search_by_key(&index, |entry| entry.index)
-            && Some(versions.entries[place].incarnation) != incarnation
-        {
-            versions.entries.remove(place);
+    /// Takes back what item `index` wrote here.
+    pub fn retract(&self, location: u32, index: u32) {
+        let mut cell = lock(self.cells.get(location));
+        if let Ok(place) = cell.place(index) {
+            cell.flight.remove(place);
         }
     }
 
     /// From now on readers wait for item `index` to run again.
-    pub fn estimate(&self, location: &Location, index: u32) {
-        let mut versions = lock(&location.versions);
-        if let Ok(place) = versions.entries.binary_search_by_key(&index, |entry| entry.index) {
-            versions.entries[place].version = Version::Estimate;
+    pub fn estimate(&self, location: u32, index: u32) {
+        let mut cell = lock(self.cells.get(location));
+        if let Ok(place) = cell.place(index) {
+            cell.flight[place].version = match cell.flight[place].version {
+                Version::Written(Written::Value(value)) => Version::Estimate(Some(value)),
+                Version::Written(Written::Delta(_)) => Version::Estimate(None),
+                estimate @ Version::Estimate(_) => estimate,
+            };
         }
     }
 
-    /// Makes what item `index` wrote here absolute, now that all before it are; false if the change does not fit.
-    pub fn settle(&self, location: &Location, index: u32) -> Result<bool> {
-        let mut versions = lock(&location.versions);
-        let Ok(place) = versions.entries.binary_search_by_key(&index, |entry| entry.index) else { return Ok(true) };
-        let Version::Written(Written::Delta(delta)) = versions.entries[place].version else { return Ok(true) };
-        let Found::Value(before) = versions.read(index, || self.base(&location.key))? else { return Ok(false) };
-        let Some(after) = before.with(&delta) else { return Ok(false) };
-        versions.entries[place].version = Version::Written(Written::Value(after));
-        Ok(true)
+    /// Whether what item `index` saw is still there; unknown counts as yes, the turn to commit will tell.
+    pub fn still_holds(&self, location: u32, seen: &Seen, index: u32) -> Result<bool> {
+        let mut cell = lock(self.cells.get(location));
+        let is_committed = cell.flight.first().is_none_or(|entry| entry.stamp.index >= index);
+        if let (true, Seen::Stamp(seen)) = (is_committed, seen) {
+            cell.conflicts += u32::from(cell.stamp != *seen);
+            return Ok(cell.stamp == *seen);
+        }
+        let Found::Value(now, stamp) = cell.read(index, || self.base(location))? else { return Ok(true) };
+        let holds = match seen {
+            Seen::Stamp(seen) => stamp == Some(*seen),
+            Seen::Value(seen) => *seen == now,
+            Seen::Sender(predicate) => match now {
+                Value::Account(account) => predicate.holds(account.as_ref()),
+                Value::Slot(_) => false,
+            },
+            Seen::NoCode => !now.has_code(),
+        };
+        cell.conflicts += u32::from(!holds);
+        Ok(holds)
+    }
+
+    /// Makes what item `index` wrote here the committed value, now that all before it are; none if the change does not fit,
+    /// else the value there now.
+    pub fn commit(&self, location: u32, index: u32) -> Result<Option<Value>> {
+        let mut cell = lock(self.cells.get(location));
+        let first =
+            cell.flight.first().filter(|entry| entry.stamp.index == index).map(|entry| (entry.stamp, entry.version));
+        let Some((stamp, Version::Written(written))) = first else {
+            return Err(CoreError::Internal(format!("item {index} commits what it did not write")));
+        };
+        let present = cell.present(|| self.base(location))?;
+        let after = match written {
+            Written::Value(value) => value,
+            Written::Delta(delta) => match present.with(&delta) {
+                Some(value) => value,
+                None => return Ok(None),
+            },
+        };
+        cell.stamp = stamp;
+        if cell.flight.len() == 1 {
+            cell.flight.clear();
+        } else {
+            cell.flight.remove(0);
+        }
+        cell.before.get_or_insert(present);
+        cell.present = Some(after);
+        Ok(Some(after))
     }
 
     pub fn code(&self, hash: &B256) -> Result<Bytecode> {
@@ -236,46 +286,43 @@ impl Memory {
         self.codes.write().unwrap_or_else(PoisonError::into_inner).entry(hash).or_insert(code);
     }
 
-    /// What the block changed at the locations of one shard, once everything is committed.
-    pub fn updates(&self, shard: usize) -> Result<Vec<Update>> {
-        let mut updates = Vec::new();
-        for location in lock(&self.shards[shard]).iter() {
-            let mut versions = lock(&location.versions);
-            let Some(last) = versions.entries.last().map(|entry| entry.index) else { continue };
-            let before = versions.read(0, || self.base(&location.key))?;
-            let after = versions.read(last + 1, || self.base(&location.key))?;
-            match (&location.key, before, after) {
-                (_, before, after) if before == after => {}
-                (Key::Account(address), Found::Value(Value::Account(old)), Found::Value(Value::Account(new))) => {
-                    updates.push(Update::Account(*address, old, new));
-                }
-                (Key::Slot(address, slot), Found::Value(Value::Slot(old)), Found::Value(Value::Slot(new))) => {
-                    updates.push(Update::Slot(*address, *slot, old, new));
-                }
-                _ => return Err(CoreError::Internal("an estimate survived the block".into())),
-            }
-        }
-        Ok(updates)
+    pub fn count(&self) -> u32 {
+        self.cells.count()
     }
 
-    pub const fn shard_count() -> usize {
-        SHARDS
+    /// What the block changed at some of the locations, once everything is committed.
+    pub fn updates(&self, locations: std::ops::Range<u32>) -> Result<Part> {
+        let mut part = Part::with_capacity(locations.len());
+        for location in locations {
+            let cell = lock(self.cells.get(location));
+            if !cell.flight.is_empty() {
+                return Err(CoreError::Internal("a version survived the block".into()));
+            }
+            let Some(before) = cell.before.filter(|before| Some(*before) != cell.present) else { continue };
+            match (self.cells.key(location), before, cell.present) {
+                (Key::Account(address), Value::Account(old), Some(Value::Account(new))) => {
+                    part.push(Update::Account(address, old, new))?;
+                }
+                (Key::Slot(address, slot), Value::Slot(old), Some(Value::Slot(new))) => {
+                    part.push(Update::Slot(address, slot, old, new))?;
+                }
+                _ => return Err(CoreError::Internal("a location changed its kind".into())),
+            }
+        }
+        Ok(part)
     }
 
     /// The locations with the most aborts, most first.
     pub fn hottest(&self, count: usize) -> Vec<(Key, u32)> {
-        let mut hot = Vec::new();
-        for shard in &self.shards {
-            let conflicts = |location: &Arc<Location>| (location.key, location.conflicts.load(Ordering::Relaxed));
-            hot.extend(lock(shard).iter().map(conflicts).filter(|(_, conflicts)| *conflicts > 0));
-        }
+        let conflicts = |location| (self.cells.key(location), lock(self.cells.get(location)).conflicts);
+        let mut hot: Vec<_> = (0..self.count()).map(conflicts).filter(|(_, conflicts)| *conflicts > 0).collect();
         hot.sort_unstable_by_key(|(key, conflicts)| (std::cmp::Reverse(*conflicts), sort_key(key)));
         hot.truncate(count);
         hot
     }
 }
 
-fn sort_key(key: &Key) -> (Address, Option<U256>) {
+fn sort_key(key: &Key) -> (alloy_primitives::Address, Option<U256>) {
     match key {
         Key::Account(address) => (*address, None),
         Key::Slot(address, slot) => (*address, Some(*slot)),

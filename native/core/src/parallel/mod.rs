@@ -5,11 +5,12 @@
 //! the item runs again, at its turn, where nothing can change under it. So the lowest item always makes progress and no
 //! item waits for a later one. Fees of the beneficiary and both sides of plain transfers are changes that commute.
 //!
-//! `memory` keeps versions, `reader` is one item's view of them, `attempt` runs an item, `status` hands out work,
+//! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt` runs an item, `status` hands out work,
 //! `committer` validates and commits, `stats` tells people what happened; this module holds the workers together.
 
 mod attempt;
 mod committer;
+mod locations;
 mod memory;
 mod reader;
 mod stats;
@@ -26,7 +27,7 @@ use rayon::prelude::*;
 use crate::block::Block;
 use crate::error::{CoreError, Result};
 use crate::ledger::Ledger;
-use crate::state::{Finished, Map, Update, View};
+use crate::state::{Finished, Map, Part, View};
 
 use attempt::{Outcome, Work, Worker};
 use committer::Committer;
@@ -36,13 +37,20 @@ use status::{Schedule, State};
 
 /// How far workers run ahead of the commits, per worker: bounds what a read has to add up and what an abort can waste.
 const WINDOW: usize = 64;
+/// Items a worker takes at once while they do not get into each other's way: neighbours then stay on one core.
+const RUN_LENGTH: usize = 8;
+
+/// Locations looked through at once when the changes are gathered.
+const GATHERED: u32 = 2048;
 
 /// A block in the hands of its workers.
 pub(crate) struct Run<'a> {
     block: &'a Block<'a>,
     memory: Arc<Memory>,
     schedule: Schedule,
+    /// What the items in flight left, each at its index modulo the length.
     works: Vec<Mutex<Work>>,
+    last: usize,
     /// For each item the last one before it with the same sender, 0 for none: its nonce depends on it.
     previous: Vec<u32>,
     committer: Mutex<Committer<'a>>,
@@ -53,6 +61,7 @@ pub(crate) struct Run<'a> {
     /// One past the last committed item.
     committed: AtomicUsize,
     window: usize,
+    run_length: AtomicUsize,
     /// Only the committer runs: speculation did not pay.
     is_solo: AtomicBool,
     halt: Mutex<Option<CoreError>>,
@@ -80,7 +89,7 @@ pub fn execute_in_parallel<'a>(
             for id in 0..threads {
                 scope.spawn({
                     let run = &run;
-                    move |_| run.work(id)
+                    move |_| run.help(id)
                 });
             }
         });
@@ -92,21 +101,24 @@ impl<'a> Run<'a> {
     fn new(block: &'a Block<'a>, view: View) -> Result<Self> {
         let (receipts, entries) = (block.receipts.len(), block.batch.entries.len());
         let last = receipts + entries;
-        let memory = Arc::new(Memory::new(view, 2 * last));
-        let mut committer = Committer::new(block);
+        let memory = Arc::new(Memory::new(view, last));
+        let window = WINDOW * block.chain.threads;
+        let mut committer = Committer::new(block, &memory)?;
         let mut worker = Worker::new(block, &memory, 0);
         committer.write_outside(&memory, &mut worker, 0, |machine| block.open(machine))?;
         Ok(Self {
             block,
             memory,
             schedule: Schedule::new(last),
-            works: (0..=last).map(|_| Mutex::default()).collect(),
+            works: (0..window.next_power_of_two()).map(|_| Mutex::default()).collect(),
+            last,
             previous: find_previous(block),
             committer: Mutex::new(committer),
             is_committing: AtomicBool::new(false),
             parked: AtomicU32::new(0),
             committed: AtomicUsize::new(1),
-            window: WINDOW * block.chain.threads,
+            window,
+            run_length: AtomicUsize::new(RUN_LENGTH),
             is_solo: AtomicBool::new(false),
             halt: Mutex::new(None),
             is_over: AtomicBool::new(last == 0),
@@ -116,13 +128,13 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn last(&self) -> usize {
-        self.works.len() - 1
+    fn work(&self, index: usize) -> &Mutex<Work> {
+        &self.works[index & (self.works.len() - 1)]
     }
 
     /// One worker's part, until the block is done. A panic ends the block with a typed error, never another worker's wait.
-    fn work(&self, id: usize) {
-        let ended = catch_unwind(AssertUnwindSafe(|| self.work_until_over(id)));
+    fn help(&self, id: usize) {
+        let ended = catch_unwind(AssertUnwindSafe(|| self.help_until_over(id)));
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.stop(Some(error)),
@@ -130,31 +142,44 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn work_until_over(&self, id: usize) -> Result<()> {
+    fn help_until_over(&self, id: usize) -> Result<()> {
         let mut worker = Worker::new(self.block, &self.memory, id);
         while !self.is_over.load(SeqCst) {
-            match self.claim() {
-                Some((index, incarnation)) => self.run_item(&mut worker, index, incarnation)?,
-                None => self.rest(),
+            let is_idle = !self.run_some(&mut worker)?;
+            self.commit_all(&mut worker, is_idle)?;
+            if is_idle {
+                self.rest();
             }
-            self.commit_all(&mut worker)?;
         }
         Ok(())
     }
 
-    fn claim(&self) -> Option<(usize, u32)> {
+    /// Runs the next items, if there are any to take.
+    fn run_some(&self, worker: &mut Worker<'a>) -> Result<bool> {
         if self.is_solo.load(SeqCst) {
-            return None;
+            return Ok(false);
         }
-        self.schedule.claim(self.committed.load(SeqCst) + self.window)
+        if let Some((index, incarnation)) = self.schedule.claim_retry(worker.id) {
+            self.run_item(worker, index, incarnation)?;
+            return Ok(true);
+        }
+        let items = self.schedule.claim(self.committed.load(SeqCst) + self.window, self.run_length.load(SeqCst));
+        let is_any = !items.is_empty();
+        for index in items {
+            if let Some(incarnation) = self.schedule.start(index, State::Ready, worker.id) {
+                self.run_item(worker, index, incarnation)?;
+            }
+        }
+        Ok(is_any)
     }
 
-    /// Whether the lowest item that is not committed waits for a committer.
-    fn can_commit(&self) -> bool {
-        let next = self.committed.load(SeqCst);
-        next <= self.last()
+    /// Whether the lowest item that is not committed waits for a committer; a done item is left to the worker that ran it,
+    /// on whose core everything about it lies, unless this one has nothing else to do.
+    fn can_commit(&self, next: usize, id: usize, is_idle: bool) -> bool {
+        next <= self.last
             && match self.schedule.state(next) {
-                State::Done | State::Awaiting => true,
+                State::Done => is_idle || self.schedule.worker(next) == id,
+                State::Awaiting => true,
                 State::Ready => self.is_solo.load(SeqCst),
                 State::Running | State::Blocked | State::Committed => false,
             }
@@ -163,55 +188,58 @@ impl<'a> Run<'a> {
     /// Runs an item, and again at once if it stopped for a writer that is ready by now.
     fn run_item(&self, worker: &mut Worker<'a>, index: usize, incarnation: u32) -> Result<()> {
         let previous = self.previous[index] as usize;
-        if previous > 0 && self.park(index, previous) {
+        if previous > 0 && self.park(index, previous, worker.id) {
             return Ok(());
         }
         loop {
             perturb();
             match worker.attempt(index, None, true)? {
-                Outcome::Blocked(writer) if self.park(index, writer) => return Ok(()),
+                Outcome::Blocked(writer) if self.park(index, writer, worker.id) => return Ok(()),
                 Outcome::Blocked(_) => {}
                 Outcome::NotYet => {
                     self.schedule.defer(index);
                     return Ok(());
                 }
                 Outcome::Ran => {
-                    worker.publish(&self.works[index], index, incarnation);
-                    self.schedule.finish(index);
+                    worker.publish(&mut lock(self.work(index)), index, incarnation);
+                    if self.schedule.finish(index, incarnation, worker.id) {
+                        self.ring();
+                    }
                     return Ok(());
                 }
             }
         }
     }
 
-    fn park(&self, index: usize, writer: usize) -> bool {
-        let is_parked = self.schedule.block(index, writer);
+    fn park(&self, index: usize, writer: usize, id: usize) -> bool {
+        let is_parked = self.schedule.block(index, writer, id);
         self.parked.fetch_add(u32::from(is_parked), SeqCst);
         is_parked
     }
 
     /// Commits as far as items are done; whoever holds the committer does it for all.
-    fn commit_all(&self, worker: &mut Worker<'a>) -> Result<()> {
-        while self.can_commit() && !self.is_over.load(SeqCst) {
+    fn commit_all(&self, worker: &mut Worker<'a>, is_idle: bool) -> Result<()> {
+        while !self.is_over.load(SeqCst) && self.can_commit(self.committed.load(SeqCst), worker.id, is_idle) {
             let Ok(mut committer) = self.committer.try_lock() else { return Ok(()) };
             self.is_committing.store(true, SeqCst);
             let before = self.committed.load(SeqCst);
-            while self.can_commit() && !self.is_over.load(SeqCst) {
-                let next = self.committed.load(SeqCst);
+            let mut next = before;
+            while self.can_commit(next, worker.id, is_idle) && !self.is_over.load(SeqCst) {
                 if !committer.commit(self, worker, next)? {
                     break;
                 }
-                self.committed.store(next + 1, SeqCst);
                 committer.adapt(self, next);
+                next += 1;
+                self.committed.store(next, SeqCst);
             }
-            let next = self.committed.load(SeqCst);
             self.is_committing.store(false, SeqCst);
             drop(committer);
-            if next > self.last() {
+            if next > self.last {
                 self.stop(None);
                 return Ok(());
             }
-            if next > before && !self.is_solo.load(SeqCst) && self.schedule.has_work(next + self.window / 2) {
+            // Sleepers may take what the window now reaches, or commit what this worker leaves to them.
+            if next > before && !self.is_solo.load(SeqCst) {
                 self.ring();
             }
         }
@@ -222,8 +250,9 @@ impl<'a> Run<'a> {
     fn rest(&self) {
         let guard = lock(&self.bed);
         self.sleepers.fetch_add(1, SeqCst);
-        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(self.committed.load(SeqCst) + self.window);
-        let has_commits = self.can_commit() && !self.is_committing.load(SeqCst);
+        let next = self.committed.load(SeqCst);
+        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(next + self.window);
+        let has_commits = self.can_commit(next, usize::MAX, true) && !self.is_committing.load(SeqCst);
         if !self.is_over.load(SeqCst) && !has_commits && !has_work {
             drop(self.bell.wait(guard).unwrap_or_else(PoisonError::into_inner));
         }
@@ -250,15 +279,17 @@ impl<'a> Run<'a> {
         if let Some(error) = lock(&self.halt).take() {
             return Err(error);
         }
-        let last = self.last();
         let mut committer = self.committer.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut worker = Worker::new(self.block, &self.memory, 0);
-        committer.close(&self.memory, &mut worker, last + 1)?;
-        let parts: Vec<Vec<Update>> = workers.install(|| {
-            (0..Memory::shard_count()).into_par_iter().map(|shard| self.memory.updates(shard)).collect::<Result<_>>()
+        committer.close(&self.memory, &mut worker, self.last + 1)?;
+        let count = self.memory.count();
+        let parts: Vec<Part> = workers.install(|| {
+            let starts: Vec<u32> = (0..count).step_by(GATHERED as usize).collect();
+            let gather = |start: u32| self.memory.updates(start..(start + GATHERED).min(count));
+            starts.into_par_iter().map(gather).collect::<Result<_>>()
         })?;
         let (ledger, codes, stats) = committer.into_parts(&self.memory);
-        Ok((ledger, Finished::of(parts.concat(), codes)?, stats))
+        Ok((ledger, Finished { parts, codes }, stats))
     }
 }
 

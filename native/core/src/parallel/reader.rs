@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use alloy_primitives::{Address, B256, U256};
 
-use super::memory::{Found, Key, Location, Memory, Value};
+use super::memory::{Found, Key, Memory, Seen, Stamp, Value};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
-use crate::state::{Account, Slots, Source};
+use crate::state::{Account, Map, Slots, Source};
 use crate::transfer::Predicate;
 
 /// Why an execution stopped before its end.
@@ -22,18 +22,40 @@ pub enum Stop {
     NotYet,
 }
 
-/// What an execution relies on.
-#[derive(Debug, Clone, Copy)]
-pub enum Seen {
-    Value(Value),
-    Sender(Predicate),
-    NoCode,
+/// What one item relies on, location by location; kept small, because the committer reads it again.
+#[derive(Debug, Default)]
+pub struct Reads {
+    stamps: Vec<(u32, Stamp)>,
+    others: Vec<(u32, Seen)>,
 }
 
-#[derive(Debug)]
-pub struct Read {
-    pub location: Arc<Location>,
-    pub seen: Seen,
+impl Reads {
+    pub fn clear(&mut self) {
+        self.stamps.clear();
+        self.others.clear();
+    }
+
+    fn push(&mut self, location: u32, seen: Seen) {
+        match seen {
+            Seen::Stamp(stamp) => self.stamps.push((location, stamp)),
+            other => self.others.push((location, other)),
+        }
+    }
+
+    /// Whether everything seen is still there for item `index`.
+    pub fn still_hold(&self, memory: &Memory, index: u32) -> Result<bool> {
+        for (location, stamp) in &self.stamps {
+            if !memory.still_holds(*location, &Seen::Stamp(*stamp), index)? {
+                return Ok(false);
+            }
+        }
+        for (location, seen) in &self.others {
+            if !memory.still_holds(*location, seen, index)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 #[derive(Debug)]
@@ -45,13 +67,40 @@ pub struct Reader {
     is_final: bool,
     /// Fees of the items before that are not in the memory yet; known only when `is_final`.
     tips: U256,
-    pub reads: Vec<Read>,
+    pub reads: Reads,
+    /// The item asked for the beneficiary's account and saw it with all its fees.
+    pub saw_tips: bool,
     pub stop: Option<Stop>,
+    codes: Map<B256, Code>,
+    /// The first locations that the item asked for: what it writes is mostly among them.
+    found: Vec<(Key, u32)>,
+}
+
+/// Looking through more than this costs more than asking the table again.
+const MAX_FOUND: usize = 12;
+
+/// A worker's own copy of a code, made when it is needed a second time: the shared one has a reference count that every
+/// call would write to, and that would travel between the workers' cores.
+#[derive(Debug)]
+enum Code {
+    Shared(Bytecode),
+    Own(Bytecode),
 }
 
 impl Reader {
     pub fn new(memory: Arc<Memory>, beneficiary: Address) -> Self {
-        Self { memory, beneficiary, index: 0, is_final: false, tips: U256::ZERO, reads: Vec::new(), stop: None }
+        Self {
+            memory,
+            beneficiary,
+            index: 0,
+            is_final: false,
+            tips: U256::ZERO,
+            reads: Reads::default(),
+            saw_tips: false,
+            stop: None,
+            codes: Map::default(),
+            found: Vec::with_capacity(MAX_FOUND),
+        }
     }
 
     /// Starts over as item `index`; `tips` when everything before it is committed.
@@ -60,7 +109,9 @@ impl Reader {
         self.is_final = tips.is_some();
         self.tips = tips.unwrap_or_default();
         self.reads.clear();
+        self.saw_tips = false;
         self.stop = None;
+        self.found.clear();
     }
 
     fn halt<T>(&mut self, stop: Stop) -> Result<T> {
@@ -68,68 +119,75 @@ impl Reader {
         Err(CoreError::Internal("execution stopped".into()))
     }
 
-    fn look(&mut self, key: Key) -> Result<(Arc<Location>, Value)> {
-        let location = self.memory.locate(&key);
+    /// Where a location lies that the item likely looked at before.
+    pub fn locate(&self, key: &Key) -> Result<u32> {
+        match self.found.iter().find(|(found, _)| found == key) {
+            Some((_, location)) => Ok(*location),
+            None => self.memory.locate(key),
+        }
+    }
+
+    fn look(&mut self, key: Key) -> Result<(u32, Value, Seen)> {
+        let location = self.memory.locate(&key)?;
+        if self.found.len() < MAX_FOUND {
+            self.found.push((key, location));
+        }
         super::perturb();
-        match self.memory.read(&location, self.index)? {
-            Found::Value(value) => Ok((location, value)),
+        match self.memory.read(location, self.index)? {
+            Found::Value(value, Some(stamp)) => Ok((location, value, Seen::Stamp(stamp))),
+            Found::Value(value, None) => Ok((location, value, Seen::Value(value))),
             Found::Blocked(writer) => self.halt(Stop::Blocked(writer)),
         }
     }
 
+    /// At its turn an item sees what is committed, and nothing is checked again.
+    fn remember(&mut self, location: u32, seen: Seen) {
+        if !self.is_final {
+            self.reads.push(location, seen);
+        }
+    }
+
     /// Every item pays the beneficiary, so its balance is known only once all before are committed.
-    fn look_account(&mut self, address: &Address) -> Result<(Arc<Location>, Option<Account>)> {
+    fn look_account(&mut self, address: &Address) -> Result<(u32, Option<Account>, Seen)> {
         let is_beneficiary = *address == self.beneficiary;
         if is_beneficiary && !self.is_final {
             return self.halt(Stop::NotYet);
         }
-        let (location, value) = self.look(Key::Account(*address))?;
+        let (location, value, seen) = self.look(Key::Account(*address))?;
         let Value::Account(mut account) = value else { return wrong_kind() };
-        if is_beneficiary && !self.tips.is_zero() {
-            let mut paid = account.unwrap_or_default();
-            paid.balance = paid
-                .balance
-                .checked_add(self.tips)
-                .ok_or_else(|| CoreError::Internal(format!("balance of {address} exceeds 256 bits")))?;
-            account = Some(paid);
+        if is_beneficiary {
+            self.saw_tips = true;
+            if !self.tips.is_zero() {
+                let mut paid = account.unwrap_or_default();
+                paid.balance = paid
+                    .balance
+                    .checked_add(self.tips)
+                    .ok_or_else(|| CoreError::Internal(format!("balance of {address} exceeds 256 bits")))?;
+                account = Some(paid);
+            }
         }
-        Ok((location, account))
-    }
-
-    fn remember(&mut self, location: Arc<Location>, seen: Seen) {
-        self.reads.push(Read { location, seen });
+        Ok((location, account, seen))
     }
 
     /// Where the sender's account lies, if the predicate holds; only the predicate is relied on.
-    pub fn sender(&mut self, address: &Address, predicate: Predicate) -> Result<Option<Arc<Location>>> {
-        let (location, account) = self.look_account(address)?;
+    pub fn sender(&mut self, address: &Address, predicate: Predicate) -> Result<Option<u32>> {
+        let (location, account, _) = self.look_account(address)?;
         if !predicate.holds(account.as_ref()) {
             return Ok(None);
         }
-        self.remember(location.clone(), Seen::Sender(predicate));
+        self.remember(location, Seen::Sender(predicate));
         Ok(Some(location))
     }
 
     /// Where the recipient's account lies, if it has no code; only that is relied on.
-    pub fn recipient(&mut self, address: &Address) -> Result<Option<Arc<Location>>> {
-        let (location, value) = self.look(Key::Account(*address))?;
+    pub fn recipient(&mut self, address: &Address) -> Result<Option<u32>> {
+        let (location, value, _) = self.look(Key::Account(*address))?;
         if matches!(value, Value::Account(Some(account)) if account.has_code()) {
             return Ok(None);
         }
-        self.remember(location.clone(), Seen::NoCode);
+        self.remember(location, Seen::NoCode);
         Ok(Some(location))
     }
-}
-
-/// Whether what was seen is still there for item `index`; unknown counts as yes, the turn to commit will tell.
-pub fn still_holds(memory: &Memory, read: &Read, index: u32) -> Result<bool> {
-    let Found::Value(now) = memory.read(&read.location, index)? else { return Ok(true) };
-    Ok(match (&read.seen, now) {
-        (Seen::Value(seen), now) => *seen == now,
-        (Seen::Sender(predicate), Value::Account(account)) => predicate.holds(account.as_ref()),
-        (Seen::NoCode, Value::Account(account)) => !account.is_some_and(|account| account.has_code()),
-        (_, Value::Slot(_)) => false,
-    })
 }
 
 fn wrong_kind<T>() -> Result<T> {
@@ -138,15 +196,15 @@ fn wrong_kind<T>() -> Result<T> {
 
 impl Source for Reader {
     fn account(&mut self, address: &Address) -> Result<Option<Account>> {
-        let (location, account) = self.look_account(address)?;
-        self.remember(location, Seen::Value(Value::Account(account)));
+        let (location, account, seen) = self.look_account(address)?;
+        self.remember(location, seen);
         Ok(account)
     }
 
     fn slot(&mut self, address: &Address, slot: &U256) -> Result<U256> {
-        let (location, value) = self.look(Key::Slot(*address, *slot))?;
+        let (location, value, seen) = self.look(Key::Slot(*address, *slot))?;
         let Value::Slot(word) = value else { return wrong_kind() };
-        self.remember(location, Seen::Value(value));
+        self.remember(location, seen);
         Ok(word)
     }
 
@@ -158,6 +216,26 @@ impl Source for Reader {
     }
 
     fn code(&mut self, hash: &B256) -> Result<Bytecode> {
-        self.memory.code(hash)
+        match self.codes.get_mut(hash) {
+            Some(Code::Own(code)) => return Ok(code.clone()),
+            Some(shared @ Code::Shared(_)) => {
+                let Code::Shared(code) = &*shared else { return wrong_kind() };
+                let own = copy(code);
+                *shared = Code::Own(own.clone());
+                return Ok(own);
+            }
+            None => {}
+        }
+        let code = self.memory.code(hash)?;
+        self.codes.insert(*hash, Code::Shared(code.clone()));
+        Ok(code)
     }
+}
+
+/// The same code in memory of its own.
+fn copy(code: &Bytecode) -> Bytecode {
+    if code.is_eip7702() {
+        return code.clone();
+    }
+    Bytecode::new_legacy(alloy_primitives::Bytes::copy_from_slice(code.original_byte_slice()))
 }

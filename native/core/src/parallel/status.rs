@@ -2,8 +2,11 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::lock;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -25,9 +28,16 @@ const STATES: [State; 6] =
 /// After this many aborts an item waits for its turn, where nothing can abort it: progress is guaranteed.
 const MAX_INCARNATIONS: u32 = 3;
 
+const STATE_MASK: u32 = 7;
+/// Somebody is, or was, on the item's list of waiters.
+const IS_AWAITED: u32 = 1 << 3;
+const WORKER_SHIFT: u32 = 4;
+const WORKER_MASK: u32 = 0xff;
+const INCARNATION_SHIFT: u32 = 12;
+
 #[derive(Debug, Default)]
 struct Item {
-    /// State in the low three bits, incarnation above them.
+    /// State, whether it is awaited, the worker that has it or had it last, and above them the incarnation.
     word: AtomicU32,
     waiters: Mutex<Vec<u32>>,
 }
@@ -41,67 +51,92 @@ pub struct Schedule {
     cursor: AtomicUsize,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn pack(state: State, incarnation: u32, worker: usize) -> u32 {
+    incarnation << INCARNATION_SHIFT | (worker as u32 & WORKER_MASK) << WORKER_SHIFT | state as u32
 }
 
-fn pack(state: State, incarnation: u32) -> u32 {
-    incarnation << 3 | state as u32
+fn unpack(word: u32) -> (State, u32) {
+    (STATES[(word & STATE_MASK) as usize], word >> INCARNATION_SHIFT)
 }
 
 impl Schedule {
     /// Items 1 to `last`; item 0, what opens the block, is committed already.
     pub fn new(last: usize) -> Self {
         let items: Vec<Item> = (0..=last).map(|_| Item::default()).collect();
-        items[0].word.store(pack(State::Committed, 0), SeqCst);
+        items[0].word.store(pack(State::Committed, 0, 0), SeqCst);
         Self { items, retries: Mutex::default(), retry_count: AtomicUsize::new(0), cursor: AtomicUsize::new(1) }
     }
 
     pub fn state(&self, index: usize) -> State {
-        STATES[(self.items[index].word.load(SeqCst) & 7) as usize]
+        unpack(self.items[index].word.load(SeqCst)).0
+    }
+
+    /// The worker that ran a done item (modulo 256).
+    pub fn worker(&self, index: usize) -> usize {
+        (self.items[index].word.load(SeqCst) >> WORKER_SHIFT & WORKER_MASK) as usize
     }
 
     fn incarnation(&self, index: usize) -> u32 {
-        self.items[index].word.load(SeqCst) >> 3
+        unpack(self.items[index].word.load(SeqCst)).1
     }
 
-    fn set(&self, index: usize, state: State, incarnation: u32) {
-        self.items[index].word.store(pack(state, incarnation), SeqCst);
+    /// Moves an item that only the caller may move; who waits for it keeps waiting.
+    fn set(&self, index: usize, state: State, incarnation: u32, worker: usize) {
+        let word = &self.items[index].word;
+        let awaited = word.load(SeqCst) & IS_AWAITED;
+        let before = word.swap(pack(state, incarnation, worker) | awaited, SeqCst);
+        if before & IS_AWAITED != awaited {
+            word.fetch_or(IS_AWAITED, SeqCst);
+        }
     }
 
     /// Takes an item to run it; the incarnation, or none when someone else has it.
-    pub fn start(&self, index: usize, from: State) -> Option<u32> {
-        let incarnation = self.incarnation(index);
-        let (old, new) = (pack(from, incarnation), pack(State::Running, incarnation));
-        self.items[index].word.compare_exchange(old, new, SeqCst, SeqCst).ok().map(|_| incarnation)
+    pub fn start(&self, index: usize, from: State, worker: usize) -> Option<u32> {
+        let word = &self.items[index].word;
+        let old = word.load(SeqCst);
+        let (state, incarnation) = unpack(old);
+        if state != from {
+            return None;
+        }
+        let new = pack(State::Running, incarnation, worker) | old & IS_AWAITED;
+        match word.compare_exchange(old, new, SeqCst, SeqCst) {
+            Ok(_) => Some(incarnation),
+            // Only a new waiter is no reason to leave it.
+            Err(changed) if unpack(changed) == (state, incarnation) => {
+                let new = new | IS_AWAITED;
+                word.compare_exchange(changed, new, SeqCst, SeqCst).ok().map(|_| incarnation)
+            }
+            Err(_) => None,
+        }
     }
 
-    /// The next item to run, not beyond `end`.
-    pub fn claim(&self, end: usize) -> Option<(usize, u32)> {
+    /// An item to run again.
+    pub fn claim_retry(&self, worker: usize) -> Option<(usize, u32)> {
         while self.retry_count.load(SeqCst) > 0 {
             let mut retries = lock(&self.retries);
             let Some(Reverse(index)) = retries.pop() else { break };
             self.retry_count.store(retries.len(), SeqCst);
             drop(retries);
-            if let Some(incarnation) = self.start(index as usize, State::Ready) {
+            if let Some(incarnation) = self.start(index as usize, State::Ready, worker) {
                 return Some((index as usize, incarnation));
             }
         }
+        None
+    }
+
+    /// At most `count` fresh items, not beyond `end`; each has yet to be started.
+    pub fn claim(&self, end: usize, count: usize) -> Range<usize> {
         let end = end.min(self.items.len());
-        loop {
-            let index = self.cursor.load(SeqCst);
-            if index >= end {
-                return None;
-            }
-            if self.cursor.compare_exchange(index, index + 1, SeqCst, SeqCst).is_ok()
-                && let Some(incarnation) = self.start(index, State::Ready)
-            {
-                return Some((index, incarnation));
-            }
+        let taken = self
+            .cursor
+            .fetch_update(SeqCst, SeqCst, |cursor| if cursor < end { Some((cursor + count).min(end)) } else { None });
+        match taken {
+            Ok(start) => start..(start + count).min(end),
+            Err(_) => 0..0,
         }
     }
 
-    /// Whether `claim` might find something.
+    /// Whether a claim might find something.
     pub fn has_work(&self, end: usize) -> bool {
         self.retry_count.load(SeqCst) > 0 || self.cursor.load(SeqCst) < end.min(self.items.len())
     }
@@ -121,47 +156,55 @@ impl Schedule {
         self.retry_count.store(retries.len(), SeqCst);
     }
 
-    /// Marks a running item as done and lets those run that waited for it.
-    pub fn finish(&self, index: usize) {
-        self.set(index, State::Done, self.incarnation(index));
-        for waiter in std::mem::take(&mut *lock(&self.items[index].waiters)) {
-            let waiter = waiter as usize;
-            self.set(waiter, State::Ready, self.incarnation(waiter));
+    /// Marks a running item as done and lets those run that waited for it; whether anybody did.
+    pub fn finish(&self, index: usize, incarnation: u32, worker: usize) -> bool {
+        let before = self.items[index].word.swap(pack(State::Done, incarnation, worker), SeqCst);
+        if before & IS_AWAITED == 0 {
+            return false;
+        }
+        let waiters = std::mem::take(&mut *lock(&self.items[index].waiters));
+        for waiter in &waiters {
+            let waiter = *waiter as usize;
+            self.set(waiter, State::Ready, self.incarnation(waiter), 0);
             self.retry(waiter);
         }
+        !waiters.is_empty()
     }
 
     /// Parks a running item until `writer` has run; false when it has, and the item may go on.
-    pub fn block(&self, index: usize, writer: usize) -> bool {
+    pub fn block(&self, index: usize, writer: usize, worker: usize) -> bool {
         let mut waiters = lock(&self.items[writer].waiters);
-        if matches!(self.state(writer), State::Done | State::Committed) {
+        let (state, _) = unpack(self.items[writer].word.fetch_or(IS_AWAITED, SeqCst));
+        if matches!(state, State::Done | State::Committed) {
             return false;
         }
-        self.set(index, State::Blocked, self.incarnation(index));
+        self.set(index, State::Blocked, self.incarnation(index), worker);
         waiters.push(index as u32);
         true
     }
 
     /// Leaves a running item to its turn to commit.
     pub fn defer(&self, index: usize) {
-        self.set(index, State::Awaiting, self.incarnation(index));
+        self.set(index, State::Awaiting, self.incarnation(index), 0);
     }
 
     /// Makes a done item run again, now (by the caller) or when a worker comes to it; only the committer aborts.
-    pub fn abort(&self, index: usize, now: bool) -> u32 {
+    pub fn abort(&self, index: usize, now: bool, worker: usize) -> u32 {
         let incarnation = self.incarnation(index) + 1;
         if now {
-            self.set(index, State::Running, incarnation);
+            self.set(index, State::Running, incarnation, worker);
         } else if incarnation >= MAX_INCARNATIONS {
-            self.set(index, State::Awaiting, incarnation);
+            self.set(index, State::Awaiting, incarnation, worker);
         } else {
-            self.set(index, State::Ready, incarnation);
+            self.set(index, State::Ready, incarnation, worker);
             self.retry(index);
         }
         incarnation
     }
 
     pub fn commit(&self, index: usize) {
-        self.set(index, State::Committed, self.incarnation(index));
+        let word = &self.items[index].word;
+        let incarnation = word.load(SeqCst) >> INCARNATION_SHIFT;
+        word.store(pack(State::Committed, incarnation, 0), SeqCst);
     }
 }

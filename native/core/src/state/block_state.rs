@@ -35,29 +35,68 @@ pub enum Touched {
 }
 
 /// What a block did to the state.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Finished {
-    pub changes: Changes,
+    pub parts: Vec<Part>,
+    pub codes: Map<B256, Bytecode>,
+}
+
+/// Some of the locations that changed.
+#[derive(Debug, Default)]
+pub struct Part {
     pub updates: Vec<Update>,
     /// Sums of the balances of the accounts that changed, before and after the block.
     pub supply_before: U256,
     pub supply_after: U256,
 }
 
-impl Finished {
+impl Part {
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { updates: Vec::with_capacity(capacity), ..Self::default() }
+    }
+
     /// # Errors
     /// `Internal` when a sum of balances exceeds 256 bits.
-    pub fn of(updates: Vec<Update>, codes: Map<B256, Bytecode>) -> Result<Self> {
-        let mut changes = Changes { codes, ..Changes::default() };
-        changes.accounts.reserve(updates.len());
-        let (mut supply_before, mut supply_after) = (U256::ZERO, U256::ZERO);
-        let overflow = || CoreError::Internal("the sum of balances exceeds 256 bits".into());
-        let balance = |account: &Option<Account>| account.map_or(U256::ZERO, |account| account.balance);
-        for update in &updates {
+    pub fn push(&mut self, update: Update) -> Result<()> {
+        if let Update::Account(_, before, after) = &update {
+            self.supply_before = add(self.supply_before, balance(before))?;
+            self.supply_after = add(self.supply_after, balance(after))?;
+        }
+        self.updates.push(update);
+        Ok(())
+    }
+}
+
+fn balance(account: &Option<Account>) -> U256 {
+    account.map_or(U256::ZERO, |account| account.balance)
+}
+
+fn add(sum: U256, balance: U256) -> Result<U256> {
+    sum.checked_add(balance).ok_or_else(|| CoreError::Internal("the sum of balances exceeds 256 bits".into()))
+}
+
+impl Finished {
+    /// Sums of the balances of the accounts that changed, before and after the block.
+    ///
+    /// # Errors
+    /// `Internal` when a sum exceeds 256 bits.
+    pub fn supplies(&self) -> Result<(U256, U256)> {
+        self.parts.iter().try_fold((U256::ZERO, U256::ZERO), |(before, after), part| {
+            Ok((add(before, part.supply_before)?, add(after, part.supply_after)?))
+        })
+    }
+
+    pub fn count(&self) -> usize {
+        self.parts.iter().map(|part| part.updates.len()).sum()
+    }
+
+    /// The new values alone.
+    pub fn changes(&self) -> Changes {
+        let mut changes = Changes { codes: self.codes.clone(), ..Changes::default() };
+        changes.accounts.reserve(self.count());
+        for update in self.parts.iter().flat_map(|part| &part.updates) {
             match update {
-                Update::Account(address, before, after) => {
-                    supply_before = supply_before.checked_add(balance(before)).ok_or_else(overflow)?;
-                    supply_after = supply_after.checked_add(balance(after)).ok_or_else(overflow)?;
+                Update::Account(address, _, after) => {
                     changes.accounts.insert(*address, *after);
                 }
                 Update::Slot(address, slot, _, after) => {
@@ -65,7 +104,7 @@ impl Finished {
                 }
             }
         }
-        Ok(Self { changes, updates, supply_before, supply_after })
+        changes
     }
 }
 
@@ -137,19 +176,19 @@ impl<S: Source> BlockState<S> {
     /// # Errors
     /// `Internal` when a sum of balances exceeds 256 bits.
     pub fn finish(self) -> Result<Finished> {
-        let mut updates = Vec::with_capacity(self.cache.len());
+        let mut part = Part::with_capacity(self.cache.len());
         for (address, cached) in self.cache {
             let Cached { original, present, slots, .. } = cached;
             if original != present {
-                updates.push(Update::Account(address, original, present));
+                part.push(Update::Account(address, original, present))?;
             }
             for (slot, (before, after)) in slots {
                 if before != after {
-                    updates.push(Update::Slot(address, slot, before, after));
+                    part.push(Update::Slot(address, slot, before, after))?;
                 }
             }
         }
-        Finished::of(updates, self.new_codes)
+        Ok(Finished { parts: vec![part], codes: self.new_codes })
     }
 }
 

@@ -15,9 +15,9 @@ use alloy_primitives::{Address, B256, KECCAK256_EMPTY, U256};
 use crate::codec::{Reader, Writer};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
-use crate::lthash::LtHash;
+use crate::lthash::{LtHash, Sum};
 
-pub use block_state::{BlockState, Finished, Touched};
+pub use block_state::{BlockState, Finished, Part, Touched};
 pub use genesis::parse_genesis;
 pub use snapshot::{read_snapshot, write_snapshot};
 pub use store::{Overlay, Store, View};
@@ -112,18 +112,18 @@ pub enum Update {
 }
 
 impl Update {
-    fn apply(&self, accumulator: &mut LtHash, element: &mut Element) {
+    fn apply(&self, sum: &mut Sum, element: &mut Element) {
         match self {
             Self::Account(address, before, after) => {
-                before.iter().for_each(|account| accumulator.remove(element.account(address, account)));
-                after.iter().for_each(|account| accumulator.add(element.account(address, account)));
+                before.iter().for_each(|account| sum.remove(element.account(address, account)));
+                after.iter().for_each(|account| sum.add(element.account(address, account)));
             }
             Self::Slot(address, slot, before, after) => {
                 if !before.is_zero() {
-                    accumulator.remove(element.slot(address, slot, before));
+                    sum.remove(element.slot(address, slot, before));
                 }
                 if !after.is_zero() {
-                    accumulator.add(element.slot(address, slot, after));
+                    sum.add(element.slot(address, slot, after));
                 }
             }
         }
@@ -134,21 +134,23 @@ impl Update {
 const PARALLEL_UPDATES: usize = 512;
 
 /// The accumulator after all updates; their order does not matter, so threads may share the work.
-pub fn commit(accumulator: &LtHash, updates: &[Update], threads: usize) -> LtHash {
+pub fn commit(accumulator: &LtHash, parts: &[&[Update]], threads: usize) -> LtHash {
     let partial = |part: &[Update]| {
-        let (mut sum, mut element) = (LtHash::default(), Element::default());
+        let (mut sum, mut element) = (Sum::default(), Element::default());
         part.iter().for_each(|update| update.apply(&mut sum, &mut element));
-        sum
+        sum.finish()
     };
     let mut result = accumulator.clone();
+    let count: usize = parts.iter().map(|part| part.len()).sum();
     match crate::pool::pool(threads) {
-        Some(pool) if updates.len() >= PARALLEL_UPDATES => {
+        Some(pool) if count >= PARALLEL_UPDATES => {
             use rayon::prelude::*;
-            let chunk = updates.len().div_ceil(threads * 4);
-            let sums: Vec<LtHash> = pool.install(|| updates.par_chunks(chunk).map(partial).collect());
+            let chunk = count.div_ceil(threads * 4);
+            let chunks = parts.par_iter().flat_map(|part| part.par_chunks(chunk));
+            let sums: Vec<LtHash> = pool.install(|| chunks.map(partial).collect());
             sums.iter().for_each(|sum| result.merge(sum));
         }
-        _ => result.merge(&partial(updates)),
+        _ => parts.iter().for_each(|part| result.merge(&partial(part))),
     }
     result
 }

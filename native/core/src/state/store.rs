@@ -5,9 +5,10 @@
 //! never block finalising for longer than one lookup, and a slow reader gets `MissingState`, never a wrong value.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError};
 
 use alloy_primitives::{Address, B256, U256};
+use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
 
 use super::{Account, Changes, Map, Slots, Source, Update, commit};
 use crate::error::{CoreError, Result};
@@ -50,7 +51,8 @@ struct Inner {
 
 #[derive(Debug)]
 pub struct Store {
-    inner: RwLock<Inner>,
+    /// Sharded, because the workers of a block read at once: a plain lock's reader count would travel between their cores.
+    inner: ShardedLock<Inner>,
     history: usize,
 }
 
@@ -68,14 +70,14 @@ pub struct View {
 impl Store {
     pub fn new(history: usize) -> Self {
         let inner = Inner { root: B256::new(LtHash::default().root()), ..Inner::default() };
-        Self { inner: RwLock::new(inner), history }
+        Self { inner: ShardedLock::new(inner), history }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+    fn read(&self) -> ShardedLockReadGuard<'_, Inner> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+    fn write(&self) -> ShardedLockWriteGuard<'_, Inner> {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -84,7 +86,7 @@ impl Store {
         let mut inner = self.write();
         let mut fresh = Inner { version: inner.version + 1, ..Inner::default() };
         let updates = fresh.fold(&changes).0;
-        let accumulator = commit(&LtHash::default(), &updates, threads);
+        let accumulator = commit(&LtHash::default(), &[&updates], threads);
         fresh.root = B256::new(accumulator.root());
         fresh.accumulator = Arc::new(accumulator);
         let root = fresh.root;
@@ -175,7 +177,7 @@ impl Store {
             return inner.root;
         }
         let (updates, before) = inner.fold(changes);
-        let accumulator = commit(&inner.accumulator, &updates, threads);
+        let accumulator = commit(&inner.accumulator, &[&updates], threads);
         let root = B256::new(accumulator.root());
         inner.advance(block_hash, height, root, Arc::new(accumulator), before, self.history);
         inner.drop_strangers();

@@ -1,17 +1,36 @@
 //! The two hash functions: keccak256 is the protocol's (contracts can verify it), blake3 the state commitment's.
+//!
+//! One message at a time goes through `keccak256`; many at once through `keccak256_many`, which fills the processor's wide
+//! registers with them (`lanes`) and gives the same digests.
 
+mod lanes;
+#[cfg(target_arch = "x86_64")]
+mod permute_x86;
+
+use alloy_primitives::B256;
 pub use alloy_primitives::keccak256;
+use lanes::Wide;
+
+/// The digests of all messages, in their order.
+pub fn keccak256_many<T: AsRef<[u8]>>(messages: &[T]) -> Vec<B256> {
+    let mut digests = vec![B256::ZERO; messages.len()];
+    lanes::digest_all(Wide::detect(), None, messages, &mut digests);
+    digests
+}
+
+/// The digests of `tag ‖ message` for all messages, in their order.
+pub fn keccak256_many_tagged<T: AsRef<[u8]>>(tag: u8, messages: &[T]) -> Vec<B256> {
+    let mut digests = vec![B256::ZERO; messages.len()];
+    lanes::digest_all(Wide::detect(), Some(tag), messages, &mut digests);
+    digests
+}
 
 /// Digests of the `offsets.len() - 1` pieces of `blob`, concatenated.
 ///
 /// # Errors
 /// When the offsets do not rise from 0 to the blob's length.
-pub fn keccak256_many(blob: &[u8], offsets: &[usize]) -> Result<Vec<u8>, String> {
-    let mut digests = Vec::with_capacity(32 * offsets.len().saturating_sub(1));
-    for piece in pieces(blob, offsets)? {
-        digests.extend_from_slice(keccak256(piece).as_slice());
-    }
-    Ok(digests)
+pub fn keccak256_pieces(blob: &[u8], offsets: &[usize]) -> Result<Vec<u8>, String> {
+    Ok(keccak256_many(&pieces(blob, offsets)?).iter().flat_map(|digest| digest.0).collect())
 }
 
 /// Cuts a blob at its offsets: `offsets` has one entry more than there are pieces.

@@ -2,6 +2,13 @@
 //!
 //! Each element expands through blake3's output stream to 2048 bytes that are added lane by lane, so an update costs two
 //! expansions whatever the size of the state, and the order of updates does not matter. The root is blake3 of the lanes.
+//! A block's updates go through a `Sum`, which expands many elements at once.
+
+#[cfg(target_arch = "x86_64")]
+mod expand_x86;
+mod sum;
+
+pub use sum::Sum;
 
 const LANES: usize = 1024;
 
@@ -59,6 +66,19 @@ fn expand(element: &[u8]) -> [u8; LANES * 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloy_primitives::hex;
+
+    /// Commitments of old blocks must stay what they were: lengths of one to three blocks, past a chunk, and removals.
+    #[test]
+    fn the_definition_is_pinned() {
+        let mut accumulator = LtHash::default();
+        assert_eq!(hex::encode(accumulator.root()), "be2a8de3dcf46c94ce85cdc8e07ac308f4d8a95490d956c38d780fd610db0813");
+        for length in [0, 1, 64, 85, 93, 128, 129, 1024, 1025, 5000_usize] {
+            accumulator.add(&(0..length).map(|i| (i % 251) as u8).collect::<Vec<_>>());
+        }
+        accumulator.remove(&[7; 93]);
+        assert_eq!(hex::encode(accumulator.root()), "455b17561513194815c35d55cf6e834d7f3ca755068b4d8e22f7317163d10ef1");
+    }
 
     #[test]
     fn the_order_of_updates_does_not_matter() {

@@ -1,0 +1,209 @@
+//! The locations a block touches, interned: every account and storage slot gets a small number on first sight.
+//!
+//! Look-ups take no lock: a table of words, each a part of the key's hash and a number, probed in order and never shrunk.
+//! Keys are compared in full, under a hasher seeded per process, so keys that collide cost a comparison and never share
+//! a value; whoever fills a stretch of the table sends later keys to a plain map, which is slower and just as right.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use alloy_primitives::{Address, U256};
+
+use super::lock;
+use crate::error::{CoreError, Result};
+use crate::state::Map;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    Account(Address),
+    Slot(Address, U256),
+}
+
+/// A key as words: three of the address, the third with the kind above it, and four of the slot.
+type Words = [u64; 7];
+const IS_SLOT: u64 = 1 << 32;
+
+impl Key {
+    fn words(&self) -> Words {
+        let (address, slot, kind) = match self {
+            Self::Account(address) => (address, [0; 4], 0),
+            Self::Slot(address, slot) => (address, *slot.as_limbs(), IS_SLOT),
+        };
+        let bytes = address.as_slice();
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+        let rest = u32::from_le_bytes(std::array::from_fn(|byte| bytes[16 + byte]));
+        [word(0), word(8), u64::from(rest) | kind, slot[0], slot[1], slot[2], slot[3]]
+    }
+
+    fn from_words(words: &Words) -> Self {
+        let mut address = Address::ZERO;
+        address[..8].copy_from_slice(&words[0].to_le_bytes());
+        address[8..16].copy_from_slice(&words[1].to_le_bytes());
+        address[16..].copy_from_slice(&(words[2] as u32).to_le_bytes());
+        if words[2] & IS_SLOT == 0 {
+            Self::Account(address)
+        } else {
+            Self::Slot(address, U256::from_limbs([words[3], words[4], words[5], words[6]]))
+        }
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.words().iter().for_each(|word| state.write_u64(*word));
+    }
+}
+
+/// Words of the table per item of the block: a transfer touches two accounts, a token transfer five locations.
+const WORDS_PER_ITEM: usize = 8;
+const MIN_WORDS: usize = 1024;
+const MAX_WORDS: usize = 1 << 20;
+/// A key that is not found within this many words is not in the table.
+const MAX_PROBES: usize = 32;
+const CHUNK: usize = 512;
+/// With a cold access at 1,900 gas or more this is beyond any block's gas.
+const MAX_CHUNKS: usize = 1 << 13;
+
+/// Numbers locations from 0 on, each with a `T` of its own.
+pub struct Locations<T> {
+    hasher: foldhash::fast::RandomState,
+    /// 0 is free; else the upper half is part of a key's hash, the lower its number plus one.
+    words: Box<[AtomicU64]>,
+    crowded: Mutex<Map<Key, u32>>,
+    chunks: Box<[OnceLock<Box<[Location<T>]>>]>,
+    next: AtomicU32,
+}
+
+/// The key's words are written before the number is published in the table, and never again.
+struct Location<T> {
+    key: [AtomicU64; 7],
+    content: T,
+}
+
+impl<T: Default> Locations<T> {
+    pub fn new(items: usize) -> Self {
+        let words = (items * WORDS_PER_ITEM).next_power_of_two().clamp(MIN_WORDS, MAX_WORDS);
+        Self {
+            hasher: foldhash::fast::RandomState::default(),
+            words: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            crowded: Mutex::default(),
+            chunks: (0..MAX_CHUNKS).map(|_| OnceLock::new()).collect(),
+            next: AtomicU32::new(0),
+        }
+    }
+
+    /// The number of a key.
+    ///
+    /// # Errors
+    /// `Internal` when there are more locations than any block can touch.
+    pub fn locate(&self, key: &Key) -> Result<u32> {
+        let wanted_key = key.words();
+        let mut hasher = self.hasher.build_hasher();
+        let used = if wanted_key[2] & IS_SLOT == 0 { 3 } else { 7 };
+        wanted_key[..used].iter().for_each(|word| hasher.write_u64(*word));
+        let hash = hasher.finish();
+        let mask = self.words.len() - 1;
+        let tag = hash >> 32;
+        let mut made = None;
+        for step in 0..MAX_PROBES {
+            let slot = &self.words[(hash as usize).wrapping_add(step) & mask];
+            let mut word = slot.load(Ordering::Acquire);
+            if word == 0 {
+                let number = match made {
+                    Some(number) => number,
+                    None => *made.insert(self.make(&wanted_key)?),
+                };
+                let wanted = tag << 32 | u64::from(number + 1);
+                match slot.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => return Ok(number),
+                    // Another worker was first, perhaps with this very key; then the number made here stays unused.
+                    Err(taken) => word = taken,
+                }
+            }
+            let number = word as u32 - 1;
+            if word >> 32 == tag && self.is_at(number, &wanted_key) {
+                return Ok(number);
+            }
+        }
+        match lock(&self.crowded).entry(*key) {
+            std::collections::hash_map::Entry::Occupied(found) => Ok(*found.get()),
+            std::collections::hash_map::Entry::Vacant(free) => Ok(*free.insert(match made {
+                Some(number) => number,
+                None => self.make(&wanted_key)?,
+            })),
+        }
+    }
+
+    fn make(&self, key: &Words) -> Result<u32> {
+        let number = self.next.fetch_add(1, Ordering::AcqRel);
+        let place = number as usize;
+        let chunk = self.chunks.get(place / CHUNK).ok_or_else(|| {
+            CoreError::Internal(format!("a block touches more than {} locations", CHUNK * MAX_CHUNKS))
+        })?;
+        let fresh = || (0..CHUNK).map(|_| Location { key: Default::default(), content: T::default() }).collect();
+        let location = &chunk.get_or_init(fresh)[place % CHUNK];
+        location.key.iter().zip(key).for_each(|(slot, word)| slot.store(*word, Ordering::Relaxed));
+        Ok(number)
+    }
+
+    fn location(&self, number: u32) -> &Location<T> {
+        let chunk = self.chunks[number as usize / CHUNK].get();
+        &chunk.expect("a location lies where its number was given")[number as usize % CHUNK]
+    }
+
+    fn is_at(&self, number: u32, key: &Words) -> bool {
+        self.location(number).key.iter().zip(key).all(|(slot, word)| slot.load(Ordering::Relaxed) == *word)
+    }
+
+    /// # Panics
+    /// For a number that `locate` did not give.
+    pub fn key(&self, number: u32) -> Key {
+        let key = &self.location(number).key;
+        Key::from_words(&std::array::from_fn(|word| key[word].load(Ordering::Relaxed)))
+    }
+
+    /// # Panics
+    /// For a number that `locate` did not give.
+    pub fn get(&self, number: u32) -> &T {
+        &self.location(number).content
+    }
+
+    /// One past the highest number given.
+    pub fn count(&self) -> u32 {
+        self.next.load(Ordering::Acquire).min((CHUNK * MAX_CHUNKS) as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u64) -> Key {
+        Key::Slot(Address::repeat_byte(number as u8), U256::from(number))
+    }
+
+    #[test]
+    fn a_key_keeps_its_number_however_crowded_the_table() {
+        // Made for one item, so most keys overflow into the map.
+        let locations: Locations<u8> = Locations::new(1);
+        let numbers: Vec<u32> = (0..5000).map(|n| locations.locate(&key(n)).expect("room")).collect();
+        for (n, number) in numbers.iter().enumerate() {
+            assert_eq!(locations.locate(&key(n as u64)), Ok(*number));
+            assert_eq!(locations.key(*number), key(n as u64));
+        }
+        assert!(!lock(&locations.crowded).is_empty());
+    }
+
+    #[test]
+    fn threads_agree_on_the_numbers() {
+        let locations: Locations<u8> = Locations::new(1000);
+        let seen: Vec<Vec<u32>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| (0..4000).map(|n| locations.locate(&key(n)).expect("room")).collect()))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+}
