@@ -96,6 +96,10 @@ impl<'a> Committer<'a> {
         Ok(())
     }
 
+    pub fn gas_used(&self) -> u64 {
+        self.ledger.gas_used
+    }
+
     pub fn into_parts(mut self, memory: &Memory) -> (Ledger<'a>, Map<B256, Bytecode>, RunStats) {
         if self.stats.aborts > 0 {
             self.stats.hottest = memory.hottest(8);
@@ -211,7 +215,7 @@ impl<'a> Committer<'a> {
         incarnation: u32,
         may_be_fast: bool,
     ) -> Result<()> {
-        match worker.attempt(index, Some(self.tips), may_be_fast)? {
+        match worker.attempt(index, Some(self.tips), self.ledger.gas_used, may_be_fast)? {
             Outcome::Ran => {
                 worker.publish(work, index, incarnation);
                 work.is_final = true;
@@ -278,19 +282,23 @@ impl<'a> Committer<'a> {
             return;
         }
         self.sample.commits += 1;
-        if self.sample.commits < SAMPLE {
+        let wasted = self.sample.aborts + run.wasted.load(SeqCst);
+        if self.sample.commits < SAMPLE && wasted <= MAX_ABORTS {
             return;
         }
         let sample = std::mem::take(&mut self.sample);
+        run.wasted.store(0, SeqCst);
         // Without waiting for one another, workers that do not help just lack a core for now.
         let is_chain = run.parked.swap(0, SeqCst) > SAMPLE / 2 && sample.help() < MIN_HELP;
-        if sample.aborts > MAX_ABORTS || is_chain {
+        if wasted > MAX_ABORTS || is_chain {
             self.solo_end = index + self.solo_length;
             self.solo_length = (2 * self.solo_length).min(LONGEST_SOLO);
             self.stats.solos += 1;
+            run.narrow_window();
             run.is_solo.store(true, SeqCst);
         } else {
             self.solo_length = FIRST_SOLO;
+            run.widen_window();
         }
     }
 }

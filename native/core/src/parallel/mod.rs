@@ -17,7 +17,7 @@ mod stats;
 mod status;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use alloy_primitives::Address;
@@ -37,9 +37,13 @@ use status::{Schedule, State};
 
 /// How far workers run ahead of the commits, per worker: bounds what a read has to add up and what an abort can waste.
 const WINDOW: usize = 64;
+/// The same when speculation is tried again after it did not pay; grows while it does.
+const NARROW_WINDOW: usize = 8;
 /// Items a worker takes at once while they do not get into each other's way: neighbours then stay on one core.
 const RUN_LENGTH: usize = 8;
 
+/// A transaction with so much gas is not worth running when it may turn out not to fit into the block.
+const HEAVY_GAS: u64 = 1_000_000;
 /// Locations looked through at once when the changes are gathered.
 const GATHERED: u32 = 2048;
 
@@ -58,9 +62,15 @@ pub(crate) struct Run<'a> {
     is_committing: AtomicBool,
     /// Items parked for a writer since the last look at what speculation gained.
     parked: AtomicU32,
+    /// Work since then that was stopped before its end.
+    wasted: AtomicU32,
+    /// Gas limits of all items before each.
+    reserved: Vec<u64>,
     /// One past the last committed item.
     committed: AtomicUsize,
-    window: usize,
+    /// By the committed items.
+    gas_used: AtomicU64,
+    window: AtomicUsize,
     run_length: AtomicUsize,
     /// Only the committer runs: speculation did not pay.
     is_solo: AtomicBool,
@@ -116,8 +126,11 @@ impl<'a> Run<'a> {
             committer: Mutex::new(committer),
             is_committing: AtomicBool::new(false),
             parked: AtomicU32::new(0),
+            wasted: AtomicU32::new(0),
+            reserved: sum_gas_limits(block),
             committed: AtomicUsize::new(1),
-            window,
+            gas_used: AtomicU64::new(0),
+            window: AtomicUsize::new(window),
             run_length: AtomicUsize::new(RUN_LENGTH),
             is_solo: AtomicBool::new(false),
             halt: Mutex::new(None),
@@ -126,6 +139,20 @@ impl<'a> Run<'a> {
             bed: Mutex::new(()),
             bell: Condvar::new(),
         })
+    }
+
+    /// One past the last item that workers may take.
+    fn reach(&self) -> usize {
+        self.committed.load(SeqCst) + self.window.load(SeqCst)
+    }
+
+    fn narrow_window(&self) {
+        self.window.store(NARROW_WINDOW * self.block.chain.threads, SeqCst);
+    }
+
+    fn widen_window(&self) {
+        let widest = WINDOW * self.block.chain.threads;
+        self.window.store((2 * self.window.load(SeqCst)).min(widest), SeqCst);
     }
 
     fn work(&self, index: usize) -> &Mutex<Work> {
@@ -163,7 +190,7 @@ impl<'a> Run<'a> {
             self.run_item(worker, index, incarnation)?;
             return Ok(true);
         }
-        let items = self.schedule.claim(self.committed.load(SeqCst) + self.window, self.run_length.load(SeqCst));
+        let items = self.schedule.claim(self.reach(), self.run_length.load(SeqCst));
         let is_any = !items.is_empty();
         for index in items {
             if let Some(incarnation) = self.schedule.start(index, State::Ready, worker.id) {
@@ -171,6 +198,18 @@ impl<'a> Run<'a> {
             }
         }
         Ok(is_any)
+    }
+
+    fn is_heavy(&self, index: usize) -> bool {
+        self.reserved[index + 1] - self.reserved[index] >= HEAVY_GAS
+    }
+
+    /// Whether the item fits into the block even if all before it use all the gas they may.
+    fn fits_surely(&self, index: usize) -> bool {
+        // Read in this order, what is committed meanwhile counts twice and never not at all.
+        let committed = self.committed.load(SeqCst).min(index);
+        let most = self.reserved[index + 1] - self.reserved[committed];
+        self.gas_used.load(SeqCst).saturating_add(most) <= self.block.env.gas_limit
     }
 
     /// Whether the lowest item that is not committed waits for a committer; a done item is left to the worker that ran it,
@@ -191,12 +230,20 @@ impl<'a> Run<'a> {
         if previous > 0 && self.park(index, previous, worker.id) {
             return Ok(());
         }
+        if self.is_heavy(index) && !self.fits_surely(index) {
+            self.schedule.defer(index);
+            return Ok(());
+        }
         loop {
             perturb();
-            match worker.attempt(index, None, true)? {
-                Outcome::Blocked(writer) if self.park(index, writer, worker.id) => return Ok(()),
+            match worker.attempt(index, None, self.gas_used.load(SeqCst), true)? {
+                Outcome::Blocked(writer) if self.park(index, writer, worker.id) => {
+                    self.wasted.fetch_add(u32::from(self.is_heavy(index)), SeqCst);
+                    return Ok(());
+                }
                 Outcome::Blocked(_) => {}
                 Outcome::NotYet => {
+                    self.wasted.fetch_add(1, SeqCst);
                     self.schedule.defer(index);
                     return Ok(());
                 }
@@ -230,6 +277,7 @@ impl<'a> Run<'a> {
                 }
                 committer.adapt(self, next);
                 next += 1;
+                self.gas_used.store(committer.gas_used(), SeqCst);
                 self.committed.store(next, SeqCst);
             }
             self.is_committing.store(false, SeqCst);
@@ -251,7 +299,7 @@ impl<'a> Run<'a> {
         let guard = lock(&self.bed);
         self.sleepers.fetch_add(1, SeqCst);
         let next = self.committed.load(SeqCst);
-        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(next + self.window);
+        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(self.reach());
         let has_commits = self.can_commit(next, usize::MAX, true) && !self.is_committing.load(SeqCst);
         if !self.is_over.load(SeqCst) && !has_commits && !has_work {
             drop(self.bell.wait(guard).unwrap_or_else(PoisonError::into_inner));
@@ -291,6 +339,19 @@ impl<'a> Run<'a> {
         let (ledger, codes, stats) = committer.into_parts(&self.memory);
         Ok((ledger, Finished { parts, codes }, stats))
     }
+}
+
+/// Deliveries count once they are committed: this is for guessing.
+fn sum_gas_limits(block: &Block<'_>) -> Vec<u64> {
+    let transactions = block.batch.entries.iter().map(|entry| entry.transaction.as_ref());
+    let limits = transactions.map(|transaction| transaction.map_or(0, |transaction| transaction.gas_limit));
+    let mut sum = 0_u64;
+    let mut sums = vec![0; block.receipts.len() + 2];
+    sums.extend(limits.map(|limit| {
+        sum = sum.saturating_add(limit);
+        sum
+    }));
+    sums
 }
 
 fn find_previous(block: &Block<'_>) -> Vec<u32> {
