@@ -130,7 +130,7 @@ fn singles<'a>(inputs: &'a Inputs) -> Vec<(&'static str, &'static str, &'static 
 
 /// The parts of committing to a block of `count` transactions, and whole blocks.
 fn parts<'a>(inputs: &'a Inputs, threads: usize) -> Vec<(&'static str, &'static str, &'static str, Work<'a>)> {
-    let state = move |updates: &[Update]| keep(commit(&inputs.accumulator, updates, threads).root());
+    let state = move |updates: &[Update]| keep(commit(&inputs.accumulator, &[updates], threads).root());
     let tree = move |outcomes: &[Vec<u8>]| keep(merkle_root_on(outcomes, threads));
     let hashes = move || keep(merkle_root_on(&inputs.hashes, threads));
     let access_list = move || keep(keccak256(&inputs.access_list));

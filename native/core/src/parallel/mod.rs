@@ -160,6 +160,7 @@ impl<'a> Run<'a> {
     }
 
     /// One worker's part, until the block is done. A panic ends the block with a typed error, never another worker's wait.
+    #[inline(never)]
     fn help(&self, id: usize) {
         let ended = catch_unwind(AssertUnwindSafe(|| self.help_until_over(id)));
         match ended {

@@ -35,13 +35,6 @@ impl Reads {
         self.others.clear();
     }
 
-    fn push(&mut self, location: u32, seen: Seen) {
-        match seen {
-            Seen::Stamp(stamp) => self.stamps.push((location, stamp)),
-            other => self.others.push((location, other)),
-        }
-    }
-
     /// Whether everything seen is still there for item `index`.
     pub fn still_hold(&self, memory: &Memory, index: u32) -> Result<bool> {
         for (location, stamp) in &self.stamps {
@@ -127,33 +120,40 @@ impl Reader {
         }
     }
 
-    fn look(&mut self, key: Key) -> Result<(u32, Value, Seen)> {
+    fn look(&mut self, key: Key) -> Result<(u32, Value, Option<Stamp>)> {
         let location = self.memory.locate(&key)?;
         if self.found.len() < MAX_FOUND {
             self.found.push((key, location));
         }
         super::perturb();
         match self.memory.read(location, self.index)? {
-            Found::Value(value, Some(stamp)) => Ok((location, value, Seen::Stamp(stamp))),
-            Found::Value(value, None) => Ok((location, value, Seen::Value(value))),
+            Found::Value(value, stamp) => Ok((location, value, stamp)),
             Found::Blocked(writer) => self.halt(Stop::Blocked(writer)),
         }
     }
 
     /// At its turn an item sees what is committed, and nothing is checked again.
-    fn remember(&mut self, location: u32, seen: Seen) {
+    fn remember(&mut self, location: u32, value: impl FnOnce() -> Value, stamp: Option<Stamp>) {
+        match stamp {
+            _ if self.is_final => {}
+            Some(stamp) => self.reads.stamps.push((location, stamp)),
+            None => self.reads.others.push((location, Seen::Value(value()))),
+        }
+    }
+
+    fn rely(&mut self, location: u32, seen: Seen) {
         if !self.is_final {
-            self.reads.push(location, seen);
+            self.reads.others.push((location, seen));
         }
     }
 
     /// Every item pays the beneficiary, so its balance is known only once all before are committed.
-    fn look_account(&mut self, address: &Address) -> Result<(u32, Option<Account>, Seen)> {
+    fn look_account(&mut self, address: &Address) -> Result<(u32, Option<Account>, Option<Stamp>)> {
         let is_beneficiary = *address == self.beneficiary;
         if is_beneficiary && !self.is_final {
             return self.halt(Stop::NotYet);
         }
-        let (location, value, seen) = self.look(Key::Account(*address))?;
+        let (location, value, stamp) = self.look(Key::Account(*address))?;
         let Value::Account(mut account) = value else { return wrong_kind() };
         if is_beneficiary {
             self.saw_tips = true;
@@ -166,7 +166,7 @@ impl Reader {
                 account = Some(paid);
             }
         }
-        Ok((location, account, seen))
+        Ok((location, account, stamp))
     }
 
     /// Where the sender's account lies, if the predicate holds; only the predicate is relied on.
@@ -175,7 +175,7 @@ impl Reader {
         if !predicate.holds(account.as_ref()) {
             return Ok(None);
         }
-        self.remember(location, Seen::Sender(predicate));
+        self.rely(location, Seen::Sender(predicate));
         Ok(Some(location))
     }
 
@@ -185,7 +185,7 @@ impl Reader {
         if matches!(value, Value::Account(Some(account)) if account.has_code()) {
             return Ok(None);
         }
-        self.remember(location, Seen::NoCode);
+        self.rely(location, Seen::NoCode);
         Ok(Some(location))
     }
 }
@@ -196,15 +196,15 @@ fn wrong_kind<T>() -> Result<T> {
 
 impl Source for Reader {
     fn account(&mut self, address: &Address) -> Result<Option<Account>> {
-        let (location, account, seen) = self.look_account(address)?;
-        self.remember(location, seen);
+        let (location, account, stamp) = self.look_account(address)?;
+        self.remember(location, || Value::Account(account), stamp);
         Ok(account)
     }
 
     fn slot(&mut self, address: &Address, slot: &U256) -> Result<U256> {
-        let (location, value, seen) = self.look(Key::Slot(*address, *slot))?;
+        let (location, value, stamp) = self.look(Key::Slot(*address, *slot))?;
         let Value::Slot(word) = value else { return wrong_kind() };
-        self.remember(location, seen);
+        self.remember(location, || value, stamp);
         Ok(word)
     }
 
