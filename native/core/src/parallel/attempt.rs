@@ -50,7 +50,7 @@ pub struct Worker<'a> {
     block: &'a Block<'a>,
     memory: Arc<Memory>,
     pub id: usize,
-    machine: Machine<Reader>,
+    pub machine: Machine<Reader>,
     /// Deliveries take several steps, which need a state of their own.
     stepwise: Option<Machine<BlockState<Reader>>>,
     writes: Vec<(u32, Written)>,
@@ -153,10 +153,7 @@ impl<'a> Worker<'a> {
         let empty = executed.apply(&mut collector)?;
         self.machine.recycle(empty);
         if !done.messages.is_empty() {
-            let escrow = done.messages.iter().try_fold(U256::ZERO, |sum, message| {
-                let escrow = message.escrow()?;
-                sum.checked_add(escrow).ok_or_else(|| CoreError::Internal("escrow exceeds 256 bits".into()))
-            })?;
+            let escrow = done.escrow()?;
             self.take_escrow(escrow)?;
         }
         Ok(done)

@@ -1,6 +1,7 @@
 //! Committing in order: validating what an item saw, running it again at its turn if it saw something else, and
 //! accounting for it; and deciding whether speculation pays.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
 
 use alloy_primitives::{B256, U256};
@@ -15,15 +16,16 @@ use crate::error::{CoreError, Result};
 use crate::evm::{Bytecode, Machine, NotExecuted};
 use crate::ledger::{Done, Ledger};
 use crate::state::{BlockState, Map};
+use crate::transaction::Transaction;
 
 /// Commits between two looks at what speculation gained.
-const SAMPLE: u32 = 64;
+const SAMPLE: u32 = 32;
 /// More aborts than this in a sample, and the items in flight are mostly wasted.
 const MAX_ABORTS: u32 = SAMPLE / 4;
 /// A worker that ran fewer items of a sample than this is no help.
 const MIN_HELP: u32 = SAMPLE / 10;
-/// How many items run on one worker before speculation is tried again; doubles each time it fails.
-const FIRST_SOLO: usize = 256;
+/// How many items run on one worker before speculation is tried again; four times as many each time it fails.
+const FIRST_SOLO: usize = 512;
 const LONGEST_SOLO: usize = 8192;
 /// Items after an aborted one that are validated at once instead of at their turn.
 const LOOK_AHEAD: usize = 8;
@@ -171,7 +173,56 @@ impl<'a> Committer<'a> {
         Ok(true)
     }
 
-    fn record(&mut self, run: &Run<'a>, index: usize, done: Done, place: Option<u32>) -> Result<()> {
+    pub fn block(&self) -> &'a Block<'a> {
+        self.block
+    }
+
+    pub fn beneficiary(&self) -> u32 {
+        self.beneficiary
+    }
+
+    pub fn tips(&self) -> U256 {
+        self.tips
+    }
+
+    /// A transaction's place in the batch.
+    pub fn place(&self, index: usize) -> usize {
+        index - self.block.receipts.len() - 1
+    }
+
+    pub fn check_gas(&self, transaction: &Transaction) -> Result<(), NotExecuted> {
+        self.ledger.check_gas(transaction)
+    }
+
+    pub fn check_outbox(&self, done: &Done) -> Result<(), NotExecuted> {
+        self.ledger.check_outbox(done)
+    }
+
+    pub fn refuse(&mut self, index: usize, refusal: NotExecuted) -> Result<()> {
+        self.ledger.refuse(self.place(index) as u32, refusal)
+    }
+
+    pub fn count_alone(&mut self) {
+        self.stats.incarnations += 1;
+        self.stats.at_turn += 1;
+    }
+
+    /// Keeps new codes; the fees are in the memory now when the beneficiary's account was written with them.
+    pub fn take_over(&mut self, codes: Vec<(B256, Bytecode)>, has_tips: bool) {
+        self.codes.extend(codes);
+        if has_tips {
+            self.tips = U256::ZERO;
+        }
+    }
+
+    /// How far one worker goes alone from `next` on, once everything that was taken is committed.
+    pub fn stretch(&self, run: &Run<'a>, next: usize) -> Option<Range<usize>> {
+        let end = self.solo_end.min(run.last) + 1;
+        let is_wanted = run.is_solo.load(SeqCst) && next > self.block.receipts.len() && next < end;
+        (is_wanted && run.schedule.reserve(next..end)).then_some(next..end)
+    }
+
+    pub fn record(&mut self, run: &Run<'a>, index: usize, done: Done, place: Option<u32>) -> Result<()> {
         if !done.is_tip_lost {
             self.tips = self
                 .tips
@@ -292,7 +343,7 @@ impl<'a> Committer<'a> {
         let is_chain = run.parked.swap(0, SeqCst) > SAMPLE / 2 && sample.help() < MIN_HELP;
         if wasted > MAX_ABORTS || is_chain {
             self.solo_end = index + self.solo_length;
-            self.solo_length = (2 * self.solo_length).min(LONGEST_SOLO);
+            self.solo_length = (4 * self.solo_length).min(LONGEST_SOLO);
             self.stats.solos += 1;
             run.narrow_window();
             run.is_solo.store(true, SeqCst);

@@ -5,9 +5,11 @@
 //! the item runs again, at its turn, where nothing can change under it. So the lowest item always makes progress and no
 //! item waits for a later one. Fees of the beneficiary and both sides of plain transfers are changes that commute.
 //!
-//! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt` runs an item, `status` hands out work,
-//! `committer` validates and commits, `stats` tells people what happened; this module holds the workers together.
+//! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt`
+//! runs an item, `status` hands out work, `committer` validates and commits, `alone` goes on where that does not pay,
+//! `stats` tells people what happened; this module holds the workers together.
 
+mod alone;
 mod attempt;
 mod committer;
 mod locations;
@@ -273,6 +275,14 @@ impl<'a> Run<'a> {
             let before = self.committed.load(SeqCst);
             let mut next = before;
             while self.can_commit(next, worker.id, is_idle) && !self.is_over.load(SeqCst) {
+                if let Some(stretch) = committer.stretch(self, next) {
+                    next = stretch.end;
+                    committer.commit_alone(self, worker, stretch)?;
+                    committer.adapt(self, next - 1);
+                    self.gas_used.store(committer.gas_used(), SeqCst);
+                    self.committed.store(next, SeqCst);
+                    continue;
+                }
                 if !committer.commit(self, worker, next)? {
                     break;
                 }

@@ -58,6 +58,8 @@ pub struct Reader {
     index: u32,
     /// Everything before this item is committed: what it reads is final.
     is_final: bool,
+    /// Nothing is in flight either, and what the item writes does not go by the locations it read.
+    is_alone: bool,
     /// Fees of the items before that are not in the memory yet; known only when `is_final`.
     tips: U256,
     pub reads: Reads,
@@ -69,6 +71,8 @@ pub struct Reader {
     found: Vec<(Key, u32)>,
 }
 
+/// The number that no location has.
+const NOWHERE: u32 = u32::MAX;
 /// Looking through more than this costs more than asking the table again.
 const MAX_FOUND: usize = 12;
 
@@ -87,6 +91,7 @@ impl Reader {
             beneficiary,
             index: 0,
             is_final: false,
+            is_alone: false,
             tips: U256::ZERO,
             reads: Reads::default(),
             saw_tips: false,
@@ -100,11 +105,18 @@ impl Reader {
     pub fn reset(&mut self, index: u32, tips: Option<U256>) {
         self.index = index;
         self.is_final = tips.is_some();
+        self.is_alone = false;
         self.tips = tips.unwrap_or_default();
         self.reads.clear();
         self.saw_tips = false;
         self.stop = None;
         self.found.clear();
+    }
+
+    /// Starts over as item `index` of a stretch that one worker runs alone.
+    pub fn reset_alone(&mut self, index: u32, tips: U256) {
+        self.reset(index, Some(tips));
+        self.is_alone = true;
     }
 
     fn halt<T>(&mut self, stop: Stop) -> Result<T> {
@@ -121,6 +133,9 @@ impl Reader {
     }
 
     fn look(&mut self, key: Key) -> Result<(u32, Value, Option<Stamp>)> {
+        if self.is_alone {
+            return Ok((NOWHERE, self.memory.peek(&key)?, None));
+        }
         let location = self.memory.locate(&key)?;
         if self.found.len() < MAX_FOUND {
             self.found.push((key, location));

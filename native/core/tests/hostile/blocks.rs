@@ -42,6 +42,7 @@ pub struct Hostile {
     pub name: &'static str,
     pub batch: Batch,
     pub gas_limit: u64,
+    pub beneficiary: Address,
 }
 
 pub fn user(number: u64) -> Address {
@@ -120,7 +121,8 @@ impl Writer {
     }
 
     fn finish(self, name: &'static str) -> Hostile {
-        Hostile { name, batch: Batch { entries: self.entries }, gas_limit: u64::MAX / 4 }
+        let beneficiary = Address::repeat_byte(0xcc);
+        Hostile { name, batch: Batch { entries: self.entries }, gas_limit: u64::MAX / 4, beneficiary }
     }
 }
 
@@ -139,6 +141,7 @@ pub fn hostile_blocks(count: u64) -> Vec<Hostile> {
         phoenix(count),
         redelegation(count),
         one_sender(count),
+        short_lived_beneficiary(count),
     ]
 }
 
@@ -241,6 +244,24 @@ fn one_sender(count: u64) -> Hostile {
     writer.finish("one sender")
 }
 
+/// Who is paid for the block comes into being in the middle of it, with all fees so far, and is gone in the same
+/// transaction: those fees go where it sends them, once.
+fn short_lived_beneficiary(count: u64) -> Hostile {
+    let mut writer = Writer::new();
+    for number in 0..count {
+        writer.call(number, contract(0), 200_000, 100_u64);
+        if number == 3 * count / 4 {
+            let nonce = writer.next_nonce(user(0));
+            writer.push(user(0), nonce, Address::ZERO, U256::ZERO, 200_000, U256::ZERO);
+            let entry = writer.entries.last_mut().expect("a transaction was pushed");
+            let transaction = Arc::make_mut(entry.transaction.as_mut().expect("it was read"));
+            transaction.to = TxKind::Create;
+            transaction.input = Bytes::from_static(&[0x32, 0xff]);
+        }
+    }
+    Hostile { beneficiary: user(0).create(1), ..writer.finish("short-lived beneficiary") }
+}
+
 fn genesis(users: u64) -> Vec<u8> {
     let mut alloc = serde_json::Map::new();
     for number in 0..users {
@@ -271,7 +292,7 @@ pub fn execute(core: &Core, block: &Hostile, mode: Mode) -> Result<BlockResult> 
         timestamp: 1_700_000_000,
         gas_limit: block.gas_limit,
         base_fee: BASE_FEE,
-        beneficiary: Address::repeat_byte(0xcc),
+        beneficiary: block.beneficiary,
         prevrandao: B256::ZERO,
         parent_hash: PARENT,
         beacon_root: B256::ZERO,
