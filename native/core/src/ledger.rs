@@ -174,12 +174,8 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// Whether the transaction's gas limit still fits; decided before anything else about it.
     pub fn check_gas(&self, transaction: &Transaction) -> Result<(), NotExecuted> {
-        if transaction.gas_limit > self.block.env.gas_limit.saturating_sub(self.gas_used) {
-            return Err(NotExecuted::Invalid("gas limit reached".into()));
-        }
-        Ok(())
+        self.block.check_gas(transaction, self.gas_used)
     }
 
     /// Whether a transaction's messages still fit into what a crosslink carries (X10).

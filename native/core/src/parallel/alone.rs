@@ -119,8 +119,9 @@ impl<'a> Committer<'a> {
                         memory.set_blindly(location, stamp, Value::Account(account));
                         return Ok(());
                     }
-                    let Some(before) = memory.set(location, stamp, Value::Account(account))? else { return Ok(()) };
+                    // Even as it was before: what is gone with its fees and never was in the memory looks the same.
                     wrote_beneficiary |= location == self.beneficiary();
+                    let Some(before) = memory.set(location, stamp, Value::Account(account))? else { return Ok(()) };
                     let hash = account.unwrap_or_default().code_hash;
                     let is_new = !matches!(before, Value::Account(Some(before)) if before.code_hash == hash);
                     if let Some(code) = code.filter(|_| is_new) {

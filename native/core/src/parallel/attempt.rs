@@ -80,15 +80,17 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Runs item `index`; `tips` are the fees not yet in the memory when everything before it is committed.
-    pub fn attempt(&mut self, index: usize, tips: Option<U256>, may_be_fast: bool) -> Result<Outcome> {
+    /// Runs item `index`; `tips` are the fees not yet in the memory when everything before it is committed. So much gas is
+    /// used for certain: a transaction that fits no more is refused unexecuted, or a block full of them would be work for
+    /// nothing.
+    pub fn attempt(&mut self, index: usize, tips: Option<U256>, gas_used: u64, may_be_fast: bool) -> Result<Outcome> {
         self.writes.clear();
         self.codes.clear();
         let receipts = self.block.receipts.len();
         let stop = if index <= receipts {
             self.run_delivery(index, tips)
         } else {
-            self.run_transaction(index, index - receipts - 1, tips, may_be_fast)
+            self.run_transaction(index, tips, gas_used, may_be_fast)
         };
         match stop {
             Some(Stop::Blocked(writer)) => Ok(Outcome::Blocked(writer as usize)),
@@ -97,11 +99,15 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn run_transaction(&mut self, index: usize, place: usize, tips: Option<U256>, may_be_fast: bool) -> Option<Stop> {
+    fn run_transaction(&mut self, index: usize, tips: Option<U256>, gas_used: u64, may_be_fast: bool) -> Option<Stop> {
         let block = self.block;
+        let transaction = block.transaction(index - block.receipts.len() - 1).and_then(|transaction| {
+            block.check_gas(transaction, gas_used)?;
+            Ok(transaction)
+        });
         let reader = self.machine.state();
         reader.reset(index as u32, tips);
-        let result = match block.transaction(place) {
+        let result = match transaction {
             Err(refusal) => Err(refusal),
             Ok(transaction) => {
                 let plan = block.plan(transaction).filter(|_| may_be_fast);

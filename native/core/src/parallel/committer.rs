@@ -100,6 +100,10 @@ impl<'a> Committer<'a> {
         Ok(())
     }
 
+    pub fn gas_used(&self) -> u64 {
+        self.ledger.gas_used
+    }
+
     pub fn into_parts(mut self, memory: &Memory) -> (Ledger<'a>, Map<B256, Bytecode>, RunStats) {
         if self.stats.aborts > 0 {
             self.stats.hottest = memory.hottest(8);
@@ -265,7 +269,7 @@ impl<'a> Committer<'a> {
         incarnation: u32,
         may_be_fast: bool,
     ) -> Result<()> {
-        match worker.attempt(index, Some(self.tips), may_be_fast)? {
+        match worker.attempt(index, Some(self.tips), self.ledger.gas_used, may_be_fast)? {
             Outcome::Ran => {
                 worker.publish(work, index, incarnation);
                 work.is_final = true;
@@ -332,19 +336,21 @@ impl<'a> Committer<'a> {
             return;
         }
         self.sample.commits += 1;
-        if self.sample.commits < SAMPLE {
+        let wasted = self.sample.aborts + run.wasted.load(SeqCst);
+        if self.sample.commits < SAMPLE && wasted <= MAX_ABORTS {
             return;
         }
         let sample = std::mem::take(&mut self.sample);
-        if sample.aborts > MAX_ABORTS || sample.dependent > MAX_DEPENDENT {
+        run.wasted.store(0, SeqCst);
+        if wasted > MAX_ABORTS || sample.dependent > MAX_DEPENDENT {
             self.solo_end = index + self.solo_length;
             self.solo_length = (4 * self.solo_length).min(LONGEST_SOLO);
             self.stats.solos += 1;
-            run.fit_window(false, false);
+            run.narrow_window();
             run.is_solo.store(true, SeqCst);
         } else {
             self.solo_length = FIRST_SOLO;
-            run.fit_window(true, sample.aborts > FEW_ABORTS);
+            run.widen_window(wasted > FEW_ABORTS);
         }
     }
 }

@@ -65,13 +65,15 @@ const CHUNK: usize = 512;
 /// With a cold access at 1,900 gas or more this is beyond any block's gas.
 const MAX_CHUNKS: usize = 1 << 13;
 
+type Chunk<T> = Box<[Location<T>]>;
+
 /// Numbers locations from 0 on, each with a `T` of its own.
 pub struct Locations<T> {
     hasher: foldhash::fast::RandomState,
     /// 0 is free; else the upper half is part of a key's hash, the lower its number plus one.
     words: Box<[AtomicU64]>,
     crowded: Mutex<Map<Key, u32>>,
-    chunks: Box<[OnceLock<Box<[Location<T>]>>]>,
+    chunks: Box<[OnceLock<Chunk<T>>]>,
     next: AtomicU32,
 }
 

@@ -19,7 +19,7 @@ mod stats;
 mod status;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use alloy_primitives::Address;
@@ -41,10 +41,12 @@ use status::{Schedule, State};
 /// abort can waste.
 const WINDOW: usize = 64;
 /// How far they do until then.
-const FIRST_WINDOW: usize = 16;
+const NARROW_WINDOW: usize = 8;
 /// Items a worker takes at once while they do not get into each other's way: neighbours then stay on one core.
 const RUN_LENGTH: usize = 8;
 
+/// A transaction with so much gas is not worth running when it may turn out not to fit into the block.
+const HEAVY_GAS: u64 = 1_000_000;
 /// Locations looked through at once when the changes are gathered.
 const GATHERED: u32 = 2048;
 
@@ -61,8 +63,14 @@ pub(crate) struct Run<'a> {
     committer: Mutex<Committer<'a>>,
     /// Someone holds the committer and will look again before letting go of it.
     is_committing: AtomicBool,
+    /// Work that was stopped before its end since the last look at what speculation gained.
+    wasted: AtomicU32,
+    /// Gas limits of all items before each.
+    reserved: Vec<u64>,
     /// One past the last committed item.
     committed: AtomicUsize,
+    /// By the committed items.
+    gas_used: AtomicU64,
     window: AtomicUsize,
     run_length: AtomicUsize,
     /// Only the committer runs: speculation did not pay.
@@ -117,8 +125,11 @@ impl<'a> Run<'a> {
             previous: find_previous(block),
             committer: Mutex::new(committer),
             is_committing: AtomicBool::new(false),
+            wasted: AtomicU32::new(0),
+            reserved: sum_gas_limits(block),
             committed: AtomicUsize::new(1),
-            window: AtomicUsize::new(FIRST_WINDOW * block.chain.threads),
+            gas_used: AtomicU64::new(0),
+            window: AtomicUsize::new(NARROW_WINDOW * block.chain.threads),
             run_length: AtomicUsize::new(RUN_LENGTH),
             is_solo: AtomicBool::new(starts_alone()),
             halt: Mutex::new(None),
@@ -127,6 +138,21 @@ impl<'a> Run<'a> {
             bed: Mutex::new(()),
             bell: Condvar::new(),
         })
+    }
+
+    /// One past the last item that workers may take.
+    fn reach(&self) -> usize {
+        self.committed.load(SeqCst) + self.window.load(SeqCst)
+    }
+
+    fn narrow_window(&self) {
+        self.window.store(NARROW_WINDOW * self.block.chain.threads, SeqCst);
+    }
+
+    fn widen_window(&self, are_in_the_way: bool) {
+        let widest = WINDOW * self.block.chain.threads;
+        self.window.store((2 * self.window.load(SeqCst)).min(widest), SeqCst);
+        self.run_length.store(if are_in_the_way { 1 } else { RUN_LENGTH }, SeqCst);
     }
 
     fn work(&self, index: usize) -> &Mutex<Work> {
@@ -156,18 +182,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn window_end(&self) -> usize {
-        self.committed.load(SeqCst) + self.window.load(SeqCst)
-    }
-
-    /// Widens the window after speculation has paid, narrows it to the first after it has not.
-    fn fit_window(&self, has_paid: bool, are_in_the_way: bool) {
-        let threads = self.block.chain.threads;
-        let wider = (2 * self.window.load(SeqCst)).min(WINDOW * threads);
-        self.window.store(if has_paid { wider } else { FIRST_WINDOW * threads }, SeqCst);
-        self.run_length.store(if are_in_the_way { 1 } else { RUN_LENGTH }, SeqCst);
-    }
-
     /// Runs the next items, if there are any to take.
     fn run_some(&self, worker: &mut Worker<'a>) -> Result<bool> {
         if self.is_solo.load(SeqCst) {
@@ -177,7 +191,7 @@ impl<'a> Run<'a> {
             self.run_item(worker, index, incarnation)?;
             return Ok(true);
         }
-        let items = self.schedule.claim(self.window_end(), self.run_length.load(SeqCst));
+        let items = self.schedule.claim(self.reach(), self.run_length.load(SeqCst));
         let is_any = !items.is_empty();
         for index in items {
             if let Some(incarnation) = self.schedule.start(index, State::Ready, worker.id) {
@@ -185,6 +199,18 @@ impl<'a> Run<'a> {
             }
         }
         Ok(is_any)
+    }
+
+    fn is_heavy(&self, index: usize) -> bool {
+        self.reserved[index + 1] - self.reserved[index] >= HEAVY_GAS
+    }
+
+    /// Whether the item fits into the block even if all before it use all the gas they may.
+    fn fits_surely(&self, index: usize) -> bool {
+        // Read in this order, what is committed meanwhile counts twice and never not at all.
+        let committed = self.committed.load(SeqCst).min(index);
+        let most = self.reserved[index + 1] - self.reserved[committed];
+        self.gas_used.load(SeqCst).saturating_add(most) <= self.block.env.gas_limit
     }
 
     /// Whether the lowest item that is not committed waits for a committer; a done item is left to the worker that ran it,
@@ -205,12 +231,20 @@ impl<'a> Run<'a> {
         if previous > 0 && self.schedule.block(index, previous, worker.id) {
             return Ok(());
         }
+        if self.is_heavy(index) && !self.fits_surely(index) {
+            self.schedule.defer(index);
+            return Ok(());
+        }
         loop {
             perturb();
-            match worker.attempt(index, None, true)? {
-                Outcome::Blocked(writer) if self.schedule.block(index, writer, worker.id) => return Ok(()),
+            match worker.attempt(index, None, self.gas_used.load(SeqCst), true)? {
+                Outcome::Blocked(writer) if self.schedule.block(index, writer, worker.id) => {
+                    self.wasted.fetch_add(u32::from(self.is_heavy(index)), SeqCst);
+                    return Ok(());
+                }
                 Outcome::Blocked(_) => {}
                 Outcome::NotYet => {
+                    self.wasted.fetch_add(1, SeqCst);
                     self.schedule.defer(index);
                     return Ok(());
                 }
@@ -237,6 +271,7 @@ impl<'a> Run<'a> {
                     next = stretch.end;
                     committer.commit_alone(self, worker, stretch)?;
                     committer.adapt(self, next - 1);
+                    self.gas_used.store(committer.gas_used(), SeqCst);
                     self.committed.store(next, SeqCst);
                     continue;
                 }
@@ -245,6 +280,7 @@ impl<'a> Run<'a> {
                 }
                 committer.adapt(self, next);
                 next += 1;
+                self.gas_used.store(committer.gas_used(), SeqCst);
                 self.committed.store(next, SeqCst);
             }
             self.is_committing.store(false, SeqCst);
@@ -266,7 +302,7 @@ impl<'a> Run<'a> {
         let guard = lock(&self.bed);
         self.sleepers.fetch_add(1, SeqCst);
         let next = self.committed.load(SeqCst);
-        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(self.window_end());
+        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(self.reach());
         let has_commits = self.can_commit(next, usize::MAX, true) && !self.is_committing.load(SeqCst);
         if !self.is_over.load(SeqCst) && !has_commits && !has_work {
             drop(self.bell.wait(guard).unwrap_or_else(PoisonError::into_inner));
@@ -306,6 +342,19 @@ impl<'a> Run<'a> {
         let (ledger, codes, stats) = committer.into_parts(&self.memory);
         Ok((ledger, Finished { parts, codes }, stats))
     }
+}
+
+/// Deliveries count once they are committed: this is for guessing.
+fn sum_gas_limits(block: &Block<'_>) -> Vec<u64> {
+    let transactions = block.batch.entries.iter().map(|entry| entry.transaction.as_ref());
+    let limits = transactions.map(|transaction| transaction.map_or(0, |transaction| transaction.gas_limit));
+    let mut sum = 0_u64;
+    let mut sums = vec![0; block.receipts.len() + 2];
+    sums.extend(limits.map(|limit| {
+        sum = sum.saturating_add(limit);
+        sum
+    }));
+    sums
 }
 
 fn find_previous(block: &Block<'_>) -> Vec<u32> {
