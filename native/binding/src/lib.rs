@@ -4,6 +4,7 @@
 mod core;
 mod crypto;
 mod errors;
+mod mempool;
 
 use pyo3::prelude::*;
 
@@ -11,5 +12,6 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     errors::register(module)?;
     crypto::register(module)?;
-    core::register(module)
+    core::register(module)?;
+    mempool::register(module)
 }

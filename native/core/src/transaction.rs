@@ -28,15 +28,30 @@ pub enum Refusal {
     Rlp(String),
     UnsupportedType,
     Unprotected,
-    ChainId { have: u64, want: u64 },
+    ChainId {
+        have: u64,
+        want: u64,
+    },
     SignatureValues,
     Sender,
-    IntrinsicGas { have: u64, want: u64 },
-    FloorGas { have: u64, want: u64 },
-    Oversized { size: usize },
+    IntrinsicGas {
+        have: u64,
+        want: u64,
+    },
+    FloorGas {
+        have: u64,
+        want: u64,
+    },
+    Oversized {
+        size: usize,
+    },
     TipAboveFee,
-    Initcode { size: usize },
+    Initcode {
+        size: usize,
+    },
     NoAuthorization,
+    /// Pays no more than the cheapest that waits in a full mempool; found out before its sender is.
+    PoolFull,
 }
 
 impl Refusal {
@@ -55,6 +70,7 @@ impl Refusal {
             Self::Initcode { .. } => 10,
             Self::FloorGas { .. } => 11,
             Self::NoAuthorization => 12,
+            Self::PoolFull => 13,
         }
     }
 }
@@ -76,6 +92,7 @@ impl std::fmt::Display for Refusal {
                 write!(f, "oversized data: transaction size {size}, limit {MAX_TRANSACTION_BYTES}")
             }
             Self::NoAuthorization => f.write_str("EIP-7702 transaction with empty auth list"),
+            Self::PoolFull => f.write_str("txpool is full"),
             Self::TipAboveFee => f.write_str("max priority fee per gas higher than max fee per gas"),
             Self::Initcode { size } => {
                 write!(f, "max initcode size exceeded: code size {size}, limit {MAX_INITCODE_BYTES}")
@@ -115,6 +132,14 @@ impl Transaction {
     /// # Errors
     /// The first refusal, cheapest checks first: recovery is the expensive one.
     pub fn decode(raw: &[u8], hash: B256) -> Result<Self, Refusal> {
+        Self::decode_paying(raw, hash, 0)
+    }
+
+    /// `decode` for a mempool that is full: what offers less than `least_fee` per gas costs no recovery.
+    ///
+    /// # Errors
+    /// As `decode`.
+    pub fn decode_paying(raw: &[u8], hash: B256, least_fee: u128) -> Result<Self, Refusal> {
         if raw.len() > MAX_TRANSACTION_BYTES {
             return Err(Refusal::Oversized { size: raw.len() });
         }
@@ -129,6 +154,9 @@ impl Transaction {
         };
         transaction.hash = hash;
         transaction.check_form()?;
+        if transaction.max_fee < least_fee {
+            return Err(Refusal::PoolFull);
+        }
         transaction.sender = recover(&transaction.signature, &signing_hash)?;
         transaction.authorizations = transaction.signed_authorizations.iter().map(recover_authority).collect();
         Ok(transaction)

@@ -34,7 +34,9 @@ def test_artifacts_are_what_their_sources_compile_to() -> None:
 
 def test_every_source_has_an_artifact_and_every_artifact_a_source() -> None:
     sources = {path.stem for path in (ROOT / "contracts").rglob("*.vy")}
-    assert set(list_artifact_names()) == sources == {"counter", "erc20", "gateway", "pair", "reverter", "sender"}
+    assert (
+        set(list_artifact_names()) == sources == {"counter", "erc20", "gateway", "pair", "reverter", "sender"}
+    )
 
 
 def test_code_stays_within_the_limits_of_the_evm() -> None:

@@ -142,10 +142,8 @@ async def test_journalled_transactions_return_after_a_restart_unless_used(tmp_pa
     async with open_chain(tmp_path / "a") as chain:
         used = chain.sign(nonce=0)
         await chain.backend.submit([used])
-        block = await chain.make_block()
+        await chain.make_block()
         waiting = [chain.sign(nonce=1), chain.sign(nonce=2)]
-        count = await admission.restore_journal(
-            chain.core, chain.backend.mempool, block.hash, [used, *waiting, b"\x00"]
-        )
+        count = await admission.restore_journal(chain.core, chain.backend.mempool, [used, *waiting, b"\x00"])
         assert count == 2
         assert len(chain.backend.mempool) == 2
