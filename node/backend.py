@@ -143,9 +143,10 @@ class ShardBackend:
             return  # told again after a restart
         execution = self._unsettled[block.hash]
         indexed = build_indexed_block(block, execution.outcomes, execution.deliveries, execution.outbox)
-        self._final_hash = block.hash
         self._indexing[block.hash] = indexed
-        self.mempool.settle(self.core, block.hash)
+        # Settled in one go, and only then no ancestor any more: the builder never sees a used nonce.
+        await asyncio.to_thread(self.mempool.settle, self.core, block.hash)
+        self._final_hash = block.hash
         await self._to_index.put(indexed)
 
     def on_beacon_final(self, height: Height) -> None:
