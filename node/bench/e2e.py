@@ -7,6 +7,7 @@ moment a request was due (open loop) or left (as fast as answers come) to the mo
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from node.bench.anvil import AnvilLeg, find_anvil, measure_anvil
 from node.bench.devnet import Devnet
 from node.bench.flood import Flood
 from node.bench.funding import MAX_FEE, TIP, deploy_token, fund_accounts
@@ -36,6 +38,9 @@ WARM_UP_S = 5.0
 DRAIN_S = 90.0
 BALANCE = "1000000000000ether"
 CALIBRATION = 2_000
+ANVIL_RATIO = 2.5
+ANVIL_EXPECTED = 14_000.0
+"""Transactions per second to sign for anvil: above what it takes."""
 
 
 class E2eOptions(msgspec.Struct, frozen=True):
@@ -101,10 +106,20 @@ async def measure_e2e(folder: Path, options: E2eOptions) -> BenchReport:
         for number, rate in enumerate(rates):
             legs.append(await _run_leg(devnet, options, tokens, rate, number))
             say(describe_leg(legs[-1]))
-    return judge(options, legs)
+        program = options.anvil or find_anvil()
+    anvil: AnvilLeg | None = None
+    if program is not None and options.shards == 1 and not options.cross:
+        # After the network has ended: both have the machine to themselves, with the client.
+        count = round(ANVIL_EXPECTED * options.seconds)
+        knobs = build_knobs(options, len(legs))
+        anvil = await measure_anvil(program, knobs, count, options.seconds, WARM_UP_S)
+        say(
+            f"{anvil.version}: {anvil.mined_tps:,.0f} mined tx/s, {anvil.cpu_us:.0f} us of its own CPU per transaction"
+        )
+    return judge(options, legs, anvil)
 
 
-def judge(options: E2eOptions, legs: Sequence[Leg]) -> BenchReport:
+def judge(options: E2eOptions, legs: Sequence[Leg], anvil: AnvilLeg | None) -> BenchReport:
     """Return the report: nothing lost or doubled, and the figures where they are promised."""
     targets: list[Target] = []
     for leg in legs:
@@ -127,13 +142,20 @@ def judge(options: E2eOptions, legs: Sequence[Leg]) -> BenchReport:
             at_most("finality at half the target, p95", half.latency["p95"], LATENCY_LIMIT_S, "s"),
         ]
     peak = legs[0]
+    if anvil is not None:
+        ratio = round(peak.final_tps / max(1.0, anvil.mined_tps), 2)
+        targets.append(Target("rate over anvil's", ratio, ANVIL_RATIO, "times", ratio >= ANVIL_RATIO))
     summary = (
         f"{options.kind}, {options.shards} shards, {options.cross:.0%} across: {peak.final_tps:,.0f} beacon-final tx/s "
         f"of {peak.offered_tps:,.0f} offered, {peak.cpu_us['total']:.1f} us CPU/tx, {peak.hot_share:.0%} of it recovery and "
         f"execution; finality p50 {legs[-1].latency['p50']:.2f} s p95 {legs[-1].latency['p95']:.2f} s at "
         f"{legs[-1].offered_tps:,.0f} tx/s"
     )
-    details: dict[str, Any] = {"options": msgspec.to_builtins(options), "legs": msgspec.to_builtins(legs)}
+    details: dict[str, Any] = {
+        "options": msgspec.to_builtins(options, enc_hook=str),
+        "legs": msgspec.to_builtins(legs),
+        "anvil": msgspec.to_builtins(anvil),
+    }
     return build_report("e2e", summary, targets, details)
 
 
@@ -153,25 +175,29 @@ def describe_leg(leg: Leg) -> str:
 # --- before the clock starts ---
 
 
+def build_knobs(options: E2eOptions, number: int) -> FloodKnobs:
+    """Return what run ``number`` sends: every run has accounts of its own."""
+    return FloodKnobs(
+        kind=options.kind,
+        shards=options.shards,
+        cross=options.cross,
+        accounts=options.accounts,
+        connections=options.connections,
+        batch=options.batch,
+        seed=options.seed * 100 + number,
+        max_fee=MAX_FEE,
+        tip=TIP,
+        threads=os.cpu_count() or 1,
+    )
+
+
 async def _prepare(
     devnet: Devnet, options: E2eOptions, tokens: Sequence[Token | None], rate: float, number: int
 ) -> list[SignedPlan]:
     count = round((rate or options.expected) * options.seconds / options.shards)
     plans = []
     for shard in range(options.shards):
-        knobs = FloodKnobs(
-            kind=options.kind,
-            shards=options.shards,
-            cross=options.cross,
-            accounts=options.accounts,
-            connections=options.connections,
-            batch=options.batch,
-            seed=options.seed * 100 + number,
-            max_fee=MAX_FEE,
-            tip=TIP,
-            threads=2,
-        )
-        source = ShardSource(knobs, shard)
+        source = ShardSource(build_knobs(options, number), shard)
         source.token = await fund_accounts(devnet.urls[shard], source, tokens[shard], count)
         started = time.monotonic()
         plans.append(await asyncio.to_thread(source.sign, count))

@@ -61,8 +61,13 @@ async def deploy_token(url: str, shard: int) -> Token:
     return Token(bytes.fromhex(receipt["contractAddress"][2:]), 0)
 
 
-async def fund_accounts(url: str, source: ShardSource, token: Token | None, count: int) -> Token | None:
-    """Give every account what ``count`` transactions of all may take, and tokens; returns the token with its gas."""
+async def fund_accounts(
+    url: str, source: ShardSource, token: Token | None, count: int, settled: str = "finalized"
+) -> Token | None:
+    """Give every account what ``count`` transactions of all may take, and tokens; returns the token with its gas.
+
+    ``settled`` is the block at which it must be seen.
+    """
     connection = RpcConnection(url, timeout_s=30.0)
     funder = Account(DEV_ACCOUNTS[FUNDER].private_key)
     share = 4 * count // len(source.accounts) + 64
@@ -77,7 +82,7 @@ async def fund_accounts(url: str, source: ShardSource, token: Token | None, coun
                     raise DevnetError(f"funding was refused: {answer.error.message}")
 
         async def is_paid() -> bool:
-            return await _read_nonce(connection, funder, "finalized") >= first + len(drafts)
+            return await _read_nonce(connection, funder, settled) >= first + len(drafts)
 
         await wait_for("the funding", is_paid)
         if token is None:
