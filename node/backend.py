@@ -190,6 +190,10 @@ class ShardBackend:
         ancestors = self._get_open_ancestors(parent)
         return lambda: self.mempool.select_batch(env.base_fee, env.gas_limit, max_bytes, ancestors)
 
+    def on_skipped(self, batch: _native.Batch, indices: bytes) -> None:
+        """A builder could not use these: what can never run any more must not be offered for ever."""
+        self.mempool.refresh(self.core, batch, indices)
+
     def select(self, parent: Hash32, base_fee: int, gas_limit: int, max_bytes: int) -> _native.Batch:
         """Return transactions for a block on ``parent``."""
         ancestors = self._get_open_ancestors(parent)

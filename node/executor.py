@@ -8,6 +8,7 @@ without executing it again.
 
 import asyncio
 import time
+from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,10 @@ class TransactionSource(Protocol):
         self, parent: Hash32, env: fx.EnvSpec, max_bytes: int
     ) -> Callable[[], _native.Batch]:
         """Return what selects the transactions of a block on ``parent``, in whatever thread calls it."""
+        ...
+
+    def on_skipped(self, batch: _native.Batch, indices: bytes) -> None:
+        """What a block could not use, as packed u32 positions in ``batch``; called in the thread that built."""
         ...
 
 
@@ -119,7 +124,7 @@ class ShardExecutor:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"shard-{shard}-executor")
         self._loop = asyncio.get_running_loop()
         self.counters: Counter[str] = Counter()
-        """Microseconds by stage, of blocks built here."""
+        """Microseconds by stage, of blocks built here; ``own`` is processor time of the thread that asked."""
 
     def close(self) -> None:
         """Stop the thread; work that has not started is dropped."""
@@ -156,12 +161,15 @@ class ShardExecutor:
         env = build_native_env(effect.env)
         started = time.perf_counter_ns()
         batch = select()
-        started = self._count_time("select_us", started)
+        started, own = self._count_time("select_us", started), time.thread_time_ns()
         try:
             result = self.core.execute(effect.env.parent_hash, batch, env, "build", effect.inbox)
         except _native.UnknownParent:
             return lambda: self._complete(Built(effect.request, b"", None))
+        self.counters["execute_own_us"] += (time.thread_time_ns() - own) // 1000
         started = self._count_time("execute_us", started)
+        if result.skipped:
+            self._source.on_skipped(batch, array("I", (index for index, _ in result.skipped)).tobytes())
         included = result.included
         body = batch.encode_body(included)
         summary = summarise(result, len(included) // 4)

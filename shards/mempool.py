@@ -230,6 +230,13 @@ class Mempool:
         """Follow a final block told by ``mark_batch``, by the accounts of its senders; returns how many left."""
         return len(self._native.settle(core, block_hash)) // 32
 
+    def refresh(self, core: _native.Core, batch: _native.Batch, indices: bytes) -> int:
+        """Read the accounts again whose transactions (packed u32 ``indices`` of ``batch``) a builder could not use.
+
+        Code that acts for an account may have spent what its transactions need. Returns how many left.
+        """
+        return len(self._native.refresh(core, batch, indices)) // 32
+
     def remove(self, hashes: Iterable[Hash32]) -> None:
         """Drop transactions that the builder found invalid; unknown hashes are ignored."""
         self._native.remove(b"".join(hashes))

@@ -76,7 +76,7 @@ async def measure_anvil(
         version=version,
         accepted=flood.accepted,
         refused=sum(flood.refusals.values()),
-        mined_tps=round(compute_rate(watched, blocks, (started, ended), warm_up_s), 1),
+        mined_tps=round(compute_rate(watched, blocks, started + warm_up_s, ended), 1),
         cpu_us=round(cpu_s / max(1, mined) * 1e6, 1),
     )
 

@@ -22,7 +22,7 @@ from node.bench.funding import MAX_FEE, TIP, deploy_token, fund_accounts
 from node.bench.report import BenchReport, Target, at_most, build_report, equals, say
 from node.bench.settled import Watch, Watched, check_answered, compute_rate, list_latencies
 from node.bench.signed import FloodKnobs, ShardSource, SignedPlan, Token
-from node.bench.stages import CpuReading, measure_recovery_us, read_cpu
+from node.bench.stages import CpuReading, measure_recovery_us, read_cpu, read_memory_mb
 from node.config import Options
 from node.load.keys import Account, Draft, Signer
 from node.load.result import compute_latency
@@ -60,6 +60,11 @@ class E2eOptions(msgspec.Struct, frozen=True):
     seed: int = 1
     anvil: Path | None = None
 
+    @property
+    def warm_up_s(self) -> float:
+        """Seconds at the beginning of a run that are not measured."""
+        return min(WARM_UP_S, self.seconds / 4)
+
 
 class Leg(msgspec.Struct, frozen=True):
     """One measured run of a flood."""
@@ -75,8 +80,14 @@ class Leg(msgspec.Struct, frozen=True):
     doubled: int
     blocks: int
     slowest_block_s: float
+    largest_mb: dict[str, float]
+    """Resident memory at the end of the run, by process."""
     cpu_us: dict[str, float]
     """Microseconds of processor time per final transaction: by process, the client and the sum."""
+    cores_used: float
+    """Of the machine, by all that is counted above."""
+    cores_others: float
+    """Taken by processes that have nothing to do with the run: above 0, the rate is not the machine's."""
     hot_share: float
     recovery_us: float
     stages_us: dict[str, float]
@@ -112,7 +123,7 @@ async def measure_e2e(folder: Path, options: E2eOptions) -> BenchReport:
         # After the network has ended: both have the machine to themselves, with the client.
         count = round(ANVIL_EXPECTED * options.seconds)
         knobs = build_knobs(options, len(legs))
-        anvil = await measure_anvil(program, knobs, count, options.seconds, WARM_UP_S)
+        anvil = await measure_anvil(program, knobs, count, options.seconds, options.warm_up_s)
         say(
             f"{anvil.version}: {anvil.mined_tps:,.0f} mined tx/s, {anvil.cpu_us:.0f} us of its own CPU per transaction"
         )
@@ -166,8 +177,10 @@ def describe_leg(leg: Leg) -> str:
     return (
         f"{leg.name}: {leg.final_tps:,.0f} beacon-final tx/s of {leg.offered_tps:,.0f} offered; accepted {leg.accepted}, "
         f"refused {leg.refused}, missing {leg.missing}, doubled {leg.doubled}; finality p50 {leg.latency['p50']:.2f} s "
-        f"p95 {leg.latency['p95']:.2f} s; slowest block {leg.slowest_block_s:.2f} s\n"
-        f"  CPU us/tx: {cpu}; recovery alone {leg.recovery_us:.1f}; recovery and execution {leg.hot_share:.0%}\n"
+        f"p95 {leg.latency['p95']:.2f} s; slowest block {leg.slowest_block_s:.2f} s, "
+        f"largest process {max(leg.largest_mb.values()):.0f} MB\n"
+        f"  CPU us/tx: {cpu}; recovery alone {leg.recovery_us:.1f}; recovery and execution {leg.hot_share:.0%}; "
+        f"{leg.cores_used:.2f} cores used, {leg.cores_others:.2f} by others\n"
         f"  clock us/tx: {stages}"
     )
 
@@ -228,13 +241,23 @@ async def _run_leg(
                 group.create_task(flood.run(started, options.seconds, interval))
         ended = time.monotonic()
         await watch.wait_settled(DRAIN_S)
-        used, stages_after = read_cpu(pids).since(before), await watch.read_stages()
+        used, elapsed_s = read_cpu(pids).since(before), time.monotonic() - started
+        stages_after, memory = await watch.read_stages(), read_memory_mb(pids)
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
     blocks = await watch.read_blocks()
     return build_leg(
-        rate, plans, floods, watch.shards, blocks, (started, ended), used, _subtract(stages_after, stages)
+        rate,
+        plans,
+        floods,
+        watch.shards,
+        blocks,
+        (started, started + options.warm_up_s, ended),
+        used,
+        elapsed_s,
+        memory,
+        _subtract(stages_after, stages),
     )
 
 
@@ -244,8 +267,10 @@ def build_leg(
     floods: Sequence[Flood],
     watched: Sequence[Watched],
     blocks: Sequence[dict[int, list[str]]],
-    span: tuple[float, float],
+    span: tuple[float, float, float],
     used: CpuReading,
+    elapsed_s: float,
+    memory: dict[str, float],
     stages: dict[str, float],
 ) -> Leg:
     """Add up one run."""
@@ -254,23 +279,25 @@ def build_leg(
     for plan, shard, found in zip(plans, watched, blocks, strict=True):
         lost, twice = check_answered(plan, found)
         missing, doubled = missing + lost, doubled + twice
-        latencies += list_latencies(plan, found, shard, span[0] + WARM_UP_S)
+        latencies += list_latencies(plan, found, shard, span[1])
     requests = [request for plan in plans for queue in plan.queues for request in queue if request.sent]
     sent, accepted = sum(request.count for request in requests), sum(request.accepted for request in requests)
     final = max(1, accepted - missing)
+    # With one thread a shard there is no pool: the thread that asks works.
+    hot_s = used.pool + sum(value for name, value in stages.items() if name.endswith("_own")) / 1e6
     cpu = {_kind_of(name): 0.0 for name in used.by_process}
     for name, value in used.by_process.items():
         cpu[_kind_of(name)] += value / final * 1e6
     latency = compute_latency(latencies)
     return Leg(
         name=f"{rate:,.0f} tx/s" if rate else "as fast as answered",
-        offered_tps=round(sent / (span[1] - span[0]), 1),
+        offered_tps=round(sent / (span[2] - span[0]), 1),
         sent=sent,
         accepted=accepted,
         refused=sent - accepted,
         final_tps=round(
             sum(
-                compute_rate(shard, found, span, WARM_UP_S)
+                compute_rate(shard, found, span[1], span[2])
                 for shard, found in zip(watched, blocks, strict=True)
             ),
             1,
@@ -279,10 +306,13 @@ def build_leg(
         missing=missing,
         doubled=doubled,
         blocks=sum(map(len, blocks)),
+        largest_mb=memory,
         slowest_block_s=round(max(shard.slowest_block_s for shard in watched), 2),
         cpu_us={name: round(value, 2) for name, value in cpu.items()}
         | {"client": round(used.client / final * 1e6, 2), "total": round(used.total / final * 1e6, 2)},
-        hot_share=round(used.pool / used.total, 4),
+        cores_used=round(used.total / elapsed_s, 2),
+        cores_others=round(used.others / elapsed_s, 2),
+        hot_share=round(hot_s / used.total, 4),
         recovery_us=round(_calibrate(plans[0]), 2),
         stages_us={name: round(value / final, 2) for name, value in stages.items()},
         statuses=dict(sum((flood.statuses for flood in floods), start=type(floods[0].statuses)())),

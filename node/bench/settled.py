@@ -151,12 +151,10 @@ def list_latencies(
     return latencies
 
 
-def compute_rate(
-    shard: Watched, blocks: dict[int, list[str]], span: tuple[float, float], warm_up_s: float
-) -> float:
-    """Return transactions per second between the first and the last advance of finality within the run."""
-    steps = [step for step in shard.finals if span[0] + warm_up_s <= step[0] <= span[1]]
+def compute_rate(shard: Watched, blocks: dict[int, list[str]], begin: float, end: float) -> float:
+    """Return transactions per second between the first and the last advance of finality from ``begin`` to ``end``."""
+    steps = [step for step in shard.finals if begin <= step[0] <= end]
     if len(steps) < 2:
         return 0.0
-    (begin, low), (end, high) = steps[0], steps[-1]
-    return sum(len(hashes) for height, hashes in blocks.items() if low < height <= high) / (end - begin)
+    (first, low), (last, high) = steps[0], steps[-1]
+    return sum(len(hashes) for height, hashes in blocks.items() if low < height <= high) / (last - first)

@@ -13,6 +13,8 @@ from shardyard import _native
 POOL_THREAD = "shardyard-"
 """Threads of this name recover senders and execute blocks, and do nothing else."""
 _TICKS = os.sysconf("SC_CLK_TCK")
+_COLUMNS = 8
+"""Of the system's processor times; what follows is counted in these already."""
 
 
 class CpuReading(msgspec.Struct, frozen=True):
@@ -23,23 +25,39 @@ class CpuReading(msgspec.Struct, frozen=True):
     """Of the native pools of all processes: recovery, execution and commitment."""
     client: float
     """Of this process."""
+    machine: float
+    """Of everything that ran on this machine."""
 
     def since(self, before: "CpuReading") -> "CpuReading":
         """Return what was used between two readings."""
         used = {name: value - before.by_process.get(name, 0.0) for name, value in self.by_process.items()}
-        return CpuReading(used, self.pool - before.pool, self.client - before.client)
+        return CpuReading(
+            used, self.pool - before.pool, self.client - before.client, self.machine - before.machine
+        )
 
     @property
     def total(self) -> float:
         """Of all processes and this one."""
         return sum(self.by_process.values()) + self.client
 
+    @property
+    def others(self) -> float:
+        """Of everything that is not ours."""
+        return max(0.0, self.machine - self.total)
+
 
 def read_cpu(pids: dict[str, int]) -> CpuReading:
     """Read what the processes, by name, have used."""
     by_process = {name: sum(psutil.Process(pid).cpu_times()[:2]) for name, pid in pids.items()}
     pool = sum(_read_pool(pid) for pid in pids.values())
-    return CpuReading(by_process, pool, time.process_time())
+    busy = psutil.cpu_times()
+    idle = busy.idle + getattr(busy, "iowait", 0.0)
+    return CpuReading(by_process, pool, time.process_time(), sum(busy[:_COLUMNS]) - idle)
+
+
+def read_memory_mb(pids: dict[str, int]) -> dict[str, float]:
+    """Return the resident memory of each process."""
+    return {name: round(psutil.Process(pid).memory_info().rss / 1e6, 1) for name, pid in pids.items()}
 
 
 def _read_pool(pid: int) -> float:

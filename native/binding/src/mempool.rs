@@ -328,6 +328,19 @@ impl Mempool {
         Ok(join(py, &removed))
     }
 
+    fn refresh<'py>(
+        &self,
+        py: Python<'py>,
+        core: &Bound<'_, Core>,
+        batch: &Bound<'_, Batch>,
+        indices: PyBackedBytes,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let (core, batch) = (&core.get().0, &batch.get().0);
+        let indices = read_indices(&indices);
+        let removed = guarded(py, || Ok(self.lock().refresh(batch, &indices, |at| core.view(at))?))?;
+        Ok(join(py, &removed))
+    }
+
     fn start_at(&self, py: Python<'_>, block_hash: &[u8]) -> PyResult<()> {
         let block = hash("block_hash", block_hash)?;
         self.with(py, |pool| pool.start_at(block))

@@ -447,6 +447,29 @@ impl Mempool {
         Ok(self.on_final(block, &accounts))
     }
 
+    /// Reads the accounts of the senders at `indices` of a batch again, whose transactions a builder could not use: code that
+    /// acts for an account (EIP-7702) may have spent what its transactions need, and no block names it as a sender.
+    ///
+    /// # Errors
+    /// `MissingState` when the final block is not held.
+    pub fn refresh(
+        &mut self,
+        batch: &Batch,
+        indices: &[u32],
+        view: impl FnOnce(&B256) -> Result<View>,
+    ) -> Result<Vec<B256>> {
+        let view = view(&self.final_hash)?;
+        let entries = indices.iter().filter_map(|index| batch.entries.get(*index as usize));
+        let senders: BTreeSet<Address> =
+            entries.filter_map(|entry| entry.transaction.as_ref()).map(|transaction| transaction.sender).collect();
+        let mut removed = Vec::new();
+        for sender in senders {
+            let account = view.account(&sender)?.unwrap_or_default();
+            removed.extend(self.move_sender(&sender, account.nonce, account.balance));
+        }
+        Ok(removed)
+    }
+
     /// Judge newcomers by the accounts after `block` from now on.
     pub fn start_at(&mut self, block: B256) {
         self.final_hash = block;
