@@ -21,6 +21,7 @@ from node.bench.flood import Flood
 from node.bench.funding import deploy_token, fund_accounts
 from node.bench.settled import Watched, compute_rate
 from node.bench.signed import FloodKnobs, ShardSource
+from node.bench.stages import read_machine_s
 from node.launcher.ports import is_free
 from node.load.client import NoAnswerError, RpcConnection
 from shardyard.ids import compute_chain_id
@@ -42,6 +43,8 @@ class AnvilLeg(msgspec.Struct, frozen=True):
     mined_tps: float
     cpu_us: float
     """Of anvil's process, per mined transaction."""
+    cores_others: float
+    """Taken meanwhile by what is neither anvil nor the client."""
 
 
 async def measure_anvil(
@@ -60,13 +63,15 @@ async def measure_anvil(
         watched = Watched()
         watching = asyncio.create_task(_watch(url, watched), name="watch-anvil")
         flood = Flood(url, plan.queues)
-        before = _read_cpu_s(process.pid)
+        before, machine, own = _read_cpu_s(process.pid), read_machine_s(), time.process_time()
         started = time.monotonic()
         try:
             await flood.run(started, seconds, 0.0)
             ended = time.monotonic()
             await asyncio.sleep(DRAIN_S)
             cpu_s = _read_cpu_s(process.pid) - before
+            others_s = read_machine_s() - machine - cpu_s - (time.process_time() - own)
+            elapsed_s = time.monotonic() - started
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -78,6 +83,7 @@ async def measure_anvil(
         refused=sum(flood.refusals.values()),
         mined_tps=round(compute_rate(watched, blocks, started + warm_up_s, ended), 1),
         cpu_us=round(cpu_s / max(1, mined) * 1e6, 1),
+        cores_others=round(max(0.0, others_s) / elapsed_s, 2),
     )
 
 

@@ -25,7 +25,7 @@ DEPLOY_GAS = 3_000_000
 DEAL_GAS = 100_000
 MOST_GAS = 200_000
 """Of any transaction of a flood."""
-MARGIN_GAS = 1_500
+MARGIN_GAS = 500
 """Above what a transfer is estimated to take."""
 BATCH = 500
 POLL_S = 0.1

@@ -50,9 +50,13 @@ def read_cpu(pids: dict[str, int]) -> CpuReading:
     """Read what the processes, by name, have used."""
     by_process = {name: sum(psutil.Process(pid).cpu_times()[:2]) for name, pid in pids.items()}
     pool = sum(_read_pool(pid) for pid in pids.values())
-    busy = psutil.cpu_times()
-    idle = busy.idle + getattr(busy, "iowait", 0.0)
-    return CpuReading(by_process, pool, time.process_time(), sum(busy[:_COLUMNS]) - idle)
+    return CpuReading(by_process, pool, time.process_time(), read_machine_s())
+
+
+def read_machine_s() -> float:
+    """Return the processor time that everything on this machine has used."""
+    times = psutil.cpu_times()
+    return float(sum(times[:_COLUMNS]) - times.idle - getattr(times, "iowait", 0.0))
 
 
 def read_memory_mb(pids: dict[str, int]) -> dict[str, float]:
