@@ -2,13 +2,15 @@
 
 Transactions are signed and put into requests before the clock starts. The rate is what became beacon-final between two
 moments at which it was seen to advance, after the warm-up and before the end, over the time between them; heights and
-counts are the shards' own. In the end every answered hash must stand in exactly one final block. Latency counts from the
+counts are the shards' own. In the end every answered hash must stand in exactly one final block, and so must the message of
+each that left its shard, on the other one; it counts once, where it began, and so does its latency. Latency counts from the
 moment a request was due (open loop) or left (as fast as answers come) to the moment its block was seen beacon-final.
 """
 
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,15 @@ from node.bench.devnet import Devnet
 from node.bench.flood import Flood
 from node.bench.funding import MAX_FEE, TIP, deploy_token, fund_accounts
 from node.bench.report import BenchReport, Target, at_most, build_report, equals, say
-from node.bench.settled import Watch, Watched, check_answered, compute_rate, list_latencies
+from node.bench.settled import (
+    Watch,
+    Watched,
+    check_answered,
+    check_messages,
+    compute_rate,
+    iterate_crossings,
+    list_latencies,
+)
 from node.bench.signed import FloodKnobs, ShardSource, SignedPlan, Token
 from node.bench.stages import CpuReading, measure_recovery_us, read_cpu, read_memory_mb
 from node.config import Options
@@ -240,7 +250,7 @@ async def _run_leg(
             for flood in floods:
                 group.create_task(flood.run(started, options.seconds, interval))
         ended = time.monotonic()
-        await watch.wait_settled(DRAIN_S)
+        await watch.wait_settled(DRAIN_S, count_messages(plans))
         used, elapsed_s = read_cpu(pids).since(before), time.monotonic() - started
         stages_after, memory = await watch.read_stages(), read_memory_mb(pids)
     finally:
@@ -259,6 +269,12 @@ async def _run_leg(
         memory,
         _subtract(stages_after, stages),
     )
+
+
+def count_messages(plans: Sequence[SignedPlan]) -> list[int]:
+    """Return how many messages answered transactions have sent to each shard."""
+    sent = Counter(crossing.dst for plan in plans for crossing in iterate_crossings(plan))
+    return [sent[shard] for shard in range(len(plans))]
 
 
 def build_leg(
@@ -280,6 +296,9 @@ def build_leg(
         lost, twice = check_answered(plan, found)
         missing, doubled = missing + lost, doubled + twice
         latencies += list_latencies(plan, found, shard, span[1])
+    lost, twice = check_messages(plans, blocks)
+    missing, doubled = missing + lost, doubled + twice
+    messages = {"0x" + crossing.message.hex() for plan in plans for crossing in plan.crossings}
     requests = [request for plan in plans for queue in plan.queues for request in queue if request.sent]
     sent, accepted = sum(request.count for request in requests), sum(request.accepted for request in requests)
     final = max(1, accepted - missing)
@@ -297,7 +316,7 @@ def build_leg(
         refused=sent - accepted,
         final_tps=round(
             sum(
-                compute_rate(shard, found, span[1], span[2])
+                compute_rate(shard, found, span[1], span[2], messages)
                 for shard, found in zip(watched, blocks, strict=True)
             ),
             1,

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
 
 import msgspec
 
-from node.bench.signed import SignedPlan
+from node.bench.signed import Crossing, SignedPlan
 from node.load.client import NoAnswerError, RpcConnection
 
 POLL_S = 0.05
@@ -20,6 +21,9 @@ class Watched(msgspec.Struct):
     latest: int = 0
     finalized: int = 0
     pending: int = 0
+    consumed_first: int = 0
+    consumed: int = 0
+    """Messages of other shards that it has executed, before the run and now."""
     finals: list[tuple[float, int]] = []
     """When which height was seen to be beacon-final."""
     latest_at: float = 0.0
@@ -39,6 +43,7 @@ class Watch:
         for shard in range(len(self.shards)):
             await self._poll(shard)
             self.shards[shard].first = self.shards[shard].latest
+            self.shards[shard].consumed_first = self.shards[shard].consumed
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -67,18 +72,23 @@ class Watch:
                 own.slowest_block_s = max(own.slowest_block_s, (now - own.latest_at) / (latest - own.latest))
             own.latest, own.latest_at = latest, now
         own.pending = status["mempool"]["pending"]
+        own.consumed = status["inbox"]["consumed"]
         finalized = status["heads"]["finalized"]["height"]
         if finalized > own.finalized:
             own.finalized = finalized
             own.finals = [*own.finals, (now, finalized)]
 
-    async def wait_settled(self, limit_s: float) -> None:
-        """Return when no shard has anything waiting and all of it is beacon-final, or after ``limit_s``."""
+    async def wait_settled(self, limit_s: float, messages: Sequence[int]) -> None:
+        """Return when no shard has anything waiting and all of it is beacon-final, or after ``limit_s``.
+
+        ``messages`` counts by shard what others have sent to it.
+        """
         deadline = time.monotonic() + limit_s
         empty_at: list[int | None] = [None for _ in self.shards]
         while time.monotonic() < deadline:
             for number, shard in enumerate(self.shards):
-                if shard.pending == 0 and empty_at[number] is None:
+                is_delivered = shard.consumed - shard.consumed_first >= messages[number]
+                if shard.pending == 0 and is_delivered and empty_at[number] is None:
                     empty_at[number] = shard.latest + 1
             if all(
                 height is not None and shard.finalized >= height
@@ -133,6 +143,26 @@ def check_answered(plan: SignedPlan, blocks: dict[int, list[str]]) -> tuple[int,
     return missing, sum(1 for count in places.values() if count > 1)
 
 
+def iterate_crossings(plan: SignedPlan) -> Iterator[Crossing]:
+    """Yield the crossings whose transactions were answered with their hash."""
+    if plan.crossings:
+        answered = {tx_hash for _, tx_hash in iterate_answered(plan)}
+        for crossing in plan.crossings:
+            if plan.get_hash(crossing.number) in answered:
+                yield crossing
+
+
+def check_messages(plans: Sequence[SignedPlan], blocks: Sequence[dict[int, list[str]]]) -> tuple[int, int]:
+    """Return how many messages of answered transactions were delivered in no final block, and how many in several."""
+    places = [Counter(text for hashes in found.values() for text in hashes) for found in blocks]
+    counts = [
+        places[crossing.dst]["0x" + crossing.message.hex()]
+        for plan in plans
+        for crossing in iterate_crossings(plan)
+    ]
+    return counts.count(0), sum(count > 1 for count in counts)
+
+
 def list_latencies(
     plan: SignedPlan, blocks: dict[int, list[str]], shard: Watched, since: float
 ) -> list[float]:
@@ -151,10 +181,16 @@ def list_latencies(
     return latencies
 
 
-def compute_rate(shard: Watched, blocks: dict[int, list[str]], begin: float, end: float) -> float:
-    """Return transactions per second between the first and the last advance of finality from ``begin`` to ``end``."""
+def compute_rate(
+    shard: Watched, blocks: dict[int, list[str]], begin: float, end: float, passed_over: Container[str] = ()
+) -> float:
+    """Return transactions per second between the first and the last advance of finality from ``begin`` to ``end``.
+
+    What is ``passed_over`` is no transaction of a user: a message delivered, which counted where it began.
+    """
     steps = [step for step in shard.finals if begin <= step[0] <= end]
     if len(steps) < 2:
         return 0.0
     (first, low), (last, high) = steps[0], steps[-1]
-    return sum(len(hashes) for height, hashes in blocks.items() if low < height <= high) / (last - first)
+    final = (text for height, hashes in blocks.items() if low < height <= high for text in hashes)
+    return sum(text not in passed_over for text in final) / (last - first)

@@ -10,7 +10,12 @@ import msgspec
 
 from node.bench.flood import Request
 from node.load.keys import Account, Draft, Signer, derive_account
-from node.load.workload import GATEWAY_TRANSFER_GAS, TRANSFER_GAS, encode_gateway_transfer
+from node.load.workload import (
+    GATEWAY_TRANSFER_GAS,
+    TRANSFER_GAS,
+    compute_message_id,
+    encode_gateway_transfer,
+)
 from shardyard import _native
 from shardyard.ids import GATEWAY, Hash32
 
@@ -41,6 +46,14 @@ class Token(msgspec.Struct, frozen=True):
     gas: int
 
 
+class Crossing(msgspec.Struct, frozen=True):
+    """A transaction that leaves its shard: its number in the plan, where it goes, and its message's id (X1)."""
+
+    number: int
+    dst: int
+    message: Hash32
+
+
 class SignedPlan(msgspec.Struct):
     """The transactions of one shard in order of signing, cut into requests."""
 
@@ -48,6 +61,7 @@ class SignedPlan(msgspec.Struct):
     hashes: bytes
     """32 bytes each."""
     queues: list[list[Request]]
+    crossings: list[Crossing] = []
 
     def get_hash(self, number: int) -> Hash32:
         """Return the hash of transaction ``number``."""
@@ -69,6 +83,9 @@ class ShardSource:
         ]
         self._nonces = [0] * knobs.accounts
         self._turns = [0] * knobs.connections
+        self._gateway_nonces = [0] * knobs.accounts
+        self._crossings: list[Crossing] = []
+        self._drawn = 0
         self._random = random.Random(f"{knobs.seed}/{shard}")
         self._signer = Signer(shard, knobs.threads)
 
@@ -78,6 +95,7 @@ class ShardSource:
         queues: list[list[Request]] = [[] for _ in range(knobs.connections)]
         hashes: list[bytes] = []
         first = 0
+        self._crossings, self._drawn = [], 0
         turns = max(1, CHUNK // knobs.batch)
         while first < count:
             owners = [turn % knobs.connections for turn in range(turns)]
@@ -89,7 +107,7 @@ class ShardSource:
                 queues[owner].append(Request(body, first + start, knobs.batch))
             hashes.append(self._signer.hash_all(signed))
             first += len(drafts)
-        return SignedPlan(self.shard, b"".join(hashes), queues)
+        return SignedPlan(self.shard, b"".join(hashes), queues, self._crossings)
 
     def encode_pay(self, to: bytes, amount: int) -> bytes:
         """Return the call that moves tokens."""
@@ -99,9 +117,13 @@ class ShardSource:
         index = self._take_sender(owner)
         sender, nonce = self.accounts[index], self._nonces[index]
         self._nonces[index] += 1
+        self._drawn += 1
         knobs = self._knobs
         if knobs.cross and self._random.random() < knobs.cross:
             other = (self.shard + self._random.randrange(1, knobs.shards)) % knobs.shards
+            message = compute_message_id(self.shard, sender.address, self._gateway_nonces[index])
+            self._gateway_nonces[index] += 1
+            self._crossings.append(Crossing(self._drawn - 1, other, message))
             data = encode_gateway_transfer(other, self._random.choice(self._others[other]))
             return Draft(sender, nonce, GATEWAY, VALUE, GATEWAY_TRANSFER_GAS, knobs.max_fee, knobs.tip, data)
         receiver: Account = self.accounts[self._random.randrange(knobs.accounts)]
