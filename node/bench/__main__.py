@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from node.bench.commitment import measure_commitment
+from node.bench.e2e import E2eOptions, measure_e2e
 from node.bench.idle import measure_idle
 from node.bench.kill import KillOptions, judge, run_kills
 from node.bench.latency import measure_latency
@@ -25,6 +26,7 @@ BENCHES = {
     "kill": "random SIGKILLs over all processes under load, then the audit",
     "latency": "how long transfers take on an idle machine, here and across shards",
     "idle": "processor time and memory of a network that does nothing",
+    "e2e": "signed transactions in at the public JSON-RPC, beacon-final out",
     "startup": "from `shardyard up -s 4` to an answer of every shard",
     "commitment": "what hashing a block costs: elements, leaves, whole blocks, on one thread and on several",
 }
@@ -52,6 +54,23 @@ async def _commitment(_: argparse.Namespace, folder: Path) -> BenchReport:
     return await measure_commitment(folder)
 
 
+async def _e2e(options: argparse.Namespace, folder: Path) -> BenchReport:
+    names = (
+        "kind",
+        "shards",
+        "seconds",
+        "rate",
+        "connections",
+        "batch",
+        "accounts",
+        "executors",
+        "seed",
+        "anvil",
+    )
+    chosen = {name: getattr(options, name) for name in names}
+    return await measure_e2e(folder, E2eOptions(cross=options.cross / 100, **chosen))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure one promise of a network.")
@@ -66,6 +85,19 @@ def build_parser() -> argparse.ArgumentParser:
     made["kill"].add_argument("--tps", type=float, default=100.0, help="load over all shards")
     made["latency"].add_argument("--seconds", type=float, default=30.0, help="length of the load")
     made["idle"].add_argument("--seconds", type=float, default=20.0, help="how long to watch")
+    e2e = made["e2e"]
+    e2e.add_argument("--kind", choices=("transfer", "erc20"), default="transfer", help="what is sent")
+    e2e.add_argument("--shards", type=int, default=1)
+    e2e.add_argument("--cross", type=float, default=0.0, metavar="PERCENT", help="that leave their shard")
+    e2e.add_argument("--seconds", type=float, default=30.0, help="length of each run")
+    e2e.add_argument(
+        "--rate", type=float, default=0.0, help="transactions/s; 0: as fast as answered, then half the target"
+    )
+    e2e.add_argument("--connections", type=int, default=8, help="to each shard")
+    e2e.add_argument("--batch", type=int, default=200, help="transactions a request")
+    e2e.add_argument("--accounts", type=int, default=1000, help="senders a shard")
+    e2e.add_argument("--executors", type=int, default=0, help="threads a shard; 0 divides the cores")
+    e2e.add_argument("--anvil", type=Path, default=None, metavar="PATH", help="measure this anvil as well")
     made["startup"].add_argument("--count", type=int, default=3, help="starts of each kind")
     return parser
 
@@ -90,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         "idle": _idle,
         "startup": _startup,
         "commitment": _commitment,
+        "e2e": _e2e,
     }
     folder = Path(tempfile.mkdtemp(prefix=f"shardyard-bench-{options.bench}-"))
     is_kept = True
