@@ -41,9 +41,9 @@ __all__ = [
     "merge_runs",
     "merkle_proof",
     "merkle_root",
-    "run_state_tests",
     "read_outcome_hashes",
     "read_submission",
+    "run_state_tests",
     "sign_transactions",
     "verify_merkle_proof",
 ]
