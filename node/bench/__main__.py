@@ -14,6 +14,7 @@ from pathlib import Path
 
 from node.bench.commitment import measure_commitment
 from node.bench.e2e import E2eOptions, measure_e2e
+from node.bench.hundredk import measure_hundred_k
 from node.bench.idle import measure_idle
 from node.bench.kill import KillOptions, judge, run_kills
 from node.bench.latency import measure_latency
@@ -27,6 +28,7 @@ BENCHES = {
     "latency": "how long transfers take on an idle machine, here and across shards",
     "idle": "processor time and memory of a network that does nothing",
     "e2e": "signed transactions in at the public JSON-RPC, beacon-final out",
+    "hundred-k": "what 100,000 signed token calls per second to beacon-final take: measured, or projected",
     "startup": "from `shardyard up -s 4` to an answer of every shard",
     "commitment": "what hashing a block costs: elements, leaves, whole blocks, on one thread and on several",
 }
@@ -71,6 +73,10 @@ async def _e2e(options: argparse.Namespace, folder: Path) -> BenchReport:
     return await measure_e2e(folder, E2eOptions(cross=options.cross / 100, **chosen))
 
 
+async def _hundred_k(options: argparse.Namespace, folder: Path) -> BenchReport:
+    return await measure_hundred_k(folder, options.earlier, options.seed)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure one promise of a network.")
@@ -98,6 +104,15 @@ def build_parser() -> argparse.ArgumentParser:
     e2e.add_argument("--accounts", type=int, default=1000, help="senders a shard")
     e2e.add_argument("--executors", type=int, default=0, help="threads a shard; 0 divides the cores")
     e2e.add_argument("--anvil", type=Path, default=None, metavar="PATH", help="measure this anvil as well")
+    made["hundred-k"].add_argument(
+        "--from",
+        dest="earlier",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="E2E_REPORT.json",
+        help="costs of this earlier run with --kind erc20 instead of new ones; may be repeated",
+    )
     made["startup"].add_argument("--count", type=int, default=3, help="starts of each kind")
     return parser
 
@@ -123,6 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         "startup": _startup,
         "commitment": _commitment,
         "e2e": _e2e,
+        "hundred-k": _hundred_k,
     }
     folder = Path(tempfile.mkdtemp(prefix=f"shardyard-bench-{options.bench}-"))
     is_kept = True

@@ -28,6 +28,8 @@ class Watched(msgspec.Struct):
     """When which height was seen to be beacon-final."""
     latest_at: float = 0.0
     slowest_block_s: float = 0.0
+    gas_used: int = 0
+    """Of the blocks that were read."""
 
 
 class Watch:
@@ -116,6 +118,7 @@ class Watch:
             for height in range(shard.first + 1, shard.finalized + 1):
                 block = await reader.request("eth_getBlockByNumber", hex(height), False)
                 blocks[height] = block["transactions"]
+                shard.gas_used += int(block["gasUsed"], 16)
             found.append(blocks)
             reader.close()
         return found
