@@ -138,6 +138,7 @@ impl<'a> Committer<'a> {
             }
         }
         self.sample.count(run.schedule.worker(index));
+        self.stats.sampled += work.took;
         let result = work.result.take().ok_or_else(|| CoreError::Internal(format!("item {index} left no result")))?;
         drop(work);
         let place = place.map(|place| place as u32);

@@ -19,6 +19,7 @@ mod status;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use alloy_primitives::Address;
 use rayon::ThreadPool;
@@ -33,6 +34,7 @@ use attempt::{Outcome, Work, Worker};
 use committer::Committer;
 use memory::Memory;
 pub use stats::RunStats;
+use stats::WorkTime;
 use status::{Schedule, State};
 
 /// How far workers run ahead of the commits, per worker: bounds what a read has to add up and what an abort can waste.
@@ -69,6 +71,7 @@ pub(crate) struct Run<'a> {
     sleepers: AtomicUsize,
     bed: Mutex<()>,
     bell: Condvar,
+    time: WorkTime,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -125,6 +128,7 @@ impl<'a> Run<'a> {
             sleepers: AtomicUsize::new(0),
             bed: Mutex::new(()),
             bell: Condvar::new(),
+            time: WorkTime::default(),
         })
     }
 
@@ -135,7 +139,9 @@ impl<'a> Run<'a> {
     /// One worker's part, until the block is done. A panic ends the block with a typed error, never another worker's wait.
     #[inline(never)]
     fn help(&self, id: usize) {
+        let shift = self.time.begin();
         let ended = catch_unwind(AssertUnwindSafe(|| self.help_until_over(id)));
+        drop(shift);
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.stop(Some(error)),
@@ -255,7 +261,9 @@ impl<'a> Run<'a> {
         let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(next + self.window);
         let has_commits = self.can_commit(next, usize::MAX, true) && !self.is_committing.load(SeqCst);
         if !self.is_over.load(SeqCst) && !has_commits && !has_work {
+            let lay_down = Instant::now();
             drop(self.bell.wait(guard).unwrap_or_else(PoisonError::into_inner));
+            self.time.sleep(lay_down.elapsed());
         }
         self.sleepers.fetch_sub(1, SeqCst);
     }
@@ -289,7 +297,8 @@ impl<'a> Run<'a> {
             let gather = |start: u32| self.memory.updates(start..(start + GATHERED).min(count));
             starts.into_par_iter().map(gather).collect::<Result<_>>()
         })?;
-        let (ledger, codes, stats) = committer.into_parts(&self.memory);
+        let (ledger, codes, mut stats) = committer.into_parts(&self.memory);
+        stats.on_core = self.time.on_core();
         Ok((ledger, Finished { parts, codes }, stats))
     }
 }
