@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from node.admission import ACCOUNT_BYTES, Admission, Answer, Journal
+from node.block_stats import ExecutionHistory
 from node.index.records import IndexedBlock, build_indexed_block, decode_outcome_hashes
 from node.index.store import ChainIndex
 from node.refusal import LIMIT_EXCEEDED, RpcError
@@ -42,6 +43,8 @@ class Execution(msgspec.Struct, frozen=True):
     deliveries: tuple[bytes, ...]
     """The receipts it consumed: the first ``inbox_taken`` of what the executor was offered."""
     outbox: tuple[bytes, ...]
+    stats: bytes = b""
+    """For people; see ``node.block_stats``."""
 
 
 class SyncProgress(msgspec.Struct, frozen=True):
@@ -73,6 +76,7 @@ class ShardBackend:
         get_tip: Callable[[], Header],
         broadcast: Callable[[bytes, tuple[int, ...]], None] | None = None,
         get_peer_count: Callable[[], int] = lambda: 0,
+        executors: int = 1,
     ) -> None:
         self.core = core
         self.index = index
@@ -81,6 +85,7 @@ class ShardBackend:
         self.shard = shard
         self.chain_id = compute_chain_id(shard)
         self.get_peer_count = get_peer_count
+        self.execution = ExecutionHistory(executors)
         self.on_head: list[Callable[[IndexedBlock], None]] = []
         """Called with every block that becomes ``latest``."""
         self.on_pending: list[Callable[[Sequence[MempoolEntry]], None]] = []
@@ -131,6 +136,7 @@ class ShardBackend:
 
     def on_adopted(self, execution: Execution) -> None:
         """A block was executed, here or as somebody else's proposal, and the core holds its state."""
+        self.execution.record(execution.block_hash, execution.stats)
         hashes = decode_outcome_hashes(execution.outcomes)
         self._unsettled[execution.block_hash] = _Unsettled(execution, {h: i for i, h in enumerate(hashes)})
         self.mempool.mark_included(execution.block_hash, hashes[len(execution.deliveries) :])

@@ -197,6 +197,7 @@ class ShardExecutor:
             outcomes=result.outcomes,
             deliveries=inbox[: result.inbox_taken],
             outbox=tuple(result.outbox),
+            stats=result.stats,
         )
         record = StateRecord(
             block_hash=block_hash,

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from node.bench.commitment import measure_commitment
+from node.bench.executor import ExecutorOptions, measure_executor
 from node.bench.idle import measure_idle
 from node.bench.kill import KillOptions, judge, run_kills
 from node.bench.latency import measure_latency
@@ -26,6 +27,7 @@ BENCHES = {
     "latency": "how long transfers take on an idle machine, here and across shards",
     "idle": "processor time and memory of a network that does nothing",
     "startup": "from `shardyard up -s 4` to an answer of every shard",
+    "executor": "what the parallel executor gains over sequential revm, by workload, threads and block size",
     "commitment": "what hashing a block costs: elements, leaves, whole blocks, on one thread and on several",
 }
 Measure = Callable[[argparse.Namespace, Path], Awaitable[BenchReport]]
@@ -52,6 +54,21 @@ async def _commitment(_: argparse.Namespace, folder: Path) -> BenchReport:
     return await measure_commitment(folder)
 
 
+async def _executor(options: argparse.Namespace, folder: Path) -> BenchReport:
+    chosen = ExecutorOptions(
+        options.blocks, options.threads, options.rounds, options.only, not options.no_pyrevm
+    )
+    return await measure_executor(folder, chosen)
+
+
+def read_counts(text: str) -> tuple[int, ...]:
+    """Return the numbers of a list such as ``1000,10000``."""
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers from 1 on, such as 1000,10000")
+    return counts
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure one promise of a network.")
@@ -66,6 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
     made["kill"].add_argument("--tps", type=float, default=100.0, help="load over all shards")
     made["latency"].add_argument("--seconds", type=float, default=30.0, help="length of the load")
     made["idle"].add_argument("--seconds", type=float, default=20.0, help="how long to watch")
+    executor = made["executor"]
+    executor.add_argument("--blocks", type=read_counts, default=(1000, 10_000), metavar="N,N", help="sizes")
+    executor.add_argument("--threads", type=read_counts, default=(1, 2), metavar="N,N", help="executors")
+    executor.add_argument("--rounds", type=int, default=5, help="of which medians are taken")
+    executor.add_argument("--only", default="", metavar="PART", help="of the workloads' names")
+    executor.add_argument("--no-pyrevm", action="store_true", help="leave pyrevm out")
     made["startup"].add_argument("--count", type=int, default=3, help="starts of each kind")
     return parser
 
@@ -90,6 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         "idle": _idle,
         "startup": _startup,
         "commitment": _commitment,
+        "executor": _executor,
     }
     folder = Path(tempfile.mkdtemp(prefix=f"shardyard-bench-{options.bench}-"))
     is_kept = True

@@ -29,6 +29,11 @@ def at_most(name: str, got: float, limit: float, unit: str) -> Target:
     return Target(name, round(got, 4), limit, unit, got <= limit)
 
 
+def at_least(name: str, got: float, limit: float, unit: str) -> Target:
+    """Return a target that holds when ``got`` is not below ``limit``."""
+    return Target(name, round(got, 4), limit, unit, got >= limit)
+
+
 def equals(name: str, got: float, wanted: float, unit: str) -> Target:
     """Return a target that holds when ``got`` is exactly ``wanted``."""
     return Target(name, got, wanted, unit, got == wanted)

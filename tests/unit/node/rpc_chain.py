@@ -87,9 +87,15 @@ def build_genesis() -> tuple[Genesis, bytes]:
 class RpcChain:
     """A shard, its backend and its RPC application."""
 
-    def __init__(self, place: Path, limits: RpcLimits | None = None, access: RpcAccess | None = None) -> None:
+    def __init__(
+        self,
+        place: Path,
+        limits: RpcLimits | None = None,
+        access: RpcAccess | None = None,
+        threads: int = 1,
+    ) -> None:
         self.genesis, alloc = build_genesis()
-        self.core = Core(chain_id=CHAIN_ID, shard=SHARD)
+        self.core = Core(chain_id=CHAIN_ID, shard=SHARD, threads=threads)
         self.core.init_genesis(alloc)
         first = self.genesis.build_shard_block(SHARD)
         self.core.set_base(first.hash, 0)
@@ -106,6 +112,7 @@ class RpcChain:
             shard=SHARD,
             get_tip=lambda: self.tip.header,
             broadcast=lambda raw, ends: self.broadcasts.append((raw, ends)),
+            executors=threads,
         )
         self.access = access or RpcAccess()
         self.api = ShardApi(self.backend, {SHARD: ["http://127.0.0.1:8546"]})
@@ -150,7 +157,9 @@ class RpcChain:
         taken = tuple(inbox[: result.inbox_taken])
         outbox = tuple(result.outbox)
         self.backend.on_adopted(
-            Execution(block.hash, parent.hash, header.height, result.outcomes, taken, outbox)
+            Execution(
+                block.hash, parent.hash, header.height, result.outcomes, taken, outbox, stats=result.stats
+            )
         )
         self.logged.append((block, result.outcomes, taken, outbox))
         self.tip = block

@@ -8,7 +8,7 @@
 //! Sequential is the fastest of three: "revm" is revm on this store with one journal for the whole block, "revm CacheDB" is
 //! revm on its own cache, committing every transaction, neither with outcomes or commitment; "in order" is this core on
 //! one thread without the fast path. `execute` ends with the last state change, `total` includes outcomes, all roots and
-//! the diff.
+//! the diff. With `--json` the table is left to whoever reads the file.
 
 mod baseline;
 mod machine;
@@ -256,6 +256,9 @@ impl<'a> Setting<'a> {
         let (execute, total) = (median(&variant.execute_us), median(&variant.total_us));
         let (cores, core_us) = (median(&variant.cores), median(&variant.cpu_us));
         let count = |name: &str| variant.counts.get(name).copied().unwrap_or_default();
+        if self.options.json.is_some() {
+            return self.row(workload, variant, fastest, baseline);
+        }
         println!(
             "{:<30} {:<14} {:>8.2} {:>8.2} {:>6.2}x {:>7.2} {:>8.2} {:>10.0} {:>5.2} {:>7} {:>7.2}x",
             workload.name,
@@ -270,6 +273,13 @@ impl<'a> Setting<'a> {
             count("aborts"),
             median(&variant.estimates),
         );
+        self.row(workload, variant, fastest, baseline)
+    }
+
+    fn row(&self, workload: &Workload, variant: &Variant, fastest: &str, baseline: f64) -> serde_json::Value {
+        let (execute, total) = (median(&variant.execute_us), median(&variant.total_us));
+        let (cores, core_us) = (median(&variant.cores), median(&variant.cpu_us));
+        let count = |name: &str| variant.counts.get(name).copied().unwrap_or_default();
         json!({
             "block": self.block, "transactions": workload.batch.entries.len(), "workload": workload.name,
             "variant": variant.name, "threads": variant.threads, "fast_path": variant.has_fast_path,
@@ -299,30 +309,31 @@ impl Variant {
     }
 }
 
+fn print_head(block: u64, rounds: usize) {
+    println!("\nblocks of {block}; µs per transaction: median of {rounds} rounds");
+    println!(
+        "{:<30} {:<14} {:>8} {:>8} {:>7} {:>7} {:>8} {:>10} {:>5} {:>7} {:>8}",
+        "workload", "variant", "execute", "p95", "x", "core-µs", "total", "total TPS", "cores", "aborts", "estimate"
+    );
+}
+
 fn main() {
     let options = options();
     let mut ceilings: Vec<Ceilings> = options.threads.iter().map(|threads| Ceilings::new(*threads)).collect();
     let mut rows = Vec::new();
     for block in &options.blocks {
         let setting = Setting::new(&options, *block);
-        println!("\nblocks of {block}; µs per transaction: median of {} rounds", options.rounds);
-        println!(
-            "{:<30} {:<14} {:>8} {:>8} {:>7} {:>7} {:>8} {:>10} {:>5} {:>7} {:>8}",
-            "workload",
-            "variant",
-            "execute",
-            "p95",
-            "x",
-            "core-µs",
-            "total",
-            "total TPS",
-            "cores",
-            "aborts",
-            "estimate"
-        );
+        let is_table = options.json.is_none();
+        if is_table {
+            print_head(*block, options.rounds);
+        }
         let chosen = workloads::workloads(*block, 2 * block).into_iter();
         for workload in chosen.filter(|workload| workload.name.contains(&options.only)) {
-            rows.extend(setting.measure(&workload, &mut ceilings));
+            let found = setting.measure(&workload, &mut ceilings);
+            if !is_table {
+                println!("measured blocks of {block}: {}", workload.name);
+            }
+            rows.extend(found);
         }
     }
     let mut reported = Vec::new();
