@@ -17,6 +17,7 @@ from node.bench.executor import ExecutorOptions, measure_executor
 from node.bench.idle import measure_idle
 from node.bench.kill import KillOptions, judge, run_kills
 from node.bench.latency import measure_latency
+from node.bench.page import RUNS, make_page
 from node.bench.report import BenchReport, finish, say
 from node.bench.startup import measure_startup
 from shardyard.errors import ShardyardError
@@ -28,6 +29,7 @@ BENCHES = {
     "idle": "processor time and memory of a network that does nothing",
     "startup": "from `shardyard up -s 4` to an answer of every shard",
     "executor": "what the parallel executor gains over sequential revm, by workload, threads and block size",
+    "page": "runs the benches of speed and writes docs/performance.md with its plots",
     "commitment": "what hashing a block costs: elements, leaves, whole blocks, on one thread and on several",
 }
 Measure = Callable[[argparse.Namespace, Path], Awaitable[BenchReport]]
@@ -61,6 +63,10 @@ async def _executor(options: argparse.Namespace, folder: Path) -> BenchReport:
     return await measure_executor(folder, chosen)
 
 
+async def _page(options: argparse.Namespace, _: Path) -> BenchReport:
+    return await make_page(options.only, benches=tuple(BENCHES), is_rendered_only=options.render)
+
+
 def read_counts(text: str) -> tuple[int, ...]:
     """Return the numbers of a list such as ``1000,10000``."""
     counts = tuple(int(part) for part in text.split(","))
@@ -89,6 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
     executor.add_argument("--rounds", type=int, default=5, help="of which medians are taken")
     executor.add_argument("--only", default="", metavar="PART", help="of the workloads' names")
     executor.add_argument("--no-pyrevm", action="store_true", help="leave pyrevm out")
+    page = made["page"]
+    page.add_argument("--only", action="append", choices=tuple(RUNS), default=[], help="report to make anew")
+    page.add_argument("--render", action="store_true", help="run nothing, use the reports that are there")
     made["startup"].add_argument("--count", type=int, default=3, help="starts of each kind")
     return parser
 
@@ -114,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         "startup": _startup,
         "commitment": _commitment,
         "executor": _executor,
+        "page": _page,
     }
     folder = Path(tempfile.mkdtemp(prefix=f"shardyard-bench-{options.bench}-"))
     is_kept = True
