@@ -73,11 +73,8 @@ def list_execution_rows(stats: dict[str, Any] | None) -> list[tuple[str, str]]:
     if stats is None:
         return []
     items = stats["transactions"] + stats["deliveries"]
-    how = (
-        f"in order, {stats['executors']} executors"
-        if not stats["workers"]
-        else f"on {stats['workers']} threads"
-    )
+    executors = "1 executor" if stats["executors"] == 1 else f"{stats['executors']} executors"
+    how = f"on {stats['workers']} threads" if stats["workers"] else f"in order ({executors})"
     rows = [
         (
             "executed",
