@@ -39,10 +39,13 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
-    """The folder of large published test vectors, which lies beside the clone."""
-    place = ROOT.parent / "shared" / "fixtures"
+    """The folder of large published test vectors: the one that SHARDYARD_FIXTURES names, or the one beside the clone."""
+    named = os.environ.get("SHARDYARD_FIXTURES")
+    place = Path(named) if named else ROOT.parent / "shared" / "fixtures"
     if not place.is_dir():
-        pytest.skip("no ../shared/fixtures beside this clone")
+        pytest.skip(
+            f"no {named or '../shared/fixtures beside this clone, and SHARDYARD_FIXTURES is not set'}"
+        )
     return place
 
 

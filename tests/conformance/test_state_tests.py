@@ -5,7 +5,6 @@ or in ../shared/fixtures beside the clone; of it, here only a sample, because al
 """
 
 import json
-import os
 from pathlib import Path
 
 import msgspec
@@ -17,7 +16,6 @@ from node.conformance.tally import PANIC, Report, Tally, decode_reports, load_sk
 from shardyard import _native
 
 VECTORS = Path(__file__).parent / "vectors"
-PLACES = (os.environ.get("SHARDYARD_FIXTURES"), Path(__file__).resolve().parents[3] / "shared" / "fixtures")
 SAMPLE = (
     "stCreate2/*",
     "stEIP1559/*",
@@ -29,12 +27,11 @@ SAMPLE = (
 
 
 @pytest.fixture(scope="session")
-def archive() -> Path:
-    for place in filter(None, PLACES):
-        found = Path(place) / "state_tests.tar.xz"
-        if found.is_file():
-            return found
-    pytest.skip("no state_tests.tar.xz in SHARDYARD_FIXTURES or in ../shared/fixtures beside this clone")
+def archive(fixtures: Path) -> Path:
+    found = fixtures / "state_tests.tar.xz"
+    if not found.is_file():
+        pytest.skip("no state_tests.tar.xz among the fixtures")
+    return found
 
 
 def change(document: Document, **expected: str) -> bytes:

@@ -11,7 +11,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use alloy_primitives::{Address, B256, KECCAK256_EMPTY, U256, keccak256};
+use alloy_primitives::{Address, B256, Bloom, Bytes, KECCAK256_EMPTY, Log, U256, keccak256};
+use shardyard_core::bloom::bloom_of;
 use shardyard_core::hash::{keccak256_many, keccak256_many_tagged};
 use shardyard_core::lthash::{LtHash, Sum};
 use shardyard_core::merkle::merkle_root_on;
@@ -58,6 +59,8 @@ struct Inputs {
     outcomes: Vec<Vec<u8>>,
     logged_outcomes: Vec<Vec<u8>>,
     elements: Vec<Vec<u8>>,
+    /// One transfer of one token each.
+    logs: Vec<Log>,
     access_list: Vec<u8>,
     accumulator: LtHash,
     accounts: Vec<Update>,
@@ -77,6 +80,10 @@ fn inputs(count: u64) -> Inputs {
         let (before, after) = (U256::from(number + 1), U256::from(number + 2));
         Update::Slot(Address::repeat_byte(0x70), keccak256(number.to_le_bytes()).into(), before, after)
     };
+    let log = |number: u64| {
+        let topics = vec![B256::repeat_byte(1), user(number).into_word(), user(number + 1).into_word()];
+        Log::new_unchecked(Address::repeat_byte(0x70), topics, Bytes::new())
+    };
     let mut accumulator = LtHash::default();
     accumulator.add(b"what the state holds besides");
     Inputs {
@@ -84,6 +91,7 @@ fn inputs(count: u64) -> Inputs {
         outcomes: (0..count).map(|number| bytes(number, OUTCOME_BYTES)).collect(),
         logged_outcomes: (0..count).map(|number| bytes(number, LOGGED_OUTCOME_BYTES)).collect(),
         elements: (0..count).map(|number| bytes(number, ELEMENT_BYTES)).collect(),
+        logs: (0..count).map(log).collect(),
         access_list: bytes(count, ACCESS_BYTES * count as usize),
         accumulator,
         accounts: (0..2 * count).map(touch).collect(),
@@ -98,15 +106,20 @@ type Work<'a> = Box<dyn Fn() + 'a>;
 /// (what, what is inside the timer, per what, the work): the hashes by themselves, on one thread.
 fn singles<'a>(inputs: &'a Inputs) -> Vec<(&'static str, &'static str, &'static str, Work<'a>)> {
     let one_by_one = || inputs.hashes.iter().for_each(|hash| keep(keccak256(hash)));
+    let single_blooms = || {
+        let mut bloom = Bloom::ZERO;
+        inputs.logs.iter().for_each(|log| bloom.accrue_log(log));
+        keep(bloom);
+    };
     let single_elements = || {
         let mut sum = LtHash::default();
         inputs.elements.iter().for_each(|element| sum.add(element));
-        black_box(&sum);
+        keep(sum);
     };
     let elements = || {
         let mut sum = Sum::default();
         inputs.elements.iter().for_each(|element| sum.add(element));
-        black_box(sum.finish());
+        keep(sum.finish());
     };
     vec![
         ("keccak256, one by one", "32 bytes each, one permutation", "message", Box::new(one_by_one)),
@@ -123,6 +136,8 @@ fn singles<'a>(inputs: &'a Inputs) -> Vec<(&'static str, &'static str, &'static 
             "leaf",
             Box::new(|| keep(keccak256_many_tagged(0, &inputs.logged_outcomes))),
         ),
+        ("blooms, log by log", "an address and three topics", "log", Box::new(single_blooms)),
+        ("bloom_of", "the same logs", "log", Box::new(|| keep(bloom_of(inputs.logs.iter())))),
         ("LtHash::add", "one element of 93 bytes", "element", Box::new(single_elements)),
         ("Sum::add", "the same elements, gathered", "element", Box::new(elements)),
     ]
@@ -157,12 +172,13 @@ fn parts<'a>(inputs: &'a Inputs, threads: usize) -> Vec<(&'static str, &'static 
         ),
         (
             "block of token calls",
-            "6 elements, outcomes of 300 bytes, else the same",
+            "6 elements, outcomes of 300 bytes and their bloom, else the same",
             "transaction",
             Box::new(move || {
                 state(&inputs.accounts_and_slots);
                 hashes();
                 tree(&inputs.logged_outcomes);
+                keep(bloom_of(inputs.logs.iter()));
                 access_list();
             }),
         ),

@@ -170,6 +170,14 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// Whether a transaction's gas limit still fits when so much is used; decided before anything else about it.
+    pub fn check_gas(&self, transaction: &Transaction, gas_used: u64) -> Result<(), NotExecuted> {
+        if transaction.gas_limit > self.env.gas_limit.saturating_sub(gas_used) {
+            return Err(NotExecuted::Invalid("gas limit reached".into()));
+        }
+        Ok(())
+    }
+
     /// The plain transfer that a transaction is, if those may go without the interpreter.
     pub fn plan(&self, transaction: &Transaction) -> Option<Transfer> {
         if self.chain.fast_path { Transfer::plan(transaction, self.env.base_fee) } else { None }

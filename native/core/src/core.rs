@@ -56,11 +56,11 @@ impl Core {
         execute_block(view, parent, self.chain, env, batch, mode, inbox)
     }
 
-    /// What revm does with a batch by itself, for benchmarks; gives the gas used.
+    /// What revm does with a batch by itself, for benchmarks, which may look at what comes back.
     ///
     /// # Errors
     /// `InvalidBlock` when a transaction cannot be executed.
-    pub fn run_bare(&self, parent: B256, batch: &Batch, env: &BlockEnv) -> Result<u64> {
+    pub fn run_bare(&self, parent: B256, batch: &Batch, env: &BlockEnv) -> Result<impl Sized + use<>> {
         let mut machine = Machine::new(self.store.view(&parent)?, &self.chain, env, Relaxed::default());
         let transactions = batch.entries.iter().filter_map(|entry| entry.transaction.as_deref());
         machine.run_bare(transactions).map_err(|error| match error {

@@ -7,6 +7,7 @@ use alloy_primitives::{Address, B256, Bloom, Log, U256};
 use rayon::prelude::*;
 
 use crate::block::{Block, DELIVERY_TYPE, Mode};
+use crate::bloom::bloom_of;
 use crate::codec::Writer;
 use crate::delivery::Delivery;
 use crate::error::{CoreError, Result};
@@ -58,6 +59,38 @@ impl Done {
         }
     }
 
+    /// # Errors
+    /// `Invalid` when it sent what cannot be a message.
+    pub fn of_executed(
+        block: &Block<'_>,
+        transaction: &Transaction,
+        executed: &mut Executed,
+        is_tip_lost: bool,
+    ) -> Result<Self, NotExecuted> {
+        let origin = Origin { tx_hash: transaction.hash, initiator: transaction.sender, depth: 0 };
+        let emission = Emission { src: block.chain.shard, origin, parent_id: B256::ZERO };
+        let messages = emitted(&executed.logs, &emission).map_err(|error| NotExecuted::Invalid(error.to_string()))?;
+        Ok(Self {
+            is_success: executed.is_success(),
+            is_tip_lost,
+            created: executed.created.filter(|_| executed.is_success()),
+            logs: std::mem::take(&mut executed.logs),
+            messages,
+            ..Self::of_transaction(transaction, block.env.base_fee, executed.gas_used)
+        })
+    }
+
+    /// Wei that the messages carry, in all.
+    ///
+    /// # Errors
+    /// `Internal` when the sum exceeds 256 bits.
+    pub fn escrow(&self) -> Result<U256> {
+        let overflow = || CoreError::Internal("escrow exceeds 256 bits".into());
+        self.messages
+            .iter()
+            .try_fold(U256::ZERO, |sum, message| sum.checked_add(message.escrow()?).ok_or_else(overflow))
+    }
+
     /// The outcome of a plain transfer, which can only be one.
     pub fn of_transfer(transaction: &Transaction, base_fee: u64) -> Self {
         Self::of_transaction(transaction, base_fee, transfer::GAS)
@@ -74,17 +107,8 @@ pub fn transact<S: Source>(
     transaction: &Transaction,
 ) -> Result<(Done, Executed), NotExecuted> {
     let mut executed = machine.transact(transaction)?;
-    let origin = Origin { tx_hash: transaction.hash, initiator: transaction.sender, depth: 0 };
-    let emission = Emission { src: block.chain.shard, origin, parent_id: B256::ZERO };
-    let messages = emitted(&executed.logs, &emission).map_err(|error| NotExecuted::Invalid(error.to_string()))?;
-    let done = Done {
-        is_success: executed.is_success(),
-        is_tip_lost: executed.destroys(&block.env.beneficiary),
-        created: executed.created.filter(|_| executed.is_success()),
-        logs: std::mem::take(&mut executed.logs),
-        messages,
-        ..Done::of_transaction(transaction, block.env.base_fee, executed.gas_used)
-    };
+    let is_tip_lost = executed.destroys(&block.env.beneficiary);
+    let done = Done::of_executed(block, transaction, &mut executed, is_tip_lost)?;
     Ok((done, executed))
 }
 
@@ -150,12 +174,8 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// Whether the transaction's gas limit still fits; decided before anything else about it.
     pub fn check_gas(&self, transaction: &Transaction) -> Result<(), NotExecuted> {
-        if transaction.gas_limit > self.block.env.gas_limit.saturating_sub(self.gas_used) {
-            return Err(NotExecuted::Invalid("gas limit reached".into()));
-        }
-        Ok(())
+        self.block.check_gas(transaction, self.gas_used)
     }
 
     /// Whether a transaction's messages still fit into what a crosslink carries (X10).
@@ -203,8 +223,7 @@ impl<'a> Ledger<'a> {
 
     pub fn outcomes(&self) -> Outcomes {
         let part = |items: &[(Done, u64)]| {
-            let mut bloom = Bloom::ZERO;
-            items.iter().flat_map(|(done, _)| &done.logs).for_each(|log| bloom.accrue_log(log));
+            let bloom = bloom_of(items.iter().flat_map(|(done, _)| &done.logs));
             (items.iter().map(|(done, cumulative)| encode_outcome(done, *cumulative)).collect::<Vec<_>>(), bloom)
         };
         let hashes = self.items.iter().map(|(done, _)| done.hash).collect();

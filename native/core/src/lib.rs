@@ -2,11 +2,12 @@
 //!
 //! It decides how transactions are read and who sent them (`transaction`), what a block does to the state (`block`, with
 //! revm behind `evm`), how cross-shard messages leave and arrive (`receipt`, `gateway`, `outbox`, `delivery`), how the
-//! state is kept over forks (`state`) and committed to (`lthash`, `merkle`), and what a valid signature is (`bls`).
+//! state is kept over forks (`state`) and committed to (`lthash`, `merkle`, `bloom`), and what a valid signature is (`bls`).
 //! The binding crate beside this one only translates types.
 
 pub mod batch;
 pub mod block;
+pub mod bloom;
 pub mod bls;
 pub mod call;
 pub mod codec;

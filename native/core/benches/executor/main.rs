@@ -15,6 +15,7 @@ mod machine;
 mod workloads;
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use alloy_primitives::{Address, B256};
@@ -117,6 +118,16 @@ fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 
+/// Time on the clock, and of the processor.
+type Spent = (Duration, Duration);
+
+/// Runs something; what it gives is dropped by the caller, outside the timer.
+fn timed<T>(work: impl FnOnce() -> T) -> (Spent, T) {
+    let (started, before) = (Instant::now(), processor_time());
+    let given = work();
+    ((started.elapsed(), processor_time() - before), given)
+}
+
 enum Way {
     /// revm on this store, one journal.
     Bare(Core),
@@ -200,34 +211,27 @@ impl<'a> Setting<'a> {
 
     /// Runs a variant once and gives the roots of what executed a whole block.
     fn run(&self, variant: &mut Variant, workload: &Workload, is_counted: bool) -> Option<(B256, B256)> {
-        let count = workload.batch.entries.len() as f64;
-        let prepared =
-            matches!(variant.way, Way::CacheDb).then(|| (self.state.clone(), baseline::transactions(&workload.batch)));
-        let (started, before) = (Instant::now(), processor_time());
-        let mut result = None;
-        match (&variant.way, prepared) {
-            (Way::Bare(core), _) => {
-                core.run_bare(PARENT, &workload.batch, &env()).expect("all are valid");
+        let batch = &workload.batch;
+        let (spent, result) = match &variant.way {
+            Way::Bare(core) => {
+                let (spent, kept) = timed(|| core.run_bare(PARENT, batch, &env()).expect("all are valid"));
+                drop(black_box(kept));
+                (spent, None)
             }
-            (Way::Ours(core), _) => {
-                let found = core.execute::<&[u8]>(PARENT, &workload.batch, &env(), Mode::Build, &[]);
-                result = Some(found.expect("all are valid"));
+            Way::CacheDb => {
+                let (state, transactions) = (self.state.clone(), baseline::transactions(batch));
+                let (spent, state) = timed(|| baseline::run(state, &env(), transactions));
+                drop(black_box(state));
+                (spent, None)
             }
-            (Way::CacheDb, Some((state, transactions))) => {
-                // The state is dropped after the clock is read.
-                let state = baseline::run(state, &env(), transactions);
-                let spent = (started.elapsed(), processor_time() - before);
-                drop(state);
-                if is_counted {
-                    variant.count(count, spent.0, spent.1, None);
-                }
-                return None;
+            Way::Ours(core) => {
+                let execute = || core.execute::<&[u8]>(PARENT, batch, &env(), Mode::Build, &[]);
+                let (spent, result) = timed(|| execute().expect("all are valid"));
+                (spent, Some(result))
             }
-            (Way::CacheDb, None) => unreachable!("prepared above"),
-        }
-        let spent = (started.elapsed(), processor_time() - before);
+        };
         if is_counted {
-            variant.count(count, spent.0, spent.1, result.as_ref());
+            variant.count(batch.entries.len() as f64, spent, result.as_ref());
         }
         result.map(|result| {
             assert!(result.skipped.is_empty(), "{:?}", result.skipped.first());
@@ -293,7 +297,7 @@ impl<'a> Setting<'a> {
 }
 
 impl Variant {
-    fn count(&mut self, transactions: f64, elapsed: Duration, cpu: Duration, result: Option<&BlockResult>) {
+    fn count(&mut self, transactions: f64, (elapsed, cpu): Spent, result: Option<&BlockResult>) {
         let stats = result.map(stats).unwrap_or_default();
         let us = |time: Duration| time.as_secs_f64() * 1e6;
         let stat = |name: &str, otherwise: f64| stats.get(name).map_or(otherwise, |value| *value as f64);

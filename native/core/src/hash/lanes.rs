@@ -15,6 +15,9 @@ pub const LANES: usize = 8;
 const RATE: usize = 136;
 const RATE_WORDS: usize = RATE / 8;
 
+/// A group costs about one and a half single hashes however many of its lanes idle; fewer messages are hashed one by one.
+const WORTHWHILE: usize = 2;
+
 /// Word `w` of sponge `l` is `[w][l]`.
 #[repr(align(64))]
 pub struct States(pub [[u64; LANES]; 25]);
@@ -46,16 +49,10 @@ impl Wide {
         found.into_iter().flatten()
     }
 
-    /// Fewer messages than this are hashed faster one by one than in a group with idle lanes.
-    fn worthwhile(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => 3,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => 2,
-        }
-    }
-
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(unused_variables, reason = "no wide registers, no value of this type")
+    )]
     fn permute(self, states: &mut States, used: usize) {
         // SAFETY: a value of this type says that the processor has the feature.
         match self {
@@ -95,7 +92,7 @@ pub fn digest_all<T: AsRef<[u8]>>(wide: Option<Wide>, tag: Option<u8>, messages:
 
 /// Up to eight messages; the longest decides how often all are permuted.
 fn digest_group(wide: Wide, tag: Option<u8>, group: &[&[u8]], mut emit: impl FnMut(usize, B256)) {
-    if group.len() < wide.worthwhile() {
+    if group.len() < WORTHWHILE {
         group.iter().enumerate().for_each(|(lane, message)| emit(lane, digest_one(tag, message)));
         return;
     }

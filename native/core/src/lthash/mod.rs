@@ -4,6 +4,7 @@
 //! expansions whatever the size of the state, and the order of updates does not matter. The root is blake3 of the lanes.
 //! A block's updates go through a `Sum`, which expands many elements at once.
 
+mod expand_portable;
 #[cfg(target_arch = "x86_64")]
 mod expand_x86;
 mod sum;

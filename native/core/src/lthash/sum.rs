@@ -1,12 +1,13 @@
 //! A sum in the making: what a block adds to the commitment and removes from it, gathered and expanded in groups.
 //!
-//! Where the processor has wide registers, elements wait until a group is full and are then expanded together (`expand_x86`);
-//! the partial sums lie as those registers want them and are brought into the order of the lanes once, at the end. Elsewhere,
-//! and for elements of another length than accounts and slots have, each goes through the blake3 crate by itself.
+//! Elements wait until a group is full and are then expanded together, in the widest registers there are (`expand_x86`,
+//! `expand_portable`); the partial sums lie as those registers want them and are brought into the order of the lanes once, at
+//! the end. Elements of another length than accounts and slots have go through the blake3 crate one by one. The values are
+//! the same whichever way is taken.
 
 #[cfg(target_arch = "x86_64")]
 use super::expand_x86::{avx2, avx512};
-use super::{LANES, LtHash};
+use super::{LANES, LtHash, expand_portable};
 
 /// Elements that are expanded together.
 pub const GROUP: usize = 16;
@@ -30,36 +31,39 @@ pub struct Group {
     pub is_removed: [bool; GROUP],
 }
 
-/// Wide registers of this processor.
+/// How this machine expands a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wide {
+enum Way {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    Portable,
 }
 
-impl Wide {
-    /// All of this processor, widest first. Every value comes from here: that is what makes `absorb` sound.
+impl Way {
+    /// All of this processor, fastest first. Every value comes from here: that is what makes `absorb` sound.
     fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        let found = [
+        let wide = [
             (std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512bw"))
                 .then_some(Self::Avx512),
             std::arch::is_x86_feature_detected!("avx2").then_some(Self::Avx2),
         ];
         #[cfg(not(target_arch = "x86_64"))]
-        let found = [None];
-        found.into_iter().flatten()
+        let wide = [None];
+        wide.into_iter().flatten().chain([Self::Portable])
     }
 
     fn absorb(self, group: &Group, sums: &mut [Words; 2]) {
-        // SAFETY: a value of this type says that the processor has the features.
         match self {
+            // SAFETY: a value of this type says that the processor has the features.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { avx512::absorb(group, sums) },
+            // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { avx2::absorb(group, sums) },
+            Self::Portable => expand_portable::absorb(group, sums),
         }
     }
 }
@@ -67,7 +71,7 @@ impl Wide {
 /// Gathers elements; `finish` gives the accumulator of all that was added less all that was removed.
 #[derive(Debug)]
 pub struct Sum {
-    wide: Option<Wide>,
+    way: Way,
     waiting: Group,
     /// Added, then removed.
     grouped: Box<[Words; 2]>,
@@ -76,14 +80,14 @@ pub struct Sum {
 
 impl Default for Sum {
     fn default() -> Self {
-        Self::on(Wide::available().next())
+        Self::on(Way::available().next().unwrap_or(Way::Portable))
     }
 }
 
 impl Sum {
-    fn on(wide: Option<Wide>) -> Self {
+    fn on(way: Way) -> Self {
         let grouped = Box::new([[[0; 32]; 16]; 2]);
-        Self { wide, waiting: Group::default(), grouped, single: LtHash::default() }
+        Self { way, waiting: Group::default(), grouped, single: LtHash::default() }
     }
 
     pub fn add(&mut self, element: &[u8]) {
@@ -114,7 +118,7 @@ impl Sum {
 
     /// Puts an element into the group; false when it has to be expanded by itself.
     fn gather(&mut self, bytes: &[u8], is_removed: bool) -> bool {
-        if self.wide.is_none() || !GROUPED_BYTES.contains(&bytes.len()) {
+        if !GROUPED_BYTES.contains(&bytes.len()) {
             return false;
         }
         let mut blocks = [0; 2 * BLOCK_BYTES as usize];
@@ -138,9 +142,7 @@ impl Sum {
     }
 
     fn expand(&mut self) {
-        if let Some(wide) = self.wide {
-            wide.absorb(&self.waiting, &mut self.grouped);
-        }
+        self.way.absorb(&self.waiting, &mut self.grouped);
         self.waiting.count = 0;
     }
 }
@@ -153,9 +155,9 @@ mod tests {
 
     #[test]
     fn every_way_of_this_machine_sums_as_single_updates_do() {
-        for wide in Wide::available().map(Some).chain([None]) {
+        for way in Way::available() {
             for count in [0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100_usize] {
-                let (mut sum, mut expected) = (Sum::on(wide), LtHash::default());
+                let (mut sum, mut expected) = (Sum::on(way), LtHash::default());
                 for number in 0..count {
                     // Lengths around those of accounts and slots, and some that never are grouped.
                     let bytes: Vec<u8> = (0..60 + number % 75).map(|i| (i * 37 + number * 11) as u8).collect();
@@ -167,20 +169,20 @@ mod tests {
                         expected.add(&bytes);
                     }
                 }
-                assert!(sum.finish() == expected, "{wide:?}, {count} elements");
+                assert!(sum.finish() == expected, "{way:?}, {count} elements");
             }
         }
     }
 
     #[test]
     fn every_grouped_length_expands_as_blake3_does() {
-        for wide in Wide::available() {
+        for way in Way::available() {
             for length in GROUPED_BYTES {
                 let bytes = vec![0xa5; length];
-                let (mut sum, mut expected) = (Sum::on(Some(wide)), LtHash::default());
+                let (mut sum, mut expected) = (Sum::on(way), LtHash::default());
                 sum.add(&bytes);
                 expected.add(&bytes);
-                assert!(sum.finish() == expected, "{wide:?}, {length} bytes");
+                assert!(sum.finish() == expected, "{way:?}, {length} bytes");
             }
         }
     }

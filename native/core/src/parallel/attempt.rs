@@ -31,6 +31,8 @@ pub struct Work {
     pub saw_tips: bool,
     /// How long it took, if it was sampled.
     pub took: Duration,
+    /// The last item before it that left what it read.
+    pub nearest: u32,
 }
 
 impl Work {
@@ -54,13 +56,14 @@ pub struct Worker<'a> {
     block: &'a Block<'a>,
     memory: Arc<Memory>,
     pub id: usize,
-    machine: Machine<Reader>,
+    pub machine: Machine<Reader>,
     /// Deliveries take several steps, which need a state of their own.
     stepwise: Option<Machine<BlockState<Reader>>>,
     writes: Vec<(u32, Written)>,
     codes: Vec<(B256, Bytecode)>,
     reads: Reads,
     saw_tips: bool,
+    nearest: u32,
     result: Option<Result<Done, NotExecuted>>,
     took: Duration,
 }
@@ -77,20 +80,23 @@ impl<'a> Worker<'a> {
             codes: Vec::new(),
             reads: Reads::default(),
             saw_tips: false,
+            nearest: 0,
             result: None,
             took: Duration::ZERO,
         }
     }
 
-    /// Runs item `index`; `tips` are the fees not yet in the memory when everything before it is committed.
-    pub fn attempt(&mut self, index: usize, tips: Option<U256>, may_be_fast: bool) -> Result<Outcome> {
+    /// Runs item `index`; `tips` are the fees not yet in the memory when everything before it is committed. So much gas is
+    /// used for certain: a transaction that fits no more is refused unexecuted, or a block full of them would be work for
+    /// nothing.
+    pub fn attempt(&mut self, index: usize, tips: Option<U256>, gas_used: u64, may_be_fast: bool) -> Result<Outcome> {
         self.writes.clear();
         self.codes.clear();
         let (receipts, began) = (self.block.receipts.len(), begin_sample(index));
         let stop = if index <= receipts {
             self.run_delivery(index, tips)
         } else {
-            self.run_transaction(index, index - receipts - 1, tips, may_be_fast)
+            self.run_transaction(index, tips, gas_used, may_be_fast)
         };
         self.took = began.map_or(Duration::ZERO, |began| began.elapsed());
         match stop {
@@ -100,11 +106,15 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn run_transaction(&mut self, index: usize, place: usize, tips: Option<U256>, may_be_fast: bool) -> Option<Stop> {
+    fn run_transaction(&mut self, index: usize, tips: Option<U256>, gas_used: u64, may_be_fast: bool) -> Option<Stop> {
         let block = self.block;
+        let transaction = block.transaction(index - block.receipts.len() - 1).and_then(|transaction| {
+            block.check_gas(transaction, gas_used)?;
+            Ok(transaction)
+        });
         let reader = self.machine.state();
         reader.reset(index as u32, tips);
-        let result = match block.transaction(place) {
+        let result = match transaction {
             Err(refusal) => Err(refusal),
             Ok(transaction) => {
                 let plan = block.plan(transaction).filter(|_| may_be_fast);
@@ -124,6 +134,7 @@ impl<'a> Worker<'a> {
         let reader = self.machine.state();
         std::mem::swap(&mut self.reads, &mut reader.reads);
         self.saw_tips = reader.saw_tips;
+        self.nearest = reader.nearest;
         let stop = reader.stop.take();
         self.result = Some(result);
         stop
@@ -154,10 +165,7 @@ impl<'a> Worker<'a> {
         let empty = executed.apply(&mut collector)?;
         self.machine.recycle(empty);
         if !done.messages.is_empty() {
-            let escrow = done.messages.iter().try_fold(U256::ZERO, |sum, message| {
-                let escrow = message.escrow()?;
-                sum.checked_add(escrow).ok_or_else(|| CoreError::Internal("escrow exceeds 256 bits".into()))
-            })?;
+            let escrow = done.escrow()?;
             self.take_escrow(escrow)?;
         }
         Ok(done)
@@ -213,9 +221,9 @@ impl<'a> Worker<'a> {
         let state = self.stepwise().state();
         let (touched, codes) = state.take_changes();
         let reader = state.source();
-        let saw_tips = reader.saw_tips;
+        let (saw_tips, nearest) = (reader.saw_tips, reader.nearest);
         let reads = std::mem::take(&mut reader.reads);
-        (self.reads, self.saw_tips) = (reads, saw_tips);
+        (self.reads, self.saw_tips, self.nearest) = (reads, saw_tips, nearest);
         self.writes.clear();
         for touched in touched {
             let (key, value) = match touched {
@@ -248,6 +256,7 @@ impl<'a> Worker<'a> {
         work.result = self.result.take();
         work.saw_tips = self.saw_tips;
         work.took = self.took;
+        work.nearest = self.nearest;
         work.is_final = false;
     }
 }

@@ -1,7 +1,9 @@
 //! Committing in order: validating what an item saw, running it again at its turn if it saw something else, and
 //! accounting for it; and deciding whether speculation pays.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use alloy_primitives::{B256, U256};
 
@@ -9,21 +11,24 @@ use super::attempt::{Outcome, Work, Worker};
 use super::memory::{Key, Memory};
 use super::stats::RunStats;
 use super::status::State;
-use super::{Run, lock, perturb};
+use super::{Run, lock, perturb, starts_alone};
 use crate::block::{Block, last_seq};
 use crate::error::{CoreError, Result};
 use crate::evm::{Bytecode, Machine, NotExecuted};
 use crate::ledger::{Done, Ledger};
 use crate::state::{BlockState, Map};
+use crate::transaction::Transaction;
 
 /// Commits between two looks at what speculation gained.
-const SAMPLE: u32 = 64;
+const SAMPLE: u32 = 32;
 /// More aborts than this in a sample, and the items in flight are mostly wasted.
 const MAX_ABORTS: u32 = SAMPLE / 4;
-/// A worker that ran fewer items of a sample than this is no help.
-const MIN_HELP: u32 = SAMPLE / 10;
-/// How many items run on one worker before speculation is tried again; doubles each time it fails.
-const FIRST_SOLO: usize = 256;
+/// More than this, and neighbours are better taken one by one than in runs.
+const FEW_ABORTS: u32 = SAMPLE / 16;
+/// More than this, and the items are one chain: no number of workers makes it shorter.
+const MAX_DEPENDENT: u32 = SAMPLE - SAMPLE / 4;
+/// How many items run on one worker before speculation is tried again; four times as many each time it fails.
+const FIRST_SOLO: usize = 512;
 const LONGEST_SOLO: usize = 8192;
 /// Items after an aborted one that are validated at once instead of at their turn.
 const LOOK_AHEAD: usize = 8;
@@ -46,8 +51,8 @@ pub struct Committer<'a> {
 struct Sample {
     commits: u32,
     aborts: u32,
-    /// Items run by the worker that ran the most of them.
-    by_worker: Vec<u32>,
+    /// Items that needed what one just before them left: closer than twice the number of workers.
+    dependent: u32,
 }
 
 impl<'a> Committer<'a> {
@@ -63,7 +68,7 @@ impl<'a> Committer<'a> {
             stats: RunStats { workers: block.chain.threads as u64, ..RunStats::default() },
             sample: Sample::default(),
             solo_length: FIRST_SOLO,
-            solo_end: 0,
+            solo_end: if starts_alone() { usize::MAX / 2 } else { 0 },
         })
     }
 
@@ -94,6 +99,10 @@ impl<'a> Committer<'a> {
         self.write_outside(memory, worker, index, |machine| block.close(machine, tips, &outbox))?;
         self.ledger.outbox = outbox;
         Ok(())
+    }
+
+    pub fn gas_used(&self) -> u64 {
+        self.ledger.gas_used
     }
 
     pub fn into_parts(mut self, memory: &Memory) -> (Ledger<'a>, Map<B256, Bytecode>, RunStats) {
@@ -137,8 +146,9 @@ impl<'a> Committer<'a> {
                 return Err(CoreError::Internal(format!("what item {index} did at its turn does not fit")));
             }
         }
-        self.sample.count(run.schedule.worker(index));
         self.stats.sampled += work.took;
+        let nearest = run.previous[index].max(work.nearest) as usize;
+        self.sample.dependent += u32::from(nearest > 0 && index - nearest < 2 * self.block.chain.threads);
         let result = work.result.take().ok_or_else(|| CoreError::Internal(format!("item {index} left no result")))?;
         drop(work);
         let place = place.map(|place| place as u32);
@@ -168,7 +178,60 @@ impl<'a> Committer<'a> {
         Ok(true)
     }
 
-    fn record(&mut self, run: &Run<'a>, index: usize, done: Done, place: Option<u32>) -> Result<()> {
+    pub fn block(&self) -> &'a Block<'a> {
+        self.block
+    }
+
+    pub fn beneficiary(&self) -> u32 {
+        self.beneficiary
+    }
+
+    pub fn tips(&self) -> U256 {
+        self.tips
+    }
+
+    /// A transaction's place in the batch.
+    pub fn place(&self, index: usize) -> usize {
+        index - self.block.receipts.len() - 1
+    }
+
+    pub fn check_gas(&self, transaction: &Transaction) -> Result<(), NotExecuted> {
+        self.ledger.check_gas(transaction)
+    }
+
+    pub fn check_outbox(&self, done: &Done) -> Result<(), NotExecuted> {
+        self.ledger.check_outbox(done)
+    }
+
+    pub fn refuse(&mut self, index: usize, refusal: NotExecuted) -> Result<()> {
+        self.ledger.refuse(self.place(index) as u32, refusal)
+    }
+
+    pub fn count_alone(&mut self) {
+        self.stats.incarnations += 1;
+        self.stats.at_turn += 1;
+    }
+
+    pub fn add_alone(&mut self, took: Duration) {
+        self.stats.alone += took;
+    }
+
+    /// Keeps new codes; the fees are in the memory now when the beneficiary's account was written with them.
+    pub fn take_over(&mut self, codes: Vec<(B256, Bytecode)>, has_tips: bool) {
+        self.codes.extend(codes);
+        if has_tips {
+            self.tips = U256::ZERO;
+        }
+    }
+
+    /// How far one worker goes alone from `next` on, once everything that was taken is committed.
+    pub fn stretch(&self, run: &Run<'a>, next: usize) -> Option<Range<usize>> {
+        let end = self.solo_end.min(run.last) + 1;
+        let is_wanted = run.is_solo.load(SeqCst) && next > self.block.receipts.len() && next < end;
+        (is_wanted && run.schedule.reserve(next..end)).then_some(next..end)
+    }
+
+    pub fn record(&mut self, run: &Run<'a>, index: usize, done: Done, place: Option<u32>) -> Result<()> {
         if !done.is_tip_lost {
             self.tips = self
                 .tips
@@ -212,7 +275,7 @@ impl<'a> Committer<'a> {
         incarnation: u32,
         may_be_fast: bool,
     ) -> Result<()> {
-        match worker.attempt(index, Some(self.tips), may_be_fast)? {
+        match worker.attempt(index, Some(self.tips), self.ledger.gas_used, may_be_fast)? {
             Outcome::Ran => {
                 worker.publish(work, index, incarnation);
                 work.is_final = true;
@@ -279,19 +342,21 @@ impl<'a> Committer<'a> {
             return;
         }
         self.sample.commits += 1;
-        if self.sample.commits < SAMPLE {
+        let wasted = self.sample.aborts + run.wasted.load(SeqCst);
+        if self.sample.commits < SAMPLE && wasted <= MAX_ABORTS {
             return;
         }
         let sample = std::mem::take(&mut self.sample);
-        // Without waiting for one another, workers that do not help just lack a core for now.
-        let is_chain = run.parked.swap(0, SeqCst) > SAMPLE / 2 && sample.help() < MIN_HELP;
-        if sample.aborts > MAX_ABORTS || is_chain {
+        run.wasted.store(0, SeqCst);
+        if wasted > MAX_ABORTS || sample.dependent > MAX_DEPENDENT {
             self.solo_end = index + self.solo_length;
-            self.solo_length = (2 * self.solo_length).min(LONGEST_SOLO);
+            self.solo_length = (4 * self.solo_length).min(LONGEST_SOLO);
             self.stats.solos += 1;
+            run.narrow_window();
             run.is_solo.store(true, SeqCst);
         } else {
             self.solo_length = FIRST_SOLO;
+            run.widen_window(wasted > FEW_ABORTS);
         }
     }
 }
@@ -299,18 +364,4 @@ impl<'a> Committer<'a> {
 /// Takes an item's versions back.
 fn retract(memory: &Memory, work: &mut Work, index: usize) {
     work.writes.drain(..).for_each(|location| memory.retract(location, index as u32));
-}
-
-impl Sample {
-    fn count(&mut self, worker: usize) {
-        if self.by_worker.len() <= worker {
-            self.by_worker.resize(worker + 1, 0);
-        }
-        self.by_worker[worker] += 1;
-    }
-
-    /// Items that were not run by the busiest worker.
-    fn help(&self) -> u32 {
-        self.by_worker.iter().sum::<u32>() - self.by_worker.iter().max().copied().unwrap_or_default()
-    }
 }

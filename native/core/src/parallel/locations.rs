@@ -65,13 +65,15 @@ const CHUNK: usize = 512;
 /// With a cold access at 1,900 gas or more this is beyond any block's gas.
 const MAX_CHUNKS: usize = 1 << 13;
 
+type Chunk<T> = Box<[Location<T>]>;
+
 /// Numbers locations from 0 on, each with a `T` of its own.
 pub struct Locations<T> {
     hasher: foldhash::fast::RandomState,
     /// 0 is free; else the upper half is part of a key's hash, the lower its number plus one.
     words: Box<[AtomicU64]>,
     crowded: Mutex<Map<Key, u32>>,
-    chunks: Box<[OnceLock<Box<[Location<T>]>>]>,
+    chunks: Box<[OnceLock<Chunk<T>>]>,
     next: AtomicU32,
 }
 
@@ -93,16 +95,37 @@ impl<T: Default> Locations<T> {
         }
     }
 
+    fn hash(&self, key: &Words) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        let used = if key[2] & IS_SLOT == 0 { 3 } else { 7 };
+        key[..used].iter().for_each(|word| hasher.write_u64(*word));
+        hasher.finish()
+    }
+
+    /// The number of a key that has one.
+    pub fn find(&self, key: &Key) -> Option<u32> {
+        let words = key.words();
+        let hash = self.hash(&words);
+        let mask = self.words.len() - 1;
+        for step in 0..MAX_PROBES {
+            match self.words[(hash as usize).wrapping_add(step) & mask].load(Ordering::Acquire) {
+                0 => return None,
+                word if word >> 32 == hash >> 32 && self.is_at(word as u32 - 1, &words) => {
+                    return Some(word as u32 - 1);
+                }
+                _ => {}
+            }
+        }
+        lock(&self.crowded).get(key).copied()
+    }
+
     /// The number of a key.
     ///
     /// # Errors
     /// `Internal` when there are more locations than any block can touch.
     pub fn locate(&self, key: &Key) -> Result<u32> {
         let wanted_key = key.words();
-        let mut hasher = self.hasher.build_hasher();
-        let used = if wanted_key[2] & IS_SLOT == 0 { 3 } else { 7 };
-        wanted_key[..used].iter().for_each(|word| hasher.write_u64(*word));
-        let hash = hasher.finish();
+        let hash = self.hash(&wanted_key);
         let mask = self.words.len() - 1;
         let tag = hash >> 32;
         let mut made = None;
@@ -191,8 +214,10 @@ mod tests {
         for (n, number) in numbers.iter().enumerate() {
             assert_eq!(locations.locate(&key(n as u64)), Ok(*number));
             assert_eq!(locations.key(*number), key(n as u64));
+            assert_eq!(locations.find(&key(n as u64)), Some(*number));
         }
         assert!(!lock(&locations.crowded).is_empty());
+        assert_eq!(locations.find(&key(5000)), None);
     }
 
     #[test]

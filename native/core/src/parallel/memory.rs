@@ -64,6 +64,8 @@ struct Cell {
     stamp: Stamp,
     /// The value before the block, once something else was committed.
     before: Option<Value>,
+    /// Something was committed without asking for the value before the block.
+    is_blind: bool,
     flight: SmallVec<[Entry; 1]>,
     /// How many executions were aborted because this location had changed.
     conflicts: u32,
@@ -160,6 +162,12 @@ impl Cell {
         })
     }
 
+    fn keep_before(&mut self, present: Value) {
+        if !self.is_blind {
+            self.before.get_or_insert(present);
+        }
+    }
+
     fn place(&self, index: u32) -> Result<usize, usize> {
         self.flight.binary_search_by_key(&index, |entry| entry.stamp.index)
     }
@@ -177,15 +185,19 @@ impl Memory {
     }
 
     /// The value before the block.
-    fn base(&self, location: u32) -> Result<Value> {
-        match self.cells.key(location) {
-            Key::Account(address) => Ok(Value::Account(self.view.account(&address)?)),
-            Key::Slot(address, slot) => Ok(Value::Slot(self.view.slot(&address, &slot)?)),
+    fn base(&self, key: &Key) -> Result<Value> {
+        match key {
+            Key::Account(address) => Ok(Value::Account(self.view.account(address)?)),
+            Key::Slot(address, slot) => Ok(Value::Slot(self.view.slot(address, slot)?)),
         }
     }
 
+    fn base_at(&self, location: u32) -> Result<Value> {
+        self.base(&self.cells.key(location))
+    }
+
     pub fn read(&self, location: u32, index: u32) -> Result<Found> {
-        lock(self.cells.get(location)).read(index, || self.base(location))
+        lock(self.cells.get(location)).read(index, || self.base_at(location))
     }
 
     pub fn write(&self, location: u32, stamp: Stamp, written: Written) {
@@ -233,7 +245,7 @@ impl Memory {
             cell.conflicts += u32::from(cell.stamp != *seen);
             return Ok(cell.stamp == *seen);
         }
-        let Found::Value(now, stamp) = cell.read(index, || self.base(location))? else { return Ok(true) };
+        let Found::Value(now, stamp) = cell.read(index, || self.base_at(location))? else { return Ok(true) };
         let holds = match seen {
             Seen::Stamp(seen) => stamp == Some(*seen),
             Seen::Value(seen) => *seen == now,
@@ -256,7 +268,7 @@ impl Memory {
         let Some((stamp, Version::Written(written))) = first else {
             return Err(CoreError::Internal(format!("item {index} commits what it did not write")));
         };
-        let present = cell.present(|| self.base(location))?;
+        let present = cell.present(|| self.base_at(location))?;
         let after = match written {
             Written::Value(value) => value,
             Written::Delta(delta) => match present.with(&delta) {
@@ -270,9 +282,41 @@ impl Memory {
         } else {
             cell.flight.remove(0);
         }
-        cell.before.get_or_insert(present);
+        cell.keep_before(present);
         cell.present = Some(after);
         Ok(Some(after))
+    }
+
+    /// The committed value, without giving the location a number if it has none.
+    pub fn peek(&self, key: &Key) -> Result<Value> {
+        match self.cells.find(key) {
+            Some(location) => lock(self.cells.get(location)).present(|| self.base(key)),
+            None => self.base(key),
+        }
+    }
+
+    /// Sets the committed value of a location that no item in flight has anything to do with.
+    pub fn set_blindly(&self, location: u32, stamp: Stamp, value: Value) {
+        let mut cell = lock(self.cells.get(location));
+        match cell.present {
+            Some(present) if present == value => return,
+            Some(present) => cell.keep_before(present),
+            None => cell.is_blind = true,
+        }
+        (cell.stamp, cell.present) = (stamp, Some(value));
+    }
+
+    /// Sets the committed value of a location that no item in flight has anything to do with; the one before, if it is
+    /// another.
+    pub fn set(&self, location: u32, stamp: Stamp, value: Value) -> Result<Option<Value>> {
+        let mut cell = lock(self.cells.get(location));
+        let present = cell.present(|| self.base_at(location))?;
+        if present == value {
+            return Ok(None);
+        }
+        cell.keep_before(present);
+        (cell.stamp, cell.present) = (stamp, Some(value));
+        Ok(Some(present))
     }
 
     pub fn code(&self, hash: &B256) -> Result<Bytecode> {
@@ -298,7 +342,8 @@ impl Memory {
             if !cell.flight.is_empty() {
                 return Err(CoreError::Internal("a version survived the block".into()));
             }
-            let Some(before) = cell.before.filter(|before| Some(*before) != cell.present) else { continue };
+            let before = if cell.is_blind { Some(self.base_at(location)?) } else { cell.before };
+            let Some(before) = before.filter(|before| Some(*before) != cell.present) else { continue };
             match (self.cells.key(location), before, cell.present) {
                 (Key::Account(address), Value::Account(old), Some(Value::Account(new))) => {
                     part.push(Update::Account(address, old, new))?;

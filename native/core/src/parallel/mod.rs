@@ -5,9 +5,11 @@
 //! the item runs again, at its turn, where nothing can change under it. So the lowest item always makes progress and no
 //! item waits for a later one. Fees of the beneficiary and both sides of plain transfers are changes that commute.
 //!
-//! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt` runs an item, `status` hands out work,
-//! `committer` validates and commits, `stats` tells people what happened; this module holds the workers together.
+//! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt`
+//! runs an item, `status` hands out work, `committer` validates and commits, `alone` goes on where that does not pay,
+//! `stats` tells people what happened; this module holds the workers together.
 
+mod alone;
 mod attempt;
 mod committer;
 mod locations;
@@ -17,7 +19,7 @@ mod stats;
 mod status;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -37,11 +39,16 @@ pub use stats::RunStats;
 use stats::WorkTime;
 use status::{Schedule, State};
 
-/// How far workers run ahead of the commits, per worker: bounds what a read has to add up and what an abort can waste.
+/// How far workers run ahead of the commits, per worker, once that has paid: bounds what a read has to add up and what an
+/// abort can waste.
 const WINDOW: usize = 64;
+/// How far they do until then.
+const NARROW_WINDOW: usize = 8;
 /// Items a worker takes at once while they do not get into each other's way: neighbours then stay on one core.
 const RUN_LENGTH: usize = 8;
 
+/// A transaction with so much gas is not worth running when it may turn out not to fit into the block.
+const HEAVY_GAS: u64 = 1_000_000;
 /// Locations looked through at once when the changes are gathered.
 const GATHERED: u32 = 2048;
 
@@ -58,11 +65,15 @@ pub(crate) struct Run<'a> {
     committer: Mutex<Committer<'a>>,
     /// Someone holds the committer and will look again before letting go of it.
     is_committing: AtomicBool,
-    /// Items parked for a writer since the last look at what speculation gained.
-    parked: AtomicU32,
+    /// Work that was stopped before its end since the last look at what speculation gained.
+    wasted: AtomicU32,
+    /// Gas limits of all items before each.
+    reserved: Vec<u64>,
     /// One past the last committed item.
     committed: AtomicUsize,
-    window: usize,
+    /// By the committed items.
+    gas_used: AtomicU64,
+    window: AtomicUsize,
     run_length: AtomicUsize,
     /// Only the committer runs: speculation did not pay.
     is_solo: AtomicBool,
@@ -105,7 +116,6 @@ impl<'a> Run<'a> {
         let (receipts, entries) = (block.receipts.len(), block.batch.entries.len());
         let last = receipts + entries;
         let memory = Arc::new(Memory::new(view, last));
-        let window = WINDOW * block.chain.threads;
         let mut committer = Committer::new(block, &memory)?;
         let mut worker = Worker::new(block, &memory, 0);
         committer.write_outside(&memory, &mut worker, 0, |machine| block.open(machine))?;
@@ -113,16 +123,18 @@ impl<'a> Run<'a> {
             block,
             memory,
             schedule: Schedule::new(last),
-            works: (0..window.next_power_of_two()).map(|_| Mutex::default()).collect(),
+            works: (0..(WINDOW * block.chain.threads).next_power_of_two()).map(|_| Mutex::default()).collect(),
             last,
             previous: find_previous(block),
             committer: Mutex::new(committer),
             is_committing: AtomicBool::new(false),
-            parked: AtomicU32::new(0),
+            wasted: AtomicU32::new(0),
+            reserved: sum_gas_limits(block),
             committed: AtomicUsize::new(1),
-            window,
+            gas_used: AtomicU64::new(0),
+            window: AtomicUsize::new(NARROW_WINDOW * block.chain.threads),
             run_length: AtomicUsize::new(RUN_LENGTH),
-            is_solo: AtomicBool::new(false),
+            is_solo: AtomicBool::new(starts_alone()),
             halt: Mutex::new(None),
             is_over: AtomicBool::new(last == 0),
             sleepers: AtomicUsize::new(0),
@@ -130,6 +142,21 @@ impl<'a> Run<'a> {
             bell: Condvar::new(),
             time: WorkTime::default(),
         })
+    }
+
+    /// One past the last item that workers may take.
+    fn reach(&self) -> usize {
+        self.committed.load(SeqCst) + self.window.load(SeqCst)
+    }
+
+    fn narrow_window(&self) {
+        self.window.store(NARROW_WINDOW * self.block.chain.threads, SeqCst);
+    }
+
+    fn widen_window(&self, are_in_the_way: bool) {
+        let widest = WINDOW * self.block.chain.threads;
+        self.window.store((2 * self.window.load(SeqCst)).min(widest), SeqCst);
+        self.run_length.store(if are_in_the_way { 1 } else { RUN_LENGTH }, SeqCst);
     }
 
     fn work(&self, index: usize) -> &Mutex<Work> {
@@ -170,7 +197,7 @@ impl<'a> Run<'a> {
             self.run_item(worker, index, incarnation)?;
             return Ok(true);
         }
-        let items = self.schedule.claim(self.committed.load(SeqCst) + self.window, self.run_length.load(SeqCst));
+        let items = self.schedule.claim(self.reach(), self.run_length.load(SeqCst));
         let is_any = !items.is_empty();
         for index in items {
             if let Some(incarnation) = self.schedule.start(index, State::Ready, worker.id) {
@@ -178,6 +205,18 @@ impl<'a> Run<'a> {
             }
         }
         Ok(is_any)
+    }
+
+    fn is_heavy(&self, index: usize) -> bool {
+        self.reserved[index + 1] - self.reserved[index] >= HEAVY_GAS
+    }
+
+    /// Whether the item fits into the block even if all before it use all the gas they may.
+    fn fits_surely(&self, index: usize) -> bool {
+        // Read in this order, what is committed meanwhile counts twice and never not at all.
+        let committed = self.committed.load(SeqCst).min(index);
+        let most = self.reserved[index + 1] - self.reserved[committed];
+        self.gas_used.load(SeqCst).saturating_add(most) <= self.block.env.gas_limit
     }
 
     /// Whether the lowest item that is not committed waits for a committer; a done item is left to the worker that ran it,
@@ -195,15 +234,23 @@ impl<'a> Run<'a> {
     /// Runs an item, and again at once if it stopped for a writer that is ready by now.
     fn run_item(&self, worker: &mut Worker<'a>, index: usize, incarnation: u32) -> Result<()> {
         let previous = self.previous[index] as usize;
-        if previous > 0 && self.park(index, previous, worker.id) {
+        if previous > 0 && self.schedule.block(index, previous, worker.id) {
+            return Ok(());
+        }
+        if self.is_heavy(index) && !self.fits_surely(index) {
+            self.schedule.defer(index);
             return Ok(());
         }
         loop {
             perturb();
-            match worker.attempt(index, None, true)? {
-                Outcome::Blocked(writer) if self.park(index, writer, worker.id) => return Ok(()),
+            match worker.attempt(index, None, self.gas_used.load(SeqCst), true)? {
+                Outcome::Blocked(writer) if self.schedule.block(index, writer, worker.id) => {
+                    self.wasted.fetch_add(u32::from(self.is_heavy(index)), SeqCst);
+                    return Ok(());
+                }
                 Outcome::Blocked(_) => {}
                 Outcome::NotYet => {
+                    self.wasted.fetch_add(1, SeqCst);
                     self.schedule.defer(index);
                     return Ok(());
                 }
@@ -218,12 +265,6 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn park(&self, index: usize, writer: usize, id: usize) -> bool {
-        let is_parked = self.schedule.block(index, writer, id);
-        self.parked.fetch_add(u32::from(is_parked), SeqCst);
-        is_parked
-    }
-
     /// Commits as far as items are done; whoever holds the committer does it for all.
     fn commit_all(&self, worker: &mut Worker<'a>, is_idle: bool) -> Result<()> {
         while !self.is_over.load(SeqCst) && self.can_commit(self.committed.load(SeqCst), worker.id, is_idle) {
@@ -232,11 +273,22 @@ impl<'a> Run<'a> {
             let before = self.committed.load(SeqCst);
             let mut next = before;
             while self.can_commit(next, worker.id, is_idle) && !self.is_over.load(SeqCst) {
+                if let Some(stretch) = committer.stretch(self, next) {
+                    next = stretch.end;
+                    let began = Instant::now();
+                    committer.commit_alone(self, worker, stretch)?;
+                    committer.add_alone(began.elapsed());
+                    committer.adapt(self, next - 1);
+                    self.gas_used.store(committer.gas_used(), SeqCst);
+                    self.committed.store(next, SeqCst);
+                    continue;
+                }
                 if !committer.commit(self, worker, next)? {
                     break;
                 }
                 committer.adapt(self, next);
                 next += 1;
+                self.gas_used.store(committer.gas_used(), SeqCst);
                 self.committed.store(next, SeqCst);
             }
             self.is_committing.store(false, SeqCst);
@@ -258,7 +310,7 @@ impl<'a> Run<'a> {
         let guard = lock(&self.bed);
         self.sleepers.fetch_add(1, SeqCst);
         let next = self.committed.load(SeqCst);
-        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(next + self.window);
+        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(self.reach());
         let has_commits = self.can_commit(next, usize::MAX, true) && !self.is_committing.load(SeqCst);
         if !self.is_over.load(SeqCst) && !has_commits && !has_work {
             let lay_down = Instant::now();
@@ -303,6 +355,19 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Deliveries count once they are committed: this is for guessing.
+fn sum_gas_limits(block: &Block<'_>) -> Vec<u64> {
+    let transactions = block.batch.entries.iter().map(|entry| entry.transaction.as_ref());
+    let limits = transactions.map(|transaction| transaction.map_or(0, |transaction| transaction.gas_limit));
+    let mut sum = 0_u64;
+    let mut sums = vec![0; block.receipts.len() + 2];
+    sums.extend(limits.map(|limit| {
+        sum = sum.saturating_add(limit);
+        sum
+    }));
+    sums
+}
+
 fn find_previous(block: &Block<'_>) -> Vec<u32> {
     let first = block.receipts.len() + 1;
     let mut previous = vec![0; first + block.batch.entries.len()];
@@ -320,8 +385,15 @@ fn find_previous(block: &Block<'_>) -> Vec<u32> {
 #[inline]
 fn perturb() {}
 
+/// Tests may have a block executed by one worker alone from its first transaction on.
+#[cfg(not(test))]
+#[inline]
+fn starts_alone() -> bool {
+    false
+}
+
 #[cfg(test)]
-use tests::perturb;
+use tests::{perturb, starts_alone};
 
 #[cfg(test)]
 mod tests;

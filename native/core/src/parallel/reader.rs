@@ -58,17 +58,23 @@ pub struct Reader {
     index: u32,
     /// Everything before this item is committed: what it reads is final.
     is_final: bool,
+    /// Nothing is in flight either, and what the item writes does not go by the locations it read.
+    is_alone: bool,
     /// Fees of the items before that are not in the memory yet; known only when `is_final`.
     tips: U256,
     pub reads: Reads,
     /// The item asked for the beneficiary's account and saw it with all its fees.
     pub saw_tips: bool,
+    /// The last item before this one that left what it read; 0 when that is older than the block.
+    pub nearest: u32,
     pub stop: Option<Stop>,
     codes: Map<B256, Code>,
     /// The first locations that the item asked for: what it writes is mostly among them.
     found: Vec<(Key, u32)>,
 }
 
+/// The number that no location has.
+const NOWHERE: u32 = u32::MAX;
 /// Looking through more than this costs more than asking the table again.
 const MAX_FOUND: usize = 12;
 
@@ -87,9 +93,11 @@ impl Reader {
             beneficiary,
             index: 0,
             is_final: false,
+            is_alone: false,
             tips: U256::ZERO,
             reads: Reads::default(),
             saw_tips: false,
+            nearest: 0,
             stop: None,
             codes: Map::default(),
             found: Vec::with_capacity(MAX_FOUND),
@@ -100,11 +108,19 @@ impl Reader {
     pub fn reset(&mut self, index: u32, tips: Option<U256>) {
         self.index = index;
         self.is_final = tips.is_some();
+        self.is_alone = false;
         self.tips = tips.unwrap_or_default();
         self.reads.clear();
         self.saw_tips = false;
+        self.nearest = 0;
         self.stop = None;
         self.found.clear();
+    }
+
+    /// Starts over as item `index` of a stretch that one worker runs alone.
+    pub fn reset_alone(&mut self, index: u32, tips: U256) {
+        self.reset(index, Some(tips));
+        self.is_alone = true;
     }
 
     fn halt<T>(&mut self, stop: Stop) -> Result<T> {
@@ -121,13 +137,19 @@ impl Reader {
     }
 
     fn look(&mut self, key: Key) -> Result<(u32, Value, Option<Stamp>)> {
+        if self.is_alone {
+            return Ok((NOWHERE, self.memory.peek(&key)?, None));
+        }
         let location = self.memory.locate(&key)?;
         if self.found.len() < MAX_FOUND {
             self.found.push((key, location));
         }
         super::perturb();
         match self.memory.read(location, self.index)? {
-            Found::Value(value, stamp) => Ok((location, value, stamp)),
+            Found::Value(value, stamp) => {
+                self.nearest = self.nearest.max(stamp.map_or(0, |stamp| stamp.index));
+                Ok((location, value, stamp))
+            }
             Found::Blocked(writer) => self.halt(Stop::Blocked(writer)),
         }
     }

@@ -2,8 +2,9 @@
 //! would have taken. Never part of consensus.
 //!
 //! The work alone: of every sixteenth item, chosen by its index, the clock is read around the execution that counted, so
-//! neither aborted executions nor validating, committing and waiting are in it. A worker that had to wait for a core
-//! would look as if it had worked, so the sum is scaled by the share of their waking time that workers had a core.
+//! neither aborted executions nor validating, committing and waiting are in it; what one worker does alone counts whole. A
+//! worker that had to wait for a core would look as if it had worked, so the sum is scaled by the share of their waking
+//! time that workers had a core.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -28,6 +29,8 @@ pub struct RunStats {
     pub solos: u64,
     /// Of the sampled items, the executions that counted.
     pub sampled: Duration,
+    /// What one worker took that went on alone.
+    pub alone: Duration,
     /// Share of their waking time that workers had a core.
     pub on_core: f64,
     /// Locations by the aborts they caused.
@@ -42,7 +45,7 @@ impl RunStats {
         if self.workers == 0 {
             return execute;
         }
-        self.sampled.mul_f64(SAMPLED_OF as f64 * self.on_core)
+        (self.sampled.mul_f64(SAMPLED_OF as f64) + self.alone).mul_f64(self.on_core)
     }
 
     /// `hottest` is [[address, slot or nil, aborts]…].

@@ -145,6 +145,12 @@ impl Schedule {
         self.cursor.fetch_max(index, SeqCst);
     }
 
+    /// Takes items that nobody took, nor any before them; false when somebody did.
+    pub fn reserve(&self, items: Range<usize>) -> bool {
+        let is_free = |cursor| (cursor <= items.start).then_some(items.end);
+        self.cursor.fetch_update(SeqCst, SeqCst, is_free).is_ok()
+    }
+
     /// One past the last item that anybody took.
     pub fn taken(&self) -> usize {
         self.cursor.load(SeqCst).min(self.items.len())

@@ -1,6 +1,6 @@
 //! Claims about parallel blocks: whatever they hold, however workers stumble, the result is that of executing in order.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use alloy_primitives::{Address, B256, Bytes, Signature, TxKind, U256, keccak256};
@@ -17,6 +17,7 @@ use crate::state::{Store, View, parse_genesis};
 use crate::transaction::Transaction;
 
 static STUMBLES: AtomicU64 = AtomicU64::new(0);
+static STARTS_ALONE: AtomicBool = AtomicBool::new(false);
 /// Perturbed schedules are chosen per test, so tests that stumble take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -38,6 +39,10 @@ pub(super) fn perturb() {
             std::thread::yield_now();
         }
     }
+}
+
+pub(super) fn starts_alone() -> bool {
+    STARTS_ALONE.load(Relaxed)
 }
 
 /// Deterministic choices of a workload.
@@ -345,6 +350,12 @@ impl Case {
             }
         }
         STUMBLES.store(0, Relaxed);
+        STARTS_ALONE.store(true, Relaxed);
+        for fast_path in [true, false] {
+            let found = self.run(2, fast_path).map(|result| digest(&result));
+            assert!(found == expected, "alone, fast path {fast_path}: {}", differences(&found, &expected));
+        }
+        STARTS_ALONE.store(false, Relaxed);
         expected
     }
 }

@@ -1,0 +1,68 @@
+//! Hostile blocks have one result, whatever the number of threads; as a block to validate they get a typed error.
+
+mod blocks;
+
+use blocks::{Hostile, core, execute, hostile_blocks};
+use shardyard_core::batch::Batch;
+use shardyard_core::block::{BlockResult, Mode};
+use shardyard_core::error::CoreError;
+
+const COUNT: u64 = 400;
+
+fn essence(result: &BlockResult) -> impl PartialEq + std::fmt::Debug + use<> {
+    (
+        result.state_root,
+        result.outcomes_root,
+        result.transactions_root,
+        result.gas_used,
+        result.tips,
+        result.included.clone(),
+        result.skipped.clone(),
+    )
+}
+
+#[test]
+fn hostile_blocks_have_one_result_for_any_number_of_threads() {
+    let in_order = core(1, COUNT);
+    let cores: Vec<_> = [2, 3, 4, 8].map(|threads| core(threads, COUNT)).into();
+    for block in hostile_blocks(COUNT) {
+        let wanted = essence(&execute(&in_order, &block, Mode::Build).expect("a builder leaves out what cannot be in"));
+        for core in &cores {
+            let result = execute(core, &block, Mode::Build).expect("a builder leaves out what cannot be in");
+            assert_eq!(essence(&result), wanted, "{}", block.name);
+        }
+    }
+}
+
+#[test]
+fn hostile_blocks_do_what_they_were_made_for() {
+    let core = core(2, COUNT);
+    for block in hostile_blocks(COUNT) {
+        let result = execute(&core, &block, Mode::Build).expect("a builder leaves out what cannot be in");
+        let (included, skipped) = (result.included.len() as u64, result.skipped.len() as u64);
+        assert_eq!(included + skipped, block.batch.entries.len() as u64, "{}", block.name);
+        match block.name {
+            "broke senders" => assert_eq!((included, skipped), (COUNT / 2, COUNT / 2 - 1)),
+            "nonce storm" => assert!(included >= 8 && skipped > COUNT / 2, "{included} {skipped}"),
+            "gas-limit edge" => assert!(included <= 4, "{included}"),
+            name => assert_eq!(skipped, 0, "{name}: {:?}", result.skipped.first()),
+        }
+    }
+}
+
+#[test]
+fn blocks_that_carry_what_cannot_be_in_are_invalid_and_the_rest_is_valid() {
+    let core = core(2, COUNT);
+    for block in hostile_blocks(COUNT) {
+        let built = execute(&core, &block, Mode::Build).expect("a builder leaves out what cannot be in");
+        if !built.skipped.is_empty() {
+            let error = execute(&core, &block, Mode::Validate).expect_err(block.name);
+            assert!(matches!(error, CoreError::InvalidBlock(_)), "{}: {error}", block.name);
+        }
+        let kept = built.included.iter().map(|index| block.batch.entries[*index as usize].clone());
+        let kept = Hostile { batch: Batch { entries: kept.collect() }, ..block };
+        let validated = execute(&core, &kept, Mode::Validate).expect("what was built is valid");
+        assert_eq!(validated.state_root, built.state_root, "{}", kept.name);
+        assert_eq!(validated.outcomes_root, built.outcomes_root, "{}", kept.name);
+    }
+}
