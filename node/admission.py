@@ -1,13 +1,15 @@
 """Admission: signed transactions on their way into the mempool, in groups.
 
 Whatever arrives while one group is being prepared forms the next: one call into the native core decodes, hashes and
-recovers all senders, one write to the journal makes all accepted ones durable, and only then are callers answered (so
-"nothing lost" counts every hash ever answered). Refusals use geth's words. What may wait is bounded; beyond it the answer
-is geth's "txpool is full".
+recovers all senders, one puts what the rules allow into the mempool, one write to the journal makes it durable, and only
+then are callers answered (so "nothing lost" counts every hash ever answered). Refusals use geth's words.
+
+What may wait is bounded; beyond it the answer is geth's "txpool is full". When the pool itself is full, what pays no more
+than its cheapest transaction is refused before its sender is recovered, so an overload costs little of what it displaces.
 """
 
 import asyncio
-import contextlib
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -15,15 +17,14 @@ from typing import Final, Protocol
 import msgspec
 
 from node.refusal import RpcError, build_server_error
-from shards.mempool import POOL_FULL, Mempool, MempoolEntry, MempoolError, unpack_entries
+from shards.mempool import POOL_FULL, Mempool
 from shardyard import _native
 from shardyard.ids import Hash32
 
 MAX_WAITING: Final = 65_536
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 MAX_GROUP: Final = 4096
-ACCOUNT_BYTES: Final = 40
-"""Length of one account in what ``Core.nonces_balances`` returns: u64 little endian nonce, 32 bytes balance."""
+MAX_GROUP_BYTES: Final = 4 * 1024 * 1024
 
 Answer = Hash32 | RpcError
 
@@ -31,14 +32,42 @@ Answer = Hash32 | RpcError
 class Journal(Protocol):
     """Where accepted transactions are made durable before their senders hear of it."""
 
-    async def append(self, transactions: Sequence[bytes]) -> None:
-        """Return when ``transactions`` survive the death of this process; raises ``OSError``."""
+    async def append(self, body: bytes) -> None:
+        """Return when the transactions of ``body`` (as a block's) survive the death of this process; raises ``OSError``."""
         ...
 
 
+class AdmissionFullError(RpcError):
+    """Too much waits already: come again later."""
+
+    def __init__(self) -> None:
+        refusal = build_server_error(POOL_FULL)
+        super().__init__(refusal.code, refusal.message)
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """Transactions that the mempool took out of one group; ``indices`` (packed u32) are their places in ``batch``."""
+
+    batch: _native.Batch
+    indices: bytes
+
+    @property
+    def hashes(self) -> list[Hash32]:
+        """Their hashes, in order of arrival."""
+        joined = self.batch.hashes
+        return [Hash32(joined[32 * i : 32 * i + 32]) for i in memoryview(self.indices).cast("I")]
+
+
+class _Verdict(msgspec.Struct, frozen=True):
+    """What became of a submission: its part of a group begins at ``first``."""
+
+    admitted: _native.Admitted
+    first: int
+
+
 class _Waiting(msgspec.Struct, frozen=True):
-    raw: bytes
-    answer: "asyncio.Future[Answer] | None"
+    submission: _native.Submission
+    verdict: "asyncio.Future[_Verdict] | None"
     """None for what a peer sent: nobody waits, nothing is passed on."""
 
 
@@ -51,48 +80,91 @@ class Admission:
         core: _native.Core,
         mempool: Mempool,
         journal: Journal,
-        get_final_hash: Callable[[], Hash32],
-        on_accepted: Callable[[Sequence[MempoolEntry], bool], None],
+        on_accepted: Callable[[Accepted, bool], None],
     ) -> None:
         self.counters: Counter[str] = Counter()
+        """Transactions by fate, and microseconds by stage; ``own`` is processor time of the thread that asked."""
         self._core = core
         self._mempool = mempool
         self._journal = journal
-        self._get_final_hash = get_final_hash
         self._on_accepted = on_accepted
         self._waiting: deque[_Waiting] = deque()
+        self._waiting_count = 0
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
 
     async def submit(self, transactions: Sequence[bytes]) -> list[Answer]:
         """Return for each raw transaction its hash, once durable, or why it is refused."""
-        answers: list[asyncio.Future[Answer]] = []
-        loop = asyncio.get_running_loop()
+        offsets = [0]
         for raw in transactions:
-            answer: asyncio.Future[Answer] = loop.create_future()
-            answers.append(answer)
-            if not self._enqueue(_Waiting(raw, answer)):
-                answer.set_result(build_server_error(POOL_FULL))
-        return [await answer for answer in answers]
+            offsets.append(offsets[-1] + len(raw))
+        try:
+            verdict = await self._wait(_native.Submission(b"".join(transactions), offsets))
+        except RpcError as error:
+            return [error] * len(transactions)
+        answers: list[Answer] = []
+        hashes = verdict.admitted.hashes
+        for i in range(verdict.first, verdict.first + len(transactions)):
+            problem = verdict.admitted.error(i)
+            answers.append(
+                Hash32(hashes[32 * i : 32 * i + 32]) if problem is None else build_server_error(problem)
+            )
+        return answers
+
+    async def submit_request(self, submission: _native.Submission) -> bytes:
+        """Return the JSON-RPC answer to the request that ``submission`` was read from.
+
+        Raises ``AdmissionFullError`` when all of it is refused because too much waits.
+        """
+        try:
+            verdict = await self._wait(submission)
+        except AdmissionFullError:
+            raise
+        except RpcError as error:
+            return submission.encode_refusal(error.code, error.message)
+        return submission.encode_answers(verdict.admitted, verdict.first)
+
+    async def _wait(self, submission: _native.Submission) -> _Verdict:
+        verdict: asyncio.Future[_Verdict] = asyncio.get_running_loop().create_future()
+        if not self._enqueue(_Waiting(submission, verdict)):
+            raise AdmissionFullError
+        return await verdict
 
     def receive(self, raw: bytes, ends: Sequence[int]) -> None:
         """Take what a peer passed on; malformed offsets and what does not fit are dropped and counted."""
         start = 0
         for end in ends:
-            if not start < end <= len(raw) or not self._enqueue(_Waiting(raw[start:end], None)):
+            if not start < end <= len(raw):
                 self.counters["gossip_dropped"] += 1
                 return
             start = end
+        if ends and not self._enqueue(_Waiting(_native.Submission(raw[:start], (0, *ends)), None)):
+            self.counters["gossip_dropped"] += 1
 
     def _enqueue(self, item: _Waiting) -> bool:
-        size = len(item.raw)
-        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
-            self.counters["overflow"] += 1
+        count, size = len(item.submission), item.submission.size
+        if self._waiting_count + count > MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
+            self.counters["overflow"] += count
             return False
         self._waiting.append(item)
+        self._waiting_count += count
         self._waiting_bytes += size
         self._arrived.set()
         return True
+
+    def _take_group(self) -> list[_Waiting]:
+        """Take submissions up to the caps of a group, and at least one."""
+        group: list[_Waiting] = []
+        count = size = 0
+        while self._waiting:
+            submission = self._waiting[0].submission
+            count, size = count + len(submission), size + submission.size
+            if group and (count > MAX_GROUP or size > MAX_GROUP_BYTES):
+                break
+            group.append(self._waiting.popleft())
+            self._waiting_count -= len(submission)
+            self._waiting_bytes -= submission.size
+        return group
 
     async def run(self) -> None:
         """Admit groups until cancelled; raises what the journal raises, for then nothing may be acknowledged."""
@@ -101,67 +173,57 @@ class Admission:
             while True:
                 await self._arrived.wait()
                 self._arrived.clear()
-                while self._waiting:
-                    group = [self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))]
-                    self._waiting_bytes -= sum(len(item.raw) for item in group)
+                while group := self._take_group():
                     await self._admit(group)
         finally:
             for item in (*group, *self._waiting):
-                if item.answer is not None and not item.answer.done():
-                    item.answer.set_result(build_server_error("the node is stopping"))
+                if item.verdict is not None and not item.verdict.done():
+                    item.verdict.set_exception(build_server_error("the node is stopping"))
             self._waiting.clear()
 
     async def _admit(self, group: Sequence[_Waiting]) -> None:
-        raw = b"".join(item.raw for item in group)
-        offsets = [0]
-        for item in group:
-            offsets.append(offsets[-1] + len(item.raw))
-        batch = await asyncio.to_thread(self._core.prepare, raw, offsets)
-        answers, accepted = self._add_to_mempool(batch, raw, offsets[1:])
+        batch, admitted = await asyncio.to_thread(self._prepare, [item.submission for item in group])
+        accepted = admitted.accepted(0, len(admitted))
         try:
-            if entries := [entry for _, entry in accepted]:
-                await self._journal.append([entry.raw for entry in entries])
+            if accepted:
+                started = time.perf_counter_ns()
+                await self._journal.append(batch.encode_body(accepted))
+                self._count_time("journal_us", started)
         except BaseException:
-            self._mempool.remove(entry.hash for _, entry in accepted)
+            self._mempool.remove(Accepted(batch, accepted).hashes)
             raise
-        for item, answer in zip(group, answers, strict=True):
-            if item.answer is not None and not item.answer.done():
-                item.answer.set_result(answer)
-        local = [entry for i, entry in accepted if group[i].answer is not None]
-        passed_on = [entry for i, entry in accepted if group[i].answer is None]
-        for found, is_local in ((local, True), (passed_on, False)):
-            if found:
-                self._on_accepted(found, is_local)
+        self.counters["accepted"] += len(accepted) // 4
+        self.counters["refused"] += len(admitted) - len(accepted) // 4
+        self.counters["groups"] += 1
+        first = 0
+        parts: dict[bool, list[bytes]] = {True: [], False: []}
+        for item in group:
+            stop = first + len(item.submission)
+            parts[item.verdict is not None].append(admitted.accepted(first, stop))
+            if item.verdict is not None and not item.verdict.done():
+                item.verdict.set_result(_Verdict(admitted, first))
+            first = stop
+        for is_local, found in parts.items():
+            if indices := b"".join(found):
+                self._on_accepted(Accepted(batch, indices), is_local)
 
-    def _add_to_mempool(
-        self, batch: _native.Batch, raw: bytes, ends: Sequence[int]
-    ) -> tuple[list[Answer], list[tuple[int, MempoolEntry]]]:
-        accounts = self._core.nonces_balances(self._get_final_hash(), batch.senders)
-        status = batch.status
-        answers: list[Answer] = []
-        accepted: list[tuple[int, MempoolEntry]] = []
-        for i, entry in enumerate(unpack_entries(batch, raw, ends)):
-            if status[i]:
-                answers.append(build_server_error(batch.error(i) or "invalid transaction"))
-                self.counters["invalid"] += 1
-                continue
-            account = accounts[ACCOUNT_BYTES * i : ACCOUNT_BYTES * (i + 1)]
-            nonce, balance = int.from_bytes(account[:8], "little"), int.from_bytes(account[8:], "big")
-            try:
-                self._mempool.add(entry, nonce, balance)
-            except MempoolError as error:
-                answers.append(build_server_error(str(error)))
-                self.counters["refused"] += 1
-                continue
-            answers.append(entry.hash)
-            accepted.append((i, entry))
-        self.counters["accepted"] += len(accepted)
-        return answers, accepted
+    def _prepare(self, submissions: Sequence[_native.Submission]) -> tuple[_native.Batch, _native.Admitted]:
+        """Recover the senders and put what the rules allow into the pool; runs in a thread."""
+        started, own = time.perf_counter_ns(), time.thread_time_ns()
+        batch = self._core.prepare_submissions(submissions, self._mempool.get_least_fee())
+        self.counters["recover_own_us"] += (time.thread_time_ns() - own) // 1000
+        started = self._count_time("recover_us", started)
+        admitted = self._mempool.admit(self._core, batch)
+        self._count_time("mempool_us", started)
+        return batch, admitted
+
+    def _count_time(self, stage: str, started: int) -> int:
+        now = time.perf_counter_ns()
+        self.counters[stage] += (now - started) // 1000
+        return now
 
 
-async def restore_journal(
-    core: _native.Core, mempool: Mempool, final_hash: Hash32, transactions: Sequence[bytes]
-) -> int:
+async def restore_journal(core: _native.Core, mempool: Mempool, transactions: Sequence[bytes]) -> int:
     """Put journalled transactions back into the pool after a restart; returns how many still had a place.
 
     What was included meanwhile has a used nonce and is refused, which is how the journal forgets it.
@@ -172,14 +234,7 @@ async def restore_journal(
         offsets = [0]
         for raw in group:
             offsets.append(offsets[-1] + len(raw))
-        blob = b"".join(group)
-        batch = await asyncio.to_thread(core.prepare, blob, offsets)
-        accounts = core.nonces_balances(final_hash, batch.senders)
-        for i, entry in enumerate(unpack_entries(batch, blob, offsets[1:])):
-            account = accounts[ACCOUNT_BYTES * i : ACCOUNT_BYTES * (i + 1)]
-            nonce, balance = int.from_bytes(account[:8], "little"), int.from_bytes(account[8:], "big")
-            if not batch.status[i]:
-                with contextlib.suppress(MempoolError):
-                    mempool.add(entry, nonce, balance)
-                    restored += 1
+        batch = await asyncio.to_thread(core.prepare, b"".join(group), offsets)
+        admitted = mempool.admit(core, batch)
+        restored += len(admitted.accepted(0, len(admitted))) // 4
     return restored

@@ -6,21 +6,22 @@ hears of can be read; the mempool follows a final block at once, so that the bui
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from node.admission import ACCOUNT_BYTES, Admission, Answer, Journal
+from node.admission import Accepted, Admission, Answer, Journal
 from node.block_stats import ExecutionHistory
-from node.index.records import IndexedBlock, build_indexed_block, decode_outcome_hashes
+from node.index.records import IndexedBlock, build_indexed_block
 from node.index.store import ChainIndex
 from node.refusal import LIMIT_EXCEEDED, RpcError
-from shards.mempool import Mempool, MempoolEntry
+from shards.mempool import Mempool
 from shards.policy import compute_base_fee
 from shardyard import _native
-from shardyard.blocks import Block, Header
+from shardyard.blocks import Block, Header, ShardBody
+from shardyard.codec import decode
 from shardyard.effects import EnvSpec
 from shardyard.genesis import Genesis
 from shardyard.ids import Address, Hash32, Height, ShardId, compute_chain_id
@@ -43,6 +44,9 @@ class Execution(msgspec.Struct, frozen=True):
     deliveries: tuple[bytes, ...]
     """The receipts it consumed: the first ``inbox_taken`` of what the executor was offered."""
     outbox: tuple[bytes, ...]
+    batch: _native.Batch
+    """What it was made of or checked against; its transactions are those at ``included`` (packed u32)."""
+    included: bytes
     stats: bytes = b""
     """For people; see ``node.block_stats``."""
 
@@ -52,13 +56,6 @@ class SyncProgress(msgspec.Struct, frozen=True):
 
     starting: Height
     highest: Height
-
-
-class _Unsettled(msgspec.Struct, frozen=True):
-    """An executed block whose transactions are not in the index yet."""
-
-    execution: Execution
-    positions: dict[Hash32, int]
 
 
 class ShardBackend:
@@ -88,7 +85,7 @@ class ShardBackend:
         self.execution = ExecutionHistory(executors)
         self.on_head: list[Callable[[IndexedBlock], None]] = []
         """Called with every block that becomes ``latest``."""
-        self.on_pending: list[Callable[[Sequence[MempoolEntry]], None]] = []
+        self.on_pending: list[Callable[[Accepted], None]] = []
         """Called with transactions that the mempool took."""
         self.status_sources: dict[str, Callable[[], dict[str, Any]]] = {}
         """What other parts of the process add to ``shard_status``, by key; set by the driver."""
@@ -96,7 +93,6 @@ class ShardBackend:
             core=core,
             mempool=mempool,
             journal=journal,
-            get_final_hash=lambda: self._final_hash,
             on_accepted=self._on_accepted,
         )
         self._get_tip = get_tip
@@ -107,9 +103,11 @@ class ShardBackend:
             index.append(build_indexed_block(first, b"", (), ()))
         self._latest = self._require_block(index.height)
         self._final_hash = self._latest.hash
+        mempool.start_at(self._final_hash)
         self._starting = self._latest.height
         self._beacon_final = Height(0)
-        self._unsettled: dict[Hash32, _Unsettled] = {}
+        self._unsettled: dict[Hash32, Execution] = {}
+        """Executed blocks whose transactions are not in the index yet."""
         self._indexing: dict[Hash32, IndexedBlock] = {}
         """Final blocks on their way into the index."""
         self._to_index: asyncio.Queue[IndexedBlock] = asyncio.Queue(MAX_UNINDEXED)
@@ -137,9 +135,8 @@ class ShardBackend:
     def on_adopted(self, execution: Execution) -> None:
         """A block was executed, here or as somebody else's proposal, and the core holds its state."""
         self.execution.record(execution.block_hash, execution.stats)
-        hashes = decode_outcome_hashes(execution.outcomes)
-        self._unsettled[execution.block_hash] = _Unsettled(execution, {h: i for i, h in enumerate(hashes)})
-        self.mempool.mark_included(execution.block_hash, hashes[len(execution.deliveries) :])
+        self._unsettled[execution.block_hash] = execution
+        self.mempool.mark_batch(execution.block_hash, execution.batch, execution.included)
 
     def on_discarded(self, block_hash: Hash32) -> None:
         """A block can never become final: its transactions are offered again."""
@@ -150,24 +147,17 @@ class ShardBackend:
         """A block that was adopted is final, and the core has folded it in; in order of height."""
         if block.header.height <= self._latest.height or block.hash in self._indexing:
             return  # told again after a restart
-        execution = self._unsettled[block.hash].execution
+        execution = self._unsettled[block.hash]
         indexed = build_indexed_block(block, execution.outcomes, execution.deliveries, execution.outbox)
-        self._final_hash = block.hash
         self._indexing[block.hash] = indexed
-        self.mempool.on_final(block.hash, self._read_senders(indexed))
+        # Settled in one go, and only then no ancestor any more: the builder never sees a used nonce.
+        await asyncio.to_thread(self.mempool.settle, self.core, block.hash)
+        self._final_hash = block.hash
         await self._to_index.put(indexed)
 
     def on_beacon_final(self, height: Height) -> None:
         """A final beacon block carries a crosslink of this shard up to ``height``."""
         self._beacon_final = max(self._beacon_final, height)
-
-    def _read_senders(self, block: IndexedBlock) -> Iterable[tuple[Address, int, int]]:
-        waiting = set(self.mempool.get_senders())
-        senders = [sender for sender in dict.fromkeys(o.sender for o in block.outcomes) if sender in waiting]
-        accounts = self.core.nonces_balances(block.hash, b"".join(senders))
-        for i, sender in enumerate(senders):
-            account = accounts[ACCOUNT_BYTES * i : ACCOUNT_BYTES * (i + 1)]
-            yield sender, int.from_bytes(account[:8], "little"), int.from_bytes(account[8:], "big")
 
     async def _index_blocks(self) -> None:
         while True:
@@ -189,42 +179,46 @@ class ShardBackend:
         """Take transactions that a peer passed on."""
         self.admission.receive(raw, ends)
 
-    def _on_accepted(self, entries: Sequence[MempoolEntry], is_local: bool) -> None:
+    async def submit_request(self, submission: _native.Submission) -> bytes:
+        """Return the JSON-RPC answer to a request that only hands in transactions; raises ``AdmissionFullError``."""
+        return await self.admission.submit_request(submission)
+
+    def _on_accepted(self, accepted: Accepted, is_local: bool) -> None:
         for listener in self.on_pending:
-            listener(entries)
+            listener(accepted)
         if is_local and self._broadcast is not None:
-            ends, total = [], 0
-            for entry in entries:
-                total += len(entry.raw)
-                ends.append(total)
-            self._broadcast(b"".join(entry.raw for entry in entries), tuple(ends))
+            encoded = accepted.batch.encode_body(accepted.indices)
+            body = decode(encoded, ShardBody, max_bytes=len(encoded))
+            self._broadcast(body.raw, body.ends)
 
-    def select(self, parent: Hash32, env: EnvSpec, max_bytes: int) -> tuple[bytes, tuple[int, ...]]:
-        """Return transactions for a block on ``parent``: one blob and the end of each."""
-        return self.select_preview(parent, env.base_fee, env.gas_limit, max_bytes)
-
-    def select_preview(
-        self, parent: Hash32, base_fee: int, gas_limit: int, max_bytes: int
-    ) -> tuple[bytes, tuple[int, ...]]:
-        """Return what ``select`` would for these numbers."""
+    def prepare_selection(self, parent: Hash32, env: EnvSpec, max_bytes: int) -> Callable[[], _native.Batch]:
+        """Return what selects the transactions of a block on ``parent``; any thread may call it."""
         ancestors = self._get_open_ancestors(parent)
-        raw, ends, _ = self.mempool.select(base_fee, gas_limit, max_bytes, ancestors)
-        return raw, ends
+        return lambda: self.mempool.select_batch(env.base_fee, env.gas_limit, max_bytes, ancestors)
+
+    def on_skipped(self, batch: _native.Batch, indices: bytes) -> None:
+        """A builder could not use these: what can never run any more must not be offered for ever."""
+        self.mempool.refresh(self.core, batch, indices)
+
+    def select(self, parent: Hash32, base_fee: int, gas_limit: int, max_bytes: int) -> _native.Batch:
+        """Return transactions for a block on ``parent``."""
+        ancestors = self._get_open_ancestors(parent)
+        return self.mempool.select_batch(base_fee, gas_limit, max_bytes, ancestors)
 
     def _get_open_ancestors(self, block_hash: Hash32) -> list[Hash32]:
         ancestors: list[Hash32] = []
         while (unsettled := self._unsettled.get(block_hash)) is not None and block_hash != self._final_hash:
             ancestors.append(block_hash)
-            block_hash = unsettled.execution.parent
+            block_hash = unsettled.parent
         return ancestors
 
     def find_pending(self, tx_hash: Hash32) -> bytes | None:
         """Return the raw bytes of a transaction that waits, or stands in a final block on its way into the index."""
         if (entry := self.mempool.get(tx_hash)) is not None:
             return entry.raw
-        for block_hash, block in self._indexing.items():
-            if (position := self._unsettled[block_hash].positions.get(tx_hash)) is not None:
-                return block.get_raw_transaction(position)
+        for block in self._indexing.values():
+            if tx_hash in block.transaction_hashes:
+                return block.get_raw_transaction(block.transaction_hashes.index(tx_hash))
         return None
 
     # --- heads ---

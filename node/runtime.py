@@ -59,6 +59,21 @@ def list_subscriptions(chain: ShardId) -> tuple[Subscription, ...]:
     )
 
 
+def list_unheard(chain: ShardId, replicas: int) -> frozenset[tuple[ShardId, MessageClass]]:
+    """Return what the replicas of a chain say to each other alone, when there is no other: bodies are worth not sending."""
+    if replicas > 1:
+        return frozenset()
+    among_replicas = {
+        MessageClass.PROPOSAL,
+        MessageClass.VOTE,
+        MessageClass.CERTIFICATE,
+        MessageClass.TRANSACTIONS,
+    }
+    if chain != BEACON:
+        among_replicas.add(MessageClass.BLOCK)  # the beacon's are followed by every shard
+    return frozenset((chain, kind) for kind in among_replicas)
+
+
 def build_bus(network: Network, node: str, chain: ShardId, data: DataDir) -> MqttBus:
     """Return the bus of ``node``, not connected yet."""
     endpoints = network.read_endpoints()
@@ -66,6 +81,7 @@ def build_bus(network: Network, node: str, chain: ShardId, data: DataDir) -> Mqt
         network_name=network.options.name,
         network=network.genesis.network,
         subscriptions=list_subscriptions(chain),
+        unheard=list_unheard(chain, 1 if chain == BEACON else network.options.nodes_per_shard),
     )
     identity = BusIdentity(NodeId(node), network.read_node_key(node), data.take_incarnation())
     password = network.read_broker_passwords()[node]

@@ -38,7 +38,7 @@ from node.runtime import (
     watch_for_end,
 )
 from node.signer import Signer
-from node.storage.journal import MempoolJournal
+from node.storage.journal import MAX_BODY_BYTES, MempoolJournal
 from node.storage.log import BlockLog
 from shards.mempool import Mempool, MempoolLimits
 from shards.replica import ShardReplica
@@ -143,7 +143,7 @@ class ShardNode:
         self.mempool = Mempool(
             MempoolLimits(max_gas=genesis.preset.block_gas, min_fee=genesis.preset.min_base_fee)
         )
-        stores.journal.attach(lambda: [entry.raw for entry in self.mempool])
+        stores.journal.attach(lambda: self.mempool.encode_bodies(MAX_BODY_BYTES))
         self.backend = self._build_backend()
         self.driver = Driver(
             chain=self.chain, machine=self.replica, bus=bus, log=stores.log, signer=stores.signer
@@ -164,7 +164,7 @@ class ShardNode:
             genesis=self._network.genesis,
             shard=self.chain,
             get_tip=lambda: self.replica.engine.notarized_tip.header,
-            broadcast=self._broadcast,
+            broadcast=self._broadcast if self._network.options.nodes_per_shard > 1 else None,
             get_peer_count=lambda: self._network.options.nodes_per_shard - 1,
             executors=self._threads,
         )
@@ -184,9 +184,8 @@ class ShardNode:
         )
 
     def _broadcast(self, raw: bytes, ends: tuple[int, ...]) -> None:
-        if self._network.options.nodes_per_shard > 1:
-            message = Transactions(self.chain, raw, ends)
-            self.driver.enqueue(lambda: self._bus.publish(self.chain, message))
+        message = Transactions(self.chain, raw, ends)
+        self.driver.enqueue(lambda: self._bus.publish(self.chain, message))
 
     def describe(self) -> dict[str, Any]:
         """Return what ``shardyard node show`` shows of this replica."""
@@ -202,12 +201,13 @@ class ShardNode:
             "loop_lag_ms": self._lag.read_ms(),
             "bus": {"connected": self._bus.is_connected, "refused": dict(self._bus.counters.refused)},
             "driver": dict(self.driver.counters),
+            "stages": dict(self.executor.counters),
         }
 
     async def run(self, ended: asyncio.Event) -> None:
         """Refill the mempool, open JSON-RPC, and run until ``ended``."""
         pending = self._stores.journal.pending
-        restored = await restore_journal(self.core, self.mempool, self.backend.latest.hash, pending)
+        restored = await restore_journal(self.core, self.mempool, pending)
         access = get_access(self._network, self._node)
         app = RpcApp(ShardApi(self.backend, list_urls(self._network)), access)
         try:

@@ -6,35 +6,26 @@ Refusals use geth's words, because wallets match on them. Everything is bounded:
 all, transactions and nonce gap per sender. When the pool is full, the sender who holds the cheapest
 transaction loses its *last* one: what follows a cheap nonce cannot run before it and so is worth no more,
 and evicting from the middle would only tear the run. A newcomer that could not run now evicts nobody, so
-filling the pool with gaps gains nothing.
+filling the pool with gaps gains nothing. A replacement pays at least 110 % of both fees of what it replaces.
 
 A block that is built or notarized but not final yet keeps its transactions here, marked; a child of it
 passes them over, and when the block is discarded they are offered again without anybody having to bring
 them back.
+
+The tables are the native core's, which works on whole groups (``admit``, ``select_batch``, ``mark_batch``,
+``settle``) without an object per transaction; the other methods are for those who ask about one.
 """
 
-from collections.abc import Container, Iterable, Iterator, Sequence
-from heapq import heapify, heappop, heappush, heapreplace, nlargest
-from struct import unpack
-from typing import Final, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 
+from shardyard import _native
 from shardyard.errors import ShardyardError
 from shardyard.ids import Address, Hash32
 
-ALREADY_KNOWN: Final = "already known"
-NONCE_TOO_LOW: Final = "nonce too low"
-NONCE_TOO_HIGH: Final = "nonce too high"
-UNDERPRICED: Final = "transaction underpriced"
-REPLACEMENT_UNDERPRICED: Final = "replacement transaction underpriced"
-INSUFFICIENT_FUNDS: Final = "insufficient funds for gas * price + value"
-GAS_LIMIT: Final = "exceeds block gas limit"
-ACCOUNT_LIMIT: Final = "account limit exceeded"
 POOL_FULL: Final = "txpool is full"
-
-REPLACEMENT_PERCENT: Final = 110
-"""A replacement pays at least this share of both fees of what it replaces."""
 
 
 class MempoolError(ShardyardError):
@@ -72,165 +63,89 @@ class MempoolEntry(msgspec.Struct, frozen=True, gc=False):
     raw: bytes
 
 
-class PreparedBatch(Protocol):
-    """What the native core's ``Batch`` offers to ``unpack_entries``: packed columns."""
-
-    @property
-    def hashes(self) -> bytes: ...
-    @property
-    def senders(self) -> bytes: ...
-    @property
-    def nonces(self) -> bytes: ...
-    @property
-    def gas_limits(self) -> bytes: ...
-    @property
-    def max_fees(self) -> bytes: ...
-    @property
-    def tips(self) -> bytes: ...
-    @property
-    def costs(self) -> bytes: ...
-
-    def __len__(self) -> int: ...
+_Fields = tuple[bytes, bytes, int, int, int, int, bytes, bytes]
 
 
-def unpack_entries(batch: PreparedBatch, raw: bytes, ends: Sequence[int]) -> list[MempoolEntry]:
-    """Return one entry per transaction of ``batch``, whose ``raw`` bytes end at ``ends``; errors are not
-    looked at.
-    """
-    count = len(batch)
-    words = f"<{count}Q"
-    columns = (batch.nonces, batch.gas_limits, batch.max_fees, batch.tips)
-    nonces, gas_limits, max_fees, tips = (unpack(words, column) for column in columns)
-    hashes, senders, costs = batch.hashes, batch.senders, batch.costs
-    return [
-        MempoolEntry(
-            hash=Hash32(hashes[32 * i : 32 * i + 32]),
-            sender=Address(senders[20 * i : 20 * i + 20]),
-            nonce=nonces[i],
-            gas_limit=gas_limits[i],
-            max_fee=max_fees[i],
-            tip=tips[i],
-            cost=int.from_bytes(costs[32 * i : 32 * i + 32], "big"),
-            raw=raw[ends[i - 1] if i else 0 : ends[i]],
-        )
-        for i in range(count)
-    ]
+def _build_entry(fields: _Fields) -> MempoolEntry:
+    tx_hash, sender, nonce, gas_limit, max_fee, tip, cost, raw = fields
+    return MempoolEntry(
+        hash=Hash32(tx_hash),
+        sender=Address(sender),
+        nonce=nonce,
+        gas_limit=gas_limit,
+        max_fee=max_fee,
+        tip=tip,
+        cost=int.from_bytes(cost, "big"),
+        raw=raw,
+    )
 
 
-class _SenderQueue:
-    """Transactions of one sender by nonce, with the account they would run on."""
-
-    __slots__ = ("account_nonce", "balance", "by_nonce", "highest", "run_end", "total_cost")
-
-    def __init__(self, account_nonce: int, balance: int) -> None:
-        self.account_nonce = account_nonce
-        self.balance = balance
-        self.by_nonce: dict[int, MempoolEntry] = {}
-        self.run_end = account_nonce
-        """First nonce that is missing."""
-        self.highest = account_nonce
-        """Highest nonce held; meaningless when nothing is held."""
-        self.total_cost = 0
-
-    def put(self, entry: MempoolEntry) -> None:
-        self.by_nonce[entry.nonce] = entry
-        self.total_cost += entry.cost
-        self.highest = max(self.highest, entry.nonce)
-        while self.run_end in self.by_nonce:
-            self.run_end += 1
-
-    def take(self, nonce: int) -> MempoolEntry:
-        entry = self.by_nonce.pop(nonce)
-        self.total_cost -= entry.cost
-        if self.account_nonce <= nonce < self.run_end:
-            self.run_end = nonce
-        while self.highest not in self.by_nonce and self.highest > self.account_nonce:
-            self.highest -= 1
-        return entry
-
-    def get_from_end(self, offset: int) -> MempoolEntry:
-        """Return the transaction with the ``offset``-th highest nonce."""
-        nonce = nlargest(offset + 1, self.by_nonce)[offset] if offset else self.highest
-        return self.by_nonce[nonce]
-
-    def move_to(self, account_nonce: int, balance: int) -> list[MempoolEntry]:
-        """Follow the account; returns what can never run any more: used nonces and what the balance cannot
-        pay.
-        """
-        self.balance = balance
-        gone: list[MempoolEntry] = []
-        if account_nonce != self.account_nonce:
-            gone = [self.take(nonce) for nonce in sorted(self.by_nonce) if nonce < account_nonce]
-            self.account_nonce = self.run_end = account_nonce
-            while self.run_end in self.by_nonce:
-                self.run_end += 1
-        if self.total_cost > balance:
-            gone.extend(
-                self.take(nonce) for nonce, entry in sorted(self.by_nonce.items()) if entry.cost > balance
-            )
-        return gone
+def _split_hashes(joined: bytes) -> list[Hash32]:
+    return [Hash32(joined[at : at + 32]) for at in range(0, len(joined), 32)]
 
 
 class Mempool:
-    """Pending transactions of one shard. Not thread-safe: one owner, in its event loop."""
+    """Pending transactions of one shard. Any thread may call; every call is atomic."""
 
     def __init__(self, limits: MempoolLimits) -> None:
-        self._limits = limits
-        self._by_hash: dict[Hash32, MempoolEntry] = {}
-        self._queues: dict[Address, _SenderQueue] = {}
-        self._bytes = 0
-        self._arrivals: dict[Hash32, int] = {}
-        self._next_arrival = 0
-        self._cheapest: list[tuple[int, int, int, Hash32]] = []
-        """Heap over (max_fee, tip, −arrival, hash); entries that left the pool are skipped when they
-        surface.
-        """
-        self._included: dict[Hash32, frozenset[Hash32]] = {}
-        """Transactions of blocks that are not final yet, by block."""
+        self._native = _native.Mempool(
+            max_transactions=limits.max_transactions,
+            max_bytes=limits.max_bytes,
+            max_per_sender=limits.max_per_sender,
+            max_gap=limits.max_gap,
+            max_gas=limits.max_gas,
+            min_fee=limits.min_fee,
+        )
 
     def __len__(self) -> int:
-        return len(self._by_hash)
+        return len(self._native)
 
     def __contains__(self, tx_hash: object) -> bool:
-        return tx_hash in self._by_hash
+        return isinstance(tx_hash, bytes) and self._native.get(tx_hash) is not None
 
     def __iter__(self) -> Iterator[MempoolEntry]:
         """Yield every transaction in order of arrival."""
-        return iter(self._by_hash.values())
+        return map(_build_entry, self._native.entries())
 
     @property
     def size_bytes(self) -> int:
         """Bytes of raw transactions held."""
-        return self._bytes
+        return self._native.size_bytes
 
     def get(self, tx_hash: Hash32) -> MempoolEntry | None:
         """Return a waiting transaction."""
-        return self._by_hash.get(tx_hash)
+        fields = self._native.get(tx_hash)
+        return _build_entry(fields) if fields is not None else None
 
     def get_by_nonce(self, sender: Address, nonce: int) -> MempoolEntry | None:
         """Return the transaction that ``sender`` has waiting at ``nonce``."""
-        queue = self._queues.get(sender)
-        return queue.by_nonce.get(nonce) if queue else None
+        fields = self._native.get_by_nonce(sender, nonce)
+        return _build_entry(fields) if fields is not None else None
 
     def get_next_nonce(self, sender: Address, account_nonce: int) -> int:
         """Return the nonce after the run of ``sender``: what geth answers for "pending"."""
-        queue = self._queues.get(sender)
-        return max(account_nonce, queue.run_end) if queue else account_nonce
+        return self._native.next_nonce(sender, account_nonce)
 
     def get_status(self) -> tuple[int, int]:
         """Return how many transactions are executable and how many wait behind a gap."""
-        pending = sum(queue.run_end - queue.account_nonce for queue in self._queues.values())
-        return pending, len(self._by_hash) - pending
+        return self._native.status()
 
     def get_content(self) -> tuple[dict[Address, list[MempoolEntry]], dict[Address, list[MempoolEntry]]]:
         """Return executable and gapped transactions by sender, in order of nonce (``txpool_content``)."""
         pending: dict[Address, list[MempoolEntry]] = {}
         queued: dict[Address, list[MempoolEntry]] = {}
-        for sender, queue in self._queues.items():
-            for nonce in sorted(queue.by_nonce):
-                part = pending if nonce < queue.run_end else queued
-                part.setdefault(sender, []).append(queue.by_nonce[nonce])
+        for entry in sorted(self, key=lambda entry: (entry.sender, entry.nonce)):
+            part = pending if entry.nonce < self.get_next_nonce(entry.sender, 0) else queued
+            part.setdefault(entry.sender, []).append(entry)
         return pending, queued
+
+    def get_senders(self) -> tuple[Address, ...]:
+        """Return every sender with transactions here: whose accounts matter when a block becomes final."""
+        return tuple(map(Address, self._native.senders()))
+
+    def encode_bodies(self, max_bytes: int) -> list[bytes]:
+        """Return all raw transactions in order of arrival, as encoded bodies of about ``max_bytes`` each."""
+        return self._native.encode_bodies(max_bytes)
 
     # --- taking transactions ---
 
@@ -240,197 +155,53 @@ class Mempool:
         Returns the hashes of what had to leave for it (replaced or evicted). Raises ``MempoolError``, and
         then the pool is as before.
         """
-        queue = self._queues.get(entry.sender)
-        if queue is not None:
-            # Whoever read the account may have done so before the last final block.
-            account_nonce = max(account_nonce, queue.account_nonce)
-        self._check_entry(entry, account_nonce, balance)
-        if queue is not None and account_nonce > queue.account_nonce:
-            self._forget(queue.move_to(account_nonce, balance))
-            self._drop_if_empty(entry.sender)
-            queue = self._queues.get(entry.sender)
-        replaced = queue.by_nonce.get(entry.nonce) if queue is not None else None
-        self._check_sender(entry, queue, replaced, account_nonce, balance)
-        removed: list[Hash32] = []
-        if replaced is not None and queue is not None:
-            self._forget([queue.take(entry.nonce)])
-            removed.append(replaced.hash)
-        else:
-            is_executable = entry.nonce == self.get_next_nonce(entry.sender, account_nonce)
-            removed.extend(self._make_room(entry, is_executable=is_executable))
-            queue = self._queues.get(entry.sender)
-        if queue is None:
-            queue = self._queues[entry.sender] = _SenderQueue(account_nonce, balance)
-        queue.balance = balance
-        queue.put(entry)
-        self._by_hash[entry.hash] = entry
-        self._bytes += len(entry.raw)
-        self._next_arrival += 1
-        self._arrivals[entry.hash] = self._next_arrival
-        heappush(self._cheapest, (entry.max_fee, entry.tip, -self._next_arrival, entry.hash))
-        self._compact_heap()
-        return removed
+        removed, reason, detail = self._native.add(
+            entry.hash,
+            entry.sender,
+            entry.nonce,
+            entry.gas_limit,
+            entry.max_fee,
+            entry.tip,
+            entry.cost.to_bytes(32, "big"),
+            entry.raw,
+            account_nonce,
+            balance.to_bytes(32, "big"),
+        )
+        if reason:
+            raise MempoolError(reason, detail)
+        return _split_hashes(removed)
 
-    def _check_entry(self, entry: MempoolEntry, account_nonce: int, balance: int) -> None:
-        limits = self._limits
-        if entry.hash in self._by_hash:
-            raise MempoolError(ALREADY_KNOWN)
-        if entry.gas_limit > limits.max_gas:
-            raise MempoolError(GAS_LIMIT, f"got {entry.gas_limit}, expected at most {limits.max_gas}")
-        if entry.max_fee < limits.min_fee:
-            raise MempoolError(UNDERPRICED, f"gas fee cap {entry.max_fee}, minimum needed {limits.min_fee}")
-        if entry.nonce < account_nonce:
-            raise MempoolError(NONCE_TOO_LOW, f"next nonce {account_nonce}, tx nonce {entry.nonce}")
-        if entry.cost > balance:
-            overshot = entry.cost - balance
-            raise MempoolError(
-                INSUFFICIENT_FUNDS, f"balance {balance}, tx cost {entry.cost}, overshot {overshot}"
-            )
+    def start_at(self, block_hash: Hash32) -> None:
+        """Judge newcomers by the accounts after ``block_hash``, until a final block is told."""
+        self._native.start_at(block_hash)
 
-    def _check_sender(
-        self,
-        entry: MempoolEntry,
-        queue: _SenderQueue | None,
-        replaced: MempoolEntry | None,
-        account_nonce: int,
-        balance: int,
-    ) -> None:
-        spent = 0 if queue is None else queue.total_cost - (replaced.cost if replaced else 0)
-        if spent + entry.cost > balance:
-            raise MempoolError(
-                INSUFFICIENT_FUNDS,
-                f"balance {balance}, queued cost {spent}, tx cost {entry.cost}, "
-                f"overshot {spent + entry.cost - balance}",
-            )
-        if replaced is not None:
-            if not _outbids(entry, replaced):
-                raise MempoolError(REPLACEMENT_UNDERPRICED)
-            if self._bytes - len(replaced.raw) + len(entry.raw) > self._limits.max_bytes:
-                raise MempoolError(POOL_FULL)
-            return
-        run_end = max(account_nonce, queue.run_end) if queue else account_nonce
-        if entry.nonce - run_end > self._limits.max_gap:
-            raise MempoolError(NONCE_TOO_HIGH, f"next nonce {run_end}, tx nonce {entry.nonce}")
-        if queue is not None and len(queue.by_nonce) >= self._limits.max_per_sender:
-            raise MempoolError(ACCOUNT_LIMIT, f"pooled {len(queue.by_nonce)} txs")
+    def get_least_fee(self) -> int:
+        """Return the wei per gas below which a newcomer has no chance: above the cheapest when the pool is full."""
+        return self._native.least_fee()
 
-    def _make_room(self, entry: MempoolEntry, *, is_executable: bool) -> list[Hash32]:
-        """Choose all victims first, evict them then: a refusal must leave the pool as it was."""
-        limits = self._limits
-        count = len(self._by_hash) + 1 - limits.max_transactions
-        size = self._bytes + len(entry.raw) - limits.max_bytes
-        if count <= 0 and size <= 0:
-            return []
-        if not is_executable:
-            raise MempoolError(POOL_FULL, "only executable transactions may displace others")
-        victims: dict[Hash32, MempoolEntry] = {}
-        taken: dict[Address, int] = {}
-        surfaced: list[tuple[int, int, int, Hash32]] = []
-        while count > 0 or size > 0:
-            cheapest = self._pop_cheapest(surfaced, victims)
-            if cheapest is None or cheapest.sender == entry.sender or cheapest.max_fee >= entry.max_fee:
-                for item in surfaced:
-                    heappush(self._cheapest, item)
-                raise MempoolError(POOL_FULL)
-            offset = taken.get(cheapest.sender, 0)
-            taken[cheapest.sender] = offset + 1
-            victim = self._queues[cheapest.sender].get_from_end(offset)
-            victims[victim.hash] = victim
-            count, size = count - 1, size - len(victim.raw)
-            if victim is not cheapest:
-                heappush(
-                    self._cheapest, surfaced.pop()
-                )  # the cheap one stays and may cost its sender another
-        for victim in victims.values():
-            self._forget([self._queues[victim.sender].take(victim.nonce)])
-            self._drop_if_empty(victim.sender)
-        return list(victims)
-
-    def _pop_cheapest(
-        self, surfaced: list[tuple[int, int, int, Hash32]], passed_over: Container[Hash32]
-    ) -> MempoolEntry | None:
-        """Take the cheapest waiting transaction off the heap, and note in ``surfaced`` how to put it back."""
-        while self._cheapest:
-            item = heappop(self._cheapest)
-            if self._arrivals.get(item[3]) != -item[2]:
-                continue  # it left the pool since
-            surfaced.append(item)
-            if item[3] not in passed_over:
-                return self._by_hash[item[3]]
-        return None
-
-    def _compact_heap(self) -> None:
-        if len(self._cheapest) > 2 * len(self._by_hash) + 64:
-            self._cheapest = [
-                (entry.max_fee, entry.tip, -self._arrivals[entry.hash], entry.hash)
-                for entry in self._by_hash.values()
-            ]
-            heapify(self._cheapest)
-
-    def _forget(self, entries: Iterable[MempoolEntry]) -> None:
-        for entry in entries:
-            del self._by_hash[entry.hash]
-            del self._arrivals[entry.hash]
-            self._bytes -= len(entry.raw)
-
-    def _drop_if_empty(self, sender: Address) -> None:
-        if not self._queues[sender].by_nonce:
-            del self._queues[sender]
+    def admit(self, core: _native.Core, batch: _native.Batch) -> _native.Admitted:
+        """Take what the rules allow of a prepared batch, in its order, by the accounts of the newest final block."""
+        return self._native.admit(core, batch)
 
     # --- offering transactions ---
 
     def select(
         self, base_fee: int, gas_limit: int, max_bytes: int, ancestors: Iterable[Hash32] = ()
     ) -> tuple[bytes, tuple[int, ...], tuple[Hash32, ...]]:
-        """Return the best-paying executable transactions as one blob, the end of each in it, and their
-        hashes.
+        """Return what ``select_batch`` does as one blob, the end of each transaction in it, and their hashes."""
+        batch = self.select_batch(base_fee, gas_limit, max_bytes, ancestors)
+        return batch.raw, tuple(batch.ends), tuple(_split_hashes(batch.hashes))
+
+    def select_batch(
+        self, base_fee: int, gas_limit: int, max_bytes: int, ancestors: Iterable[Hash32] = ()
+    ) -> _native.Batch:
+        """Return the best-paying executable transactions, decoded and with their senders.
 
         By effective tip, then by arrival; nonces of a sender in order; sums of gas limits and bytes within
         the caps. Transactions of ``ancestors`` (blocks not final yet, told by ``mark_included``) are passed
         over.
         """
-        excluded = frozenset[Hash32]().union(*(self._included.get(block, frozenset()) for block in ancestors))
-        heads = self._find_heads(base_fee, excluded)
-        arrivals = self._arrivals
-        raws: list[bytes] = []
-        ends: list[int] = []
-        hashes: list[Hash32] = []
-        gas_left, size = gas_limit, 0
-        while heads and gas_left > 0:
-            _, _, entry, queue = heads[0]
-            end = size + len(entry.raw)
-            if entry.gas_limit > gas_left or end > max_bytes:
-                heappop(heads)  # the sender's later nonces must wait with it
-                continue
-            gas_left -= entry.gas_limit
-            size = end
-            raws.append(entry.raw)
-            ends.append(end)
-            hashes.append(entry.hash)
-            after = queue.by_nonce.get(entry.nonce + 1)
-            while after is not None and after.hash in excluded:
-                after = queue.by_nonce.get(after.nonce + 1)
-            if after is not None and after.max_fee >= base_fee:
-                tip = min(after.tip, after.max_fee - base_fee)
-                heapreplace(heads, (-tip, arrivals[after.hash], after, queue))
-            else:
-                heappop(heads)
-        return b"".join(raws), tuple(ends), tuple(hashes)
-
-    def _find_heads(
-        self, base_fee: int, excluded: frozenset[Hash32]
-    ) -> list[tuple[int, int, MempoolEntry, _SenderQueue]]:
-        """Return the next transaction of every sender as a heap: best tip first, then the earliest arrival."""
-        heads: list[tuple[int, int, MempoolEntry, _SenderQueue]] = []
-        for queue in self._queues.values():
-            entry = queue.by_nonce.get(queue.account_nonce)
-            while entry is not None and entry.hash in excluded:
-                entry = queue.by_nonce.get(entry.nonce + 1)
-            if entry is not None and entry.max_fee >= base_fee:
-                tip = min(entry.tip, entry.max_fee - base_fee)
-                heads.append((-tip, self._arrivals[entry.hash], entry, queue))
-        heapify(heads)
-        return heads
+        return self._native.select(base_fee, gas_limit, max_bytes, list(ancestors))
 
     # --- following the chain ---
 
@@ -438,45 +209,34 @@ class Mempool:
         """Note what a block that is not final yet contains; undone by ``on_discarded`` or settled by
         ``on_final``.
         """
-        self._included[block_hash] = frozenset(hashes)
+        self._native.mark_included(block_hash, b"".join(hashes))
+
+    def mark_batch(self, block_hash: Hash32, batch: _native.Batch, included: bytes) -> None:
+        """Note that a block contains the transactions at ``included`` (packed u32) of ``batch``; ``settle`` follows."""
+        self._native.mark_batch(block_hash, batch, included)
 
     def on_discarded(self, block_hash: Hash32) -> None:
         """The block will never be final: its transactions are offered again."""
-        self._included.pop(block_hash, None)
+        self._native.on_discarded(block_hash)
 
     def on_final(self, block_hash: Hash32, accounts: Iterable[tuple[Address, int, int]]) -> list[Hash32]:
         """Follow a final block: ``accounts`` are (sender, nonce, balance) after it. Returns the hashes that
         left.
         """
-        self._included.pop(block_hash, None)
-        removed: list[Hash32] = []
-        for sender, nonce, balance in accounts:
-            queue = self._queues.get(sender)
-            if queue is None:
-                continue
-            gone = queue.move_to(nonce, balance)
-            self._forget(gone)
-            removed.extend(entry.hash for entry in gone)
-            self._drop_if_empty(sender)
-        return removed
+        packed = [(sender, nonce, balance.to_bytes(32, "big")) for sender, nonce, balance in accounts]
+        return _split_hashes(self._native.on_final(block_hash, packed))
+
+    def settle(self, core: _native.Core, block_hash: Hash32) -> int:
+        """Follow a final block told by ``mark_batch``, by the accounts of its senders; returns how many left."""
+        return len(self._native.settle(core, block_hash)) // 32
+
+    def refresh(self, core: _native.Core, batch: _native.Batch, indices: bytes) -> int:
+        """Read the accounts again whose transactions (packed u32 ``indices`` of ``batch``) a builder could not use.
+
+        Code that acts for an account may have spent what its transactions need. Returns how many left.
+        """
+        return len(self._native.refresh(core, batch, indices)) // 32
 
     def remove(self, hashes: Iterable[Hash32]) -> None:
         """Drop transactions that the builder found invalid; unknown hashes are ignored."""
-        for tx_hash in hashes:
-            entry = self._by_hash.get(tx_hash)
-            if entry is not None:
-                self._forget([self._queues[entry.sender].take(entry.nonce)])
-                self._drop_if_empty(entry.sender)
-
-    def get_senders(self) -> tuple[Address, ...]:
-        """Return every sender with transactions here: whose accounts matter when a block becomes final."""
-        return tuple(self._queues)
-
-
-def _outbids(entry: MempoolEntry, replaced: MempoolEntry) -> bool:
-    return (
-        entry.max_fee > replaced.max_fee
-        and entry.tip > replaced.tip
-        and entry.max_fee * 100 >= replaced.max_fee * REPLACEMENT_PERCENT
-        and entry.tip * 100 >= replaced.tip * REPLACEMENT_PERCENT
-    )
+        self._native.remove(b"".join(hashes))

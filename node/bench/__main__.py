@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from node.bench.commitment import measure_commitment
+from node.bench.e2e import E2eOptions, measure_e2e
 from node.bench.executor import ExecutorOptions, measure_executor
 from node.bench.idle import measure_idle
 from node.bench.kill import KillOptions, judge, run_kills
@@ -27,6 +28,7 @@ BENCHES = {
     "kill": "random SIGKILLs over all processes under load, then the audit",
     "latency": "how long transfers take on an idle machine, here and across shards",
     "idle": "processor time and memory of a network that does nothing",
+    "e2e": "signed transactions in at the public JSON-RPC, beacon-final out",
     "startup": "from `shardyard up -s 4` to an answer of every shard",
     "executor": "what the parallel executor gains over sequential revm, by workload, threads and block size",
     "page": "runs the benches of speed and writes docs/performance.md with its plots",
@@ -54,6 +56,23 @@ async def _startup(options: argparse.Namespace, folder: Path) -> BenchReport:
 
 async def _commitment(_: argparse.Namespace, folder: Path) -> BenchReport:
     return await measure_commitment(folder)
+
+
+async def _e2e(options: argparse.Namespace, folder: Path) -> BenchReport:
+    names = (
+        "kind",
+        "shards",
+        "seconds",
+        "rate",
+        "connections",
+        "batch",
+        "accounts",
+        "executors",
+        "seed",
+        "anvil",
+    )
+    chosen = {name: getattr(options, name) for name in names}
+    return await measure_e2e(folder, E2eOptions(cross=options.cross / 100, **chosen))
 
 
 async def _executor(options: argparse.Namespace, folder: Path) -> BenchReport:
@@ -89,6 +108,19 @@ def build_parser() -> argparse.ArgumentParser:
     made["kill"].add_argument("--tps", type=float, default=100.0, help="load over all shards")
     made["latency"].add_argument("--seconds", type=float, default=30.0, help="length of the load")
     made["idle"].add_argument("--seconds", type=float, default=20.0, help="how long to watch")
+    e2e = made["e2e"]
+    e2e.add_argument("--kind", choices=("transfer", "erc20"), default="transfer", help="what is sent")
+    e2e.add_argument("--shards", type=int, default=1)
+    e2e.add_argument("--cross", type=float, default=0.0, metavar="PERCENT", help="that leave their shard")
+    e2e.add_argument("--seconds", type=float, default=30.0, help="length of each run")
+    e2e.add_argument(
+        "--rate", type=float, default=0.0, help="transactions/s; 0: as fast as answered, then half the target"
+    )
+    e2e.add_argument("--connections", type=int, default=8, help="to each shard")
+    e2e.add_argument("--batch", type=int, default=200, help="transactions a request")
+    e2e.add_argument("--accounts", type=int, default=1000, help="senders a shard")
+    e2e.add_argument("--executors", type=int, default=0, help="threads a shard; 0 divides the cores")
+    e2e.add_argument("--anvil", type=Path, default=None, metavar="PATH", help="measure this anvil as well")
     executor = made["executor"]
     executor.add_argument("--blocks", type=read_counts, default=(1000, 10_000), metavar="N,N", help="sizes")
     executor.add_argument("--threads", type=read_counts, default=(1, 2), metavar="N,N", help="executors")
@@ -122,6 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
         "idle": _idle,
         "startup": _startup,
         "commitment": _commitment,
+        "e2e": _e2e,
         "executor": _executor,
         "page": _page,
     }

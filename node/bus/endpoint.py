@@ -15,6 +15,8 @@ import msgspec
 
 from node.bus.envelope import MAX_ENVELOPE_BYTES, Opener, Sealer
 from node.bus.topics import (
+    CLASS_OF,
+    MessageClass,
     Subscription,
     compute_filters,
     decode_topic,
@@ -52,6 +54,8 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
     network: Hash32
     """Hash of the genesis: signed by every envelope, so that nothing of one network counts in another."""
     subscriptions: tuple[Subscription, ...] = ()
+    unheard: frozenset[tuple[ShardId, MessageClass]] = frozenset()
+    """What no other node listens to: it is mirrored for people and not sent."""
     max_incoming: int = 8192
     max_incoming_bytes: int = 64 * 1024 * 1024
     max_outgoing: int = 4096
@@ -196,11 +200,11 @@ class EnvelopeBus:
 
     async def publish(self, chain: ShardId, message: Message) -> None:
         """Queue ``message`` for everybody who follows ``chain``."""
-        topic = encode_topic(self._config.network_name, self.node_id, chain, message)
-        is_status = isinstance(message, Status)
-        self._put(
-            Outgoing(topic, encode_message(message), True, 0 if is_status else 1, is_retained=is_status)
-        )
+        if (chain, CLASS_OF[type(message)]) not in self._config.unheard:
+            topic = encode_topic(self._config.network_name, self.node_id, chain, message)
+            is_status = isinstance(message, Status)
+            body = encode_message(message)
+            self._put(Outgoing(topic, body, True, 0 if is_status else 1, is_retained=is_status))
         for suffix, data in describe_message(self.node_id, chain, message):
             self.mirror(suffix, data)
 

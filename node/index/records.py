@@ -9,6 +9,7 @@ from functools import cached_property
 
 import msgspec
 
+from shardyard import _native
 from shardyard.blocks import Block, Header, ShardBody, ShardContent
 from shardyard.codec import encode
 from shardyard.ids import Address, Hash32, Height
@@ -43,21 +44,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     """20 bytes, or empty for a creation."""
 
 
-class _OutcomeHash(msgspec.Struct, array_like=True):
-    """An outcome of which only the hash matters."""
-
-    type: int
-    status: int
-    gas_used: int
-    cumulative_gas_used: int
-    effective_gas_price: int
-    contract_address: msgspec.Raw
-    logs: msgspec.Raw
-    tx_hash: Hash32
-
-
 _decode_outcomes = msgspec.msgpack.Decoder(tuple[Outcome, ...]).decode
-_decode_hashes = msgspec.msgpack.Decoder(list[_OutcomeHash]).decode
 _decode_body = msgspec.msgpack.Decoder(ShardBody).decode
 
 
@@ -68,7 +55,8 @@ def decode_outcomes(outcomes: bytes) -> tuple[Outcome, ...]:
 
 def decode_outcome_hashes(outcomes: bytes) -> list[Hash32]:
     """Return the hashes of a block's transactions by position, without building the rest."""
-    return [outcome.tx_hash for outcome in _decode_hashes(outcomes)]
+    joined = _native.read_outcome_hashes(outcomes)
+    return [Hash32(joined[at : at + 32]) for at in range(0, len(joined), 32)]
 
 
 def decode_shard_body(body: bytes) -> ShardBody:

@@ -5,7 +5,7 @@ read; whatever is missing is read again from the block log. One writer, a block 
 blocks only; when the log lost its tail, ``rollback_to`` takes the index back to it.
 
 Tables: ``blocks`` height -> block · ``brief`` height -> hash, counts, bloom (what scans need) · ``hashes`` block hash ->
-height · ``places`` transaction hash -> height, position · ``messages`` id -> record · ``origins`` transaction hash -> ids.
+height · ``runs`` where transactions stand (``places``) · ``messages`` id -> record · ``origins`` transaction hash -> ids.
 """
 
 import shutil
@@ -25,18 +25,19 @@ from node.index.messages import (
     MessageUpdates,
     decode_message_record,
 )
+from node.index.places import Place, PlaceRuns
 from node.index.records import IndexedBlock
+from shardyard import _native
 from shardyard.codec import encode
 from shardyard.ids import Hash32, Height, ShardId
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MAP_BYTES: Final = 1 << 38
 """Address space, not memory or disk: the file grows as it is filled."""
 MAX_CACHED_BLOCKS: Final = 64
 MAX_CACHED_BYTES: Final = 32 * 1024 * 1024
 
 _HEIGHT = struct.Struct(">Q")
-_PLACE = struct.Struct(">QI")
 _COUNTS = struct.Struct(">II")
 _decode_block = msgspec.msgpack.Decoder(IndexedBlock).decode
 
@@ -49,13 +50,6 @@ class Brief(msgspec.Struct, frozen=True):
     deliveries: int
     emitted: int
     bloom: bytes
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Where a transaction or delivery stands."""
-
-    height: Height
-    position: int
 
 
 class ChainIndex:
@@ -89,11 +83,12 @@ class ChainIndex:
             shutil.rmtree(self._path)
             self._path.mkdir(mode=0o700, parents=True)
             self._env = self._open_environment()
-        tables = [b"meta", b"blocks", b"brief", b"hashes", b"places", b"messages"]
-        self._meta, self._blocks, self._brief, self._hashes, self._places, self._messages = (
+        tables = [b"meta", b"blocks", b"brief", b"hashes", b"runs", b"messages"]
+        self._meta, self._blocks, self._brief, self._hashes, self._runs_table, self._messages = (
             self._env.open_db(name) for name in tables
         )
         self._origins = self._env.open_db(b"origins", dupsort=True)
+        self._places = PlaceRuns(self._env, self._runs_table)
 
     def _open_environment(self) -> lmdb.Environment:
         return lmdb.open(
@@ -111,12 +106,13 @@ class ChainIndex:
                 self._blocks,
                 self._brief,
                 self._hashes,
-                self._places,
+                self._runs_table,
                 self._messages,
                 self._origins,
             ):
                 txn.drop(table, delete=False)
             txn.put(b"stamp", self._stamp, db=self._meta)
+        self._places.reload()
         self._forget_cached()
 
     # --- writing ---
@@ -134,16 +130,15 @@ class ChainIndex:
         if expected and block.height != expected:
             raise ValueError(f"index: got block {block.height}, expected {expected}")
         key = _HEIGHT.pack(block.height)
-        hashes = block.transaction_hashes
+        hashes = _native.read_outcome_hashes(block.outcomes_data) if block.outcomes_data else b""
         updates = MessageUpdates(block)
         with self._env.begin(write=True) as txn:
             txn.put(key, encode(block), db=self._blocks)
             txn.put(key, _encode_brief(block), db=self._brief)
             txn.put(block.hash, key, db=self._hashes)
-            places = [(tx_hash, _PLACE.pack(block.height, i)) for i, tx_hash in enumerate(hashes)]
-            with txn.cursor(self._places) as cursor:
-                cursor.putmulti(sorted(places))
             self._put_messages(txn, updates)
+            runs = self._places.append(txn, block.height, hashes)
+        self._places.use(runs)
         self._remember(block)
 
     def _put_messages(self, txn: lmdb.Transaction, updates: MessageUpdates) -> None:
@@ -166,6 +161,7 @@ class ChainIndex:
             block = self.get_block(above)
             assert block is not None, "heights are dense"
             self._remove(block)
+        self._places.cut(height)
         self._forget_cached()
 
     def _remove(self, block: IndexedBlock) -> None:
@@ -175,8 +171,6 @@ class ChainIndex:
             txn.delete(key, db=self._blocks)
             txn.delete(key, db=self._brief)
             txn.delete(block.hash, db=self._hashes)
-            for tx_hash in block.transaction_hashes:
-                txn.delete(tx_hash, db=self._places)
             for message in updates.touched:
                 stored = txn.get(message, db=self._messages)
                 record = decode_message_record(bytes(stored)) if stored else EMPTY_RECORD
@@ -206,12 +200,7 @@ class ChainIndex:
 
     def find_transaction(self, tx_hash: bytes) -> Place | None:
         """Return where a transaction or delivery stands in the final chain."""
-        with self._env.begin(db=self._places) as txn:
-            data = txn.get(tx_hash)
-        if data is None:
-            return None
-        height, position = _PLACE.unpack(data)
-        return Place(Height(height), position)
+        return self._places.find(tx_hash)
 
     def iterate_briefs(self, first: int, last: int) -> Iterator[Brief]:
         """Yield what scans need of the blocks from ``first`` to ``last``, both included."""

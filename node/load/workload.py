@@ -69,10 +69,14 @@ class Wallet:
 
     def take_message_id(self) -> Hash32:
         """Return the id of the next message this account sends (X1) and count it."""
-        chain = compute_chain_id(self.shard).to_bytes(32, "big")
-        nonce = self.gateway_nonce.to_bytes(32, "big")
         self.gateway_nonce += 1
-        return Hash32(_native.keccak256(MESSAGE_TAG + chain + self.account.address + nonce))
+        return compute_message_id(self.shard, self.account.address, self.gateway_nonce - 1)
+
+
+def compute_message_id(shard: int, sender: Address, gateway_nonce: int) -> Hash32:
+    """Return the id of the message that ``sender`` sends from ``shard`` as its ``gateway_nonce``-th (X1)."""
+    chain, nonce = compute_chain_id(shard).to_bytes(32, "big"), gateway_nonce.to_bytes(32, "big")
+    return Hash32(_native.keccak256(MESSAGE_TAG + chain + sender + nonce))
 
 
 def encode_gateway_transfer(dst: int, to: bytes) -> bytes:

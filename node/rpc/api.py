@@ -122,11 +122,13 @@ class ShardApi:
         return await self.backend.read(work)
 
 
-class CallContext(msgspec.Struct, frozen=True):
+class CallContext(msgspec.Struct):
     """First argument of every method: the API, and the connection if it is one that can be notified."""
 
     api: ShardApi
     session: Session | None = None
+    is_overloaded: bool = False
+    """Set when a request was refused because too much waits; HTTP says so in its status."""
 
 
 def build_missing_state(view: StateView) -> RpcError:

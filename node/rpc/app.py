@@ -30,6 +30,7 @@ METHODS: Final = merge(
 )
 POLICY_VIOLATION: Final = 1008
 _PREFLIGHT_SECONDS: Final = b"600"
+_RETRY_SECONDS: Final = b"1"
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -56,7 +57,7 @@ class RpcApp:
         self.limits = limits or RpcLimits()
         self.api = api
         self.hub = SubscriptionHub(api)
-        self.dispatcher = Dispatcher(methods, self.limits)
+        self.dispatcher = Dispatcher(methods, self.limits, eth_blocks.submit_request)
         self._gatekeeper = Gatekeeper(access)
         self._sockets = 0
         self._metrics = MetricsPage(api.backend)
@@ -93,7 +94,8 @@ class RpcApp:
                 raise _Refused(405, "method not allowed: JSON-RPC wants POST")
             _check_content(headers)
             body = await self._read_body(headers, receive)
-            answer = await self.dispatcher.answer(body, CallContext(self.api))
+            context = CallContext(self.api)
+            answer = await self.dispatcher.answer(body, context)
         except _Refused as refused:
             self.dispatcher.counters[f"http_{refused.status}"] += 1
             allow = [(b"allow", b"POST, OPTIONS")] if refused.status == 405 else []
@@ -103,6 +105,9 @@ class RpcApp:
             return
         if answer is None:
             await _respond(send, 204, b"", cors)
+        elif context.is_overloaded:
+            self.dispatcher.counters["http_429"] += 1
+            await _respond(send, 429, answer, [*cors, (b"retry-after", _RETRY_SECONDS)])
         else:
             await _respond(send, 200, answer, cors)
 

@@ -1,5 +1,6 @@
 """Methods about blocks and the transactions and receipts in them."""
 
+from node.admission import AdmissionFullError
 from node.refusal import RpcError
 from node.rpc.api import CallContext, FoundBlock
 from node.rpc.execution_stats import describe_stats
@@ -22,6 +23,7 @@ from node.rpc.params import (
     read_hash,
     read_u64,
 )
+from shardyard import _native
 from shardyard.ids import Hash32
 
 TABLE = MethodTable()
@@ -129,3 +131,12 @@ async def send_raw_transaction(call: CallContext, raw: bytes) -> str:
     if isinstance(answer, RpcError):
         raise answer
     return data(answer)
+
+
+async def submit_request(call: CallContext, submission: _native.Submission) -> bytes:
+    """Return the answer to a request of nothing but ``eth_sendRawTransaction``."""
+    try:
+        return await call.api.backend.submit_request(submission)
+    except AdmissionFullError as error:
+        call.is_overloaded = True
+        return submission.encode_refusal(error.code, error.message)

@@ -107,6 +107,11 @@ class FilterRegistry:
         """Forget a filter; false when there is none."""
         return self._filters.pop(filter_id, None) is not None
 
+    @property
+    def wants_pending(self) -> bool:
+        """Whether any filter asks for pending transactions."""
+        return any(isinstance(item, PendingFilter) for item in self._filters.values())
+
     def note_pending(self, hashes: Sequence[Hash32]) -> None:
         """Remember transactions for pending filters; the oldest are forgotten."""
         self._pending.extend(hashes)

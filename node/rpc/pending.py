@@ -7,7 +7,6 @@ moment, so that polling wallets cost one execution between them.
 import asyncio
 import contextlib
 import time
-from array import array
 from typing import Final
 
 import msgspec
@@ -16,7 +15,7 @@ from node.backend import ShardBackend
 from node.index.records import IndexedBlock
 from node.refusal import build_server_error
 from shardyard import _native
-from shardyard.blocks import Header, ShardBody
+from shardyard.blocks import Header
 from shardyard.codec import encode
 from shardyard.ids import ZERO_HASH, Height, Millis, Slot
 
@@ -102,42 +101,29 @@ class PendingPreview:
     async def _build_on(self, tip: Header) -> IndexedBlock:
         header = build_next_header(self._backend, tip)
         content = header.shard_content
-        raw, ends = self._backend.select_preview(
-            tip.hash, content.base_fee, content.gas_limit, MAX_PREVIEW_BYTES
-        )
-        return await self._backend.read(lambda: self._build(header, raw, ends))
+        batch = self._backend.select(tip.hash, content.base_fee, content.gas_limit, MAX_PREVIEW_BYTES)
+        return await self._backend.read(lambda: self._build(header, batch))
 
-    def _build(self, header: Header, raw: bytes, ends: tuple[int, ...]) -> IndexedBlock:
+    def _build(self, header: Header, batch: _native.Batch) -> IndexedBlock:
         core = self._backend.core
-        batch = core.prepare(raw, (0, *ends))
         env = build_env(header, self._backend.genesis.preset.inbox_gas)
         result = core.execute(header.parent, batch, env, "build", [])
-        body = _pick(raw, ends, array("I", result.included))
+        body = batch.encode_body(result.included)
         content = msgspec.structs.replace(
             header.shard_content,
             state_root=result.state_root,
             transactions_root=result.transactions_root,
-            transaction_count=len(body.ends),
+            transaction_count=len(result.included) // 4,
             outcomes_root=result.outcomes_root,
             outbox_root=result.outbox_root,
             logs_bloom=result.logs_bloom,
             gas_used=result.gas_used,
         )
-        encoded = encode(body)
         return IndexedBlock(
             header=msgspec.structs.replace(header, content=content),
-            size=len(encode(header)) + len(encoded),
-            body=encoded,
+            size=len(encode(header)) + len(body),
+            body=body,
             outcomes_data=result.outcomes,
             deliveries_data=(),
             outbox_data=tuple(result.outbox),
         )
-
-
-def _pick(raw: bytes, ends: tuple[int, ...], included: "array[int]") -> ShardBody:
-    parts = [raw[ends[i - 1] if i else 0 : ends[i]] for i in included]
-    chosen, total = [], 0
-    for part in parts:
-        total += len(part)
-        chosen.append(total)
-    return ShardBody(raw=b"".join(parts), ends=tuple(chosen))

@@ -2,7 +2,8 @@
 
 Codes are exact (-32700 parse, -32600 invalid request, -32601 unknown method, -32602 parameters); one bad item never spoils
 its batch; notifications are carried out and not answered; an id comes back byte for byte. Batches, answers and the time
-of every call are bounded. The calls of a batch run in order, so a batch of transactions keeps its nonces.
+of every call are bounded. The calls of a batch run in order, so a batch of transactions keeps its nonces; a request of
+nothing but transactions is read, admitted and answered as one.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import inspect
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import groupby
 from typing import Any, Final
 
@@ -27,16 +28,22 @@ from node.refusal import (
     RpcError,
 )
 from node.rpc.methods import Method, MethodTable
+from shardyard import _native
 
 NULL_ID: Final = msgspec.Raw(b"null")
 _ID_STARTS: Final = frozenset(b'"-0123456789n')
 MAX_ID_BYTES: Final = 256
+SEND_METHOD: Final = b"eth_sendRawTransaction"
+SEND_METHOD_WITHIN: Final = 512
+"""Where a request that only hands in transactions has named the method by."""
 MAX_DEPTH: Final = 64
 """Nesting of a request; a call with an access list in a batch has 7."""
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 logger = logging.getLogger("shardyard.rpc")
+
+Submit = Callable[[Any, _native.Submission], Awaitable[bytes]]
 
 
 class RpcLimits(msgspec.Struct, frozen=True):
@@ -117,15 +124,21 @@ def encode_failure(error: RpcError, request_id: msgspec.Raw = NULL_ID) -> bytes:
 class Dispatcher:
     """Answers requests out of a table; ``context`` is handed to every method as its first argument."""
 
-    def __init__(self, table: MethodTable, limits: RpcLimits) -> None:
+    def __init__(self, table: MethodTable, limits: RpcLimits, submit: Submit | None = None) -> None:
+        """``submit`` answers a request of nothing but transactions."""
         self.limits = limits
         self.counters: Counter[str] = Counter()
         """``calls``, ``errors`` and one entry per known method."""
         self._table = table
+        self._submit = submit
 
     async def answer(self, body: bytes | str, context: Any) -> bytes | None:
         """Return the answer to ``body``, or None when nothing in it wants one."""
         text = body.encode() if isinstance(body, str) else body
+        if self._submit is not None and SEND_METHOD in text[:SEND_METHOD_WITHIN]:
+            submission = _native.read_submission(text, self.limits.max_batch)
+            if submission is not None:
+                return await self._answer_submission(self._submit, submission, context)
         try:
             check_text(text)
             if text.lstrip(b" \t\r\n")[:1] == b"[":
@@ -136,6 +149,21 @@ class Dispatcher:
             self.counters["errors"] += 1
             return encode_failure(RpcError(PARSE_ERROR, "parse error"))
         return await self._answer_one(self._decode(text), context)
+
+    async def _answer_submission(self, submit: Submit, submission: _native.Submission, context: Any) -> bytes:
+        count = len(submission)
+        self.counters["calls"] += count
+        self.counters[SEND_METHOD.decode()] += count
+        try:
+            async with asyncio.timeout(self.limits.call_timeout_s):
+                return await submit(context, submission)
+        except TimeoutError:
+            self.counters["errors"] += count
+            return submission.encode_refusal(TIMED_OUT, "request timed out")
+        except Exception:
+            # As for every other call: one request must not take the node down.
+            logger.exception("a request of %d transactions failed", count)
+            return submission.encode_refusal(INTERNAL_ERROR, "internal error")
 
     async def _answer_batch(self, items: list[msgspec.Raw], context: Any) -> bytes | None:
         if not items:

@@ -5,17 +5,17 @@ is closed by its own queue, and the chain goes on.
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
+from node.admission import Accepted
 from node.index.logs import LogPattern, find_logs_in_block
 from node.index.records import IndexedBlock
 from node.rpc.api import ShardApi
 from node.rpc.formats import data, format_header, format_log, format_waiting
 from node.rpc.params import LogQuery
 from node.rpc.protocol import encode_json
-from shards.mempool import MempoolEntry
 
 
 class Subscription(msgspec.Struct, frozen=True):
@@ -80,14 +80,17 @@ class SubscriptionHub:
             for found in find_logs_in_block(block, item.pattern):
                 item.send(encode_notification(item.id, encode_json(format_log(found))))
 
-    def _on_pending(self, entries: Sequence[MempoolEntry]) -> None:
-        self._api.filters.note_pending([entry.hash for entry in entries])
+    def _on_pending(self, accepted: Accepted) -> None:
+        if self._api.filters.wants_pending:
+            self._api.filters.note_pending(accepted.hashes)
         listeners = self._list("newPendingTransactions")
         if not listeners:
             return
         wants_full = any(item.full for item in listeners)
-        for entry in entries:
-            short = encode_json(data(entry.hash))
-            full = encode_json(format_waiting(entry.raw, self._api.core)) if wants_full else b""
+        for tx_hash in accepted.hashes:
+            short = encode_json(data(tx_hash))
+            raw = self._api.backend.find_pending(tx_hash) if wants_full else None
+            full = encode_json(format_waiting(raw, self._api.core)) if raw is not None else b""
             for item in listeners:
-                item.send(encode_notification(item.id, full if item.full else short))
+                if not item.full or full:
+                    item.send(encode_notification(item.id, full if item.full else short))

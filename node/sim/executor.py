@@ -4,21 +4,19 @@ The duration of a job follows from its gas and bytes, never from how long this m
 the virtual time is over; a crash drops the jobs under way and the whole state, which comes back from recorded diffs.
 """
 
-from array import array
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from node.executor import build_native_env, decode_body, pick_transactions, summarise
+from node.executor import build_native_env, decode_body, summarise
 from node.sim.clock import Clock
 from node.sim.disk import StateDiff
 from node.sim.scenario import build_sim_alloc
 from node.sim.workload import TransactionPool
 from shardyard import _native
 from shardyard import effects as fx
-from shardyard.codec import encode
 from shardyard.errors import InvalidBlockError
 from shardyard.events import Built, Event, Executed
 from shardyard.genesis import Genesis
@@ -109,10 +107,9 @@ class SimExecutor:
         raw, ends = self._pool.select(self.core, env.parent_hash)
         batch = self.core.prepare(raw, (0, *ends))
         result = self.core.execute(env.parent_hash, batch, build_native_env(env), "build", effect.inbox)
-        chosen = array("I", result.included)
-        body = pick_transactions(raw, ends, chosen)
+        body = batch.encode_body(result.included)
         self._built = {effect.request: (effect, result)}
-        self._complete(Built(effect.request, encode(body), summarise(result, len(chosen))))
+        self._complete(Built(effect.request, body, summarise(result, len(result.included) // 4)))
 
     def _execute(self, effect: fx.Execute) -> None:
         block = effect.block

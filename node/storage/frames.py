@@ -76,12 +76,18 @@ def encode_header(file_kind: int, owner: bytes, number: int) -> bytes:
     return head + hashlib.blake2b(head, digest_size=HEADER_BYTES - len(head)).digest()
 
 
+def compute_frame_bytes(payload: bytes, label: bytes = b"") -> int:
+    """Return the length of the frame of ``payload``; raises ``ValueError`` when no frame can hold it."""
+    if len(payload) > MAX_FRAME_PAYLOAD_BYTES or len(label) > MAX_LABEL_BYTES:
+        raise ValueError(f"frame: got {len(payload)} bytes with a label of {len(label)}")
+    return FRAME_BYTES + len(label) + len(payload)
+
+
 def encode_frame(
     offset: int, number: int, kind: int, payload: bytes, *, label: bytes = b"", synced: int = 0
 ) -> bytes:
-    """Return the frame that stands at ``offset`` of file ``number``."""
-    if len(payload) > MAX_FRAME_PAYLOAD_BYTES or len(label) > MAX_LABEL_BYTES:
-        raise ValueError(f"frame: got {len(payload)} bytes with a label of {len(label)}")
+    """Return the frame that stands at ``offset`` of file ``number``; raises ``ValueError`` as ``compute_frame_bytes``."""
+    compute_frame_bytes(payload, label)
     head = _encode_head(kind, len(label), len(payload), synced)
     return b"".join((head, _compute_checksum(offset, number, head, label, payload), label, payload))
 

@@ -1,5 +1,6 @@
 """The mempool's journal: every transaction that was answered with its hash survives the death of the process.
 
+A frame holds the transactions of one group, encoded as a block's body is: one blob, and the end of each.
 ``append`` returns after a batched ``write``, which survives SIGKILL; with ``is_synced`` also after the sync, which
 survives power loss. When the file has grown well beyond what is still pending it is written anew and renamed. Opening it
 gives back every transaction that can be read, also behind damage, because each one is worth having.
@@ -7,12 +8,10 @@ gives back every transaction that can be read, also behind damage, because each 
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self
-
-import msgspec
 
 from node.storage.frames import (
     HEADER_BYTES,
@@ -25,14 +24,16 @@ from node.storage.frames import (
     verify_header,
     write_all,
 )
+from shardyard.blocks import ShardBody
 from shardyard.codec import decode, encode
 from shardyard.errors import DecodeError, ShardyardError
 
 JOURNAL_FILE_KIND: Final = 3
 COMPACT_ABOVE_BYTES: Final = 16 * 1024 * 1024
-MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
-"""Transactions of one frame; a torn end loses at most the batch that was never answered."""
-_TRANSACTIONS: Final = 0
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+"""Transactions of a frame that is written anew; a torn end loses at most the group that was never answered."""
+_MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
+_BODY: Final = 1
 
 
 class JournalFailedError(ShardyardError):
@@ -55,7 +56,7 @@ class MempoolJournal:
         self._owner = owner
         self._is_synced = is_synced
         self._compact_above_bytes = compact_above_bytes
-        self._get_live: Callable[[], Iterable[bytes]] | None = None
+        self._get_live: Callable[[], Sequence[bytes]] | None = None
         self._failure: BaseException | None = None
         self._writing = asyncio.Lock()
         self._waiting: list[bytes] = []
@@ -65,11 +66,11 @@ class MempoolJournal:
         self.pending: list[bytes] = self._read()
         self._descriptor = -1
         self._end = 0
-        self._rewrite(self.pending)
+        self._rewrite(_encode_bodies(self.pending))
         self._live_bytes = self._end
 
-    def attach(self, get_live: Callable[[], Iterable[bytes]]) -> None:
-        """Tell where the raw transactions that are still pending come from when the journal is written anew."""
+    def attach(self, get_live: Callable[[], Sequence[bytes]]) -> None:
+        """Tell where the transactions that are still pending, as encoded bodies, come from when it is written anew."""
         self._get_live = get_live
 
     @property
@@ -77,13 +78,14 @@ class MempoolJournal:
         """Bytes in the file."""
         return self._end
 
-    async def append(self, transactions: Sequence[bytes]) -> None:
-        """Return when ``transactions`` survive the death of this process; calls that come together share a write.
+    async def append(self, body: bytes) -> None:
+        """Return when the transactions of ``body`` survive the death of this process; calls that come together share a
+        write.
 
         Raises ``JournalFailedError``: then, and from then on, nothing may be answered.
         """
-        self._waiting.extend(transactions)
-        self._appended += len(transactions)
+        self._waiting.append(body)
+        self._appended += 1
         target = self._appended
         async with self._writing:
             self._verify_alive()
@@ -94,10 +96,10 @@ class MempoolJournal:
             await self._run(self._write, batch)
             self._written = reached
             if self._end > self._compact_above_bytes and self._end > 2 * self._live_bytes and self._get_live:
-                await self._run(self._compact, list(self._get_live()))
+                await self._run(self._compact, self._get_live())
 
-    async def _run(self, work: Callable[[list[bytes]], None], transactions: list[bytes]) -> None:
-        future = asyncio.get_running_loop().run_in_executor(self._writer, work, transactions)
+    async def _run(self, work: Callable[[Sequence[bytes]], None], bodies: Sequence[bytes]) -> None:
+        future = asyncio.get_running_loop().run_in_executor(self._writer, work, bodies)
         try:
             await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -114,29 +116,29 @@ class MempoolJournal:
                 f"{self._path}: {self._failure}; try: make room and restart"
             ) from self._failure
 
-    def _write(self, transactions: list[bytes]) -> None:
+    def _write(self, bodies: Sequence[bytes]) -> None:
         frames = []
-        for batch in _split(transactions):
-            frame = encode_frame(self._end, 0, _TRANSACTIONS, encode(batch))
+        for body in bodies:
+            frame = encode_frame(self._end, 0, _BODY, body)
             frames.append(frame)
             self._end += len(frame)
         write_all(self._descriptor, b"".join(frames))
         if self._is_synced:
             os.fdatasync(self._descriptor)
 
-    def _compact(self, live: list[bytes]) -> None:
+    def _compact(self, live: Sequence[bytes]) -> None:
         self._rewrite(live)
         self._live_bytes = self._end
 
-    def _rewrite(self, transactions: Sequence[bytes]) -> None:
-        """Put a new file with ``transactions`` in place of the old one; a crash leaves one of the two."""
+    def _rewrite(self, bodies: Sequence[bytes]) -> None:
+        """Put a new file with ``bodies`` in place of the old one; a crash leaves one of the two."""
         staged = self._path.with_suffix(".new")
         descriptor = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             end = HEADER_BYTES
             write_all(descriptor, encode_header(JOURNAL_FILE_KIND, self._owner, 0))
-            for batch in _split(transactions):
-                frame = encode_frame(end, 0, _TRANSACTIONS, encode(batch))
+            for body in bodies:
+                frame = encode_frame(end, 0, _BODY, body)
                 write_all(descriptor, frame)
                 end += len(frame)
             os.fsync(descriptor)
@@ -156,7 +158,7 @@ class MempoolJournal:
             return []
         try:
             verify_header(descriptor, JOURNAL_FILE_KIND, self._owner, 0, str(self._path))
-            return [raw for frame in salvage(descriptor, 0) for raw in _decode_batch(frame)]
+            return [raw for frame in salvage(descriptor, 0) for raw in _decode_body(frame)]
         except CorruptFileError:
             # The frames' checksums still vouch for whatever can be read of them, unless it is another network's.
             self._path.replace(self._path.with_suffix(".damaged"))
@@ -179,25 +181,27 @@ class MempoolJournal:
         self.close()
 
 
-class _Batch(msgspec.Struct, frozen=True, array_like=True):
-    transactions: tuple[bytes, ...]
-
-
-def _split(transactions: Sequence[bytes]) -> Iterator[_Batch]:
+def _encode_bodies(transactions: Sequence[bytes]) -> list[bytes]:
+    bodies: list[bytes] = []
     batch: list[bytes] = []
-    size = 0
+    ends: list[int] = []
     for raw in transactions:
-        if batch and size + len(raw) > MAX_BATCH_BYTES:
-            yield _Batch(tuple(batch))
-            batch, size = [], 0
+        if ends and ends[-1] + len(raw) > MAX_BODY_BYTES:
+            bodies.append(encode(ShardBody(b"".join(batch), tuple(ends))))
+            batch, ends = [], []
         batch.append(raw)
-        size += len(raw)
+        ends.append((ends[-1] if ends else 0) + len(raw))
     if batch:
-        yield _Batch(tuple(batch))
+        bodies.append(encode(ShardBody(b"".join(batch), tuple(ends))))
+    return bodies
 
 
-def _decode_batch(frame: Frame) -> tuple[bytes, ...]:
+def _decode_body(frame: Frame) -> list[bytes]:
+    if frame.kind != _BODY:
+        return []
     try:
-        return decode(frame.payload, _Batch, max_bytes=2 * MAX_BATCH_BYTES).transactions
+        body = decode(frame.payload, ShardBody, max_bytes=_MAX_FRAME_BYTES)
     except DecodeError:
-        return ()
+        return []
+    starts = (0, *body.ends)
+    return [body.raw[start:end] for start, end in zip(starts, body.ends, strict=False)]

@@ -27,6 +27,7 @@ from node.storage.frames import (
     Frame,
     ScanEnd,
     Tail,
+    compute_frame_bytes,
     encode_frame,
     encode_header,
     read_frame,
@@ -75,6 +76,23 @@ class LogFailedError(ShardyardError):
     """A write or a sync failed; the process must stop."""
 
 
+class _Queued(msgspec.Struct, frozen=True):
+    """An entry on its way to the disk, with its place there."""
+
+    number: int
+    offset: int
+    kind: EntryKind
+    payload: bytes
+    label: bytes
+    synced: int
+
+    def encode(self) -> bytes:
+        """Return its frame."""
+        return encode_frame(
+            self.offset, self.number, self.kind, self.payload, label=self.label, synced=self.synced
+        )
+
+
 class BlockLog:
     """The durable log of one chain. ``append`` and reads belong to one thread; ``sync`` does its work in another."""
 
@@ -87,7 +105,7 @@ class BlockLog:
         self._owner = owner
         self._segment_bytes = segment_bytes
         self._descriptors: list[int] = []
-        self._queue: list[tuple[int, bytes]] = []
+        self._queue: list[_Queued] = []
         self._failure: BaseException | None = None
         self._syncing = asyncio.Lock()
         self._unchecked_bytes = SPACE_CHECK_BYTES
@@ -118,9 +136,9 @@ class BlockLog:
             self._number += 1
             self._end = HEADER_BYTES
         position = self._position
-        frame = encode_frame(self._end, self._number, kind, payload, label=label, synced=self._synced)
-        self._queue.append((self._number, frame))
-        self._end += len(frame)
+        size = compute_frame_bytes(payload, label)
+        self._queue.append(_Queued(self._number, self._end, kind, payload, label, self._synced))
+        self._end += size
         self._add_to_index(label, position)
 
     def append_records(self, records: Sequence[Record]) -> None:
@@ -173,25 +191,26 @@ class BlockLog:
         else:
             self._failure = error
 
-    def _write(self, queue: Sequence[tuple[int, bytes]]) -> None:
-        """Write and sync; runs in the writer's thread."""
-        size = sum(len(frame) for _, frame in queue)
+    def _write(self, queue: Sequence["_Queued"]) -> None:
+        """Write and sync; runs in the writer's thread, and so does what the checksums of large blocks cost."""
+        frames = [(entry.number, entry.encode()) for entry in queue]
+        size = sum(len(frame) for _, frame in frames)
         self._unchecked_bytes += size
         if self._unchecked_bytes >= SPACE_CHECK_BYTES:
             verify_space(self._path)
             self._unchecked_bytes = 0
         start = 0
-        for index, (number, _) in enumerate(queue):
+        for index, (number, _) in enumerate(frames):
             if number >= len(self._descriptors):
-                self._write_frames(queue[start:index])
+                self._write_frames(frames[start:index])
                 self._create_segment(number)
                 start = index
-        self._write_frames(queue[start:])
+        self._write_frames(frames[start:])
 
-    def _write_frames(self, queue: Sequence[tuple[int, bytes]]) -> None:
-        if queue:
+    def _write_frames(self, frames: Sequence[tuple[int, bytes]]) -> None:
+        if frames:
             descriptor = self._descriptors[-1]
-            write_all(descriptor, b"".join(frame for _, frame in queue))
+            write_all(descriptor, b"".join(frame for _, frame in frames))
             os.fdatasync(descriptor)
 
     def _create_segment(self, number: int) -> None:

@@ -13,21 +13,23 @@ use shardyard_core::core::Core as NativeCore;
 use shardyard_core::evm::{Revision, Status};
 use shardyard_core::gateway::{GATEWAY, MAX_DELIVERIES, MAX_OUTBOX_BYTES};
 use shardyard_core::ledger::write_logs;
+use shardyard_core::raw::RawList;
 use shardyard_core::receipt::BEACON;
 
 use crate::crypto::fixed;
 use crate::errors::guarded;
+use crate::mempool::Submission;
 
-fn hash(name: &str, bytes: &[u8]) -> PyResult<B256> {
+pub fn hash(name: &str, bytes: &[u8]) -> PyResult<B256> {
     Ok(B256::new(fixed(name, bytes)?))
 }
 
-fn address(name: &str, bytes: &[u8]) -> PyResult<Address> {
+pub fn address(name: &str, bytes: &[u8]) -> PyResult<Address> {
     Ok(Address::new(fixed(name, bytes)?))
 }
 
 #[pyclass(frozen, module = "shardyard._native")]
-struct Batch(NativeBatch);
+pub struct Batch(pub NativeBatch, pub RawList);
 
 #[pymethods]
 impl Batch {
@@ -81,6 +83,22 @@ impl Batch {
         PyBytes::new(py, &self.0.pack(|transaction| transaction.cost().to_be_bytes::<32>()))
     }
 
+    #[getter]
+    fn raw<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.1.bytes())
+    }
+
+    #[getter]
+    fn ends(&self) -> Vec<usize> {
+        self.1.ends().to_vec()
+    }
+
+    /// The canonical block body of the transactions at `indices`, packed u32.
+    fn encode_body<'py>(&self, py: Python<'py>, indices: PyBackedBytes) -> PyResult<Bound<'py, PyBytes>> {
+        let body = guarded(py, || Ok(self.1.pick(&read_indices(&indices)).encode()))?;
+        Ok(PyBytes::new(py, &body))
+    }
+
     fn error(&self, i: usize) -> PyResult<Option<String>> {
         Ok(self.entry(i)?.refusal.as_ref().map(ToString::to_string))
     }
@@ -98,6 +116,11 @@ impl Batch {
         let entries = &self.0.entries;
         entries.get(i).ok_or_else(|| PyIndexError::new_err(format!("transaction {i} of {}", entries.len())))
     }
+}
+
+/// What Python packs as `array("I")`.
+pub fn read_indices(packed: &[u8]) -> Vec<u32> {
+    packed.as_chunks::<4>().0.iter().map(|bytes| u32::from_ne_bytes(*bytes)).collect()
 }
 
 fn saturated(fee: u128) -> [u8; 8] {
@@ -277,7 +300,7 @@ impl CallResult {
 }
 
 #[pyclass(frozen, module = "shardyard._native")]
-struct Core(NativeCore);
+pub struct Core(pub NativeCore);
 
 #[pymethods]
 impl Core {
@@ -301,7 +324,16 @@ impl Core {
     }
 
     fn prepare(&self, py: Python<'_>, raw: PyBackedBytes, offsets: Vec<usize>) -> PyResult<Batch> {
-        guarded(py, || Ok(Batch(self.0.prepare(&raw, &offsets)?)))
+        guarded(py, || Ok(Batch(self.0.prepare(&raw, &offsets)?, RawList::cut(&raw, &offsets)?)))
+    }
+
+    #[pyo3(signature = (submissions, least_fee = 0))]
+    fn prepare_submissions(&self, py: Python<'_>, submissions: Vec<Py<Submission>>, least_fee: u64) -> PyResult<Batch> {
+        guarded(py, || {
+            let mut raws = RawList::default();
+            submissions.iter().for_each(|submission| raws.extend(submission.get().list()));
+            Ok(Batch(self.0.prepare_list(&raws, least_fee.into()), raws))
+        })
     }
 
     fn execute(

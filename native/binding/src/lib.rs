@@ -5,6 +5,7 @@ mod conformance;
 mod core;
 mod crypto;
 mod errors;
+mod mempool;
 
 use pyo3::prelude::*;
 
@@ -13,5 +14,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     errors::register(module)?;
     crypto::register(module)?;
     core::register(module)?;
-    conformance::register(module)
+    conformance::register(module)?;
+    mempool::register(module)
 }

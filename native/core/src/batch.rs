@@ -77,12 +77,19 @@ impl Batch {
     /// `Malformed` when the offsets do not cut the blob; a bad transaction is only an entry with a refusal.
     pub fn prepare(raw: &[u8], offsets: &[usize], chain_id: u64, threads: usize) -> Result<Self> {
         let pieces = pieces(raw, offsets).map_err(CoreError::Malformed)?;
+        Ok(Self::of_pieces(&pieces, chain_id, threads, 0))
+    }
+
+    /// The batch of these raw transactions; unknown ones that offer less than `least_fee` per gas are refused unrecovered.
+    pub fn of_pieces(pieces: &[&[u8]], chain_id: u64, threads: usize, least_fee: u128) -> Self {
         let together: Vec<&[&[u8]]> = pieces.chunks(HASHED_TOGETHER).collect();
         let hashes = on_workers(&together, threads, |messages| keccak256_many(messages)).concat();
         let known: Vec<Option<Arc<Transaction>>> =
             with_cache(|cache| hashes.iter().map(|hash| cache.find(hash)).collect());
         let missing: Vec<usize> = (0..pieces.len()).filter(|i| known[*i].is_none()).collect();
-        let decoded = on_workers(&missing, threads, |i| Transaction::decode(pieces[*i], hashes[*i]).map(Arc::new));
+        let decoded = on_workers(&missing, threads, |i| {
+            Transaction::decode_paying(pieces[*i], hashes[*i], least_fee).map(Arc::new)
+        });
         with_cache(|cache| decoded.iter().flatten().for_each(|transaction| cache.insert(transaction.clone())));
         let mut decoded = decoded.into_iter();
         let entries = hashes
@@ -96,7 +103,7 @@ impl Batch {
                 Err(refusal) => Entry { hash, transaction: None, refusal: Some(refusal) },
             })
             .collect();
-        Ok(Self { entries })
+        Self { entries }
     }
 
     /// Fixed-width fields of all transactions, one after the other; a transaction that was not read gives zeros.

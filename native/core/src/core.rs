@@ -9,7 +9,8 @@ use crate::block::{BlockEnv, BlockResult, Chain, Mode, execute_block};
 use crate::call::{CallRequest, CallResult, call, estimate_gas};
 use crate::error::{CoreError, Result};
 use crate::evm::{Machine, NotExecuted, Relaxed};
-use crate::state::{Account, Changes, Overlay, Store, parse_genesis, read_snapshot, write_snapshot};
+use crate::raw::RawList;
+use crate::state::{Account, Changes, Overlay, Store, View, parse_genesis, read_snapshot, write_snapshot};
 
 #[derive(Debug)]
 pub struct Core {
@@ -37,6 +38,17 @@ impl Core {
     /// `Malformed` when the offsets do not cut the blob.
     pub fn prepare(&self, raw: &[u8], offsets: &[usize]) -> Result<Batch> {
         Batch::prepare(raw, offsets, self.chain.chain_id, self.chain.threads)
+    }
+
+    /// Recovers the senders of what came in, unless it pays less than `least_fee` per gas.
+    pub fn prepare_list(&self, list: &RawList, least_fee: u128) -> Batch {
+        Batch::of_pieces(&list.pieces(), self.chain.chain_id, self.chain.threads, least_fee)
+    }
+
+    /// # Errors
+    /// `MissingState` when the block is not held.
+    pub fn view(&self, at: &B256) -> Result<View> {
+        self.store.view(at)
     }
 
     /// # Errors

@@ -31,16 +31,34 @@ pub enum Refusal {
     Rlp(String),
     UnsupportedType,
     Unprotected,
-    ChainId { have: u64, want: u64 },
+    ChainId {
+        have: u64,
+        want: u64,
+    },
     SignatureValues,
     Sender,
-    IntrinsicGas { have: u64, want: u64 },
-    FloorGas { have: u64, want: u64 },
-    Oversized { size: usize },
+    IntrinsicGas {
+        have: u64,
+        want: u64,
+    },
+    FloorGas {
+        have: u64,
+        want: u64,
+    },
+    Oversized {
+        size: usize,
+    },
     TipAboveFee,
-    Initcode { size: usize },
+    Initcode {
+        size: usize,
+    },
     NoAuthorization,
-    ReplayableAuthorization { index: usize, want: u64 },
+    ReplayableAuthorization {
+        index: usize,
+        want: u64,
+    },
+    /// Pays no more than the cheapest that waits in a full mempool; found out before its sender is.
+    PoolFull,
 }
 
 impl Refusal {
@@ -60,6 +78,7 @@ impl Refusal {
             Self::FloorGas { .. } => 11,
             Self::NoAuthorization => 12,
             Self::ReplayableAuthorization { .. } => 13,
+            Self::PoolFull => 14,
         }
     }
 }
@@ -87,6 +106,7 @@ impl std::fmt::Display for Refusal {
                     "authorization {index} is for every chain (chain id 0) and would replay on all: sign it for {want}"
                 )
             }
+            Self::PoolFull => f.write_str("txpool is full"),
             Self::TipAboveFee => f.write_str("max priority fee per gas higher than max fee per gas"),
             Self::Initcode { size } => {
                 write!(f, "max initcode size exceeded: code size {size}, limit {MAX_INITCODE_BYTES}")
@@ -135,6 +155,14 @@ impl Transaction {
     /// # Errors
     /// The first refusal, cheapest checks first: recovery is the expensive one.
     pub fn decode(raw: &[u8], hash: B256) -> Result<Self, Refusal> {
+        Self::decode_paying(raw, hash, 0)
+    }
+
+    /// `decode` for a mempool that is full: what offers less than `least_fee` per gas costs no recovery.
+    ///
+    /// # Errors
+    /// As `decode`.
+    pub fn decode_paying(raw: &[u8], hash: B256, least_fee: u128) -> Result<Self, Refusal> {
         if raw.len() > MAX_TRANSACTION_BYTES {
             return Err(Refusal::Oversized { size: raw.len() });
         }
@@ -149,6 +177,9 @@ impl Transaction {
         };
         transaction.hash = hash;
         transaction.check_form()?;
+        if transaction.max_fee < least_fee {
+            return Err(Refusal::PoolFull);
+        }
         transaction.sender = recover(&transaction.signature, &signing_hash)?;
         transaction.authorizations = transaction.signed_authorizations.iter().map(recover_authority).collect();
         Ok(transaction)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from shards.mempool import Mempool, MempoolEntry, MempoolError, MempoolLimits
 from shardyard.ids import Address, Hash32
+from tests.property.shards.plain_mempool import PlainMempool
 
 SENDERS = 4
 LIMITS = MempoolLimits(max_transactions=12, max_bytes=900, max_per_sender=6, max_gap=3)
@@ -122,3 +123,50 @@ def test_caps_hold_and_runs_are_offered_in_order(script):
     for action in script:
         model.run(action)
         model.check()
+
+
+def run_on(pool, script):
+    """Run a script on one kind of pool; return everything it answered."""
+    nonces, balances, blocks, story = [0] * SENDERS, [10**6] * SENDERS, [], []
+    for number, action in enumerate(script):
+        match action:
+            case ("add", sender, nonce, fee, tip, size):
+                entry = MempoolEntry(
+                    hash=Hash32(number.to_bytes(32, "big")),
+                    sender=address(sender),
+                    nonce=nonce,
+                    gas_limit=21_000,
+                    max_fee=fee,
+                    tip=min(tip, fee),
+                    cost=21_000 * fee,
+                    raw=bytes(size),
+                )
+                try:
+                    story.append(pool.add(entry, nonces[sender], balances[sender]))
+                except MempoolError as error:
+                    story.append(str(error))
+            case ("final", sender, steps, cut):
+                nonces[sender] += steps
+                balances[sender] = max(0, balances[sender] - cut * 10**4)
+                account = (address(sender), nonces[sender], balances[sender])
+                story.append(pool.on_final(Hash32(bytes(32)), [account]))
+            case ("remove", index):
+                entries = list(pool)
+                pool.remove([entries[index % len(entries)].hash] if entries else [])
+            case ("include", index):
+                block = Hash32(bytes((index,)) * 32)
+                blocks.append(block)
+                chosen = pool.select(1, 60_000, 10**6, blocks)
+                story.append(chosen)
+                pool.mark_included(block, chosen[2])
+            case ("discard", index):
+                block = Hash32(bytes((index,)) * 32)
+                blocks = [other for other in blocks if other != block]
+                pool.on_discarded(block)
+        story.append((list(pool), pool.get_status(), pool.size_bytes, pool.select(5, 10**6, 600, blocks)))
+    return story
+
+
+@given(actions)
+def test_native_tables_answer_as_the_plain_rules_do(script):
+    assert run_on(Mempool(LIMITS), script) == run_on(PlainMempool(LIMITS), script)

@@ -12,7 +12,7 @@ from eth_utils import to_checksum_address
 
 from node.backend import Execution, ShardBackend
 from node.dev_accounts import DEV_ACCOUNTS
-from node.executor import build_native_env, pick_transactions, summarise
+from node.executor import build_native_env, summarise
 from node.genesis_alloc import build_alloc, compute_alloc_supply, encode_alloc, get_dev_balances
 from node.index.records import IndexedBlock
 from node.index.store import ChainIndex
@@ -23,8 +23,8 @@ from node.rpc.protocol import RpcLimits
 from shards.mempool import Mempool, MempoolLimits
 from shards.policy import BlockContext, compute_content, compute_env, compute_initial_base_fees
 from shardyard._native import Core, keccak256
-from shardyard.blocks import EMPTY_JUSTIFICATION, Block, BlockKind, Header, compute_body_hash
-from shardyard.codec import encode
+from shardyard.blocks import EMPTY_JUSTIFICATION, Block, BlockKind, Header, ShardBody, compute_body_hash
+from shardyard.codec import decode, encode
 from shardyard.genesis import Genesis, ShardGenesis
 from shardyard.ids import (
     GATEWAY,
@@ -56,10 +56,12 @@ class MemoryJournal:
         self.writes: list[list[bytes]] = []
         self.error: OSError | None = None
 
-    async def append(self, transactions: Sequence[bytes]) -> None:
+    async def append(self, body: bytes) -> None:
         if self.error is not None:
             raise self.error
-        self.writes.append(list(transactions))
+        found = decode(body, ShardBody, max_bytes=len(body))
+        starts = (0, *found.ends)
+        self.writes.append([found.raw[start:end] for start, end in zip(starts, found.ends, strict=False)])
 
 
 def build_genesis() -> tuple[Genesis, bytes]:
@@ -130,12 +132,10 @@ class RpcChain:
         beacon_ref = parent.shard_content.beacon_ref
         context = BlockContext(slot, timestamp, proposer, beacon_ref, compute_initial_base_fees(self.genesis))
         env = compute_env(self.genesis, parent, context)
-        raw, ends = self.backend.select(parent.hash, env, self.genesis.preset.max_body_bytes)
-        batch = self.core.prepare(raw, (0, *ends))
+        batch = self.backend.prepare_selection(parent.hash, env, self.genesis.preset.max_body_bytes)()
         result = self.core.execute(parent.hash, batch, build_native_env(env), "build", inbox)
-        chosen = memoryview(result.included).cast("I")
-        body = encode(pick_transactions(raw, ends, chosen))
-        summary = summarise(result, len(chosen))
+        body = batch.encode_body(result.included)
+        summary = summarise(result, len(result.included) // 4)
         header = Header(
             version=1,
             network=self.genesis.network,
@@ -158,7 +158,15 @@ class RpcChain:
         outbox = tuple(result.outbox)
         self.backend.on_adopted(
             Execution(
-                block.hash, parent.hash, header.height, result.outcomes, taken, outbox, stats=result.stats
+                block.hash,
+                parent.hash,
+                header.height,
+                result.outcomes,
+                taken,
+                outbox,
+                batch,
+                result.included,
+                stats=result.stats,
             )
         )
         self.logged.append((block, result.outcomes, taken, outbox))

@@ -146,3 +146,37 @@ def test_a_bloom_query_never_misses_and_passes_over_most():
     assert not BloomQuery([bytes(20)], []).may_match(bloom)
     assert not BloomQuery([log.address], [[bytes(32)]]).may_match(bloom)
     assert BloomQuery([], []).may_match(bytes(256))
+
+
+def test_places_are_found_in_merged_runs_and_forgotten_with_their_blocks(tmp_path):
+    import lmdb
+
+    from node.index.places import FANOUT, PlaceRuns
+    from shardyard._native import keccak256
+
+    env = lmdb.open(str(tmp_path / "runs"), max_dbs=1)
+    table = env.open_db(b"runs")
+    runs = PlaceRuns(env, table)
+    blocks = {
+        height: [keccak256(bytes([height, position])) for position in range(height % 5)]
+        for height in range(1, 3 * FANOUT * FANOUT)
+    }
+    for height, hashes in blocks.items():
+        with env.begin(write=True) as txn:
+            found = runs.append(txn, height, b"".join(hashes))
+        runs.use(found)
+
+    def list_places(hashes):
+        places = [runs.find(tx_hash) for tx_hash in hashes]
+        return [(place.height, place.position) if place else None for place in places]
+
+    for height, hashes in blocks.items():
+        assert list_places(hashes) == [(height, position) for position in range(len(hashes))]
+    with env.begin() as txn:
+        assert txn.stat(table)["entries"] <= 3 * FANOUT
+    assert runs.find(bytes(32)) is None
+    runs.cut(100)
+    assert list_places(blocks[99]) == [(99, position) for position in range(4)]
+    assert list_places(blocks[101]) == [None]
+    PlaceRuns(env, table)
+    env.close()

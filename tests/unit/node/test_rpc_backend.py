@@ -1,6 +1,7 @@
 """Admission and the backend: what an answered hash promises, in groups, and what happens when the disk fails."""
 
 import asyncio
+from array import array
 
 import msgspec
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from node import admission
 from node.refusal import RpcError
 from node.rpc.api import CallContext
+from shards.mempool import Mempool, MempoolLimits
 from tests.unit.node.rpc_chain import ALICE, BOB, CAROL, RpcChain, open_chain
 
 
@@ -142,10 +144,26 @@ async def test_journalled_transactions_return_after_a_restart_unless_used(tmp_pa
     async with open_chain(tmp_path / "a") as chain:
         used = chain.sign(nonce=0)
         await chain.backend.submit([used])
-        block = await chain.make_block()
+        await chain.make_block()
         waiting = [chain.sign(nonce=1), chain.sign(nonce=2)]
-        count = await admission.restore_journal(
-            chain.core, chain.backend.mempool, block.hash, [used, *waiting, b"\x00"]
-        )
+        count = await admission.restore_journal(chain.core, chain.backend.mempool, [used, *waiting, b"\x00"])
         assert count == 2
         assert len(chain.backend.mempool) == 2
+
+
+async def test_what_a_builder_could_not_use_is_judged_again_by_the_final_state(chain):
+    raws = [chain.sign(nonce=nonce) for nonce in range(3)]
+    await chain.backend.submit(raws)
+    block = chain.execute()
+    stale = Mempool(MempoolLimits())  # of a node that heard of the transactions and not of whose they were
+    stale.start_at(block.header.parent)
+    offsets = [0]
+    for raw in raws:
+        offsets.append(offsets[-1] + len(raw))
+    batch = chain.core.prepare(b"".join(raws), offsets)
+    stale.admit(chain.core, batch)
+    chain.core.finalise(block.hash)
+    stale.start_at(block.hash)
+    assert len(stale) == 3
+    assert stale.refresh(chain.core, batch, array("I", [1]).tobytes()) == 3
+    assert len(stale) == 0

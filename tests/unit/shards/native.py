@@ -1,18 +1,15 @@
 """The executor of a shard over the native core and the mempool, for machines in virtual time: what ``node`` does, at once."""
 
-from array import array
-
 import msgspec
 from eth_abi import encode as abi_encode
 from eth_account import Account
 from eth_utils import to_checksum_address
 
 from node.dev_accounts import DEV_ACCOUNTS
-from node.executor import build_native_env, decode_body, pick_transactions, summarise
+from node.executor import build_native_env, decode_body, summarise
 from node.genesis_alloc import build_alloc, compute_alloc_supply, encode_alloc, get_dev_balances
-from shards.mempool import Mempool, MempoolLimits, unpack_entries
+from shards.mempool import Mempool, MempoolLimits
 from shardyard import _native
-from shardyard.codec import encode
 from shardyard.events import Built, Executed
 from shardyard.genesis import ShardGenesis
 from shardyard.ids import GATEWAY, compute_chain_id
@@ -88,9 +85,10 @@ class NativeExecutor:
         ends = [sum(map(len, raws[: index + 1])) for index in range(len(raws))]
         batch = self.core.prepare(raw, [0, *ends])
         assert not any(batch.status), [batch.error(index) for index in range(len(raws))]
-        for entry in unpack_entries(batch, raw, ends):
-            nonce, balance, _ = self.core.account(self.base, entry.sender)
-            self.pool.add(entry, nonce, int.from_bytes(balance, "big"))
+        self.pool.start_at(self.base)
+        admitted = self.pool.admit(self.core, batch)
+        problems = [admitted.error(index) for index in range(len(raws))]
+        assert not any(problems), problems
 
     def get_balance(self, address):
         found = self.core.account(self.base, address)
@@ -99,17 +97,15 @@ class NativeExecutor:
     def build(self, effect):
         env = effect.env
         ancestors = self.get_ancestors(env.parent_hash)
-        raw, ends, _ = self.pool.select(env.base_fee, env.gas_limit, effect.max_body_bytes, ancestors)
-        batch = self.core.prepare(raw, (0, *ends))
+        batch = self.pool.select_batch(env.base_fee, env.gas_limit, effect.max_body_bytes, ancestors)
         native_env = build_native_env(env)
         try:
             result = self.core.execute(env.parent_hash, batch, native_env, "build", effect.inbox)
         except _native.UnknownParent:
             return Built(effect.request, b"", None)
-        chosen = array("I", result.included)
         self.built[effect.request] = (result, batch)
-        summary = summarise(result, len(chosen))
-        return Built(effect.request, encode(pick_transactions(raw, ends, chosen)), summary)
+        summary = summarise(result, len(result.included) // 4)
+        return Built(effect.request, batch.encode_body(result.included), summary)
 
     def adopt(self, effect):
         result, batch = self.built.pop(effect.request)
@@ -130,18 +126,13 @@ class NativeExecutor:
     def _keep(self, block_hash, height, result, batch):
         self.core.adopt(result, block_hash, height)
         self.results[block_hash] = (height, result, batch)
-        hashes = [batch.hashes[at : at + 32] for at in range(0, len(batch.hashes), 32)]
-        self.pool.mark_included(block_hash, [hashes[index] for index in array("I", result.included)])
+        self.pool.mark_batch(block_hash, batch, result.included)
 
     def finalise(self, effect):
         block_hash = effect.block.hash
         self.core.finalise(block_hash)
         self.base = block_hash
-        accounts = []
-        for sender in self.pool.get_senders():
-            nonce, balance, _ = self.core.account(block_hash, sender)
-            accounts.append((sender, nonce, int.from_bytes(balance, "big")))
-        self.pool.on_final(block_hash, accounts)
+        self.pool.settle(self.core, block_hash)
 
     def discard(self, effect):
         self.core.discard(effect.block_hash)

@@ -141,7 +141,7 @@ pub fn hostile_blocks(count: u64) -> Vec<Hostile> {
         phoenix(count),
         redelegation(count),
         one_sender(count),
-        short_lived_beneficiary(count),
+        short_lived_beneficiary(count, count / 2),
     ]
 }
 
@@ -244,13 +244,13 @@ fn one_sender(count: u64) -> Hostile {
     writer.finish("one sender")
 }
 
-/// Who is paid for the block comes into being in the middle of it, with all fees so far, and is gone in the same
-/// transaction: those fees go where it sends them, once.
-fn short_lived_beneficiary(count: u64) -> Hostile {
+/// Who is paid for the block comes into being after item `at`, with all fees so far, and is gone in the same transaction:
+/// those fees go where it sends them, once.
+pub fn short_lived_beneficiary(count: u64, at: u64) -> Hostile {
     let mut writer = Writer::new();
     for number in 0..count {
         writer.call(number, contract(0), 200_000, 100_u64);
-        if number == 3 * count / 4 {
+        if number == at {
             let nonce = writer.next_nonce(user(0));
             writer.push(user(0), nonce, Address::ZERO, U256::ZERO, 200_000, U256::ZERO);
             let entry = writer.entries.last_mut().expect("a transaction was pushed");

@@ -2,7 +2,7 @@
 
 mod blocks;
 
-use blocks::{Hostile, core, execute, hostile_blocks};
+use blocks::{Hostile, core, execute, hostile_blocks, short_lived_beneficiary};
 use shardyard_core::batch::Batch;
 use shardyard_core::block::{BlockResult, Mode};
 use shardyard_core::error::CoreError;
@@ -31,6 +31,18 @@ fn hostile_blocks_have_one_result_for_any_number_of_threads() {
             let result = execute(core, &block, Mode::Build).expect("a builder leaves out what cannot be in");
             assert_eq!(essence(&result), wanted, "{}", block.name);
         }
+    }
+}
+
+/// Wherever it happens: in items that ran ahead of their turn, at their turn, or one after the other on one worker.
+#[test]
+fn fees_of_an_account_made_and_gone_in_one_transaction_are_paid_once() {
+    let (in_order, parallel) = (core(1, COUNT), core(2, COUNT));
+    for at in (10..COUNT).step_by(20) {
+        let block = short_lived_beneficiary(COUNT, at);
+        let wanted = essence(&execute(&in_order, &block, Mode::Build).expect("a builder leaves out what cannot be in"));
+        let result = execute(&parallel, &block, Mode::Build).expect("a builder leaves out what cannot be in");
+        assert_eq!(essence(&result), wanted, "after item {at}");
     }
 }
 

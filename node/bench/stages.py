@@ -1,0 +1,85 @@
+"""Where processor time goes: by process, by thread of the native pool, and by stage as the nodes time themselves."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from shardyard import _native
+
+POOL_THREAD = "shardyard-"
+"""Threads of this name recover senders and execute blocks, and do nothing else."""
+_TICKS = os.sysconf("SC_CLK_TCK")
+_COLUMNS = 8
+"""Of the system's processor times; what follows is counted in these already."""
+
+
+class CpuReading(msgspec.Struct, frozen=True):
+    """Seconds of processor time so far."""
+
+    by_process: dict[str, float]
+    pool: float
+    """Of the native pools of all processes: recovery, execution and commitment."""
+    client: float
+    """Of this process."""
+    machine: float
+    """Of everything that ran on this machine."""
+
+    def since(self, before: "CpuReading") -> "CpuReading":
+        """Return what was used between two readings."""
+        used = {name: value - before.by_process.get(name, 0.0) for name, value in self.by_process.items()}
+        return CpuReading(
+            used, self.pool - before.pool, self.client - before.client, self.machine - before.machine
+        )
+
+    @property
+    def total(self) -> float:
+        """Of all processes and this one."""
+        return sum(self.by_process.values()) + self.client
+
+    @property
+    def others(self) -> float:
+        """Of everything that is not ours."""
+        return max(0.0, self.machine - self.total)
+
+
+def read_cpu(pids: dict[str, int]) -> CpuReading:
+    """Read what the processes, by name, have used."""
+    by_process = {name: sum(psutil.Process(pid).cpu_times()[:2]) for name, pid in pids.items()}
+    pool = sum(_read_pool(pid) for pid in pids.values())
+    return CpuReading(by_process, pool, time.process_time(), read_machine_s())
+
+
+def read_machine_s() -> float:
+    """Return the processor time that everything on this machine has used."""
+    times = psutil.cpu_times()
+    return float(sum(times[:_COLUMNS]) - times.idle - getattr(times, "iowait", 0.0))
+
+
+def read_memory_mb(pids: dict[str, int]) -> dict[str, float]:
+    """Return the resident memory of each process."""
+    return {name: round(psutil.Process(pid).memory_info().rss / 1e6, 1) for name, pid in pids.items()}
+
+
+def _read_pool(pid: int) -> float:
+    """Return the time of a process's native threads; 0 where the system does not tell threads apart."""
+    total = 0.0
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
+                if name.startswith(POOL_THREAD):
+                    user, system = fields.split()[11:13]
+                    total += (int(user) + int(system)) / _TICKS
+    return total
+
+
+def measure_recovery_us(submission: _native.Submission, chain_id: int, shard: int) -> float:
+    """Return the processor time that decoding and recovering one of these transactions takes, on one thread."""
+    core = _native.Core(chain_id=chain_id, shard=shard)
+    started = time.process_time()
+    core.prepare_submissions([submission])
+    return (time.process_time() - started) / len(submission) * 1e6
