@@ -31,6 +31,8 @@ RUNS: Mapping[str, tuple[str, ...]] = {
     "commitment": ("commitment",),
     "e2e-transfer": ("e2e", "--kind", "transfer"),
     "e2e-erc20": ("e2e", "--kind", "erc20"),
+    "e2e-2-shards": ("e2e", "--kind", "transfer", "--shards", "2", "--cross", "10"),
+    "e2e-4-shards": ("e2e", "--kind", "transfer", "--shards", "4", "--cross", "50"),
 }
 """Reports by name, and the bench that makes each."""
 RECOVERIES, RECOVERY_ROUNDS = 100, 7
@@ -139,6 +141,6 @@ def read_reports(folder: Path) -> Reports:
     return Reports(
         executor=found.get("executor"),
         commitment=found.get("commitment"),
-        e2e=tuple(found[name] for name in ("e2e-transfer", "e2e-erc20") if name in found),
+        e2e=tuple(found[name] for name, (bench, *_) in RUNS.items() if bench == "e2e" and name in found),
         recovery_us=recovery_us,
     )

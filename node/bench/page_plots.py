@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from node.bench.executor import ExecutorRun, Row
-from node.bench.page_text import Reports
+from node.bench.page_text import Reports, name_flood
 from node.bench.plots import Bar, Group, Line, draw_bars
 
 SPEED_UP, RATE, COMMITMENT, STAGES = "speed-up.svg", "rate.svg", "commitment.svg", "e2e-stages.svg"
@@ -102,7 +102,7 @@ def draw_commitment(rows: list[dict[str, Any]]) -> str:
 
 def draw_stages(found: list[dict[str, Any]]) -> str:
     """Return the processor time of a final transaction, by process."""
-    legs = [(details["options"]["kind"], leg) for details in found for leg in details["legs"]]
+    legs = [(name_flood(details["options"]), leg) for details in found for leg in details["legs"]]
     names = list(dict.fromkeys(name for _, leg in legs for name in leg["cpu_us"] if name != "total"))
     groups = [
         Group(

@@ -144,7 +144,15 @@ def _write_runs(reports: Reports) -> str:
 
 
 def _name(report: BenchReport) -> str:
-    return f"e2e, {report.details['options']['kind']}" if report.bench == "e2e" else report.bench
+    return f"e2e, {name_flood(report.details['options'])}" if report.bench == "e2e" else report.bench
+
+
+def name_flood(options: dict[str, Any]) -> str:
+    """Return what an end-to-end run sent."""
+    shards = (
+        "1 shard" if options["shards"] == 1 else f"{options['shards']} shards, {options['cross']:.0%} across"
+    )
+    return f"{options['kind']}, {shards}"
 
 
 def _write_targets(report: BenchReport) -> str:
@@ -250,7 +258,7 @@ def _write_e2e(reports: Sequence[BenchReport], plots: Sequence[str]) -> str:
     rows: list[tuple[str, ...]] = []
     stages: list[tuple[str, ...]] = []
     for report in reports:
-        kind, legs = report.details["options"]["kind"], report.details["legs"]
+        kind, legs = name_flood(report.details["options"]), report.details["legs"]
         rows += [_write_leg(kind, leg) for leg in legs]
         if (anvil := report.details.get("anvil")) is not None:
             blank = ("",) * 4
@@ -262,6 +270,9 @@ def _write_e2e(reports: Sequence[BenchReport], plots: Sequence[str]) -> str:
                     f"{anvil['mined_tps']:,.0f} mined",
                     *blank,
                     f"{anvil['cpu_us']:.1f}",
+                    "",
+                    f"{anvil['cores_others']:.2f}",
+                    "",
                 )
             )
         for leg in legs:
@@ -270,7 +281,10 @@ def _write_e2e(reports: Sequence[BenchReport], plots: Sequence[str]) -> str:
             stages.append(
                 (kind, leg["name"], parts, clock, f"{leg['recovery_us']:.1f}", f"{leg['hot_share']:.0%}")
             )
-    columns = ("kind", "run", "offered/s", "final/s", "p50 s", "p95 s", "lost", "doubled", "core-µs")
+    columns = (
+        *("kind", "run", "offered/s", "final/s", "p50 s", "p95 s", "lost", "doubled", "core-µs"),
+        *("cores", "cores of others", "largest process, MB"),
+    )
     text += _show(plots, "e2e-stages.svg") + format_rows(columns, rows)
     named = (
         "kind",
@@ -297,4 +311,7 @@ def _write_leg(kind: str, leg: dict[str, Any]) -> tuple[str, ...]:
         str(leg["missing"]),
         str(leg["doubled"]),
         f"{leg['cpu_us']['total']:.1f}",
+        f"{leg['cores_used']:.2f}",
+        f"{leg['cores_others']:.2f}",
+        f"{max(leg['largest_mb'].values(), default=0):.0f}",
     )

@@ -45,11 +45,14 @@ def build_e2e() -> BenchReport:
         "missing": 0,
         "doubled": 0,
         "recovery_us": 31.0,
+        "cores_used": 1.9,
+        "cores_others": 0.02,
+        "largest_mb": {"shard-0-0": 210.0},
         "cpu_us": {"shard": 60.0, "client": 12.0, "total": 72.0},
         "stages_us": {"execute_us": 3.0},
     }
-    anvil = {"version": "anvil 1.7.1", "mined_tps": 9000.0, "cpu_us": 90.0}
-    details = {"options": {"kind": "transfer"}, "legs": [leg], "anvil": anvil}
+    anvil = {"version": "anvil 1.7.1", "mined_tps": 9000.0, "cpu_us": 90.0, "cores_others": 0.1}
+    details = {"options": {"kind": "transfer", "shards": 2, "cross": 0.1}, "legs": [leg], "anvil": anvil}
     return build_report("e2e", "21,000", [equals("lost", 0, 0, "transactions")], details)
 
 
@@ -60,7 +63,15 @@ def build_page(reports: Reports) -> str:
 def test_the_page_shows_every_report_with_its_machine_and_commit():
     reports = Reports(build_executor(), build_commitment(), (build_e2e(),), 31.5)
     page = build_page(reports)
-    for text in ("raw, disjoint", "block of transfers", "anvil 1.7.1", "31.5 µs", "no pip here", "21,000"):
+    for text in (
+        "raw, disjoint",
+        "block of transfers",
+        "anvil 1.7.1",
+        "31.5 µs",
+        "no pip here",
+        "21,000",
+        "2 shards, 10% across",
+    ):
         assert text in page
     assert page.count(reports.list_all()[0].machine["commit"]) >= 3
     for name in draw_plots(reports):
