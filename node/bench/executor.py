@@ -2,11 +2,11 @@
 
 Cargo builds and runs the native bench, which measures everything in one interleaved run; this module puts the rows into one
 table, lets ``pyrevm`` execute the same kinds of blocks beside it, and judges. All figures that are judged are ratios within
-the run or rates; neither means anything while something else uses the second core, so then there is no verdict: the report
-says why and does not hold.
+the run or rates; neither means anything while something else uses the second core, so the machine's own ceiling is measured in
+every round, and a workload that did not have its cores gets no verdict: the report says why and does not hold.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ QUIET_SHARE = 0.85
 QUIET_CEILING = 0.8
 """Of the threads, the least that the machine itself must give."""
 RAW, ERC20, SWAPS = "raw, disjoint", "ERC-20, disjoint, 1 token", "swaps, 100 pools"
+PARALLEL = frozenset({ERC20, SWAPS})
+"""Their blocks keep two cores busy whenever there are two."""
 CHAINS = ("dependent chain", "counter, plain (one slot)")
 SENDS = "sends on one link"
 REPLAY = "access-list replay"
@@ -88,6 +90,13 @@ class Row(msgspec.Struct, frozen=True):
     at_turn: int
     solos: int
     rss_mb: float
+    alu: float = 0.0
+    """The machine's ceilings in this very workload's rounds; 0 for one thread."""
+    memory: float = 0.0
+
+    def get_ceiling(self, whole_run: Mapping[int, float]) -> float:
+        """Return what the machine itself gained meanwhile, or in the whole run when that is not known."""
+        return (self.alu + self.memory) / 2 or whole_run[self.threads]
 
     @property
     def abort_rate(self) -> float:
@@ -135,38 +144,37 @@ async def measure_executor(folder: Path, options: ExecutorOptions) -> BenchRepor
 
 
 def judge(run: ExecutorRun, peers: Sequence[PyrevmRow], missing: str, load: float) -> BenchReport:
-    """Return the report: verdicts on a quiet machine, none on a busy one."""
-    details: dict[str, Any] = msgspec.to_builtins(run)
-    details |= {"pyrevm": msgspec.to_builtins(peers), "pyrevm_missing": missing, "load_1m_before": load}
-    noise = find_noise(run)
-    details["noise"] = noise
-    if noise:
-        summary = f"no verdict: {noise} (load average {load:.1f})"
-        return build_report("executor", summary, [Target("quiet machine", 0, 1, noise, False)], details)
+    """Return the report: verdicts on what was measured while the cores were free, none on the rest."""
     targets = list_targets(run)
+    noise = find_noise(run)
+    targets += [Target(f"{name}: quiet machine", 0, 1, why, False) for name, why in noise.items()]
     best = {
         row.workload: row.speed_up for row in _list_largest(run) if row.threads == 2 and not row.fast_path
     }
-    shown = ", ".join(f"{name} {best[name]:.2f}x" for name in (RAW, ERC20, SWAPS) if name in best)
-    return build_report("executor", shown or f"{len(run.rows)} rows", targets, details)
+    shown = [
+        f"{name} {best[name]:.2f}x" for name in (RAW, ERC20, SWAPS) if name in best and name not in noise
+    ]
+    if noise:
+        shown.append(f"no verdict on {len(noise)} workloads, cores were not free (load average {load:.1f})")
+    details: dict[str, Any] = msgspec.to_builtins(run)
+    details |= {"pyrevm": msgspec.to_builtins(peers), "pyrevm_missing": missing, "load_1m_before": load}
+    details["noise"] = noise
+    return build_report("executor", ", ".join(shown) or f"{len(run.rows)} rows", targets, details)
 
 
-def find_noise(run: ExecutorRun) -> str:
-    """Return why nothing can be judged, empty when the machine was quiet enough."""
-    for ceiling in run.ceilings:
-        if ceiling.alu < QUIET_CEILING * ceiling.threads:
-            return (
-                f"{ceiling.threads} threads did {ceiling.alu:.2f}x the arithmetic of one, "
-                f"expected {QUIET_CEILING * ceiling.threads:.2f}x: the cores were not free"
-            )
-    for ceiling in run.ceilings:
-        rows = [row for row in run.rows if row.threads == ceiling.threads and row.workload in {SWAPS, ERC20}]
-        if rows and (cores := max(row.cores for row in rows)) < QUIET_SHARE * ceiling.threads:
-            return (
-                f"the most parallel blocks got {cores:.2f} cores, "
-                f"expected {QUIET_SHARE * ceiling.threads:.2f}: the cores were not free"
-            )
-    return ""
+def find_noise(run: ExecutorRun) -> dict[str, str]:
+    """Return the workloads of which nothing can be judged, and why: something else used their cores."""
+    noise: dict[str, str] = {}
+    ceilings = {ceiling.threads: ceiling for ceiling in run.ceilings}
+    for row in _list_largest(run):
+        if row.threads != 2 or row.fast_path or 2 not in ceilings:
+            continue
+        ceiling = row.alu or ceilings[2].alu
+        if ceiling < 2 * QUIET_CEILING:
+            noise[row.workload] = f"2 threads did {ceiling:.2f}x the arithmetic of one meanwhile"
+        elif row.workload in PARALLEL and row.cores < 2 * QUIET_SHARE:
+            noise[row.workload] = f"the block got {row.cores:.2f} of 2 cores"
+    return noise
 
 
 def _list_largest(run: ExecutorRun) -> list[Row]:
@@ -176,21 +184,22 @@ def _list_largest(run: ExecutorRun) -> list[Row]:
 
 def list_targets(run: ExecutorRun) -> list[Target]:
     """Return the promises on two threads and the largest block, as far as they were measured."""
-    rows = [row for row in _list_largest(run) if row.threads == 2]
+    noise = find_noise(run)
+    rows = [row for row in _list_largest(run) if row.threads == 2 and row.workload not in noise]
     ceilings = {ceiling.threads: ceiling.mean for ceiling in run.ceilings}
     targets: list[Target] = []
     for row in rows:
         name = f"{row.workload}, {row.variant}"
         is_replay = REPLAY in row.variant
         if is_replay:
-            share = row.speed_up / ceilings[2]
+            share = row.speed_up / row.get_ceiling(ceilings)
             targets.append(at_least(f"{name}: share of the ceiling", share, REPLAY_SHARE, "of it"))
         if row.fast_path or is_replay:
             pass
         elif (limit := SPEED_UPS.get(row.workload)) is not None:
             targets.append(at_least(f"{name}: over {row.sequential}", row.speed_up, limit, "times"))
         elif (limit := CEILING_SHARES.get(row.workload)) is not None:
-            share = row.speed_up / ceilings[2]
+            share = row.speed_up / row.get_ceiling(ceilings)
             targets.append(at_least(f"{name}: share of the ceiling", share, limit, "of it"))
         elif row.workload in CHAINS:
             targets.append(at_least(f"{name}: over {row.sequential}", row.speed_up, CHAIN_SPEED, "times"))
@@ -215,8 +224,8 @@ def build_cells(run: ExecutorRun, rows: Iterable[Row]) -> list[tuple[str, ...]]:
     ceilings = {ceiling.threads: ceiling.mean for ceiling in run.ceilings}
     cells: list[tuple[str, ...]] = []
     for row in rows:
-        ceiling = ceilings.get(row.threads)
         is_parallel = row.threads > 1
+        ceiling = row.get_ceiling(ceilings) if is_parallel else 0
         cells.append(
             (
                 f"{row.block}",
@@ -225,7 +234,7 @@ def build_cells(run: ExecutorRun, rows: Iterable[Row]) -> list[tuple[str, ...]]:
                 f"{row.execute_us:.2f}",
                 f"{row.execute_p95_us:.2f}",
                 f"{row.speed_up:.2f}x",
-                f"{row.speed_up / ceiling:.0%}" if ceiling and is_parallel else "",
+                f"{row.speed_up / ceiling:.0%}" if ceiling else "",
                 f"{row.core_us:.2f}",
                 f"{row.total_us:.2f}" if row.has_commitment else "",
                 f"{row.total_p95_us:.2f}" if row.has_commitment else "",

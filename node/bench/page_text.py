@@ -133,10 +133,10 @@ def _write_runs(reports: Reports) -> str:
             )
         )
     table = format_rows(("bench", "machine", "finished", "commit", "load, 1 min", "promises"), rows)
-    noise = reports.executor.details.get("noise") if reports.executor is not None else ""
+    noise = reports.executor.details.get("noise") if reports.executor is not None else {}
     warning = (
-        f"\n**The executor's figures below are of a busy machine and prove nothing:** {noise}. Only its processor times "
-        "(`core-µs`) are of use.\n"
+        f"\n**While {len(noise)} of the executor's workloads were measured, the machine was busy with something else; only "
+        f"processor times (`core-µs`) prove anything:** {', '.join(sorted(noise))}.\n"
         if noise
         else ""
     )

@@ -3,7 +3,6 @@
 from node.admission import AdmissionFullError
 from node.refusal import RpcError
 from node.rpc.api import CallContext, FoundBlock
-from node.rpc.execution_stats import describe_stats
 from node.rpc.formats import (
     Json,
     data,
@@ -38,12 +37,9 @@ async def _format_found(call: CallContext, found: FoundBlock | None, *, full: bo
     if found is None:
         return None
     block = found.block
-    formatted = await call.api.run(
+    return await call.api.run(
         block, lambda: format_block(block, call.api.core, full=full, is_pending=found.is_pending)
     )
-    # An extension, there as long as this process remembers how it executed the block; clients ignore what they do not know.
-    stats = None if found.is_pending else call.api.backend.execution.get(block.hash)
-    return formatted if stats is None else formatted | {"execution": describe_stats(stats)}
 
 
 @TABLE.method("eth_getBlockByNumber", NUMBER, FULL)

@@ -1,4 +1,4 @@
-"""``shard_getBlockStats`` and the ``execution`` field of a block: how this process executed it, for people.
+"""``shard_getBlockStats``: how this process executed a block, for people.
 
 A hot location is told in words a contract's author knows: the contract's name where it is one of ours, the storage variable,
 and of a mapping's entry the key. Slots of mappings are hashes, so keys are found by trying: the accounts that occur most in
@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from node.artifacts import list_artifact_names, load_artifact
-from node.block_stats import BlockStats, ExecutionTotals, HotLocation, round_or_none
+from node.block_stats import BlockStats, ExecutionTotals, round_or_none
 from node.index.records import IndexedBlock
 from node.refusal import build_server_error
 from node.rpc.api import CallContext
@@ -90,32 +90,6 @@ def name_slots(slots: set[bytes], keys: list[bytes]) -> dict[bytes, SlotName]:
     return found
 
 
-def describe_stats(stats: BlockStats) -> Json:
-    """Return the figures of a block."""
-    total = ExecutionTotals().add(stats)
-    return {
-        "workers": stats.workers,
-        "incarnations": stats.incarnations,
-        "aborts": stats.aborts,
-        "abortRate": round_or_none(total.abort_rate, 4),
-        "atTurn": stats.at_turn,
-        "solos": stats.solos,
-        "executeUs": stats.execute_us,
-        "commitUs": stats.commit_us,
-        "workUs": stats.work_us,
-        "speedUp": round_or_none(total.speed_up, 2),
-        "hottest": [_describe_location(location) for location in stats.hottest],
-    }
-
-
-def _describe_location(location: HotLocation) -> Json:
-    return {
-        "address": data(location.address),
-        "slot": data(location.slot) if location.slot is not None else None,
-        "aborts": location.aborts,
-    }
-
-
 def name_locations(core: _native.Core, block: IndexedBlock, stats: BlockStats) -> list[Json]:
     """Return the hottest locations with what is known of each."""
     slots = {location.slot for location in stats.hottest if location.slot is not None}
@@ -129,8 +103,10 @@ def name_locations(core: _native.Core, block: IndexedBlock, stats: BlockStats) -
             variables = {number: text for text, number in load_artifact(contract).storage.items()}
             variable = variables.get(name.variable)
         found.append(
-            _describe_location(location)
-            | {
+            {
+                "address": data(location.address),
+                "slot": data(location.slot) if location.slot is not None else None,
+                "aborts": location.aborts,
                 "contract": contract,
                 "variable": variable,
                 "variableSlot": name.variable if name is not None else None,
@@ -152,11 +128,22 @@ async def get_block_stats(call: CallContext, subject: BlockId) -> Json | None:
     if stats is None:
         return None
     named: list[Any] = await backend.read(lambda: name_locations(call.api.core, block, stats))
-    found = {
+    total = ExecutionTotals().add(stats)
+    return {
         "blockNumber": block.height,
         "blockHash": data(block.hash),
         "transactions": stats.transactions,
         "deliveries": stats.deliveries,
         "executors": backend.execution.executors,
+        "workers": stats.workers,
+        "incarnations": stats.incarnations,
+        "aborts": stats.aborts,
+        "abortRate": round_or_none(total.abort_rate, 4),
+        "atTurn": stats.at_turn,
+        "solos": stats.solos,
+        "executeUs": stats.execute_us,
+        "commitUs": stats.commit_us,
+        "workUs": stats.work_us,
+        "speedUp": round_or_none(total.speed_up, 2),
+        "hottest": named,
     }
-    return found | describe_stats(stats) | {"hottest": named}

@@ -83,13 +83,30 @@ def test_no_verdict_when_the_machine_itself_does_not_scale():
     report = judge(build_run(build_row(), alu=1.2), (), "", 3.0)
     assert not report.held
     assert "cores were not free" in report.summary
-    assert [target.name for target in report.targets] == ["quiet machine"]
+    assert [target.name for target in report.targets] == [f"{RAW}: quiet machine"]
+
+
+def test_only_the_workload_that_was_disturbed_gets_no_verdict():
+    rows = (
+        build_row(ERC20),
+        build_row(SWAPS, alu=1.1, memory=1.1, speed_up=0.5),
+        build_row("raw, 2 accounts"),
+    )
+    run = build_run(*rows)
+    assert list(find_noise(run)) == [SWAPS]
+    report = judge(run, (), "", 0.1)
+    assert [target.name for target in report.targets if not target.held] == [f"{SWAPS}: quiet machine"]
 
 
 def test_no_verdict_when_parallel_blocks_did_not_get_their_cores():
-    busy = build_row(SWAPS, cores=1.2)
-    assert "got 1.20 cores" in find_noise(build_run(busy))
-    assert find_noise(build_run(busy, build_row(ERC20, cores=1.9))) == ""
+    assert "got 1.20 of 2 cores" in find_noise(build_run(build_row(SWAPS, cores=1.2)))[SWAPS]
+    assert find_noise(build_run(build_row("dependent chain", cores=1.0))) == {}
+
+
+def test_the_share_of_the_ceiling_is_of_the_ceiling_in_the_same_rounds():
+    run = build_run(build_row(SWAPS, alu=2.0, memory=1.6, speed_up=1.8))
+    (share, _) = list_targets(run)
+    assert share.got == 1.0
 
 
 def test_the_table_names_the_baseline_and_leaves_out_rates_without_commitment():

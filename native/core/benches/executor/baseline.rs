@@ -1,7 +1,8 @@
 //! revm by itself with its own cache for a database, each transaction committed to it: what a user of the crate writes first.
 
 use alloy_primitives::{Address, B256, U256};
-use revm::context::{BlockEnv as RevmBlock, Context, TxEnv};
+pub use revm::context::TxEnv;
+use revm::context::{BlockEnv as RevmBlock, Context};
 use revm::context_interface::block::BlobExcessGasAndPrice;
 use revm::database::{CacheDB, EmptyDB};
 use revm::handler::MainnetContext;

@@ -29,7 +29,7 @@ pub fn resident_mb() -> f64 {
 
 /// Ceilings of a number of threads, measured again and again between the blocks, so that what slows them slows these too.
 pub struct Ceilings {
-    threads: usize,
+    pub threads: usize,
     table: Vec<u64>,
     pub alu: Vec<f64>,
     pub memory: Vec<f64>,
