@@ -54,7 +54,9 @@ class MessageUpdates:
 
     def __init__(self, block: IndexedBlock) -> None:
         self.emitted = [(data, decode_receipt(data)) for data in block.outbox_data]
-        self.delivered = list(zip(block.deliveries_data, block.deliveries, block.outcomes, strict=False))
+        # Outcomes are decoded only where there are deliveries: most large blocks have none.
+        outcomes = block.outcomes if block.deliveries_data else ()
+        self.delivered = list(zip(block.deliveries_data, block.deliveries, outcomes, strict=False))
         self._height = block.height
 
     @property

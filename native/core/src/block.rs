@@ -27,7 +27,7 @@ use crate::transaction::Transaction;
 use crate::transfer::Transfer;
 
 /// Smaller blocks run in order: waking workers would cost more than they save.
-const PARALLEL_TRANSACTIONS: usize = 64;
+const PARALLEL_ITEMS: usize = 64;
 /// Transaction type under which a delivery appears (X13).
 pub const DELIVERY_TYPE: u8 = 0x7e;
 
@@ -200,9 +200,9 @@ pub fn execute_block<T: AsRef<[u8]>>(
     mode: Mode,
     inbox: &[T],
 ) -> Result<BlockResult> {
-    let is_parallel = batch.entries.len() >= PARALLEL_TRANSACTIONS && chain.revision.keeps_storage();
-    let workers = pool(chain.threads).filter(|_| is_parallel);
     let block = Block::new(chain, env, batch, mode, inbox)?;
+    let items = block.receipts.len() + batch.entries.len();
+    let workers = pool(chain.threads).filter(|_| items >= PARALLEL_ITEMS && chain.revision.keeps_storage());
     execute_on(workers.as_deref(), &block, view, parent)
 }
 

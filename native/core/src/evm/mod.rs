@@ -4,14 +4,16 @@
 //! and translates what comes back, refusals in geth's words. The chains follow Prague (P1); the state tests that Ethereum
 //! publishes name revisions of their own.
 
+mod steps;
+
 use std::fmt;
 use std::marker::PhantomData;
 
 use alloy_eips::eip2930::AccessList;
 use alloy_eips::eip7702::RecoveredAuthorization;
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, Log, TxKind, U256, address};
-use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction, OutOfGasError, ResultGas};
-use revm::context::{BlockEnv as RevmBlock, Context, ContextSetters, JournalEntry, JournalTr, TxEnv};
+use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction, OutOfGasError};
+use revm::context::{BlockEnv as RevmBlock, Context, ContextSetters, JournalTr, TxEnv};
 use revm::context_interface::block::BlobExcessGasAndPrice;
 use revm::context_interface::cfg::GasParams;
 use revm::context_interface::either::Either;
@@ -25,10 +27,10 @@ use crate::error::{CoreError, Result};
 use crate::gateway::GATEWAY;
 use crate::state::{Account, BlockState, Sink, Source};
 use crate::transaction::Transaction;
-use crate::transfer::Transfer;
 
 pub use revm::bytecode::Bytecode;
 pub use revm::primitives::hardfork::SpecId;
+pub use steps::Stepped;
 
 /// The rules of Ethereum that a chain follows, with what they ask of a block and our blocks do not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,35 +140,6 @@ impl<S: Source> Handler for Unrewarded<S> {
     }
 }
 
-/// The same for transactions that run one after the other on one journal; notices accounts that end, because only the
-/// transaction that ends one knows it from the journal.
-#[derive(Default)]
-struct Stepping<S> {
-    has_destroyed: bool,
-    state: PhantomData<S>,
-}
-
-impl<S: Source> Handler for Stepping<S> {
-    type Evm = Inner<S>;
-    type Error = EVMError<StateError>;
-    type HaltReason = HaltReason;
-
-    fn reward_beneficiary(&self, _: &mut Self::Evm, _: &mut FrameResult) -> Result<(), Self::Error> {
-        Ok(())
-    }
-
-    fn execution_result(
-        &mut self,
-        evm: &mut Self::Evm,
-        result: FrameResult,
-        gas: ResultGas,
-    ) -> Result<ExecutionResult<HaltReason>, Self::Error> {
-        let journal = &evm.ctx.journaled_state.inner.journal;
-        self.has_destroyed = journal.iter().any(|entry| matches!(entry, JournalEntry::AccountDestroyed { .. }));
-        MainnetHandler::default().execution_result(evm, result, gas)
-    }
-}
-
 /// How an execution ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
@@ -231,13 +204,6 @@ impl Executed {
         }
         Ok(self.writes)
     }
-}
-
-/// A location that steps touched, and what they left there.
-pub enum Stepped<'a> {
-    /// With its code, if that was loaded or is new.
-    Account(&'a Address, Option<(Account, Option<Bytecode>)>),
-    Slot(&'a Address, &'a U256, U256),
 }
 
 /// Why a transaction did not execute at all.
@@ -332,103 +298,6 @@ impl<S: Source> Machine<S> {
     /// Takes a map back that an execution's writes were in, so that the next finds room without asking the allocator.
     pub fn recycle(&mut self, empty: EvmState) {
         self.evm.ctx.journaled_state.inner.state = empty;
-    }
-
-    /// Runs a user transaction on what the steps before it left in the journal, and leaves what it changes there too; also
-    /// says whether an account ended, after which `end_steps` must come first.
-    ///
-    /// # Errors
-    /// `Invalid` when it cannot be in this block; then it leaves nothing.
-    pub fn step(&mut self, transaction: &Transaction) -> Result<(Executed, bool), NotExecuted> {
-        self.evm.ctx.set_tx(tx_env(transaction));
-        let mut handler = Stepping { has_destroyed: false, state: PhantomData };
-        match handler.run(&mut self.evm) {
-            Ok(result) => Ok((translate(result, EvmState::default()), handler.has_destroyed)),
-            Err(EVMError::Transaction(reason)) => Err(NotExecuted::Invalid(self.geth_words(&reason))),
-            Err(other) => Err(NotExecuted::Failed(failure(other))),
-        }
-    }
-
-    /// A plain transfer as a step, without the interpreter; false, and nothing done, if it needs it after all.
-    pub fn step_transfer(&mut self, transfer: &Transfer) -> Result<bool> {
-        let journal = &mut self.evm.ctx.journaled_state;
-        let mut load = |address| match journal.load_account(address) {
-            Ok(load) => {
-                let info = &load.data.info;
-                Ok(Account { nonce: info.nonce, balance: info.balance, code_hash: info.code_hash })
-            }
-            Err(StateError(error)) => Err(error),
-        };
-        let (sender, to) = (load(transfer.sender)?, load(transfer.to)?);
-        let is_own = transfer.to == transfer.sender;
-        let credited = to.balance.checked_add(transfer.value).filter(|_| !to.has_code());
-        let (true, Some(credited)) = (transfer.predicate.holds(Some(&sender)), credited) else {
-            // What was loaded is cold again.
-            journal.inner.discard_tx();
-            return Ok(false);
-        };
-        let mut set = |address, nonce, balance| {
-            if let Some(account) = journal.inner.state.get_mut(address) {
-                account.mark_touch();
-                (account.info.nonce, account.info.balance) = (nonce, balance);
-            }
-        };
-        if is_own {
-            set(&transfer.sender, sender.nonce + 1, sender.balance - transfer.fee);
-        } else {
-            set(&transfer.sender, sender.nonce + 1, sender.balance - transfer.fee - transfer.value);
-            set(&transfer.to, to.nonce, credited);
-        }
-        journal.inner.commit_tx();
-        Ok(true)
-    }
-
-    /// Whether the steps so far ended an account.
-    pub fn has_destroyed(&self, address: &Address) -> bool {
-        let account = self.evm.ctx.journaled_state.inner.state.get(address);
-        account.is_some_and(|account| account.is_touched() && account.is_selfdestructed())
-    }
-
-    /// Takes from an account that a step has called.
-    ///
-    /// # Errors
-    /// `Internal` when the balance does not cover the amount.
-    pub fn debit_step(&mut self, address: &Address, amount: U256) -> Result<()> {
-        let account = self.evm.ctx.journaled_state.inner.state.get_mut(address);
-        let account = account.ok_or_else(|| CoreError::Internal(format!("{address} sent without being called")))?;
-        account.mark_touch();
-        account.info.balance = account
-            .info
-            .balance
-            .checked_sub(amount)
-            .ok_or_else(|| CoreError::Internal(format!("balance of {address} does not cover {amount}")))?;
-        Ok(())
-    }
-
-    /// What all steps changed together, whether or not it differs from what was there before them; the journal is empty then.
-    pub fn end_steps(&mut self, sink: &mut impl FnMut(Stepped<'_>) -> Result<()>) -> Result<()> {
-        let mut writes = self.evm.finalize();
-        for (address, mut account) in writes.drain().filter(|(_, account)| account.is_touched()) {
-            if account.is_selfdestructed() {
-                // It was made by the last step, so it has no storage (EIP-6780).
-                sink(Stepped::Account(&address, None))?;
-                continue;
-            }
-            let code = account.info.code.take().filter(|code| !code.is_empty());
-            let info = &account.info;
-            let present = Account { nonce: info.nonce, balance: info.balance, code_hash: info.code_hash };
-            sink(Stepped::Account(&address, Some((present, code))))?;
-            for (slot, value) in &account.storage {
-                sink(Stepped::Slot(&address, slot, value.present_value))?;
-            }
-        }
-        self.recycle(writes);
-        Ok(())
-    }
-
-    /// Forgets what the steps changed.
-    pub fn drop_steps(&mut self) {
-        drop(self.evm.finalize());
     }
 
     /// Runs a call that nobody signed, for reads.
