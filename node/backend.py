@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from node.admission import Accepted, Admission, Answer, Journal
+from node.block_stats import ExecutionHistory
 from node.index.records import IndexedBlock, build_indexed_block
 from node.index.store import ChainIndex
 from node.refusal import LIMIT_EXCEEDED, RpcError
@@ -46,6 +47,8 @@ class Execution(msgspec.Struct, frozen=True):
     batch: _native.Batch
     """What it was made of or checked against; its transactions are those at ``included`` (packed u32)."""
     included: bytes
+    stats: bytes = b""
+    """For people; see ``node.block_stats``."""
 
 
 class SyncProgress(msgspec.Struct, frozen=True):
@@ -70,6 +73,7 @@ class ShardBackend:
         get_tip: Callable[[], Header],
         broadcast: Callable[[bytes, tuple[int, ...]], None] | None = None,
         get_peer_count: Callable[[], int] = lambda: 0,
+        executors: int = 1,
     ) -> None:
         self.core = core
         self.index = index
@@ -78,6 +82,7 @@ class ShardBackend:
         self.shard = shard
         self.chain_id = compute_chain_id(shard)
         self.get_peer_count = get_peer_count
+        self.execution = ExecutionHistory(executors)
         self.on_head: list[Callable[[IndexedBlock], None]] = []
         """Called with every block that becomes ``latest``."""
         self.on_pending: list[Callable[[Accepted], None]] = []
@@ -129,6 +134,7 @@ class ShardBackend:
 
     def on_adopted(self, execution: Execution) -> None:
         """A block was executed, here or as somebody else's proposal, and the core holds its state."""
+        self.execution.record(execution.block_hash, execution.stats)
         self._unsettled[execution.block_hash] = execution
         self.mempool.mark_batch(execution.block_hash, execution.batch, execution.included)
 

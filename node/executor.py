@@ -210,6 +210,7 @@ class ShardExecutor:
             outbox=tuple(result.outbox),
             batch=batch,
             included=result.included,
+            stats=result.stats,
         )
         record = StateRecord(
             block_hash=block_hash,

@@ -166,6 +166,7 @@ class ShardNode:
             get_tip=lambda: self.replica.engine.notarized_tip.header,
             broadcast=self._broadcast if self._network.options.nodes_per_shard > 1 else None,
             get_peer_count=lambda: self._network.options.nodes_per_shard - 1,
+            executors=self._threads,
         )
         backend.on_beacon_final(self.replica.heads.finalized_height)
         return backend

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from node.bench.commitment import measure_commitment
 from node.bench.e2e import E2eOptions, measure_e2e
+from node.bench.executor import ExecutorOptions, measure_executor
 from node.bench.hundredk import measure_hundred_k
 from node.bench.idle import measure_idle
 from node.bench.kill import KillOptions, judge, run_kills
 from node.bench.latency import measure_latency
+from node.bench.page import RUNS, make_page
 from node.bench.report import BenchReport, finish, say
 from node.bench.startup import measure_startup
 from shardyard.errors import ShardyardError
@@ -30,6 +32,8 @@ BENCHES = {
     "e2e": "signed transactions in at the public JSON-RPC, beacon-final out",
     "hundred-k": "what 100,000 signed token calls per second to beacon-final take: measured, or projected",
     "startup": "from `shardyard up -s 4` to an answer of every shard",
+    "executor": "what the parallel executor gains over sequential revm, by workload, threads and block size",
+    "page": "runs the benches of speed and writes docs/performance.md with its plots",
     "commitment": "what hashing a block costs: elements, leaves, whole blocks, on one thread and on several",
 }
 Measure = Callable[[argparse.Namespace, Path], Awaitable[BenchReport]]
@@ -77,6 +81,25 @@ async def _hundred_k(options: argparse.Namespace, folder: Path) -> BenchReport:
     return await measure_hundred_k(folder, options.earlier, options.seed)
 
 
+async def _executor(options: argparse.Namespace, folder: Path) -> BenchReport:
+    chosen = ExecutorOptions(
+        options.blocks, options.threads, options.rounds, options.only, not options.no_pyrevm
+    )
+    return await measure_executor(folder, chosen)
+
+
+async def _page(options: argparse.Namespace, _: Path) -> BenchReport:
+    return await make_page(options.only, benches=tuple(BENCHES), is_rendered_only=options.render)
+
+
+def read_counts(text: str) -> tuple[int, ...]:
+    """Return the numbers of a list such as ``1000,10000``."""
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers from 1 on, such as 1000,10000")
+    return counts
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure one promise of a network.")
@@ -104,6 +127,15 @@ def build_parser() -> argparse.ArgumentParser:
     e2e.add_argument("--accounts", type=int, default=1000, help="senders a shard")
     e2e.add_argument("--executors", type=int, default=0, help="threads a shard; 0 divides the cores")
     e2e.add_argument("--anvil", type=Path, default=None, metavar="PATH", help="measure this anvil as well")
+    executor = made["executor"]
+    executor.add_argument("--blocks", type=read_counts, default=(1000, 10_000), metavar="N,N", help="sizes")
+    executor.add_argument("--threads", type=read_counts, default=(1, 2), metavar="N,N", help="executors")
+    executor.add_argument("--rounds", type=int, default=5, help="of which medians are taken")
+    executor.add_argument("--only", default="", metavar="PART", help="of the workloads' names")
+    executor.add_argument("--no-pyrevm", action="store_true", help="leave pyrevm out")
+    page = made["page"]
+    page.add_argument("--only", action="append", choices=tuple(RUNS), default=[], help="report to make anew")
+    page.add_argument("--render", action="store_true", help="run nothing, use the reports that are there")
     made["hundred-k"].add_argument(
         "--from",
         dest="earlier",
@@ -139,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
         "commitment": _commitment,
         "e2e": _e2e,
         "hundred-k": _hundred_k,
+        "executor": _executor,
+        "page": _page,
     }
     folder = Path(tempfile.mkdtemp(prefix=f"shardyard-bench-{options.bench}-"))
     is_kept = True

@@ -32,7 +32,7 @@ class Row(msgspec.Struct, frozen=True):
 
 async def measure_commitment(folder: Path) -> BenchReport:
     """Run the native bench and judge the whole blocks."""
-    return judge(await run_native_bench(folder, "commitment", Row))
+    return judge(await run_native_bench(folder, "commitment", list[Row]))
 
 
 def judge(rows: list[Row]) -> BenchReport:

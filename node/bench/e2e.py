@@ -93,7 +93,7 @@ class Leg(msgspec.Struct, frozen=True):
     blocks: int
     """Of all shards, from the first to the last that is final; some are empty."""
     gas_per_tx: float
-    """Used on average by what the blocks hold."""
+    """Used on average, deliveries to other shards included."""
     slowest_block_s: float
     largest_mb: dict[str, float]
     """Resident memory at the end of the run, by process."""
@@ -333,7 +333,7 @@ def build_leg(
         missing=missing,
         doubled=doubled,
         blocks=sum(map(len, blocks)),
-        gas_per_tx=round(sum(shard.gas_used for shard in watched) / max(1, sum(map(_count, blocks)))),
+        gas_per_tx=round(sum(shard.gas_used for shard in watched) / final),
         largest_mb=memory,
         slowest_block_s=round(max(shard.slowest_block_s for shard in watched), 2),
         cpu_us={name: round(value, 2) for name, value in cpu.items()}
@@ -354,10 +354,6 @@ def _calibrate(plan: SignedPlan) -> float:
         Draft(account, nonce, account.address, 1, TRANSFER_GAS, MAX_FEE, TIP) for nonce in range(CALIBRATION)
     ]
     return measure_recovery_us(Signer(plan.shard).sign_all(drafts), compute_chain_id(plan.shard), plan.shard)
-
-
-def _count(blocks: dict[int, list[str]]) -> int:
-    return sum(map(len, blocks.values()))
 
 
 def _kind_of(process: str) -> str:

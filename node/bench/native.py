@@ -1,4 +1,4 @@
-"""Benches of the native core: Cargo builds and runs one, and it leaves its rows as JSON.
+"""Benches of the native core: Cargo builds and runs one, and it leaves its figures as JSON.
 
 They need the sources, so they run from a clone and not from an installed wheel.
 """
@@ -13,15 +13,15 @@ import msgspec
 from shardyard.errors import ShardyardError
 
 MANIFEST = Path(__file__).resolve().parents[2] / "native" / "Cargo.toml"
-Row = TypeVar("Row", bound=msgspec.Struct)
+Shape = TypeVar("Shape")
 
 
 class NativeBenchError(ShardyardError):
     """A bench of the native core could not be run or said nothing."""
 
 
-async def run_native_bench(folder: Path, name: str, row: type[Row], *arguments: str) -> list[Row]:
-    """Run the bench ``name`` of shardyard-core and return its rows; its table goes to standard error.
+async def run_native_bench(folder: Path, name: str, shape: type[Shape], *arguments: str) -> Shape:
+    """Run the bench ``name`` of shardyard-core and return what it leaves; its table goes to standard error.
 
     Raises:
         NativeBenchError: no Cargo, no sources, or a bench that failed.
@@ -48,4 +48,4 @@ async def run_native_bench(folder: Path, name: str, row: type[Row], *arguments: 
         raise NativeBenchError(
             f"got exit code {code} of the bench {name}, expected 0. try: read what it said above"
         )
-    return msgspec.json.decode(written.read_bytes(), type=list[row])  # type: ignore[valid-type]
+    return msgspec.json.decode(written.read_bytes(), type=shape)

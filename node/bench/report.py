@@ -1,7 +1,10 @@
 """What every bench ends with: a line, JSON where it is wanted, and an exit code."""
 
+import contextlib
 import json
 import platform
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +30,11 @@ class Target(msgspec.Struct, frozen=True):
 def at_most(name: str, got: float, limit: float, unit: str) -> Target:
     """Return a target that holds when ``got`` is not above ``limit``."""
     return Target(name, round(got, 4), limit, unit, got <= limit)
+
+
+def at_least(name: str, got: float, limit: float, unit: str) -> Target:
+    """Return a target that holds when ``got`` is not below ``limit``."""
+    return Target(name, round(got, 4), limit, unit, got >= limit)
 
 
 def equals(name: str, got: float, wanted: float, unit: str) -> Target:
@@ -55,6 +63,8 @@ def build_report(bench: str, summary: str, targets: list[Target], details: dict[
 def describe_machine() -> dict[str, Any]:
     """Return what figures depend on."""
     return {
+        "cpu": describe_cpu(),
+        "commit": describe_commit(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "cores": psutil.cpu_count(),
@@ -62,6 +72,31 @@ def describe_machine() -> dict[str, Any]:
         "load_1m": psutil.getloadavg()[0],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def describe_cpu() -> str:
+    """Return the processor's name as the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe_commit() -> str:
+    """Return the commit that is measured, marked when files differ from it; empty outside a clone."""
+    root = Path(__file__).resolve().parents[2]
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return ""
+
+    def ask(*command: str) -> str:
+        found = subprocess.run([git, "-C", str(root), *command], capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+
+    commit = ask("describe", "--always", "--abbrev=12")
+    # The page that is being made lies in docs/.
+    return commit + (" with changes" if ask("status", "--porcelain", "--", ":!docs") else "")
 
 
 def say(text: str) -> None:

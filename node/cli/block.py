@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import Any
 
 import rich_click as click
 
@@ -39,9 +40,10 @@ def _integer(value: object) -> int:
     return int(str(value), 16)
 
 
-def _print_block(found: dict[str, object], *, as_json: bool) -> None:
+def _print_block(client: RpcClient, found: dict[str, object], *, as_json: bool) -> None:
+    stats = client.request("shard_getBlockStats", found["hash"]) if found["hash"] else None
     if as_json:
-        print_json(found)
+        print_json(found | {"execution": stats})
         return
     transactions = found["transactions"]
     assert isinstance(transactions, list)
@@ -57,11 +59,52 @@ def _print_block(found: dict[str, object], *, as_json: bool) -> None:
             ("gas used", f"{_integer(found['gasUsed']):,} of {_integer(found['gasLimit']):,}"),
             ("base fee", f"{_integer(found['baseFeePerGas']):,} wei"),
             ("state commitment", found["stateRoot"]),
+            *list_execution_rows(stats),
         ],
     )
+    _print_hottest(stats)
     for item in transactions:
         tx_hash = item["hash"] if isinstance(item, dict) else item
         click.echo(f"  {tx_hash}")
+
+
+def list_execution_rows(stats: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return how a block was executed, as rows of its table; nothing when the node does not remember."""
+    if stats is None:
+        return []
+    items = stats["transactions"] + stats["deliveries"]
+    executors = "1 executor" if stats["executors"] == 1 else f"{stats['executors']} executors"
+    how = f"on {stats['workers']} threads" if stats["workers"] else f"in order ({executors})"
+    rows = [
+        (
+            "executed",
+            f"{how}, {stats['executeUs'] / 1000:.2f} ms; commitment {stats['commitUs'] / 1000:.2f} ms",
+        )
+    ]
+    if stats["workers"]:
+        rows += [
+            ("speed-up", f"{stats['speedUp'] or 0:.2f}x of executing in order (estimate)"),
+            ("executions", f"{stats['incarnations']} of {items} items, {stats['aborts']} thrown away"),
+            ("at their turn", f"{stats['atTurn']} items; one worker went on alone {stats['solos']} times"),
+        ]
+    return rows
+
+
+def describe_location(found: dict[str, Any]) -> tuple[str, str]:
+    """Return a hot location as contract and place in it, in the words of its source where they are known."""
+    contract = f"{found['address']} ({found['contract']})" if found["contract"] else found["address"]
+    if found["slot"] is None:
+        return contract, "account"
+    if found["variableSlot"] is None:
+        return contract, f"slot {found['slot']}"
+    variable = found["variable"] or f"slot {found['variableSlot']}"
+    return contract, f"{variable}[{found['key']}]" if found["key"] else variable
+
+
+def _print_hottest(stats: dict[str, Any] | None) -> None:
+    if stats is not None and stats["hottest"]:
+        rows = [(*describe_location(found), found["aborts"]) for found in stats["hottest"]]
+        print_table(("Hottest", "Place", "Aborts"), rows)
 
 
 @block.command()
@@ -69,7 +112,8 @@ def _print_block(found: dict[str, object], *, as_json: bool) -> None:
 @network_option
 def latest(*, shard: int, name: str, as_json: bool) -> int:
     """Show the newest final block."""
-    _print_block(_fetch(Session(name).get_client(shard), "latest", full=False), as_json=as_json)
+    client = Session(name).get_client(shard)
+    _print_block(client, _fetch(client, "latest", full=False), as_json=as_json)
     return 0
 
 
@@ -80,7 +124,8 @@ def latest(*, shard: int, name: str, as_json: bool) -> int:
 @network_option
 def show(*, which: str, shard: int, full: bool, name: str, as_json: bool) -> int:
     """Show the block WHICH: a height, a hash, latest, finalized or pending."""
-    _print_block(_fetch(Session(name).get_client(shard), which, full=full), as_json=as_json or full)
+    client = Session(name).get_client(shard)
+    _print_block(client, _fetch(client, which, full=full), as_json=as_json or full)
     return 0
 
 

@@ -228,6 +228,7 @@ def _print_shards(session: Session) -> None:
     rows = []
     for endpoint in session.endpoints["shards"]:
         heads = ("-", "-")
+        execution: dict[str, Any] = {}
         with contextlib.suppress(CliError):
             client = session.get_client(endpoint["shard"])
             final = client.request("eth_getBlockByNumber", "finalized", False)
@@ -235,10 +236,27 @@ def _print_shards(session: Session) -> None:
                 str(int(client.request("eth_blockNumber"), 16)),
                 str(int(final["number"], 16) if final else 0),
             )
+            execution = client.request("shard_status")["execution"]
         rows.append(
-            (endpoint["shard"], endpoint["chain_id"], endpoint["rpc"], len(endpoint["nodes"]), *heads)
+            (
+                *(endpoint["shard"], endpoint["chain_id"], endpoint["rpc"], len(endpoint["nodes"]), *heads),
+                *describe_execution(execution),
+            )
         )
-    print_table(("Shard", "Chain ID", "JSON-RPC", "Nodes", "Head", "Finalized"), rows)
+    print_table(
+        ("Shard", "Chain ID", "JSON-RPC", "Nodes", "Head", "Finalized", "Executors", "Speed-up", "Aborts"),
+        rows,
+    )
+
+
+def describe_execution(found: dict[str, Any]) -> tuple[str, str, str]:
+    """Return a shard's executors, and the speed-up and abort rate of its newest blocks with transactions."""
+    speed_up, abort_rate = found.get("speedUp"), found.get("abortRate")
+    return (
+        str(found.get("executors", "-")),
+        "-" if speed_up is None else f"{speed_up:.2f}x",
+        "-" if abort_rate is None else f"{abort_rate:.1%}",
+    )
 
 
 @click.command()

@@ -1,6 +1,7 @@
 """The bare ASGI application: HTTP and WebSocket on one port, one dispatcher behind both.
 
-HTTP takes ``POST`` of ``application/json`` on ``/`` and nothing else, so a browser cannot send a request without a preflight.
+HTTP takes ``POST`` of ``application/json`` on ``/``, so that a browser cannot send a request without a preflight, and for
+Prometheus ``GET`` on ``/metrics``, which says nothing secret; nothing else.
 The body is read up to a cap and within a time; what is over is refused before it is held.
 """
 
@@ -8,16 +9,24 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 
-from node.rpc import eth_blocks, eth_chain, eth_logs, eth_state, shard_methods
+from node.rpc import eth_blocks, eth_chain, eth_logs, eth_state, execution_stats, shard_methods
 from node.rpc.access import Gatekeeper, RpcAccess, get_header
 from node.rpc.api import CallContext, ShardApi
 from node.rpc.methods import MethodTable, merge
+from node.rpc.metrics import CONTENT_TYPE, MetricsPage
 from node.rpc.protocol import Dispatcher, RpcLimits
 from node.rpc.sockets import Message, Receive, Send, SocketSession
 from node.rpc.subscriptions import SubscriptionHub
 
 METHODS: Final = merge(
-    [eth_chain.TABLE, eth_state.TABLE, eth_blocks.TABLE, eth_logs.TABLE, shard_methods.TABLE]
+    [
+        eth_chain.TABLE,
+        eth_state.TABLE,
+        eth_blocks.TABLE,
+        eth_logs.TABLE,
+        shard_methods.TABLE,
+        execution_stats.TABLE,
+    ]
 )
 POLICY_VIOLATION: Final = 1008
 _PREFLIGHT_SECONDS: Final = b"600"
@@ -51,6 +60,7 @@ class RpcApp:
         self.dispatcher = Dispatcher(methods, self.limits, eth_blocks.submit_request)
         self._gatekeeper = Gatekeeper(access)
         self._sockets = 0
+        self._metrics = MetricsPage(api.backend)
 
     def close(self) -> None:
         """Stop to listen to the chain."""
@@ -72,8 +82,11 @@ class RpcApp:
             refusal = self._gatekeeper.find_refusal(headers)
             if refusal is not None and not (refusal[0] == 401 and scope["method"] == "OPTIONS"):
                 raise _Refused(*refusal)
+            if scope["path"] == "/metrics" and scope["method"] == "GET":
+                await _respond(send, 200, self._metrics.render(), cors, CONTENT_TYPE)
+                return
             if scope["path"] != "/":
-                raise _Refused(404, "not found: JSON-RPC is at /")
+                raise _Refused(404, "not found: JSON-RPC is at /, metrics are at /metrics")
             if scope["method"] == "OPTIONS":
                 await _respond(send, 204, b"", [*cors, *_preflight(headers)])
                 return

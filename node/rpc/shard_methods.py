@@ -128,6 +128,7 @@ def status(call: CallContext) -> Json:
         "mempool": {"pending": pending, "queued": queued, "bytes": backend.mempool.size_bytes},
         "inbox": {"consumed": backend.latest.content.inbox_position},
         "admission": dict(backend.admission.counters),
+        "execution": backend.execution.describe(),
         "peers": backend.get_peer_count(),
         "syncing": backend.sync is not None,
     }

@@ -396,6 +396,6 @@ fn stats(result: &BlockResult, updates: usize, run: &RunStats, spent: &Spent) ->
     writer.text("messages").uint(result.outbox.len() as u64);
     writer.text("accounts").uint(result.changes.accounts.len() as u64);
     writer.text("updates").uint(updates as u64);
-    run.write(&mut writer);
+    run.write(&mut writer, spent.execute);
     writer.finish()
 }

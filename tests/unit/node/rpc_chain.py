@@ -89,9 +89,15 @@ def build_genesis() -> tuple[Genesis, bytes]:
 class RpcChain:
     """A shard, its backend and its RPC application."""
 
-    def __init__(self, place: Path, limits: RpcLimits | None = None, access: RpcAccess | None = None) -> None:
+    def __init__(
+        self,
+        place: Path,
+        limits: RpcLimits | None = None,
+        access: RpcAccess | None = None,
+        threads: int = 1,
+    ) -> None:
         self.genesis, alloc = build_genesis()
-        self.core = Core(chain_id=CHAIN_ID, shard=SHARD)
+        self.core = Core(chain_id=CHAIN_ID, shard=SHARD, threads=threads)
         self.core.init_genesis(alloc)
         first = self.genesis.build_shard_block(SHARD)
         self.core.set_base(first.hash, 0)
@@ -108,6 +114,7 @@ class RpcChain:
             shard=SHARD,
             get_tip=lambda: self.tip.header,
             broadcast=lambda raw, ends: self.broadcasts.append((raw, ends)),
+            executors=threads,
         )
         self.access = access or RpcAccess()
         self.api = ShardApi(self.backend, {SHARD: ["http://127.0.0.1:8546"]})
@@ -159,6 +166,7 @@ class RpcChain:
                 outbox,
                 batch,
                 result.included,
+                stats=result.stats,
             )
         )
         self.logged.append((block, result.outcomes, taken, outbox))

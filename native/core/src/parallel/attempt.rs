@@ -1,11 +1,13 @@
 //! Running one item once: by the fast path if it is a plain transfer, else in the EVM; and publishing what it wrote.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use alloy_primitives::{Address, B256, U256};
 
 use super::memory::{Delta, Key, Memory, Stamp, Value, Written};
 use super::reader::{Reader, Reads, Stop};
+use super::stats::begin_sample;
 use crate::block::Block;
 use crate::error::{CoreError, Result};
 use crate::evm::{Bytecode, Machine, NotExecuted};
@@ -27,6 +29,8 @@ pub struct Work {
     pub is_final: bool,
     /// It saw the beneficiary's account with all fees, so if it wrote it, they are in it.
     pub saw_tips: bool,
+    /// How long it took, if it was sampled.
+    pub took: Duration,
     /// The last item before it that left what it read.
     pub nearest: u32,
 }
@@ -61,6 +65,7 @@ pub struct Worker<'a> {
     saw_tips: bool,
     nearest: u32,
     result: Option<Result<Done, NotExecuted>>,
+    took: Duration,
 }
 
 impl<'a> Worker<'a> {
@@ -77,6 +82,7 @@ impl<'a> Worker<'a> {
             saw_tips: false,
             nearest: 0,
             result: None,
+            took: Duration::ZERO,
         }
     }
 
@@ -86,12 +92,13 @@ impl<'a> Worker<'a> {
     pub fn attempt(&mut self, index: usize, tips: Option<U256>, gas_used: u64, may_be_fast: bool) -> Result<Outcome> {
         self.writes.clear();
         self.codes.clear();
-        let receipts = self.block.receipts.len();
+        let (receipts, began) = (self.block.receipts.len(), begin_sample(index));
         let stop = if index <= receipts {
             self.run_delivery(index, tips)
         } else {
             self.run_transaction(index, tips, gas_used, may_be_fast)
         };
+        self.took = began.map_or(Duration::ZERO, |began| began.elapsed());
         match stop {
             Some(Stop::Blocked(writer)) => Ok(Outcome::Blocked(writer as usize)),
             Some(Stop::NotYet) => Ok(Outcome::NotYet),
@@ -248,6 +255,7 @@ impl<'a> Worker<'a> {
         std::mem::swap(&mut work.codes, &mut self.codes);
         work.result = self.result.take();
         work.saw_tips = self.saw_tips;
+        work.took = self.took;
         work.nearest = self.nearest;
         work.is_final = false;
     }

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use alloy_primitives::{B256, U256};
 
@@ -145,6 +146,7 @@ impl<'a> Committer<'a> {
                 return Err(CoreError::Internal(format!("what item {index} did at its turn does not fit")));
             }
         }
+        self.stats.sampled += work.took;
         let nearest = run.previous[index].max(work.nearest) as usize;
         self.sample.dependent += u32::from(nearest > 0 && index - nearest < 2 * self.block.chain.threads);
         let result = work.result.take().ok_or_else(|| CoreError::Internal(format!("item {index} left no result")))?;
@@ -208,6 +210,10 @@ impl<'a> Committer<'a> {
     pub fn count_alone(&mut self) {
         self.stats.incarnations += 1;
         self.stats.at_turn += 1;
+    }
+
+    pub fn add_alone(&mut self, took: Duration) {
+        self.stats.alone += took;
     }
 
     /// Keeps new codes; the fees are in the memory now when the beneficiary's account was written with them.

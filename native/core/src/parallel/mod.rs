@@ -21,6 +21,7 @@ mod status;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use alloy_primitives::Address;
 use rayon::ThreadPool;
@@ -35,6 +36,7 @@ use attempt::{Outcome, Work, Worker};
 use committer::Committer;
 use memory::Memory;
 pub use stats::RunStats;
+use stats::WorkTime;
 use status::{Schedule, State};
 
 /// How far workers run ahead of the commits, per worker, once that has paid: bounds what a read has to add up and what an
@@ -80,6 +82,7 @@ pub(crate) struct Run<'a> {
     sleepers: AtomicUsize,
     bed: Mutex<()>,
     bell: Condvar,
+    time: WorkTime,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -137,6 +140,7 @@ impl<'a> Run<'a> {
             sleepers: AtomicUsize::new(0),
             bed: Mutex::new(()),
             bell: Condvar::new(),
+            time: WorkTime::default(),
         })
     }
 
@@ -162,7 +166,9 @@ impl<'a> Run<'a> {
     /// One worker's part, until the block is done. A panic ends the block with a typed error, never another worker's wait.
     #[inline(never)]
     fn help(&self, id: usize) {
+        let shift = self.time.begin();
         let ended = catch_unwind(AssertUnwindSafe(|| self.help_until_over(id)));
+        drop(shift);
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.stop(Some(error)),
@@ -269,7 +275,9 @@ impl<'a> Run<'a> {
             while self.can_commit(next, worker.id, is_idle) && !self.is_over.load(SeqCst) {
                 if let Some(stretch) = committer.stretch(self, next) {
                     next = stretch.end;
+                    let began = Instant::now();
                     committer.commit_alone(self, worker, stretch)?;
+                    committer.add_alone(began.elapsed());
                     committer.adapt(self, next - 1);
                     self.gas_used.store(committer.gas_used(), SeqCst);
                     self.committed.store(next, SeqCst);
@@ -305,7 +313,9 @@ impl<'a> Run<'a> {
         let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(self.reach());
         let has_commits = self.can_commit(next, usize::MAX, true) && !self.is_committing.load(SeqCst);
         if !self.is_over.load(SeqCst) && !has_commits && !has_work {
+            let lay_down = Instant::now();
             drop(self.bell.wait(guard).unwrap_or_else(PoisonError::into_inner));
+            self.time.sleep(lay_down.elapsed());
         }
         self.sleepers.fetch_sub(1, SeqCst);
     }
@@ -339,7 +349,8 @@ impl<'a> Run<'a> {
             let gather = |start: u32| self.memory.updates(start..(start + GATHERED).min(count));
             starts.into_par_iter().map(gather).collect::<Result<_>>()
         })?;
-        let (ledger, codes, stats) = committer.into_parts(&self.memory);
+        let (ledger, codes, mut stats) = committer.into_parts(&self.memory);
+        stats.on_core = self.time.on_core();
         Ok((ledger, Finished { parts, codes }, stats))
     }
 }

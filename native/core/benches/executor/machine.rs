@@ -1,0 +1,69 @@
+//! What the machine itself can do: time of the processor, memory in use, and how much more work several threads do than one.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+const ARITHMETIC_STEPS: u64 = 10_000_000;
+const MEMORY_STEPS: usize = 600_000;
+/// 32 MB of words, which no cache of a core holds.
+const WORDS: usize = 1 << 22;
+
+/// Processor time of this process so far.
+pub fn processor_time() -> Duration {
+    // SAFETY: getrusage fills the struct it is given.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+/// Resident memory of this process in MB; 0 where the system does not say.
+pub fn resident_mb() -> f64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: f64 = pages.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or_default();
+    pages * 4096.0 / 1e6
+}
+
+/// Ceilings of a number of threads, measured again and again between the blocks, so that what slows them slows these too.
+pub struct Ceilings {
+    pub threads: usize,
+    table: Vec<u64>,
+    pub alu: Vec<f64>,
+    pub memory: Vec<f64>,
+}
+
+impl Ceilings {
+    pub fn new(threads: usize) -> Self {
+        let table = (0..WORDS as u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+        Self { threads, table, alu: Vec::new(), memory: Vec::new() }
+    }
+
+    pub fn measure(&mut self) {
+        self.alu.push(self.compare(&|| {
+            let mut x = 1_u64;
+            for step in 0..ARITHMETIC_STEPS {
+                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(step) ^ (x >> 17);
+            }
+            black_box(x);
+        }));
+        self.memory.push(self.compare(&|| {
+            let mut place = 0_usize;
+            for _ in 0..MEMORY_STEPS {
+                place = (self.table[place] as usize ^ place.rotate_left(7)) % WORDS;
+            }
+            black_box(place);
+        }));
+    }
+
+    fn compare(&self, work: &(dyn Fn() + Sync)) -> f64 {
+        let started = Instant::now();
+        work();
+        let alone = started.elapsed();
+        let started = Instant::now();
+        std::thread::scope(|scope| (0..self.threads).for_each(|_| drop(scope.spawn(work))));
+        self.threads as f64 * alone.as_secs_f64() / started.elapsed().as_secs_f64()
+    }
+}
