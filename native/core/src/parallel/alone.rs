@@ -28,8 +28,14 @@ impl<'a> Committer<'a> {
     pub fn commit_alone(&mut self, run: &Run<'a>, worker: &mut Worker<'a>, items: Range<usize>) -> Result<()> {
         // Included items whose changes only the journal has.
         let mut unwritten = Vec::with_capacity(items.len());
+        let last = items.end - 1;
         for index in items {
-            match self.step(worker, index)? {
+            // revm asks whether an authority was touched, not whether it exists: on a journal of its own that is the same.
+            if self.sets_code(index) {
+                self.end_stretch(run, worker, index - 1)?;
+                unwritten.clear();
+            }
+            match self.step(worker, index, false)? {
                 Step::Done(done, must_end) => {
                     if must_end {
                         self.end_stretch(run, worker, index)?;
@@ -49,9 +55,11 @@ impl<'a> Committer<'a> {
                 Step::TooMuch(refusal) => {
                     worker.machine.drop_steps();
                     for again in unwritten.drain(..) {
-                        if let Step::Refused(NotExecuted::Failed(error)) = self.step(worker, again)? {
-                            return Err(error);
-                        }
+                        let Step::Done(..) = self.step(worker, again, true)? else {
+                            return Err(CoreError::Internal(format!(
+                                "item {again} ended otherwise when it was repeated"
+                            )));
+                        };
                     }
                     self.end_stretch(run, worker, index)?;
                     self.refuse(index, refusal)?;
@@ -60,16 +68,21 @@ impl<'a> Committer<'a> {
             run.schedule.commit(index);
             self.count_alone();
         }
-        self.end_stretch(run, worker, run.last)
+        self.end_stretch(run, worker, last)
     }
 
-    fn step(&mut self, worker: &mut Worker<'a>, index: usize) -> Result<Step> {
+    fn sets_code(&self, index: usize) -> bool {
+        self.block().transaction(self.place(index)).is_ok_and(|transaction| transaction.tx_type == 4)
+    }
+
+    /// Runs an item on the journal; a repeated one is in the accounts already, which have room for it.
+    fn step(&mut self, worker: &mut Worker<'a>, index: usize, is_repeated: bool) -> Result<Step> {
         let block = self.block();
         let transaction = match block.transaction(self.place(index)) {
             Ok(transaction) => transaction,
             Err(refusal) => return Ok(Step::Refused(refusal)),
         };
-        if let Err(refusal) = self.check_gas(transaction) {
+        if !is_repeated && let Err(refusal) = self.check_gas(transaction) {
             return Ok(Step::Refused(refusal));
         }
         let tips = self.tips();
@@ -91,13 +104,13 @@ impl<'a> Committer<'a> {
             Err(refusal) => return Ok(Step::TooMuch(refusal)),
         };
         if !done.messages.is_empty() {
-            if let Err(refusal) = self.check_outbox(&done) {
+            if !is_repeated && let Err(refusal) = self.check_outbox(&done) {
                 return Ok(Step::TooMuch(refusal));
             }
             worker.machine.debit_step(&GATEWAY, done.escrow()?)?;
         }
         // Fees are paid outside the EVM: the journal must not outlive an item that saw the account they go to.
-        let must_end = has_destroyed || worker.machine.state().saw_tips;
+        let must_end = has_destroyed || transaction.tx_type == 4 || worker.machine.state().saw_tips;
         Ok(Step::Done(done, must_end))
     }
 

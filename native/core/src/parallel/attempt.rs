@@ -245,8 +245,10 @@ impl<'a> Worker<'a> {
         for (location, written) in &self.writes {
             self.memory.write(*location, Stamp { index, incarnation }, *written);
         }
-        for location in work.writes.drain(..) {
-            if !self.writes.iter().any(|(written, _)| *written == location) {
+        if !work.writes.is_empty() {
+            let mut written: Vec<u32> = self.writes.iter().map(|(location, _)| *location).collect();
+            written.sort_unstable();
+            for location in work.writes.drain(..).filter(|location| written.binary_search(location).is_err()) {
                 self.memory.retract(location, index);
             }
         }

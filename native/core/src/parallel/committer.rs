@@ -335,6 +335,7 @@ impl<'a> Committer<'a> {
         if run.is_solo.load(SeqCst) {
             if index >= self.solo_end {
                 self.sample = Sample::default();
+                run.wasted.store(0, SeqCst);
                 run.schedule.skip_to(index + 1);
                 run.is_solo.store(false, SeqCst);
                 run.ring();

@@ -358,7 +358,9 @@ impl<'a> Run<'a> {
 /// Deliveries count once they are committed: this is for guessing.
 fn sum_gas_limits(block: &Block<'_>) -> Vec<u64> {
     let transactions = block.batch.entries.iter().map(|entry| entry.transaction.as_ref());
-    let limits = transactions.map(|transaction| transaction.map_or(0, |transaction| transaction.gas_limit));
+    // No more than does not fit anyway: a limit that no block grants must not use up the sum's range.
+    let most = block.env.gas_limit.saturating_add(1);
+    let limits = transactions.map(|transaction| transaction.map_or(0, |transaction| transaction.gas_limit.min(most)));
     let mut sum = 0_u64;
     let mut sums = vec![0; block.receipts.len() + 2];
     sums.extend(limits.map(|limit| {

@@ -82,12 +82,8 @@ impl Schedule {
 
     /// Moves an item that only the caller may move; who waits for it keeps waiting.
     fn set(&self, index: usize, state: State, incarnation: u32, worker: usize) {
-        let word = &self.items[index].word;
-        let awaited = word.load(SeqCst) & IS_AWAITED;
-        let before = word.swap(pack(state, incarnation, worker) | awaited, SeqCst);
-        if before & IS_AWAITED != awaited {
-            word.fetch_or(IS_AWAITED, SeqCst);
-        }
+        let next = |old: u32| Some(pack(state, incarnation, worker) | old & IS_AWAITED);
+        let _ = self.items[index].word.fetch_update(SeqCst, SeqCst, next);
     }
 
     /// Takes an item to run it; the incarnation, or none when someone else has it.

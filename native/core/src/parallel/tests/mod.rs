@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use alloy_eips::eip7702::{Authorization, RecoveredAuthority, RecoveredAuthorization};
 use alloy_primitives::{Address, B256, Bytes, Signature, TxKind, U256, keccak256};
 
 use crate::batch::{Batch, Entry};
@@ -15,6 +16,10 @@ use crate::pool::pool;
 use crate::receipt::{Kind, Origin, Receipt};
 use crate::state::{Store, View, parse_genesis};
 use crate::transaction::Transaction;
+
+mod world;
+
+use world::*;
 
 static STUMBLES: AtomicU64 = AtomicU64::new(0);
 static STARTS_ALONE: AtomicBool = AtomicBool::new(false);
@@ -57,97 +62,6 @@ impl Dice {
 
 /// Perturbed schedules of every workload.
 const SCHEDULES: u64 = 20;
-const USERS: u64 = 1200;
-const BASE_FEE: u64 = 1_000_000_000;
-const FEE: u128 = 2_000_000_000;
-const BENEFICIARY: Address = Address::repeat_byte(0xcc);
-const PARENT: B256 = B256::repeat_byte(1);
-const SHARD: u32 = 0;
-
-fn user(number: u64) -> Address {
-    let mut address = Address::repeat_byte(0xaa);
-    address[12..].copy_from_slice(&(number + 1).to_be_bytes());
-    address
-}
-
-fn contract(number: u8) -> Address {
-    Address::repeat_byte(number)
-}
-
-const COUNTER: u8 = 0x31;
-const ASK_BALANCE: u8 = 0x32;
-const FORWARD: u8 = 0x33;
-const FACTORY: u8 = 0x34;
-const REVERTER: u8 = 0x35;
-const BURNER: u8 = 0x36;
-const TOKEN: u8 = 0x37;
-const ACCEPTER: u8 = 0x38;
-const DIAMOND: u8 = 0x39;
-
-/// Deployed code of a contract as the node ships it.
-fn artifact(text: &str) -> String {
-    let value: serde_json::Value = serde_json::from_str(text).expect("artifacts are JSON");
-    value["runtime"].as_str().expect("artifacts have a runtime").to_owned()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    alloy_primitives::hex::encode_prefixed(bytes)
-}
-
-fn map_slot(slot: u64, key: &[u8]) -> U256 {
-    keccak256([&U256::from(slot).to_be_bytes::<32>()[..], &U256::from_be_slice(key).to_be_bytes::<32>()[..]].concat())
-        .into()
-}
-
-/// CREATE2 with salt 0 of a child that destroys itself when called; stores the child's address in slot 0, calls it
-/// if the input is not empty.
-fn factory_code() -> Vec<u8> {
-    // Child init code: returns `33ff` (CALLER SELFDESTRUCT): 6133ff5f526002601ef3, 10 bytes.
-    let mut code = alloy_primitives::hex!("696133ff5f526002601ef35f52").to_vec();
-    // CREATE2(value 0, offset 22, size 10, salt 0) → address; SSTORE(0, address); if calldatasize: CALL(address).
-    code.extend(alloy_primitives::hex!("5f600a60165ff5805f55"));
-    code.extend(alloy_primitives::hex!("36601e57")); // JUMPI to 0x1e when there is input
-    code.resize(0x1e, 0x00);
-    code.extend(alloy_primitives::hex!("5b5f5f5f5f5f855af100"));
-    code
-}
-
-fn genesis() -> Vec<u8> {
-    let mut alloc = serde_json::Map::new();
-    for number in 0..USERS {
-        // Every tenth user is poor: enough for one transfer's gas and little more.
-        let balance = if number % 10 == 9 { "0x5af3107a4000" } else { "0x3635c9adc5dea00000" };
-        alloc.insert(hex(user(number).as_slice()), serde_json::json!({ "balance": balance }));
-    }
-    let mut code = |address: Address, code: String, storage: serde_json::Value| {
-        alloc.insert(hex(address.as_slice()), serde_json::json!({ "nonce": "0x1", "code": code, "storage": storage }));
-    };
-    let none = || serde_json::json!({});
-    // slot 0 += 1
-    code(contract(COUNTER), "0x5f546001015f5500".into(), none());
-    // slot 1 := BALANCE(input word)
-    code(contract(ASK_BALANCE), "0x5f353160015500".into(), none());
-    // passes its value on to the address in the input
-    code(contract(FORWARD), "0x5f5f5f5f345f355af15000".into(), none());
-    code(contract(FACTORY), hex(&factory_code()), none());
-    code(contract(REVERTER), "0x5f546001015f5563deadbeef5f526004601cfd".into(), none());
-    code(contract(BURNER), "0xfe".into(), none());
-    code(contract(ACCEPTER), "0x632432ef2660e01b5f5260205ff3".into(), none());
-    // slot (input word 0) := slot (input word 1) + 1
-    code(contract(DIAMOND), "0x6020355460010160003555".into(), none());
-    let mut held = serde_json::Map::new();
-    for number in 0..USERS {
-        held.insert(map_slot(5, user(number).as_slice()).to_string(), "0xffffffff".into());
-    }
-    code(contract(TOKEN), artifact(include_str!("../../../../node/artifacts/erc20.json")), held.into());
-    let gateway = artifact(include_str!("../../../../node/artifacts/gateway.json"));
-    code(GATEWAY, gateway, serde_json::json!({ "0x4": "0x8" }));
-    let mut burner = Address::ZERO;
-    burner[18..].copy_from_slice(&[0x5a, 0x7e]);
-    code(burner, "0xfe".into(), none());
-    serde_json::to_vec(&alloc).expect("an allocation is JSON")
-}
-
 fn store() -> Arc<Store> {
     let store = Arc::new(Store::new(4));
     store.replace(parse_genesis(&genesis()).expect("the allocation parses"), 1);
@@ -232,6 +146,16 @@ impl Workload {
         };
         let transaction = Some(Arc::new(transaction));
         self.entries.push(Entry { hash: B256::ZERO, transaction, refusal: None });
+    }
+
+    /// `from` brings an authorization by which `authority`, at this nonce, delegates to `to`.
+    fn delegate(&mut self, from: u64, authority: Address, nonce: u64, to: Address) {
+        self.push(from, Call { gas: 100_000, ..Call::pay(user(from), 0) });
+        let signed = Authorization { chain_id: U256::from(31_337), address: to, nonce };
+        let authorization = RecoveredAuthorization::new_unchecked(signed, RecoveredAuthority::Valid(authority));
+        let transaction = self.entries.last_mut().and_then(|entry| entry.transaction.as_mut()).and_then(Arc::get_mut);
+        let transaction = transaction.expect("it was just pushed");
+        (transaction.tx_type, transaction.authorizations) = (4, vec![authorization]);
     }
 
     fn token(&mut self, from: u64, to: u64, amount: u64) {
@@ -509,6 +433,26 @@ fn contracts_that_come_and_go_are_seen_so() {
         workload.push(n % 50, Call { input, ..Call::to(contract(FACTORY)) });
         if n % 4 == 0 {
             workload.push(60 + n % 50, Call::pay(contract(FACTORY).create2(B256::ZERO, child_hash()), n));
+        }
+    }
+    Case::new(&store, workload).check().expect("all are valid");
+}
+
+#[test]
+fn accounts_that_delegate_cost_the_same_whoever_touched_them_before() {
+    let store = store();
+    let mut workload = Workload::default();
+    for n in 0..80_u64 {
+        let mut authority = Address::repeat_byte(0xde);
+        authority[12..].copy_from_slice(&n.to_be_bytes());
+        // Touched but not there: whoever sets its code is paid nothing back.
+        workload.push(3 * n % 40, Call::pay(authority, n % 2));
+        workload.delegate((3 * n + 1) % 40, authority, 0, contract(COUNTER));
+        workload.push((3 * n + 2) % 40, Call::to(authority));
+        if n % 3 == 0 {
+            let next = if n % 2 == 0 { Address::ZERO } else { contract(REVERTER) };
+            workload.delegate(41 + n % 9, authority, 1, next);
+            workload.delegate(41 + n % 9, authority, 2, contract(COUNTER));
         }
     }
     Case::new(&store, workload).check().expect("all are valid");
