@@ -373,7 +373,8 @@ def test_network_in_the_foreground_ends_cleanly_by_interrupt(small):
     small.call("down")
     process = small.start("up")
     head = process.stdout.readline()
-    assert head.split() == ["Shard", "Chain", "ID", "JSON-RPC", "Nodes", "Head", "Finalized"]
+    assert head.split()[:7] == ["Shard", "Chain", "ID", "JSON-RPC", "Nodes", "Head", "Finalized"]
+    assert head.split()[7:] == ["Executors", "Speed-up", "Aborts"]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0
