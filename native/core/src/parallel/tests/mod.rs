@@ -11,7 +11,7 @@ use crate::block::{Block, BlockEnv, BlockResult, Chain, Mode, execute_on};
 use crate::codec::Reader;
 use crate::error::{CoreError, Result};
 use crate::evm::Revision;
-use crate::gateway::GATEWAY;
+use crate::gateway::{GATEWAY, OUTBOX_TOPIC};
 use crate::pool::pool;
 use crate::receipt::{Kind, Origin, Receipt};
 use crate::state::{Store, View, parse_genesis};
@@ -456,6 +456,45 @@ fn accounts_that_delegate_cost_the_same_whoever_touched_them_before() {
         }
     }
     Case::new(&store, workload).check().expect("all are valid");
+}
+
+/// A gateway that emits whatever message it is told to: LOG2(topic, first word of the input) over the rest of it.
+fn store_with_echo() -> Arc<Store> {
+    let mut code = alloy_primitives::hex!("365f5f375f517f").to_vec();
+    code.extend_from_slice(OUTBOX_TOPIC.as_slice());
+    code.extend(alloy_primitives::hex!("602036036020a200"));
+    let mut alloc: serde_json::Value = serde_json::from_slice(&genesis()).expect("an allocation is JSON");
+    alloc[hex(GATEWAY.as_slice())] = serde_json::json!({ "nonce": "0x1", "code": hex(&code) });
+    let store = Arc::new(Store::new(4));
+    store.replace(parse_genesis(&serde_json::to_vec(&alloc).expect("plain data")).expect("it parses"), 1);
+    store.set_base(PARENT, 0);
+    store
+}
+
+/// What came before a sender without room has filled the outbox itself: repeating it must not ask for room again.
+#[test]
+fn senders_that_fill_the_outbox_leave_what_came_before_them_as_it_was() {
+    let payload = 16 * 1024_u64;
+    let message = |number: u64| {
+        let receiver = word(user(3));
+        let numbers = [number, 1, 5, 0, 0, 1000, 0, 0, 0, 0, 0, 11 * 32, payload].map(U256::from);
+        let mut words = numbers.to_vec();
+        (words[3], words[4], words[9]) = (receiver, receiver, receiver);
+        let mut input: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes::<32>()).collect();
+        input.resize(input.len() + payload as usize, 0x5a);
+        Call { input, value: 1000, gas: 3_000_000, ..Call::to(GATEWAY) }
+    };
+    // Every tenth user is poor.
+    let rich = |number: u64| number / 9 * 10 + number % 9;
+    let mut workload = Workload::default();
+    for n in 0..540_u64 {
+        workload.push(rich(n), message(n));
+        // Enough of one chain for one worker to go alone.
+        workload.push(rich(540 + n), Call { gas: 1_000_000, ..Call::to(contract(COUNTER)) });
+    }
+    let digest = Case::new(&store_with_echo(), workload).check().expect("builders leave out what finds no room");
+    let has = |wanted: &str| digest.skipped.iter().any(|(_, reason)| reason == wanted);
+    assert!(has("outbox limit reached"), "{:?}", digest.skipped.first());
 }
 
 fn child_hash() -> B256 {
