@@ -19,7 +19,7 @@ use crate::ledger::{Done, Ledger, Outcomes, deliver, transact};
 use crate::lthash::LtHash;
 use crate::merkle::merkle_root_on;
 use crate::outbox::Outbox;
-use crate::parallel::{RunStats, execute_in_parallel};
+use crate::parallel::{Habits, RunStats, execute_in_parallel};
 use crate::pool::pool;
 use crate::receipt::{MAX_REPLY_BYTES, Receipt};
 use crate::state::{BlockState, Changes, Finished, Sink, Source, Update, View, commit};
@@ -99,6 +99,8 @@ pub struct Block<'a> {
     pub batch: &'a Batch,
     pub mode: Mode,
     pub receipts: Vec<Receipt>,
+    /// What was learnt about contracts, to divide work by.
+    pub habits: Arc<Habits>,
     escrow_consumed: U256,
 }
 
@@ -129,7 +131,7 @@ impl<'a> Block<'a> {
                 .ok_or_else(|| CoreError::Malformed("escrow of an inbox exceeds 256 bits".into()))?;
             receipts.push(receipt);
         }
-        Ok(Self { chain, env, batch, mode, receipts, escrow_consumed })
+        Ok(Self { chain, env, batch, mode, receipts, habits: Arc::default(), escrow_consumed })
     }
 
     /// Bytes of receipts that what one delivery runs may emit, its own reply not counted (X10): an equal share of what the
@@ -199,8 +201,10 @@ pub fn execute_block<T: AsRef<[u8]>>(
     batch: &Batch,
     mode: Mode,
     inbox: &[T],
+    habits: &Arc<Habits>,
 ) -> Result<BlockResult> {
-    let block = Block::new(chain, env, batch, mode, inbox)?;
+    let mut block = Block::new(chain, env, batch, mode, inbox)?;
+    block.habits = habits.clone();
     let items = block.receipts.len() + batch.entries.len();
     let workers = pool(chain.threads).filter(|_| items >= PARALLEL_ITEMS && chain.revision.keeps_storage());
     execute_on(workers.as_deref(), &block, view, parent)

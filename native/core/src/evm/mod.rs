@@ -30,7 +30,7 @@ use crate::transaction::Transaction;
 
 pub use revm::bytecode::Bytecode;
 pub use revm::primitives::hardfork::SpecId;
-pub use steps::Stepped;
+pub use steps::StepChanges;
 
 /// The rules of Ethereum that a chain follows, with what they ask of a block and our blocks do not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

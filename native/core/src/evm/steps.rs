@@ -1,14 +1,13 @@
-//! Transactions one after the other on one journal, as fast as revm goes by itself: what they changed is read once, at the
-//! end, instead of after each.
+//! Transactions one after the other on one journal, as fast as revm goes by itself. What each of them changed is read from
+//! the journal's entries before the next one begins: there are few of them, while the journal's state grows.
 
-use std::marker::PhantomData;
-
-use alloy_primitives::{Address, U256};
+use alloy_primitives::{Address, B256, U256};
 use revm::ExecuteEvm;
 use revm::context::result::{EVMError, ExecutionResult, HaltReason, ResultGas};
-use revm::context::{ContextSetters, JournalEntry, JournalTr};
+use revm::context::{ContextSetters, JournalEntry, JournalInner, JournalTr};
 use revm::handler::{FrameResult, Handler, MainnetHandler};
-use revm::state::EvmState;
+use revm::state::{Account as EvmAccount, EvmState};
+use std::marker::PhantomData;
 
 use super::{Bytecode, Executed, Inner, Machine, NotExecuted, StateError, failure, translate, tx_env};
 use crate::error::{CoreError, Result};
@@ -16,15 +15,100 @@ use crate::state::{Account, Source};
 use crate::transaction::Transaction;
 use crate::transfer::Transfer;
 
-/// The same for transactions that run one after the other on one journal; notices accounts that end, because only the
-/// transaction that ends one knows it from the journal.
-#[derive(Default)]
-struct Stepping<S> {
-    has_destroyed: bool,
+/// What one step changed, less what it put back itself.
+#[derive(Debug, Default)]
+pub struct StepChanges {
+    pub accounts: Vec<(Address, Option<Account>)>,
+    pub slots: Vec<(Address, U256, U256)>,
+    pub codes: Vec<(B256, Bytecode)>,
+    /// It ended an account: nothing may run on this journal after it.
+    pub has_destroyed: bool,
+}
+
+impl StepChanges {
+    pub fn clear(&mut self) {
+        self.accounts.clear();
+        self.slots.clear();
+        self.codes.clear();
+        self.has_destroyed = false;
+    }
+
+    fn collect(&mut self, journal: &mut JournalInner<JournalEntry>) {
+        let state = &mut journal.state;
+        for entry in &journal.journal {
+            match entry {
+                JournalEntry::BalanceChange { address, .. }
+                | JournalEntry::NonceChange { address, .. }
+                | JournalEntry::NonceBump { address }
+                | JournalEntry::AccountCreated { address, .. }
+                | JournalEntry::CodeChange { address, .. } => self.note(state, address),
+                JournalEntry::BalanceTransfer { from, to, .. } => {
+                    self.note(state, from);
+                    self.note(state, to);
+                }
+                JournalEntry::AccountDestroyed { address, target, .. } => {
+                    self.has_destroyed = true;
+                    self.note(state, address);
+                    self.note(state, target);
+                }
+                JournalEntry::StorageChanged { address, key, .. } => {
+                    let slot = state.get(address).filter(|account| !account.is_selfdestructed());
+                    if let Some(slot) = slot.and_then(|account| account.storage.get(key))
+                        && slot.is_changed()
+                        && !ends_with(&self.slots, |(owner, slot, _)| owner == address && slot == key)
+                    {
+                        self.slots.push((*address, *key, slot.present_value));
+                    }
+                }
+                JournalEntry::AccountWarmed { .. }
+                | JournalEntry::AccountTouched { .. }
+                | JournalEntry::StorageWarmed { .. }
+                | JournalEntry::TransientStorageChange { .. } => {}
+            }
+        }
+    }
+
+    /// Takes an account in, if the step left it otherwise than it was; noted twice in a while it stands there twice.
+    fn note(&mut self, state: &mut EvmState, address: &Address) {
+        if ends_with(&self.accounts, |(noted, _)| noted == address) {
+            return;
+        }
+        let Some(account) = state.get_mut(address) else { return };
+        let present = present(account);
+        let before = account.original_info_mut();
+        let was = Account { nonce: before.nonce, balance: before.balance, code_hash: before.code_hash };
+        let was_there = Some(was).filter(|account| !account.is_empty());
+        if present == was_there {
+            return;
+        }
+        let hash = present.unwrap_or_default().code_hash;
+        if hash != was.code_hash
+            && let Some(code) = account.info.code.as_ref().filter(|code| !code.is_empty())
+        {
+            self.codes.push((hash, code.clone()));
+        }
+        self.accounts.push((*address, present));
+    }
+}
+
+/// Entries of one location mostly stand close together.
+fn ends_with<T>(noted: &[T], is_same: impl Fn(&T) -> bool) -> bool {
+    noted.iter().rev().take(4).any(is_same)
+}
+
+fn present(account: &EvmAccount) -> Option<Account> {
+    let info = &account.info;
+    let present = Account { nonce: info.nonce, balance: info.balance, code_hash: info.code_hash };
+    Some(present).filter(|present| !present.is_empty() && !account.is_selfdestructed())
+}
+
+/// Mainnet's rules without the payment to the beneficiary, for transactions that run one after the other on one journal.
+struct Stepping<'a, S> {
+    changes: &'a mut StepChanges,
     state: PhantomData<S>,
 }
 
-impl<S: Source> Handler for Stepping<S> {
+impl<S: Source> Handler for Stepping<'_, S> {
     type Evm = Inner<S>;
     type Error = EVMError<StateError>;
     type HaltReason = HaltReason;
@@ -39,37 +123,27 @@ impl<S: Source> Handler for Stepping<S> {
         result: FrameResult,
         gas: ResultGas,
     ) -> Result<ExecutionResult<HaltReason>, Self::Error> {
-        let journal = &evm.ctx.journaled_state.inner.journal;
-        self.has_destroyed = journal.iter().any(|entry| matches!(entry, JournalEntry::AccountDestroyed { .. }));
+        self.changes.collect(&mut evm.ctx.journaled_state.inner);
         MainnetHandler::default().execution_result(evm, result, gas)
     }
 }
 
-/// A location that steps touched, and what they left there.
-pub enum Stepped<'a> {
-    /// With its code, if that was loaded or is new.
-    Account(&'a Address, Option<(Account, Option<Bytecode>)>),
-    Slot(&'a Address, &'a U256, U256),
-}
-
 impl<S: Source> Machine<S> {
-    /// Runs a user transaction on what the steps before it left in the journal, and leaves what it changes there too; also
-    /// says whether an account ended, after which `end_steps` must come first.
+    /// Runs a user transaction on what the steps before it left in the journal, leaves what it changes there, and tells it.
     ///
     /// # Errors
     /// `Invalid` when it cannot be in this block; then it leaves nothing.
-    pub fn step(&mut self, transaction: &Transaction) -> Result<(Executed, bool), NotExecuted> {
+    pub fn step(&mut self, transaction: &Transaction, changes: &mut StepChanges) -> Result<Executed, NotExecuted> {
         self.evm.ctx.set_tx(tx_env(transaction));
-        let mut handler = Stepping { has_destroyed: false, state: PhantomData };
-        match handler.run(&mut self.evm) {
-            Ok(result) => Ok((translate(result, EvmState::default()), handler.has_destroyed)),
+        match (Stepping { changes, state: PhantomData }).run(&mut self.evm) {
+            Ok(result) => Ok(translate(result, EvmState::default())),
             Err(EVMError::Transaction(reason)) => Err(NotExecuted::Invalid(self.geth_words(&reason))),
             Err(other) => Err(NotExecuted::Failed(failure(other))),
         }
     }
 
     /// A plain transfer as a step, without the interpreter; false, and nothing done, if it needs it after all.
-    pub fn step_transfer(&mut self, transfer: &Transfer) -> Result<bool> {
+    pub fn step_transfer(&mut self, transfer: &Transfer, changes: &mut StepChanges) -> Result<bool> {
         let journal = &mut self.evm.ctx.journaled_state;
         let mut load = |address| match journal.load_account(address) {
             Ok(load) => {
@@ -86,67 +160,62 @@ impl<S: Source> Machine<S> {
             journal.inner.discard_tx();
             return Ok(false);
         };
-        let mut set = |address, nonce, balance| {
+        let mut set = |address, present: Account| {
             if let Some(account) = journal.inner.state.get_mut(address) {
                 account.mark_touch();
-                (account.info.nonce, account.info.balance) = (nonce, balance);
+                (account.info.nonce, account.info.balance) = (present.nonce, present.balance);
             }
+            changes.accounts.push((*address, Some(present).filter(|account| !account.is_empty())));
         };
+        let nonce = sender.nonce + 1;
         if is_own {
-            set(&transfer.sender, sender.nonce + 1, sender.balance - transfer.fee);
+            set(&transfer.sender, Account { nonce, balance: sender.balance - transfer.fee, ..sender });
         } else {
-            set(&transfer.sender, sender.nonce + 1, sender.balance - transfer.fee - transfer.value);
-            set(&transfer.to, to.nonce, credited);
+            let balance = sender.balance - transfer.fee - transfer.value;
+            set(&transfer.sender, Account { nonce, balance, ..sender });
+            if !transfer.value.is_zero() {
+                set(&transfer.to, Account { balance: credited, ..to });
+            }
         }
         journal.inner.commit_tx();
         Ok(true)
     }
 
-    /// Whether the steps so far ended an account.
+    /// Whether the last step ended this account.
     pub fn has_destroyed(&self, address: &Address) -> bool {
         let account = self.evm.ctx.journaled_state.inner.state.get(address);
         account.is_some_and(|account| account.is_touched() && account.is_selfdestructed())
     }
 
-    /// Takes from an account that a step has called.
+    /// Takes from an account that the last step has called; `changes` are that step's.
     ///
     /// # Errors
     /// `Internal` when the balance does not cover the amount.
-    pub fn debit_step(&mut self, address: &Address, amount: U256) -> Result<()> {
-        let account = self.evm.ctx.journaled_state.inner.state.get_mut(address);
-        let account = account.ok_or_else(|| CoreError::Internal(format!("{address} sent without being called")))?;
+    pub fn debit_step(&mut self, address: &Address, amount: U256, changes: &mut StepChanges) -> Result<()> {
+        let state = &mut self.evm.ctx.journaled_state.inner.state;
+        let account = state
+            .get_mut(address)
+            .ok_or_else(|| CoreError::Internal(format!("{address} sent without being called")))?;
         account.mark_touch();
         account.info.balance = account
             .info
             .balance
             .checked_sub(amount)
             .ok_or_else(|| CoreError::Internal(format!("balance of {address} does not cover {amount}")))?;
+        changes.accounts.retain(|(noted, _)| noted != address);
+        changes.note(state, address);
         Ok(())
     }
 
-    /// What all steps changed together, whether or not it differs from what was there before them; the journal is empty then.
-    pub fn end_steps(&mut self, sink: &mut impl FnMut(Stepped<'_>) -> Result<()>) -> Result<()> {
+    /// Forgets an account, so that whoever asks for it next reads it anew.
+    pub fn forget_step(&mut self, address: &Address) {
+        self.evm.ctx.journaled_state.inner.state.remove(address);
+    }
+
+    /// Empties the journal, keeping its room.
+    pub fn end_steps(&mut self) {
         let mut writes = self.evm.finalize();
-        for (address, mut account) in writes.drain().filter(|(_, account)| account.is_touched()) {
-            if account.is_selfdestructed() {
-                // It was made by the last step, so it has no storage (EIP-6780).
-                sink(Stepped::Account(&address, None))?;
-                continue;
-            }
-            let code = account.info.code.take().filter(|code| !code.is_empty());
-            let info = &account.info;
-            let present = Account { nonce: info.nonce, balance: info.balance, code_hash: info.code_hash };
-            sink(Stepped::Account(&address, Some((present, code))))?;
-            for (slot, value) in &account.storage {
-                sink(Stepped::Slot(&address, slot, value.present_value))?;
-            }
-        }
+        writes.clear();
         self.recycle(writes);
-        Ok(())
-    }
-
-    /// Forgets what the steps changed.
-    pub fn drop_steps(&mut self) {
-        drop(self.evm.finalize());
     }
 }

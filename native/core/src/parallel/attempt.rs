@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use alloy_primitives::{Address, B256, U256};
 
+use super::lane::Lane;
 use super::memory::{Delta, Key, Memory, Stamp, Value, Written};
 use super::reader::{Reader, Reads, Stop};
 use super::stats::begin_sample;
@@ -57,6 +58,8 @@ pub struct Worker<'a> {
     memory: Arc<Memory>,
     pub id: usize,
     pub machine: Machine<Reader>,
+    /// For stretches that it runs alone.
+    lane: Option<Lane<'a>>,
     /// Deliveries take several steps, which need a state of their own.
     stepwise: Option<Machine<BlockState<Reader>>>,
     writes: Vec<(u32, Written)>,
@@ -75,6 +78,7 @@ impl<'a> Worker<'a> {
             memory: memory.clone(),
             id,
             machine: block.machine(Reader::new(memory.clone(), block.env.beneficiary)),
+            lane: None,
             stepwise: None,
             writes: Vec::new(),
             codes: Vec::new(),
@@ -207,6 +211,10 @@ impl<'a> Worker<'a> {
         let collected = self.collect_steps();
         self.result = Some(result.and_then(|done| collected.map(|()| done)).map_err(NotExecuted::from));
         stop
+    }
+
+    pub fn lane(&mut self) -> &mut Lane<'a> {
+        self.lane.get_or_insert_with(|| Lane::new(self.block, &self.memory))
     }
 
     /// A machine over a state that gathers the changes of several steps.

@@ -101,6 +101,10 @@ impl<'a> Committer<'a> {
         Ok(())
     }
 
+    pub fn outbox_bytes(&self) -> u64 {
+        self.ledger.outbox.bytes
+    }
+
     pub fn gas_used(&self) -> u64 {
         self.ledger.gas_used
     }
@@ -117,11 +121,11 @@ impl<'a> Committer<'a> {
         perturb();
         let place = index.checked_sub(self.block.receipts.len() + 1);
         let mut work = lock(run.work(index));
-        match run.schedule.state(index) {
+        match run.schedule().state(index) {
             State::Done => {}
             State::Running | State::Blocked | State::Committed => return Ok(false),
             from @ (State::Ready | State::Awaiting) => {
-                let Some(incarnation) = run.schedule.start(index, from, worker.id) else { return Ok(false) };
+                let Some(incarnation) = run.schedule().start(index, from, worker.id) else { return Ok(false) };
                 self.run_at_turn(run, worker, &mut work, index, incarnation, true)?;
                 self.stats.at_turn += 1;
             }
@@ -140,14 +144,14 @@ impl<'a> Committer<'a> {
         }
         if !self.settle(&run.memory, &mut work, index)? {
             retract(&run.memory, &mut work, index);
-            let incarnation = run.schedule.abort(index, true, worker.id);
+            let incarnation = run.schedule().abort(index, true, worker.id);
             self.run_at_turn(run, worker, &mut work, index, incarnation, false)?;
             if !self.settle(&run.memory, &mut work, index)? {
                 return Err(CoreError::Internal(format!("what item {index} did at its turn does not fit")));
             }
         }
         self.stats.sampled += work.took;
-        let nearest = run.previous[index].max(work.nearest) as usize;
+        let nearest = run.previous(index).max(work.nearest as usize);
         self.sample.dependent += u32::from(nearest > 0 && index - nearest < 2 * self.block.chain.threads);
         let result = work.result.take().ok_or_else(|| CoreError::Internal(format!("item {index} left no result")))?;
         drop(work);
@@ -158,7 +162,7 @@ impl<'a> Committer<'a> {
             (Err(NotExecuted::Failed(error)), None) => return Err(error),
             (Err(NotExecuted::Invalid(reason)), None) => return Err(CoreError::Internal(reason)),
         }
-        run.schedule.commit(index);
+        run.schedule().commit(index);
         Ok(true)
     }
 
@@ -174,7 +178,7 @@ impl<'a> Committer<'a> {
         retract(&run.memory, work, index);
         work.reset();
         self.ledger.refuse(place as u32, refusal)?;
-        run.schedule.commit(index);
+        run.schedule().commit(index);
         Ok(true)
     }
 
@@ -216,19 +220,27 @@ impl<'a> Committer<'a> {
         self.stats.alone += took;
     }
 
-    /// Keeps new codes; the fees are in the memory now when the beneficiary's account was written with them.
-    pub fn take_over(&mut self, codes: Vec<(B256, Bytecode)>, has_tips: bool) {
-        self.codes.extend(codes);
-        if has_tips {
-            self.tips = U256::ZERO;
-        }
+    pub fn add_code(&mut self, hash: B256, code: Bytecode) {
+        self.codes.entry(hash).or_insert(code);
+    }
+
+    /// The fees are in the memory now: the beneficiary's account was written with them.
+    pub fn take_tips(&mut self) {
+        self.tips = U256::ZERO;
+    }
+
+    /// Counts what a window of lanes did: how many items ran, and how many of them for nothing.
+    pub fn count_window(&mut self, ran: usize, wasted: usize, took: Duration) {
+        self.stats.incarnations += ran as u64;
+        self.stats.aborts += wasted as u64;
+        self.stats.alone += took;
     }
 
     /// How far one worker goes alone from `next` on, once everything that was taken is committed.
     pub fn stretch(&self, run: &Run<'a>, next: usize) -> Option<Range<usize>> {
-        let end = self.solo_end.min(run.last) + 1;
+        let end = self.solo_end.min(run.until()) + 1;
         let is_wanted = run.is_solo.load(SeqCst) && next > self.block.receipts.len() && next < end;
-        (is_wanted && run.schedule.reserve(next..end)).then_some(next..end)
+        (is_wanted && run.schedule().reserve(next..end)).then_some(next..end)
     }
 
     pub fn record(&mut self, run: &Run<'a>, index: usize, done: Done, place: Option<u32>) -> Result<()> {
@@ -260,7 +272,7 @@ impl<'a> Committer<'a> {
         self.stats.incarnations += 1;
         self.sample.aborts += 1;
         work.writes.iter().for_each(|location| run.memory.estimate(*location, index as u32));
-        let incarnation = run.schedule.abort(index, true, worker.id);
+        let incarnation = run.schedule().abort(index, true, worker.id);
         self.run_at_turn(run, worker, work, index, incarnation, true)?;
         self.look_ahead(run, worker, index)
     }
@@ -279,7 +291,7 @@ impl<'a> Committer<'a> {
             Outcome::Ran => {
                 worker.publish(work, index, incarnation);
                 work.is_final = true;
-                if run.schedule.finish(index, incarnation, worker.id) {
+                if run.schedule().finish(index, incarnation, worker.id) {
                     run.ring();
                 }
                 Ok(())
@@ -293,9 +305,9 @@ impl<'a> Committer<'a> {
     /// Items just behind an aborted one likely read what it wrote: better to let workers run them again now, waiting for
     /// estimates, than one by one at their turns.
     fn look_ahead(&mut self, run: &Run<'a>, worker: &Worker<'a>, index: usize) -> Result<()> {
-        let end = run.schedule.taken().min(index + 1 + LOOK_AHEAD * self.block.chain.threads);
+        let end = run.schedule().taken().min(index + 1 + LOOK_AHEAD * self.block.chain.threads);
         for later in index + 1..end {
-            if run.schedule.state(later) != State::Done {
+            if run.schedule().state(later) != State::Done {
                 continue;
             }
             let work = lock(run.work(later));
@@ -306,7 +318,7 @@ impl<'a> Committer<'a> {
             self.stats.incarnations += 1;
             self.sample.aborts += 1;
             work.writes.iter().for_each(|location| run.memory.estimate(*location, later as u32));
-            run.schedule.abort(later, false, worker.id);
+            run.schedule().abort(later, false, worker.id);
         }
         Ok(())
     }
@@ -336,7 +348,7 @@ impl<'a> Committer<'a> {
             if index >= self.solo_end {
                 self.sample = Sample::default();
                 run.wasted.store(0, SeqCst);
-                run.schedule.skip_to(index + 1);
+                run.schedule().skip_to(index + 1);
                 run.is_solo.store(false, SeqCst);
                 run.ring();
             }

@@ -102,23 +102,6 @@ impl<T: Default> Locations<T> {
         hasher.finish()
     }
 
-    /// The number of a key that has one.
-    pub fn find(&self, key: &Key) -> Option<u32> {
-        let words = key.words();
-        let hash = self.hash(&words);
-        let mask = self.words.len() - 1;
-        for step in 0..MAX_PROBES {
-            match self.words[(hash as usize).wrapping_add(step) & mask].load(Ordering::Acquire) {
-                0 => return None,
-                word if word >> 32 == hash >> 32 && self.is_at(word as u32 - 1, &words) => {
-                    return Some(word as u32 - 1);
-                }
-                _ => {}
-            }
-        }
-        lock(&self.crowded).get(key).copied()
-    }
-
     /// The number of a key.
     ///
     /// # Errors
@@ -214,10 +197,8 @@ mod tests {
         for (n, number) in numbers.iter().enumerate() {
             assert_eq!(locations.locate(&key(n as u64)), Ok(*number));
             assert_eq!(locations.key(*number), key(n as u64));
-            assert_eq!(locations.find(&key(n as u64)), Some(*number));
         }
         assert!(!lock(&locations.crowded).is_empty());
-        assert_eq!(locations.find(&key(5000)), None);
     }
 
     #[test]

@@ -8,11 +8,11 @@
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use alloy_primitives::{B256, U256};
-use smallvec::SmallVec;
 
 pub use super::locations::Key;
 use super::locations::Locations;
 use super::lock;
+use super::marks::{Clash, Marks, Visit};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
 use crate::state::{Account, Map, Part, Update, View};
@@ -66,7 +66,9 @@ struct Cell {
     before: Option<Value>,
     /// Something was committed without asking for the value before the block.
     is_blind: bool,
-    flight: SmallVec<[Entry; 1]>,
+    flight: Vec<Entry>,
+    /// Which tasks of the present window of lanes were here.
+    marks: Marks,
     /// How many executions were aborted because this location had changed.
     conflicts: u32,
 }
@@ -184,6 +186,25 @@ impl Memory {
         self.cells.locate(key)
     }
 
+    /// What a task of a window of lanes finds here, and leaves word that it was: everything before the window is committed
+    /// and nothing else changes meanwhile. `None` for a visit that no other task can get in the way of.
+    pub fn visit(&self, key: &Key, visit: Option<Visit>) -> Result<(u32, Value, Option<Clash>)> {
+        let location = self.cells.locate(key)?;
+        let mut cell = lock(self.cells.get(location));
+        let value = cell.present(|| self.base(key))?;
+        Ok((location, value, visit.and_then(|visit| cell.marks.touch(visit))))
+    }
+
+    /// Leaves word that a task of a window of lanes will change this location.
+    pub fn announce(&self, location: u32, visit: Visit) -> Option<Clash> {
+        lock(self.cells.get(location)).marks.write(visit)
+    }
+
+    /// Counts executions that were thrown away because of this location.
+    pub fn blame(&self, location: u32, conflicts: u32) {
+        lock(self.cells.get(location)).conflicts += conflicts;
+    }
+
     /// The value before the block.
     fn base(&self, key: &Key) -> Result<Value> {
         match key {
@@ -287,16 +308,8 @@ impl Memory {
         Ok(Some(after))
     }
 
-    /// The committed value, without giving the location a number if it has none.
-    pub fn peek(&self, key: &Key) -> Result<Value> {
-        match self.cells.find(key) {
-            Some(location) => lock(self.cells.get(location)).present(|| self.base(key)),
-            None => self.base(key),
-        }
-    }
-
     /// Sets the committed value of a location that no item in flight has anything to do with.
-    pub fn set_blindly(&self, location: u32, stamp: Stamp, value: Value) {
+    pub fn set(&self, location: u32, stamp: Stamp, value: Value) {
         let mut cell = lock(self.cells.get(location));
         match cell.present {
             Some(present) if present == value => return,
@@ -304,19 +317,6 @@ impl Memory {
             None => cell.is_blind = true,
         }
         (cell.stamp, cell.present) = (stamp, Some(value));
-    }
-
-    /// Sets the committed value of a location that no item in flight has anything to do with; the one before, if it is
-    /// another.
-    pub fn set(&self, location: u32, stamp: Stamp, value: Value) -> Result<Option<Value>> {
-        let mut cell = lock(self.cells.get(location));
-        let present = cell.present(|| self.base_at(location))?;
-        if present == value {
-            return Ok(None);
-        }
-        cell.keep_before(present);
-        (cell.stamp, cell.present) = (stamp, Some(value));
-        Ok(Some(present))
     }
 
     pub fn code(&self, hash: &B256) -> Result<Bytecode> {
@@ -328,6 +328,10 @@ impl Memory {
 
     pub fn add_code(&self, hash: B256, code: Bytecode) {
         self.codes.write().unwrap_or_else(PoisonError::into_inner).entry(hash).or_insert(code);
+    }
+
+    pub fn key(&self, location: u32) -> Key {
+        self.cells.key(location)
     }
 
     pub fn count(&self) -> u32 {

@@ -5,22 +5,34 @@
 //! the item runs again, at its turn, where nothing can change under it. So the lowest item always makes progress and no
 //! item waits for a later one. Fees of the beneficiary and both sides of plain transfers are changes that commute.
 //!
+//! Transactions of which it can be told beforehand that they will not meet do without versions: they run in `lanes`, each on
+//! a journal of its own, and only whether they met is checked. Where lanes break, one worker goes on `alone`, or, where
+//! there are more than two, speculation does.
+//!
 //! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt`
-//! runs an item, `status` hands out work, `committer` validates and commits, `alone` goes on where that does not pay,
+//! runs an item, `status` hands out work, `committer` validates and commits; `plan` divides a window into the tasks of
+//! lanes by what is known beforehand and what `habits` remember, a `lane` is one journal, `marks` tell where two met;
 //! `stats` tells people what happened; this module holds the workers together.
 
 mod alone;
 mod attempt;
+mod codes;
 mod committer;
+mod crew;
+mod habits;
+mod lane;
+mod lanes;
 mod locations;
+mod marks;
 mod memory;
+mod plan;
 mod reader;
 mod stats;
 mod status;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use alloy_primitives::Address;
@@ -34,6 +46,8 @@ use crate::state::{Finished, Map, Part, View};
 
 use attempt::{Outcome, Work, Worker};
 use committer::Committer;
+pub use habits::Habits;
+use lanes::execute_in_lanes;
 use memory::Memory;
 pub use stats::RunStats;
 use stats::WorkTime;
@@ -56,12 +70,11 @@ const GATHERED: u32 = 2048;
 pub(crate) struct Run<'a> {
     block: &'a Block<'a>,
     memory: Arc<Memory>,
-    schedule: Schedule,
-    /// What the items in flight left, each at its index modulo the length.
-    works: Vec<Mutex<Work>>,
+    /// What speculation needs, once there is any.
+    speculative: OnceLock<Speculative>,
     last: usize,
-    /// For each item the last one before it with the same sender, 0 for none: its nonce depends on it.
-    previous: Vec<u32>,
+    /// The last item that speculation is to commit.
+    until: AtomicUsize,
     committer: Mutex<Committer<'a>>,
     /// Someone holds the committer and will look again before letting go of it.
     is_committing: AtomicBool,
@@ -73,6 +86,8 @@ pub(crate) struct Run<'a> {
     committed: AtomicUsize,
     /// By the committed items.
     gas_used: AtomicU64,
+    /// Windows of lanes so far.
+    windows: AtomicU32,
     window: AtomicUsize,
     run_length: AtomicUsize,
     /// Only the committer runs: speculation did not pay.
@@ -83,6 +98,15 @@ pub(crate) struct Run<'a> {
     bed: Mutex<()>,
     bell: Condvar,
     time: WorkTime,
+}
+
+/// The items of a block as those who run them ahead of their turn see them.
+struct Speculative {
+    schedule: Schedule,
+    /// What the items in flight left, each at its index modulo the length.
+    works: Vec<Mutex<Work>>,
+    /// For each item the last one before it with the same sender, 0 for none: its nonce depends on it.
+    previous: Vec<u32>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -97,18 +121,13 @@ pub fn execute_in_parallel<'a>(
     workers: &ThreadPool,
 ) -> Result<(Ledger<'a>, Finished, RunStats)> {
     let run = Run::new(block, view)?;
-    let threads = workers.current_num_threads();
-    workers.install(|| {
-        rayon::scope(|scope| {
-            for id in 0..threads {
-                scope.spawn({
-                    let run = &run;
-                    move |_| run.help(id)
-                });
-            }
-        });
-    });
+    workers.install(|| run.execute())?;
     run.finish(workers)
+}
+
+/// A panic ends the block with a typed error, never another worker's wait.
+fn guard<T>(work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| CoreError::Internal("a worker panicked".into()))
 }
 
 impl<'a> Run<'a> {
@@ -122,16 +141,16 @@ impl<'a> Run<'a> {
         Ok(Self {
             block,
             memory,
-            schedule: Schedule::new(last),
-            works: (0..(WINDOW * block.chain.threads).next_power_of_two()).map(|_| Mutex::default()).collect(),
+            speculative: OnceLock::new(),
             last,
-            previous: find_previous(block),
+            until: AtomicUsize::new(0),
             committer: Mutex::new(committer),
             is_committing: AtomicBool::new(false),
             wasted: AtomicU32::new(0),
             reserved: sum_gas_limits(block),
             committed: AtomicUsize::new(1),
             gas_used: AtomicU64::new(0),
+            windows: AtomicU32::new(0),
             window: AtomicUsize::new(NARROW_WINDOW * block.chain.threads),
             run_length: AtomicUsize::new(RUN_LENGTH),
             is_solo: AtomicBool::new(starts_alone()),
@@ -144,9 +163,62 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// Deliveries speculate: what they run is not known before. Transactions run in lanes.
+    fn execute(&self) -> Result<()> {
+        let deliveries = self.block.receipts.len();
+        if !runs_in_lanes() {
+            return self.speculate(self.last);
+        }
+        self.speculate(deliveries)?;
+        if deliveries == self.last { Ok(()) } else { execute_in_lanes(self) }
+    }
+
+    /// Executes and commits the items up to `until` with all workers, each as far ahead of its turn as pays.
+    fn speculate(&self, until: usize) -> Result<()> {
+        if self.committed.load(SeqCst) > until {
+            return Ok(());
+        }
+        self.until.store(until, SeqCst);
+        self.is_over.store(false, SeqCst);
+        self.speculative.get_or_init(|| Speculative::new(self.block, self.committed.load(SeqCst)));
+        rayon::broadcast(|context| self.help(context.index()));
+        lock(&self.halt).take().map_or(Ok(()), Err)
+    }
+
+    fn schedule(&self) -> &Schedule {
+        &self.speculative().schedule
+    }
+
+    fn speculative(&self) -> &Speculative {
+        self.speculative.get_or_init(|| Speculative::new(self.block, self.committed.load(SeqCst)))
+    }
+
+    /// The item before this one with the same sender, 0 for none.
+    fn previous(&self, index: usize) -> usize {
+        self.speculative().previous[index] as usize
+    }
+
+    fn number_window(&self) -> u32 {
+        self.windows.fetch_add(1, SeqCst) + 1
+    }
+
+    fn until(&self) -> usize {
+        self.until.load(SeqCst)
+    }
+
+    /// Everything before `next` was committed without speculation.
+    fn advance(&self, committer: &Committer<'a>, next: usize) {
+        if let Some(speculative) = self.speculative.get() {
+            (self.committed.load(SeqCst)..next).for_each(|index| speculative.schedule.commit(index));
+            speculative.schedule.skip_to(next);
+        }
+        self.gas_used.store(committer.gas_used(), SeqCst);
+        self.committed.store(next, SeqCst);
+    }
+
     /// One past the last item that workers may take.
     fn reach(&self) -> usize {
-        self.committed.load(SeqCst) + self.window.load(SeqCst)
+        (self.committed.load(SeqCst) + self.window.load(SeqCst)).min(self.until() + 1)
     }
 
     fn narrow_window(&self) {
@@ -160,19 +232,18 @@ impl<'a> Run<'a> {
     }
 
     fn work(&self, index: usize) -> &Mutex<Work> {
-        &self.works[index & (self.works.len() - 1)]
+        let works = &self.speculative().works;
+        &works[index & (works.len() - 1)]
     }
 
-    /// One worker's part, until the block is done. A panic ends the block with a typed error, never another worker's wait.
+    /// One worker's part of speculating, until it is over.
     #[inline(never)]
     fn help(&self, id: usize) {
         let shift = self.time.begin();
-        let ended = catch_unwind(AssertUnwindSafe(|| self.help_until_over(id)));
+        let ended = guard(|| self.help_until_over(id)).and_then(|ended| ended);
         drop(shift);
-        match ended {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => self.stop(Some(error)),
-            Err(_) => self.stop(Some(CoreError::Internal("a worker panicked".into()))),
+        if let Err(error) = ended {
+            self.stop(Some(error));
         }
     }
 
@@ -193,14 +264,14 @@ impl<'a> Run<'a> {
         if self.is_solo.load(SeqCst) {
             return Ok(false);
         }
-        if let Some((index, incarnation)) = self.schedule.claim_retry(worker.id) {
+        if let Some((index, incarnation)) = self.schedule().claim_retry(worker.id) {
             self.run_item(worker, index, incarnation)?;
             return Ok(true);
         }
-        let items = self.schedule.claim(self.reach(), self.run_length.load(SeqCst));
+        let items = self.schedule().claim(self.reach(), self.run_length.load(SeqCst));
         let is_any = !items.is_empty();
         for index in items {
-            if let Some(incarnation) = self.schedule.start(index, State::Ready, worker.id) {
+            if let Some(incarnation) = self.schedule().start(index, State::Ready, worker.id) {
                 self.run_item(worker, index, incarnation)?;
             }
         }
@@ -222,9 +293,9 @@ impl<'a> Run<'a> {
     /// Whether the lowest item that is not committed waits for a committer; a done item is left to the worker that ran it,
     /// on whose core everything about it lies, unless this one has nothing else to do.
     fn can_commit(&self, next: usize, id: usize, is_idle: bool) -> bool {
-        next <= self.last
-            && match self.schedule.state(next) {
-                State::Done => is_idle || self.schedule.worker(next) == id,
+        next <= self.until()
+            && match self.schedule().state(next) {
+                State::Done => is_idle || self.schedule().worker(next) == id,
                 State::Awaiting => true,
                 State::Ready => self.is_solo.load(SeqCst),
                 State::Running | State::Blocked | State::Committed => false,
@@ -233,30 +304,30 @@ impl<'a> Run<'a> {
 
     /// Runs an item, and again at once if it stopped for a writer that is ready by now.
     fn run_item(&self, worker: &mut Worker<'a>, index: usize, incarnation: u32) -> Result<()> {
-        let previous = self.previous[index] as usize;
-        if previous > 0 && self.schedule.block(index, previous, worker.id) {
+        let previous = self.previous(index);
+        if previous > 0 && self.schedule().block(index, previous, worker.id) {
             return Ok(());
         }
         if self.is_heavy(index) && !self.fits_surely(index) {
-            self.schedule.defer(index);
+            self.schedule().defer(index);
             return Ok(());
         }
         loop {
             perturb();
             match worker.attempt(index, None, self.gas_used.load(SeqCst), true)? {
-                Outcome::Blocked(writer) if self.schedule.block(index, writer, worker.id) => {
+                Outcome::Blocked(writer) if self.schedule().block(index, writer, worker.id) => {
                     self.wasted.fetch_add(u32::from(self.is_heavy(index)), SeqCst);
                     return Ok(());
                 }
                 Outcome::Blocked(_) => {}
                 Outcome::NotYet => {
                     self.wasted.fetch_add(1, SeqCst);
-                    self.schedule.defer(index);
+                    self.schedule().defer(index);
                     return Ok(());
                 }
                 Outcome::Ran => {
                     worker.publish(&mut lock(self.work(index)), index, incarnation);
-                    if self.schedule.finish(index, incarnation, worker.id) {
+                    if self.schedule().finish(index, incarnation, worker.id) {
                         self.ring();
                     }
                     return Ok(());
@@ -276,7 +347,8 @@ impl<'a> Run<'a> {
                 if let Some(stretch) = committer.stretch(self, next) {
                     next = stretch.end;
                     let began = Instant::now();
-                    committer.commit_alone(self, worker, stretch)?;
+                    committer.commit_alone(self, worker.lane(), stretch.clone())?;
+                    stretch.for_each(|index| self.schedule().commit(index));
                     committer.add_alone(began.elapsed());
                     committer.adapt(self, next - 1);
                     self.gas_used.store(committer.gas_used(), SeqCst);
@@ -293,7 +365,7 @@ impl<'a> Run<'a> {
             }
             self.is_committing.store(false, SeqCst);
             drop(committer);
-            if next > self.last {
+            if next > self.until() {
                 self.stop(None);
                 return Ok(());
             }
@@ -310,7 +382,7 @@ impl<'a> Run<'a> {
         let guard = lock(&self.bed);
         self.sleepers.fetch_add(1, SeqCst);
         let next = self.committed.load(SeqCst);
-        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(self.reach());
+        let has_work = !self.is_solo.load(SeqCst) && self.schedule().has_work(self.reach());
         let has_commits = self.can_commit(next, usize::MAX, true) && !self.is_committing.load(SeqCst);
         if !self.is_over.load(SeqCst) && !has_commits && !has_work {
             let lay_down = Instant::now();
@@ -337,9 +409,6 @@ impl<'a> Run<'a> {
 
     /// What closes the block, then its changes, gathered by all workers.
     fn finish(self, workers: &ThreadPool) -> Result<(Ledger<'a>, Finished, RunStats)> {
-        if let Some(error) = lock(&self.halt).take() {
-            return Err(error);
-        }
         let mut committer = self.committer.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut worker = Worker::new(self.block, &self.memory, 0);
         committer.close(&self.memory, &mut worker, self.last + 1)?;
@@ -352,6 +421,18 @@ impl<'a> Run<'a> {
         let (ledger, codes, mut stats) = committer.into_parts(&self.memory);
         stats.on_core = self.time.on_core();
         Ok((ledger, Finished { parts, codes }, stats))
+    }
+}
+
+impl Speculative {
+    /// Everything before `next` is committed.
+    fn new(block: &Block<'_>, next: usize) -> Self {
+        let last = block.receipts.len() + block.batch.entries.len();
+        Self {
+            schedule: Schedule::new(last, next),
+            works: (0..(WINDOW * block.chain.threads).next_power_of_two()).map(|_| Mutex::default()).collect(),
+            previous: find_previous(block),
+        }
     }
 }
 
@@ -387,15 +468,21 @@ fn find_previous(block: &Block<'_>) -> Vec<u32> {
 #[inline]
 fn perturb() {}
 
-/// Tests may have a block executed by one worker alone from its first transaction on.
+/// Tests may have a block speculated whole, and by one worker alone from its first transaction on.
 #[cfg(not(test))]
 #[inline]
 fn starts_alone() -> bool {
     false
 }
 
+#[cfg(not(test))]
+#[inline]
+fn runs_in_lanes() -> bool {
+    true
+}
+
 #[cfg(test)]
-use tests::{perturb, starts_alone};
+use tests::{perturb, runs_in_lanes, starts_alone};
 
 #[cfg(test)]
 mod tests;

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use alloy_primitives::{Address, B256, U256};
 
+use super::codes::Codes;
 use super::memory::{Found, Key, Memory, Seen, Stamp, Value};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
-use crate::state::{Account, Map, Slots, Source};
+use crate::state::{Account, Slots, Source};
 use crate::transfer::Predicate;
 
 /// Why an execution stopped before its end.
@@ -58,8 +59,6 @@ pub struct Reader {
     index: u32,
     /// Everything before this item is committed: what it reads is final.
     is_final: bool,
-    /// Nothing is in flight either, and what the item writes does not go by the locations it read.
-    is_alone: bool,
     /// Fees of the items before that are not in the memory yet; known only when `is_final`.
     tips: U256,
     pub reads: Reads,
@@ -68,23 +67,13 @@ pub struct Reader {
     /// The last item before this one that left what it read; 0 when that is older than the block.
     pub nearest: u32,
     pub stop: Option<Stop>,
-    codes: Map<B256, Code>,
+    codes: Codes,
     /// The first locations that the item asked for: what it writes is mostly among them.
     found: Vec<(Key, u32)>,
 }
 
-/// The number that no location has.
-const NOWHERE: u32 = u32::MAX;
 /// Looking through more than this costs more than asking the table again.
 const MAX_FOUND: usize = 12;
-
-/// A worker's own copy of a code, made when it is needed a second time: the shared one has a reference count that every
-/// call would write to, and that would travel between the workers' cores.
-#[derive(Debug)]
-enum Code {
-    Shared(Bytecode),
-    Own(Bytecode),
-}
 
 impl Reader {
     pub fn new(memory: Arc<Memory>, beneficiary: Address) -> Self {
@@ -93,13 +82,12 @@ impl Reader {
             beneficiary,
             index: 0,
             is_final: false,
-            is_alone: false,
             tips: U256::ZERO,
             reads: Reads::default(),
             saw_tips: false,
             nearest: 0,
             stop: None,
-            codes: Map::default(),
+            codes: Codes::default(),
             found: Vec::with_capacity(MAX_FOUND),
         }
     }
@@ -108,19 +96,12 @@ impl Reader {
     pub fn reset(&mut self, index: u32, tips: Option<U256>) {
         self.index = index;
         self.is_final = tips.is_some();
-        self.is_alone = false;
         self.tips = tips.unwrap_or_default();
         self.reads.clear();
         self.saw_tips = false;
         self.nearest = 0;
         self.stop = None;
         self.found.clear();
-    }
-
-    /// Starts over as item `index` of a stretch that one worker runs alone.
-    pub fn reset_alone(&mut self, index: u32, tips: U256) {
-        self.reset(index, Some(tips));
-        self.is_alone = true;
     }
 
     fn halt<T>(&mut self, stop: Stop) -> Result<T> {
@@ -137,9 +118,6 @@ impl Reader {
     }
 
     fn look(&mut self, key: Key) -> Result<(u32, Value, Option<Stamp>)> {
-        if self.is_alone {
-            return Ok((NOWHERE, self.memory.peek(&key)?, None));
-        }
         let location = self.memory.locate(&key)?;
         if self.found.len() < MAX_FOUND {
             self.found.push((key, location));
@@ -238,26 +216,6 @@ impl Source for Reader {
     }
 
     fn code(&mut self, hash: &B256) -> Result<Bytecode> {
-        match self.codes.get_mut(hash) {
-            Some(Code::Own(code)) => return Ok(code.clone()),
-            Some(shared @ Code::Shared(_)) => {
-                let Code::Shared(code) = &*shared else { return wrong_kind() };
-                let own = copy(code);
-                *shared = Code::Own(own.clone());
-                return Ok(own);
-            }
-            None => {}
-        }
-        let code = self.memory.code(hash)?;
-        self.codes.insert(*hash, Code::Shared(code.clone()));
-        Ok(code)
+        self.codes.get(&self.memory, hash)
     }
-}
-
-/// The same code in memory of its own.
-fn copy(code: &Bytecode) -> Bytecode {
-    if code.is_eip7702() {
-        return code.clone();
-    }
-    Bytecode::new_legacy(alloy_primitives::Bytes::copy_from_slice(code.original_byte_slice()))
 }

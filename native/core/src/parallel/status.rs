@@ -60,11 +60,11 @@ fn unpack(word: u32) -> (State, u32) {
 }
 
 impl Schedule {
-    /// Items 1 to `last`; item 0, what opens the block, is committed already.
-    pub fn new(last: usize) -> Self {
+    /// Items up to `last`; those before `next` are committed already.
+    pub fn new(last: usize, next: usize) -> Self {
         let items: Vec<Item> = (0..=last).map(|_| Item::default()).collect();
-        items[0].word.store(pack(State::Committed, 0, 0), SeqCst);
-        Self { items, retries: Mutex::default(), retry_count: AtomicUsize::new(0), cursor: AtomicUsize::new(1) }
+        items[..next].iter().for_each(|item| item.word.store(pack(State::Committed, 0, 0), SeqCst));
+        Self { items, retries: Mutex::default(), retry_count: AtomicUsize::new(0), cursor: AtomicUsize::new(next) }
     }
 
     pub fn state(&self, index: usize) -> State {

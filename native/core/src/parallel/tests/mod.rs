@@ -23,6 +23,7 @@ use world::*;
 
 static STUMBLES: AtomicU64 = AtomicU64::new(0);
 static STARTS_ALONE: AtomicBool = AtomicBool::new(false);
+static RUNS_IN_LANES: AtomicBool = AtomicBool::new(true);
 /// Perturbed schedules are chosen per test, so tests that stumble take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -48,6 +49,10 @@ pub(super) fn perturb() {
 
 pub(super) fn starts_alone() -> bool {
     STARTS_ALONE.load(Relaxed)
+}
+
+pub(super) fn runs_in_lanes() -> bool {
+    RUNS_IN_LANES.load(Relaxed)
 }
 
 /// Deterministic choices of a workload.
@@ -265,11 +270,12 @@ impl Case {
         for seed in 1..=SCHEDULES {
             STUMBLES.store(seed, Relaxed);
             for threads in [2, 3, 4, 8, 16] {
-                for fast_path in [true, false] {
+                for (fast_path, in_lanes) in [(true, true), (false, true), (true, false), (false, false)] {
+                    RUNS_IN_LANES.store(in_lanes, Relaxed);
                     let found = self.run(threads, fast_path).map(|result| digest(&result));
                     assert!(
                         found == expected,
-                        "threads {threads}, seed {seed}, fast path {fast_path}: {}",
+                        "threads {threads}, seed {seed}, fast path {fast_path}, lanes {in_lanes}: {}",
                         differences(&found, &expected)
                     );
                 }
@@ -282,6 +288,7 @@ impl Case {
             assert!(found == expected, "alone, fast path {fast_path}: {}", differences(&found, &expected));
         }
         STARTS_ALONE.store(false, Relaxed);
+        RUNS_IN_LANES.store(true, Relaxed);
         expected
     }
 }

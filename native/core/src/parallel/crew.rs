@@ -1,0 +1,131 @@
+//! The workers of a block's lanes: one leads, the others wait for what it hands out, and nobody spins.
+//!
+//! A journal cannot change threads, so a worker keeps its own from the first window of a block to the last.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::{guard, lock};
+use crate::error::{CoreError, Result};
+
+struct Orders<T> {
+    /// Counts what was handed out.
+    number: u64,
+    task: Option<Arc<T>>,
+    /// Helpers that have not ended the present task.
+    busy: usize,
+    /// A helper's panic.
+    error: Option<CoreError>,
+    is_dismissed: bool,
+}
+
+pub struct Crew<T> {
+    orders: Mutex<Orders<T>>,
+    helpers: usize,
+    to_helpers: Condvar,
+    to_leader: Condvar,
+}
+
+impl<T> Crew<T> {
+    pub fn new(helpers: usize) -> Self {
+        let orders = Orders { number: 0, task: None, busy: 0, error: None, is_dismissed: false };
+        Self { orders: Mutex::new(orders), helpers, to_helpers: Condvar::new(), to_leader: Condvar::new() }
+    }
+
+    /// A helper's life: does its part of every task until the leader goes.
+    pub fn serve(&self, mut part: impl FnMut(&T)) {
+        let mut seen = 0;
+        loop {
+            let orders = lock(&self.orders);
+            let is_idle = |orders: &mut Orders<T>| orders.number == seen && !orders.is_dismissed;
+            let orders = self.to_helpers.wait_while(orders, is_idle).unwrap_or_else(PoisonError::into_inner);
+            let Some(task) = orders.task.clone().filter(|_| orders.number > seen) else { return };
+            seen = orders.number;
+            drop(orders);
+            let ended = guard(|| part(&task));
+            drop(task);
+            let mut orders = lock(&self.orders);
+            orders.busy -= 1;
+            if let Err(error) = ended {
+                orders.error.get_or_insert(error);
+            }
+            if orders.busy == 0 {
+                self.to_leader.notify_one();
+            }
+        }
+    }
+
+    /// Has everybody do their part of a task, and does the leader's own meanwhile; returns when all have ended.
+    ///
+    /// # Errors
+    /// `Internal` when a part panicked; the leader's own error else.
+    pub fn share<R>(&self, task: &Arc<T>, own: impl FnOnce() -> Result<R>) -> Result<R> {
+        let mut orders = lock(&self.orders);
+        orders.number += 1;
+        orders.task = Some(task.clone());
+        orders.busy = self.helpers;
+        drop(orders);
+        self.to_helpers.notify_all();
+        let own = guard(own).and_then(|own| own);
+        let is_busy = |orders: &mut Orders<T>| orders.busy > 0;
+        let orders = lock(&self.orders);
+        let mut orders = self.to_leader.wait_while(orders, is_busy).unwrap_or_else(PoisonError::into_inner);
+        orders.task = None;
+        orders.error.take().map_or(own, Err)
+    }
+
+    /// Lets the helpers go.
+    pub fn dismiss(&self) {
+        lock(&self.orders).is_dismissed = true;
+        self.to_helpers.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    use super::*;
+
+    fn with_crew<R>(helpers: usize, part: impl Fn(&u32) + Sync, lead: impl FnOnce(&Crew<u32>) -> R) -> R {
+        let crew = Crew::new(helpers);
+        std::thread::scope(|scope| {
+            (0..helpers).for_each(|_| drop(scope.spawn(|| crew.serve(&part))));
+            let led = lead(&crew);
+            crew.dismiss();
+            led
+        })
+    }
+
+    #[test]
+    fn everybody_does_their_part_of_every_task_before_the_next_is_handed_out() {
+        let sum = AtomicU32::new(0);
+        with_crew(
+            3,
+            |task| _ = sum.fetch_add(*task, SeqCst),
+            |crew| {
+                for task in 1..=500 {
+                    let before = sum.load(SeqCst);
+                    crew.share(&Arc::new(task), || Ok(())).expect("no part fails");
+                    assert_eq!(sum.load(SeqCst), before + 3 * task);
+                }
+            },
+        );
+    }
+
+    #[test]
+    fn a_part_that_panics_is_an_error_and_the_crew_goes_on() {
+        let part = |task: &u32| assert!(*task != 2, "planted");
+        with_crew(2, part, |crew| {
+            assert_eq!(crew.share(&Arc::new(1), || Ok(7)), Ok(7));
+            assert!(matches!(crew.share(&Arc::new(2), || Ok(7)), Err(CoreError::Internal(_))));
+            assert_eq!(crew.share(&Arc::new(3), || Ok(7)), Ok(7));
+            let failed: Result<()> = crew.share(&Arc::new(3), || panic!("planted"));
+            assert!(matches!(failed, Err(CoreError::Internal(_))));
+        });
+    }
+
+    #[test]
+    fn a_crew_without_helpers_is_its_leader() {
+        assert_eq!(with_crew(0, |_| (), |crew| crew.share(&Arc::new(1), || Ok(1))), Ok(1));
+    }
+}

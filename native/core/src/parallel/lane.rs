@@ -1,0 +1,341 @@
+//! One journal, and transactions that run on it one after the other: what a worker runs alone, and what each task of a
+//! window of lanes is.
+//!
+//! The state is read once per location and journal, through the memory, where nothing is in flight meanwhile. What the
+//! items changed is noted item by item, so that any number of them from the first on can be kept, and the rest dropped.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use alloy_primitives::{Address, B256, U256};
+
+use super::codes::Codes;
+use super::lock;
+use super::marks::{Clash, Visit};
+use super::memory::{Key, Memory, Value};
+use super::perturb;
+use crate::block::Block;
+use crate::error::{CoreError, Result};
+use crate::evm::{Bytecode, Machine, NotExecuted, StepChanges};
+use crate::gateway::GATEWAY;
+use crate::ledger::Done;
+use crate::state::{Account, Slots, Source};
+use crate::transaction::Transaction;
+
+/// Clashes of one window that are remembered, to learn from.
+const MAX_CLASHES: usize = 1024;
+
+/// What the tasks of one window share.
+#[derive(Debug)]
+pub struct Shared {
+    pub window: u32,
+    /// The lowest item that may be wrong.
+    pub limit: AtomicU32,
+    clashes: Mutex<Vec<(u32, Clash)>>,
+}
+
+impl Shared {
+    pub fn new(window: u32, end: usize) -> Self {
+        Self { window, limit: AtomicU32::new(end as u32), clashes: Mutex::default() }
+    }
+
+    pub fn limit(&self) -> usize {
+        self.limit.load(SeqCst) as usize
+    }
+
+    /// Nothing from this item on may be kept.
+    pub fn stop_at(&self, index: u32) {
+        self.limit.fetch_min(index, SeqCst);
+    }
+
+    pub fn note(&self, location: u32, clash: Option<Clash>) {
+        if let Some(clash) = clash {
+            self.stop_at(clash.from);
+            let mut clashes = lock(&self.clashes);
+            if clashes.len() < MAX_CLASHES {
+                clashes.push((location, clash));
+            }
+        }
+    }
+
+    pub fn take_clashes(&self) -> Vec<(u32, Clash)> {
+        std::mem::take(&mut lock(&self.clashes))
+    }
+}
+
+/// How an item may run.
+#[derive(Debug, Clone)]
+enum Standing {
+    /// Everything before it is committed or on this journal; these fees of the items before are not in the memory yet.
+    Alone(U256),
+    /// As an item of a task beside others.
+    Beside(Arc<Shared>, u32),
+}
+
+#[derive(Debug)]
+pub struct LaneReader {
+    memory: Arc<Memory>,
+    beneficiary: Address,
+    index: u32,
+    standing: Standing,
+    /// The item asked for the beneficiary's account and saw it with all its fees.
+    saw_tips: bool,
+    /// It asked for that and there is no answer yet.
+    is_stopped: bool,
+    /// Locations in the order in which they were first read on this journal, with the item that did.
+    touched: Vec<(u32, u32)>,
+    codes: Codes,
+}
+
+impl LaneReader {
+    fn look(&mut self, key: &Key) -> Result<Value> {
+        perturb();
+        let visit = match &self.standing {
+            Standing::Alone(_) => None,
+            Standing::Beside(shared, task) => Some(Visit { window: shared.window, task: *task, index: self.index }),
+        };
+        let (location, value, clash) = self.memory.visit(key, visit)?;
+        if let Standing::Beside(shared, _) = &self.standing {
+            shared.note(location, clash);
+        }
+        self.touched.push((location, self.index));
+        Ok(value)
+    }
+}
+
+impl Source for LaneReader {
+    /// Every item pays the beneficiary, so its balance is known only once all before are committed.
+    fn account(&mut self, address: &Address) -> Result<Option<Account>> {
+        let is_beneficiary = *address == self.beneficiary;
+        if is_beneficiary && matches!(self.standing, Standing::Beside(..)) {
+            self.is_stopped = true;
+            return Err(CoreError::Internal("the beneficiary's account is not settled".into()));
+        }
+        let Value::Account(mut account) = self.look(&Key::Account(*address))? else { return wrong_kind() };
+        if let (true, Standing::Alone(tips)) = (is_beneficiary, &self.standing) {
+            self.saw_tips = true;
+            if !tips.is_zero() {
+                let mut paid = account.unwrap_or_default();
+                paid.balance = paid
+                    .balance
+                    .checked_add(*tips)
+                    .ok_or_else(|| CoreError::Internal(format!("balance of {address} exceeds 256 bits")))?;
+                account = Some(paid);
+            }
+        }
+        Ok(account)
+    }
+
+    fn slot(&mut self, address: &Address, slot: &U256) -> Result<U256> {
+        match self.look(&Key::Slot(*address, *slot))? {
+            Value::Slot(word) => Ok(word),
+            Value::Account(_) => wrong_kind(),
+        }
+    }
+
+    /// See `Reader::slots`.
+    fn slots(&mut self, _: &Address) -> Result<Slots> {
+        Ok(Slots::default())
+    }
+
+    fn code(&mut self, hash: &B256) -> Result<Bytecode> {
+        self.codes.get(&self.memory, hash)
+    }
+}
+
+fn wrong_kind<T>() -> Result<T> {
+    Err(CoreError::Internal("a location changed its kind".into()))
+}
+
+/// One location as an item left it.
+#[derive(Debug, Clone, Copy)]
+pub struct Change {
+    pub index: u32,
+    pub location: u32,
+    pub value: Value,
+}
+
+/// What the items on a journal did, in order.
+#[derive(Debug, Default)]
+pub struct Trail {
+    pub changes: Vec<Change>,
+    pub codes: Vec<(u32, B256, Bytecode)>,
+    pub touched: Vec<(u32, u32)>,
+}
+
+impl Trail {
+    pub fn clear(&mut self) {
+        self.changes.clear();
+        self.codes.clear();
+        self.touched.clear();
+    }
+
+    /// Forgets the items from `end` on.
+    pub fn truncate(&mut self, end: u32) {
+        self.changes.truncate(self.changes.partition_point(|change| change.index < end));
+        self.codes.truncate(self.codes.partition_point(|(index, ..)| *index < end));
+        self.touched.truncate(self.touched.partition_point(|(_, index)| *index < end));
+    }
+}
+
+/// What became of an item.
+#[derive(Debug)]
+pub enum Ran {
+    Done(Done),
+    /// It cannot be in this block, and left nothing.
+    Refused(NotExecuted),
+    /// It cannot be in this block, and the journal holds what it did.
+    Spoilt(NotExecuted),
+    /// Beside others it cannot be run, and the journal is of no more use.
+    Stopped,
+}
+
+pub struct Lane<'a> {
+    block: &'a Block<'a>,
+    memory: Arc<Memory>,
+    machine: Machine<LaneReader>,
+    step: StepChanges,
+    trail: Trail,
+}
+
+impl<'a> Lane<'a> {
+    pub fn new(block: &'a Block<'a>, memory: &Arc<Memory>) -> Self {
+        let reader = LaneReader {
+            memory: memory.clone(),
+            beneficiary: block.env.beneficiary,
+            index: 0,
+            standing: Standing::Alone(U256::ZERO),
+            saw_tips: false,
+            is_stopped: false,
+            touched: Vec::new(),
+            codes: Codes::default(),
+        };
+        let machine = block.machine(reader);
+        Self { block, memory: memory.clone(), machine, step: StepChanges::default(), trail: Trail::default() }
+    }
+
+    /// What comes next runs with everything before it committed or on this journal; `tips` are the fees not yet in memory.
+    pub fn stand_alone(&mut self, tips: U256) {
+        self.machine.state().standing = Standing::Alone(tips);
+    }
+
+    /// What comes next is a task of a window, on an empty journal.
+    pub fn stand_beside(&mut self, shared: &Arc<Shared>, task: usize) {
+        self.machine.state().standing = Standing::Beside(shared.clone(), task as u32);
+    }
+
+    /// The last item saw the beneficiary's account with all its fees.
+    pub fn saw_tips(&mut self) -> bool {
+        self.machine.state().saw_tips
+    }
+
+    /// The last item ended an account: nothing may run on this journal after it.
+    pub fn has_destroyed(&self) -> bool {
+        self.step.has_destroyed
+    }
+
+    /// Drops what the last item did, and the journal with it: nothing may run on it before `take_trail`.
+    pub fn drop_from(&mut self, index: usize) {
+        let reader = self.machine.state();
+        reader.saw_tips = false;
+        reader.touched.truncate(reader.touched.partition_point(|(_, by)| *by < index as u32));
+        self.trail.truncate(index as u32);
+    }
+
+    /// Takes what the items since the last call did; the journal is empty then.
+    pub fn take_trail(&mut self) -> &mut Trail {
+        self.machine.end_steps();
+        let reader = self.machine.state();
+        std::mem::swap(&mut self.trail.touched, &mut reader.touched);
+        reader.touched.clear();
+        reader.saw_tips = false;
+        &mut self.trail
+    }
+
+    /// Runs an item.
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    pub fn run(&mut self, index: usize, transaction: &Transaction) -> Result<Ran> {
+        perturb();
+        self.step.clear();
+        let reader = self.machine.state();
+        (reader.index, reader.saw_tips) = (index as u32, false);
+        let known = reader.touched.len();
+        match self.execute(transaction) {
+            Ok(done) => {
+                if self.step.has_destroyed && matches!(self.machine.state().standing, Standing::Beside(..)) {
+                    return Ok(Ran::Stopped);
+                }
+                self.keep(index as u32)?;
+                Ok(Ran::Done(done))
+            }
+            Err(Failure::State(_)) if std::mem::take(&mut self.machine.state().is_stopped) => Ok(Ran::Stopped),
+            Err(Failure::State(error)) => Err(error),
+            Err(Failure::Refused(refusal)) => {
+                self.forget(known);
+                Ok(Ran::Refused(refusal))
+            }
+            Err(Failure::Spoilt(refusal)) => Ok(Ran::Spoilt(refusal)),
+        }
+    }
+
+    fn execute(&mut self, transaction: &Transaction) -> Result<Done, Failure> {
+        let (block, step) = (self.block, &mut self.step);
+        if let Some(transfer) = block.plan(transaction)
+            && self.machine.step_transfer(&transfer, step)?
+        {
+            return Ok(Done::of_transfer(transaction, block.env.base_fee));
+        }
+        let mut executed = match self.machine.step(transaction, step) {
+            Ok(executed) => executed,
+            Err(NotExecuted::Failed(error)) => return Err(error.into()),
+            Err(refusal) => return Err(Failure::Refused(refusal)),
+        };
+        let is_tip_lost = step.has_destroyed && self.machine.has_destroyed(&block.env.beneficiary);
+        let done = Done::of_executed(block, transaction, &mut executed, is_tip_lost).map_err(Failure::Spoilt)?;
+        if !done.messages.is_empty() {
+            self.machine.debit_step(&GATEWAY, done.escrow()?, step)?;
+        }
+        Ok(done)
+    }
+
+    /// Notes what the item changed.
+    fn keep(&mut self, index: u32) -> Result<()> {
+        let changes = &mut self.trail.changes;
+        for (address, account) in self.step.accounts.drain(..) {
+            let location = self.memory.locate(&Key::Account(address))?;
+            changes.push(Change { index, location, value: Value::Account(account) });
+        }
+        for (address, slot, value) in self.step.slots.drain(..) {
+            let location = self.memory.locate(&Key::Slot(address, slot))?;
+            changes.push(Change { index, location, value: Value::Slot(value) });
+        }
+        self.trail.codes.extend(self.step.codes.drain(..).map(|(hash, code)| (index, hash, code)));
+        Ok(())
+    }
+
+    /// What a refused item was the first to look at, nobody has looked at.
+    fn forget(&mut self, known: usize) {
+        let reader = self.machine.state();
+        let looked_at: Vec<(u32, u32)> = reader.touched.drain(known..).collect();
+        for (location, _) in looked_at {
+            if let Key::Account(address) = self.memory.key(location) {
+                self.machine.forget_step(&address);
+            }
+        }
+    }
+}
+
+enum Failure {
+    State(CoreError),
+    Refused(NotExecuted),
+    Spoilt(NotExecuted),
+}
+
+impl From<CoreError> for Failure {
+    fn from(error: CoreError) -> Self {
+        Self::State(error)
+    }
+}

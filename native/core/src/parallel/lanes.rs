@@ -1,0 +1,348 @@
+//! Windows of transactions, divided into tasks that run side by side, each on a journal of its own.
+//!
+//! A window is planned, its tasks run on the state before it, and marks at the locations tell from which item on somebody
+//! may have missed a change of another task. What lies before is committed, in order; the rest runs again, alone. A window
+//! that holds costs little more than executing it in order on one journal, divided by the workers.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use alloy_primitives::TxKind;
+
+use super::committer::Committer;
+use super::crew::Crew;
+use super::lane::{Lane, Ran, Shared, Trail};
+use super::marks::Visit;
+use super::memory::Stamp;
+use super::plan::{Plan, Planner};
+use super::{Run, guard, lock};
+use crate::error::{CoreError, Result};
+use crate::evm::NotExecuted;
+use crate::gateway::{GATEWAY, MAX_OUTBOX_BYTES};
+use crate::ledger::Done;
+use crate::outbox::weigh;
+
+/// Fewer items than this are not worth waking anybody.
+const MIN_ITEMS: usize = 48;
+/// Items that one worker runs when a window cannot be made.
+const ALONE_ITEMS: usize = 64;
+/// Items run alone per item of a window that broke: what the next one stakes has then been earned.
+const PENANCE: usize = 4;
+
+/// So many workers gain less by speculating, item by item, than one gains by going alone.
+const FEW_WORKERS: usize = 2;
+
+type Results = Vec<(u32, Result<Done, NotExecuted>)>;
+
+/// What one task left.
+#[derive(Default)]
+struct Left {
+    results: Results,
+    trail: Trail,
+    has_messages: bool,
+    took: Duration,
+}
+
+/// A window at work.
+struct Window<'r, 'a> {
+    run: &'r Run<'a>,
+    plan: Plan,
+    shared: Arc<Shared>,
+    next: AtomicUsize,
+    left: Vec<Mutex<Left>>,
+}
+
+/// What the crew does together.
+enum Together<'r, 'a> {
+    Run(Arc<Window<'r, 'a>>),
+    Settle(Arc<Window<'r, 'a>>, usize),
+}
+
+/// How far the lanes of a block came.
+enum Came {
+    ToTheEnd,
+    /// Up to this item speculation is to go on.
+    Until(usize),
+}
+
+/// Executes and commits all transactions. Runs on one of the block's workers.
+///
+/// # Errors
+/// Those of executing in order, for the same item.
+pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
+    run.block.habits.lock().begin_block();
+    let planner = Mutex::new(Planner::default());
+    loop {
+        let crew = Crew::new(run.block.chain.threads - 1);
+        let came: Vec<Result<Option<Came>>> = rayon::broadcast(|context| {
+            if context.index() > 0 {
+                let mut lane = Lane::new(run.block, &run.memory);
+                crew.serve(|task| {
+                    let shift = run.time.begin();
+                    help(&mut lane, task);
+                    drop(shift);
+                });
+                return Ok(None);
+            }
+            let lane = Lane::new(run.block, &run.memory);
+            let led = guard(|| Leader { run, crew: &crew, lane, planner: &planner }.lead());
+            crew.dismiss();
+            led.and_then(|came| came).map(Some)
+        });
+        let came: Vec<Option<Came>> = came.into_iter().collect::<Result<_>>()?;
+        match came.into_iter().flatten().next() {
+            Some(Came::Until(item)) => run.speculate(item)?,
+            _ => return Ok(()),
+        }
+    }
+}
+
+fn help<'a>(lane: &mut Lane<'a>, task: &Together<'_, 'a>) {
+    match task {
+        Together::Run(window) => window.help(lane),
+        Together::Settle(window, limit) => window.settle(*limit),
+    }
+}
+
+/// The worker that plans, and commits.
+struct Leader<'r, 'a> {
+    run: &'r Run<'a>,
+    crew: &'r Crew<Together<'r, 'a>>,
+    lane: Lane<'a>,
+    planner: &'r Mutex<Planner>,
+}
+
+impl<'r, 'a> Leader<'r, 'a> {
+    fn lead(&mut self) -> Result<Came> {
+        let run = self.run;
+        loop {
+            let next = run.committed.load(SeqCst);
+            if next > run.last {
+                return Ok(Came::ToTheEnd);
+            }
+            let most = run.block.habits.lock().window();
+            match self.plan(next, most) {
+                Some(plan) if plan.pays() => {
+                    let items = plan.items.clone();
+                    let limit = self.run_window(plan)?;
+                    if limit < items.end {
+                        let end = (limit + PENANCE * items.len()).min(run.last + 1);
+                        if run.block.chain.threads > FEW_WORKERS {
+                            return Ok(Came::Until(end - 1));
+                        }
+                        self.run_alone(limit..end)?;
+                    }
+                }
+                Some(plan) => self.run_alone(plan.items)?,
+                None => self.run_alone(next..(next + ALONE_ITEMS).min(run.last + 1))?,
+            }
+        }
+    }
+
+    /// A plan for the next items: as many as surely fit into the block, up to one that only runs alone.
+    fn plan(&mut self, start: usize, most: usize) -> Option<Plan> {
+        let run = self.run;
+        let end = (start + most).min(run.last + 1);
+        let room = run.block.env.gas_limit.saturating_sub(run.gas_used.load(SeqCst));
+        let fits = run.reserved[start + 1..=end].partition_point(|sum| sum - run.reserved[start] <= room);
+        let first = run.block.receipts.len() + 1;
+        let sets_code = |index: &usize| {
+            let entry = &run.block.batch.entries[index - first];
+            entry.transaction.as_ref().is_some_and(|transaction| transaction.tx_type == 4)
+        };
+        let end = (start..start + fits).find(sets_code).unwrap_or(start + fits);
+        let habits = run.block.habits.lock();
+        let mut planner = lock(self.planner);
+        (end - start >= MIN_ITEMS).then(|| planner.plan(run.block, &habits, start..end, run.block.chain.threads))
+    }
+
+    fn run_alone(&mut self, items: Range<usize>) -> Result<()> {
+        let (run, end) = (self.run, items.end);
+        let mut committer = lock(&run.committer);
+        let began = Instant::now();
+        committer.commit_alone(run, &mut self.lane, items)?;
+        committer.add_alone(began.elapsed());
+        run.advance(&committer, end);
+        Ok(())
+    }
+
+    /// Runs a window and commits what holds of it; one past that.
+    fn run_window(&mut self, plan: Plan) -> Result<usize> {
+        let run = self.run;
+        let items = plan.items.clone();
+        let left = (0..plan.count()).map(|_| Mutex::default()).collect();
+        let shared = Arc::new(Shared::new(run.number_window(), items.end));
+        let window = Arc::new(Window { run, plan, shared, next: AtomicUsize::new(0), left });
+        self.crew.share(&Arc::new(Together::Run(window.clone())), || {
+            window.help(&mut self.lane);
+            Ok(())
+        })?;
+        window.limit_messages(&lock(&run.committer));
+        let limit = window.shared.limit();
+        let results = window.take_results();
+        window.rewind();
+        self.crew.share(&Arc::new(Together::Settle(window.clone(), limit)), || {
+            window.commit(results, limit)?;
+            window.settle(limit);
+            Ok(())
+        })?;
+        let has_held = limit == items.end;
+        if !has_held {
+            window.learn();
+        }
+        run.block.habits.lock().note_window(has_held);
+        Ok(limit)
+    }
+}
+
+impl<'a> Window<'_, 'a> {
+    /// One worker's part: task after task, until there is none left.
+    fn help(&self, lane: &mut Lane<'a>) {
+        loop {
+            let task = self.next.fetch_add(1, SeqCst);
+            if task >= self.plan.count() {
+                return;
+            }
+            let began = Instant::now();
+            let mut left = lock(&self.left[task]);
+            lane.stand_beside(&self.shared, task);
+            self.run_task(lane, task, &mut left);
+            std::mem::swap(&mut left.trail, lane.take_trail());
+            self.announce(task, &left.trail);
+            left.took = began.elapsed();
+        }
+    }
+
+    fn run_task(&self, lane: &mut Lane<'a>, task: usize, left: &mut Left) {
+        let block = self.run.block;
+        let first = block.receipts.len() + 1;
+        let items = self.plan.task(task);
+        left.results.reserve(items.len());
+        for index in items {
+            if *index as usize >= self.shared.limit() {
+                break;
+            }
+            let place = *index as usize - first;
+            let ran = match block.transaction(place) {
+                // What fails here may only have seen what is not so; at its turn the item tells.
+                Ok(transaction) => lane.run(*index as usize, transaction).unwrap_or(Ran::Stopped),
+                Err(refusal) => Ran::Refused(refusal),
+            };
+            let result = match ran {
+                Ran::Done(done) => Ok(done),
+                Ran::Refused(refusal) => Err(refusal),
+                Ran::Spoilt(_) | Ran::Stopped => {
+                    self.shared.stop_at(*index);
+                    break;
+                }
+            };
+            left.has_messages |= result.as_ref().is_ok_and(|done| !done.messages.is_empty());
+            left.results.push((*index, result));
+        }
+    }
+
+    /// Leaves word where the task changed something, for whoever looked there or will.
+    fn announce(&self, task: usize, trail: &Trail) {
+        for change in &trail.changes {
+            let visit = Visit { window: self.shared.window, task: task as u32, index: change.index };
+            self.shared.note(change.location, self.run.memory.announce(change.location, visit));
+        }
+    }
+
+    /// The window ends before the first item whose messages find no room.
+    fn limit_messages(&self, committer: &Committer<'a>) {
+        if !self.left.iter().any(|left| lock(left).has_messages) {
+            return;
+        }
+        let mut weights: Vec<(u32, u64)> = Vec::new();
+        for left in &self.left {
+            let left = lock(left);
+            let done = left.results.iter().filter_map(|(index, result)| Some((index, result.as_ref().ok()?)));
+            weights.extend(done.map(|(index, done)| (*index, weigh(&done.messages))));
+        }
+        weights.sort_unstable_by_key(|(index, _)| *index);
+        let mut bytes = committer.outbox_bytes();
+        for (index, weight) in weights.into_iter().filter(|(_, weight)| *weight > 0) {
+            bytes += weight;
+            if bytes > MAX_OUTBOX_BYTES {
+                return self.shared.stop_at(index);
+            }
+        }
+    }
+
+    /// Writes what the items before the limit changed; no two tasks changed the same.
+    fn settle(&self, limit: usize) {
+        loop {
+            let Some(left) = self.left.get(self.next.fetch_add(1, SeqCst)) else { return };
+            let trail = &mut lock(left).trail;
+            trail.truncate(limit as u32);
+            for change in &trail.changes {
+                let stamp = Stamp { index: change.index, incarnation: 0 };
+                self.run.memory.set(change.location, stamp, change.value);
+            }
+            for (_, hash, code) in &trail.codes {
+                self.run.memory.add_code(*hash, code.clone());
+            }
+        }
+    }
+
+    /// Tasks are handed out anew.
+    fn rewind(&self) {
+        self.next.store(0, SeqCst);
+    }
+}
+
+impl<'a> Window<'_, 'a> {
+    fn take_results(&self) -> Vec<Results> {
+        self.left.iter().map(|left| std::mem::take(&mut lock(left).results)).collect()
+    }
+
+    /// Accounts for the items before the limit, in order.
+    fn commit(&self, results: Vec<Results>, limit: usize) -> Result<()> {
+        let run = self.run;
+        let mut committer = lock(&run.committer);
+        let ran = results.iter().map(Vec::len).sum::<usize>();
+        let mut results: Vec<_> = results.into_iter().map(Vec::into_iter).collect();
+        for index in self.plan.items.start..limit {
+            let result = results[self.plan.task_of(index)].next();
+            let Some((found, result)) = result.filter(|(found, _)| *found as usize == index) else {
+                return Err(CoreError::Internal(format!("a window of lanes lost item {index}")));
+            };
+            match result {
+                Ok(done) => {
+                    let place = committer.place(found as usize) as u32;
+                    committer.record(run, index, done, Some(place))?;
+                }
+                Err(refusal) => committer.refuse(index, refusal)?,
+            }
+        }
+        for left in &self.left {
+            let left = lock(left);
+            let kept = left.trail.codes.iter().filter(|(index, ..)| (*index as usize) < limit);
+            kept.for_each(|(_, hash, code)| committer.add_code(*hash, code.clone()));
+        }
+        let took = self.left.iter().map(|left| lock(left).took).sum();
+        committer.count_window(ran, ran - (limit - self.plan.items.start), took);
+        run.advance(&committer, limit);
+        Ok(())
+    }
+
+    /// Remembers which contracts' callers got into each other's way.
+    fn learn(&self) {
+        let block = self.run.block;
+        let first = block.receipts.len() + 1;
+        let mut habits = block.habits.lock();
+        for (location, clash) in self.shared.take_clashes() {
+            self.run.memory.blame(location, 1);
+            for index in [clash.reader, clash.writer] {
+                let entry = &block.batch.entries[index as usize - first];
+                let called = entry.transaction.as_ref().map(|transaction| transaction.to);
+                if let Some(TxKind::Call(to)) = called.filter(|to| *to != TxKind::Call(GATEWAY)) {
+                    habits.note_clash(to);
+                }
+            }
+        }
+    }
+}
