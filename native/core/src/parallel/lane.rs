@@ -13,7 +13,7 @@ use alloy_primitives::{Address, B256, U256};
 use super::codes::Codes;
 use super::lock;
 use super::marks::{Clash, Visit};
-use super::memory::{Key, Memory, Value};
+use super::memory::{Key, Memory, Numbers, Value};
 use super::perturb;
 use crate::block::Block;
 use crate::error::{CoreError, Result};
@@ -25,6 +25,8 @@ use crate::transaction::Transaction;
 
 /// Clashes of one window that are remembered, to learn from.
 const MAX_CLASHES: usize = 1024;
+/// Looking through more than this costs more than asking the table again.
+const MAX_FOUND: usize = 12;
 
 /// What the tasks of one window share.
 #[derive(Debug)]
@@ -85,6 +87,9 @@ pub struct LaneReader {
     is_stopped: bool,
     /// Locations in the order in which they were first read on this journal, with the item that did.
     touched: Vec<(u32, u32)>,
+    /// What the present item was the first to read: what it changes is mostly among that.
+    found: Vec<(Key, u32)>,
+    numbers: Numbers,
     codes: Codes,
 }
 
@@ -95,12 +100,23 @@ impl LaneReader {
             Standing::Alone(_) => None,
             Standing::Beside(shared, task) => Some(Visit { window: shared.window, task: *task, index: self.index }),
         };
-        let (location, value, clash) = self.memory.visit(key, visit)?;
+        let (location, value, clash) = self.memory.visit(key, &mut self.numbers, visit)?;
         if let Standing::Beside(shared, _) = &self.standing {
             shared.note(location, clash);
         }
         self.touched.push((location, self.index));
+        if self.found.len() < MAX_FOUND {
+            self.found.push((*key, location));
+        }
         Ok(value)
+    }
+
+    /// Where a location lies that the item likely looked at.
+    fn locate(&mut self, key: &Key) -> Result<u32> {
+        match self.found.iter().find(|(found, _)| found == key) {
+            Some((_, location)) => Ok(*location),
+            None => self.memory.locate_with(key, &mut self.numbers),
+        }
     }
 }
 
@@ -209,6 +225,8 @@ impl<'a> Lane<'a> {
             saw_tips: false,
             is_stopped: false,
             touched: Vec::new(),
+            found: Vec::with_capacity(MAX_FOUND),
+            numbers: Numbers::default(),
             codes: Codes::default(),
         };
         let machine = block.machine(reader);
@@ -262,6 +280,7 @@ impl<'a> Lane<'a> {
         self.step.clear();
         let reader = self.machine.state();
         (reader.index, reader.saw_tips) = (index as u32, false);
+        reader.found.clear();
         let known = reader.touched.len();
         match self.execute(transaction) {
             Ok(done) => {
@@ -303,13 +322,13 @@ impl<'a> Lane<'a> {
 
     /// Notes what the item changed.
     fn keep(&mut self, index: u32) -> Result<()> {
-        let changes = &mut self.trail.changes;
+        let (changes, reader) = (&mut self.trail.changes, self.machine.state());
         for (address, account) in self.step.accounts.drain(..) {
-            let location = self.memory.locate(&Key::Account(address))?;
+            let location = reader.locate(&Key::Account(address))?;
             changes.push(Change { index, location, value: Value::Account(account) });
         }
         for (address, slot, value) in self.step.slots.drain(..) {
-            let location = self.memory.locate(&Key::Slot(address, slot))?;
+            let location = reader.locate(&Key::Slot(address, slot))?;
             changes.push(Change { index, location, value: Value::Slot(value) });
         }
         self.trail.codes.extend(self.step.codes.drain(..).map(|(hash, code)| (index, hash, code)));

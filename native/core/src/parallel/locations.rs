@@ -77,7 +77,16 @@ pub struct Locations<T> {
     next: AtomicU32,
 }
 
-/// The key's words are written before the number is published in the table, and never again.
+/// Numbers that one worker gives out by itself: its locations lie together, and nobody else's counter is touched.
+#[derive(Debug, Default)]
+pub struct Numbers(std::ops::Range<u32>);
+
+/// Numbers taken at once.
+const TAKEN: u32 = 64;
+
+/// The key's words are written before the number is published in the table, and never again. Workers write to neighbours at
+/// once, so none shares a line of the cache with another.
+#[repr(align(64))]
 struct Location<T> {
     key: [AtomicU64; 7],
     content: T,
@@ -107,6 +116,18 @@ impl<T: Default> Locations<T> {
     /// # Errors
     /// `Internal` when there are more locations than any block can touch.
     pub fn locate(&self, key: &Key) -> Result<u32> {
+        self.locate_from(key, &mut Numbers::default(), 1)
+    }
+
+    /// The same, with numbers of the worker's own for keys that have none.
+    ///
+    /// # Errors
+    /// As `locate`.
+    pub fn locate_with(&self, key: &Key, numbers: &mut Numbers) -> Result<u32> {
+        self.locate_from(key, numbers, TAKEN)
+    }
+
+    fn locate_from(&self, key: &Key, numbers: &mut Numbers, taken: u32) -> Result<u32> {
         let wanted_key = key.words();
         let hash = self.hash(&wanted_key);
         let mask = self.words.len() - 1;
@@ -118,7 +139,7 @@ impl<T: Default> Locations<T> {
             if word == 0 {
                 let number = match made {
                     Some(number) => number,
-                    None => *made.insert(self.make(&wanted_key)?),
+                    None => *made.insert(self.make(&wanted_key, numbers, taken)?),
                 };
                 let wanted = tag << 32 | u64::from(number + 1);
                 match slot.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire) {
@@ -136,21 +157,33 @@ impl<T: Default> Locations<T> {
             std::collections::hash_map::Entry::Occupied(found) => Ok(*found.get()),
             std::collections::hash_map::Entry::Vacant(free) => Ok(*free.insert(match made {
                 Some(number) => number,
-                None => self.make(&wanted_key)?,
+                None => self.make(&wanted_key, numbers, taken)?,
             })),
         }
     }
 
-    fn make(&self, key: &Words) -> Result<u32> {
-        let number = self.next.fetch_add(1, Ordering::AcqRel);
-        let place = number as usize;
-        let chunk = self.chunks.get(place / CHUNK).ok_or_else(|| {
+    fn make(&self, key: &Words, numbers: &mut Numbers, taken: u32) -> Result<u32> {
+        let number = match numbers.0.next() {
+            Some(number) => number,
+            None => {
+                let first = self.next.fetch_add(taken, Ordering::AcqRel);
+                // Whoever goes through all numbers finds a place for each, given out or not.
+                self.chunk(first + taken - 1)?;
+                numbers.0 = first + 1..first + taken;
+                first
+            }
+        };
+        let location = &self.chunk(number)?[number as usize % CHUNK];
+        location.key.iter().zip(key).for_each(|(slot, word)| slot.store(*word, Ordering::Relaxed));
+        Ok(number)
+    }
+
+    fn chunk(&self, number: u32) -> Result<&Chunk<T>> {
+        let chunk = self.chunks.get(number as usize / CHUNK).ok_or_else(|| {
             CoreError::Internal(format!("a block touches more than {} locations", CHUNK * MAX_CHUNKS))
         })?;
         let fresh = || (0..CHUNK).map(|_| Location { key: Default::default(), content: T::default() }).collect();
-        let location = &chunk.get_or_init(fresh)[place % CHUNK];
-        location.key.iter().zip(key).for_each(|(slot, word)| slot.store(*word, Ordering::Relaxed));
-        Ok(number)
+        Ok(chunk.get_or_init(fresh))
     }
 
     fn location(&self, number: u32) -> &Location<T> {

@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use alloy_primitives::{B256, U256};
 
-pub use super::locations::Key;
 use super::locations::Locations;
+pub use super::locations::{Key, Numbers};
 use super::lock;
 use super::marks::{Clash, Marks, Visit};
 use crate::error::{CoreError, Result};
@@ -186,10 +186,20 @@ impl Memory {
         self.cells.locate(key)
     }
 
+    /// As `locate`, for a worker that has numbers of its own.
+    pub fn locate_with(&self, key: &Key, numbers: &mut Numbers) -> Result<u32> {
+        self.cells.locate_with(key, numbers)
+    }
+
     /// What a task of a window of lanes finds here, and leaves word that it was: everything before the window is committed
     /// and nothing else changes meanwhile. `None` for a visit that no other task can get in the way of.
-    pub fn visit(&self, key: &Key, visit: Option<Visit>) -> Result<(u32, Value, Option<Clash>)> {
-        let location = self.cells.locate(key)?;
+    pub fn visit(
+        &self,
+        key: &Key,
+        numbers: &mut Numbers,
+        visit: Option<Visit>,
+    ) -> Result<(u32, Value, Option<Clash>)> {
+        let location = self.cells.locate_with(key, numbers)?;
         let mut cell = lock(self.cells.get(location));
         let value = cell.present(|| self.base(key))?;
         Ok((location, value, visit.and_then(|visit| cell.marks.touch(visit))))
