@@ -19,7 +19,7 @@ use crate::ledger::{Done, Ledger, Outcomes, deliver, transact};
 use crate::lthash::LtHash;
 use crate::merkle::merkle_root_on;
 use crate::outbox::Outbox;
-use crate::parallel::{Habits, RunStats, execute_in_parallel};
+use crate::parallel::{Between, RunStats, execute_in_parallel};
 use crate::pool::pool;
 use crate::receipt::{MAX_REPLY_BYTES, Receipt};
 use crate::state::{BlockState, Changes, Finished, Sink, Source, Update, View, commit};
@@ -99,8 +99,8 @@ pub struct Block<'a> {
     pub batch: &'a Batch,
     pub mode: Mode,
     pub receipts: Vec<Receipt>,
-    /// What was learnt about contracts, to divide work by.
-    pub habits: Arc<Habits>,
+    /// Kept from the blocks before it.
+    pub between: Arc<Between>,
     escrow_consumed: U256,
 }
 
@@ -131,7 +131,7 @@ impl<'a> Block<'a> {
                 .ok_or_else(|| CoreError::Malformed("escrow of an inbox exceeds 256 bits".into()))?;
             receipts.push(receipt);
         }
-        Ok(Self { chain, env, batch, mode, receipts, habits: Arc::default(), escrow_consumed })
+        Ok(Self { chain, env, batch, mode, receipts, between: Arc::default(), escrow_consumed })
     }
 
     /// Bytes of receipts that what one delivery runs may emit, its own reply not counted (X10): an equal share of what the
@@ -201,10 +201,10 @@ pub fn execute_block<T: AsRef<[u8]>>(
     batch: &Batch,
     mode: Mode,
     inbox: &[T],
-    habits: &Arc<Habits>,
+    between: &Arc<Between>,
 ) -> Result<BlockResult> {
     let mut block = Block::new(chain, env, batch, mode, inbox)?;
-    block.habits = habits.clone();
+    block.between = between.clone();
     let items = block.receipts.len() + batch.entries.len();
     let workers = pool(chain.threads).filter(|_| items >= PARALLEL_ITEMS && chain.revision.keeps_storage());
     execute_on(workers.as_deref(), &block, view, parent)

@@ -9,7 +9,7 @@ use crate::block::{BlockEnv, BlockResult, Chain, Mode, execute_block};
 use crate::call::{CallRequest, CallResult, call, estimate_gas};
 use crate::error::{CoreError, Result};
 use crate::evm::{Machine, NotExecuted, Relaxed};
-use crate::parallel::Habits;
+use crate::parallel::Between;
 use crate::raw::RawList;
 use crate::state::{Account, Changes, Overlay, Store, View, parse_genesis, read_snapshot, write_snapshot};
 
@@ -17,13 +17,13 @@ use crate::state::{Account, Changes, Overlay, Store, View, parse_genesis, read_s
 pub struct Core {
     chain: Chain,
     store: Arc<Store>,
-    habits: Arc<Habits>,
+    between: Arc<Between>,
 }
 
 impl Core {
     /// `history` counts the final states kept for reads below the newest.
     pub fn new(chain: Chain, history: usize) -> Self {
-        Self { chain, store: Arc::new(Store::new(history.max(1))), habits: Arc::default() }
+        Self { chain, store: Arc::new(Store::new(history.max(1))), between: Arc::default() }
     }
 
     /// # Errors
@@ -67,7 +67,7 @@ impl Core {
             CoreError::MissingState(text) => CoreError::UnknownParent(text),
             other => other,
         })?;
-        execute_block(view, parent, self.chain, env, batch, mode, inbox, &self.habits)
+        execute_block(view, parent, self.chain, env, batch, mode, inbox, &self.between)
     }
 
     /// What revm does with a batch by itself, for benchmarks, which may look at what comes back.

@@ -19,6 +19,7 @@ pub fn pool(threads: usize) -> Option<Arc<ThreadPool>> {
     if let Some(pool) = pools.get(&threads) {
         return Some(pool.clone());
     }
+    keep_memory();
     let built = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|index| format!("shardyard-{index}"))
@@ -29,6 +30,26 @@ pub fn pool(threads: usize) -> Option<Arc<ThreadPool>> {
     pools.insert(threads, pool.clone());
     Some(pool)
 }
+
+/// Bytes at the top of an arena that are kept when they are free, and the largest piece that is taken from an arena.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const KEPT_BYTES: libc::c_int = 64 << 20;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const PIECE_BYTES: libc::c_int = 32 << 20;
+
+/// What one block needed the next will need: glibc would return it to the system in between, and every page of it would be
+/// handed out, and cleared, anew. Measured: a tenth of the time of executing token calls.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn keep_memory() {
+    // SAFETY: both set numbers of the allocator, which may be done at any time; a refusal changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, PIECE_BYTES);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_memory() {}
 
 #[cfg(target_os = "linux")]
 fn be_nice() {

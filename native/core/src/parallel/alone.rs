@@ -73,7 +73,8 @@ impl<'a> Committer<'a> {
         let mut wrote_beneficiary = false;
         for change in trail.changes.drain(..) {
             wrote_beneficiary |= change.location == self.beneficiary();
-            run.memory.set(change.location, Stamp { index: change.index, incarnation: 0 }, change.value);
+            let stamp = Stamp { index: change.index, incarnation: 0 };
+            run.memory.set(change.location, stamp, change.value, self.firsts())?;
         }
         for (_, hash, code) in trail.codes.drain(..) {
             run.memory.add_code(hash, code.clone());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use alloy_primitives::{B256, U256};
 
 use super::attempt::{Outcome, Work, Worker};
-use super::memory::{Key, Memory};
+use super::memory::{First, Key, Memory};
 use super::stats::RunStats;
 use super::status::State;
 use super::{Run, lock, perturb, starts_alone};
@@ -37,6 +37,7 @@ pub struct Committer<'a> {
     block: &'a Block<'a>,
     ledger: Ledger<'a>,
     codes: Map<B256, Bytecode>,
+    firsts: Vec<First>,
     /// Where the beneficiary's account lies.
     beneficiary: u32,
     /// Fees earned by the beneficiary that are not in the memory yet.
@@ -64,6 +65,7 @@ impl<'a> Committer<'a> {
             beneficiary: memory.locate(&Key::Account(block.env.beneficiary))?,
             ledger: Ledger::new(block),
             codes: Map::default(),
+            firsts: Vec::new(),
             tips: U256::ZERO,
             stats: RunStats { workers: block.chain.threads as u64, ..RunStats::default() },
             sample: Sample::default(),
@@ -107,6 +109,15 @@ impl<'a> Committer<'a> {
 
     pub fn gas_used(&self) -> u64 {
         self.ledger.gas_used
+    }
+
+    pub fn take_firsts(&mut self) -> Vec<First> {
+        std::mem::take(&mut self.firsts)
+    }
+
+    /// Where something was first committed, by one worker alone.
+    pub fn firsts(&mut self) -> &mut Vec<First> {
+        &mut self.firsts
     }
 
     pub fn into_parts(mut self, memory: &Memory) -> (Ledger<'a>, Map<B256, Bytecode>, RunStats) {
@@ -327,7 +338,7 @@ impl<'a> Committer<'a> {
     fn settle(&mut self, memory: &Memory, work: &mut Work, index: usize) -> Result<bool> {
         let mut writes_beneficiary = false;
         for (nth, location) in work.writes.iter().enumerate() {
-            match memory.commit(*location, index as u32)? {
+            match memory.commit(*location, index as u32, &mut self.firsts)? {
                 Some(_) => writes_beneficiary |= *location == self.beneficiary,
                 None if nth == 0 => return Ok(false),
                 None => return Err(CoreError::Internal(format!("item {index} fits only in part"))),

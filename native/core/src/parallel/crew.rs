@@ -13,7 +13,7 @@ struct Orders<T> {
     task: Option<Arc<T>>,
     /// Helpers that have not ended the present task.
     busy: usize,
-    /// A helper's panic.
+    /// A helper's, or its panic.
     error: Option<CoreError>,
     is_dismissed: bool,
 }
@@ -32,7 +32,7 @@ impl<T> Crew<T> {
     }
 
     /// A helper's life: does its part of every task until the leader goes.
-    pub fn serve(&self, mut part: impl FnMut(&T)) {
+    pub fn serve(&self, mut part: impl FnMut(&T) -> Result<()>) {
         let mut seen = 0;
         loop {
             let orders = lock(&self.orders);
@@ -41,7 +41,7 @@ impl<T> Crew<T> {
             let Some(task) = orders.task.clone().filter(|_| orders.number > seen) else { return };
             seen = orders.number;
             drop(orders);
-            let ended = guard(|| part(&task));
+            let ended = guard(|| part(&task)).and_then(|ended| ended);
             drop(task);
             let mut orders = lock(&self.orders);
             orders.busy -= 1;
@@ -57,7 +57,7 @@ impl<T> Crew<T> {
     /// Has everybody do their part of a task, and does the leader's own meanwhile; returns when all have ended.
     ///
     /// # Errors
-    /// `Internal` when a part panicked; the leader's own error else.
+    /// A helper's, `Internal` when it panicked; the leader's own else.
     pub fn share<R>(&self, task: &Arc<T>, own: impl FnOnce() -> Result<R>) -> Result<R> {
         let mut orders = lock(&self.orders);
         orders.number += 1;
@@ -86,7 +86,11 @@ mod tests {
 
     use super::*;
 
-    fn with_crew<R>(helpers: usize, part: impl Fn(&u32) + Sync, lead: impl FnOnce(&Crew<u32>) -> R) -> R {
+    fn with_crew<R>(
+        helpers: usize,
+        part: impl Fn(&u32) -> Result<()> + Sync,
+        lead: impl FnOnce(&Crew<u32>) -> R,
+    ) -> R {
         let crew = Crew::new(helpers);
         std::thread::scope(|scope| {
             (0..helpers).for_each(|_| drop(scope.spawn(|| crew.serve(&part))));
@@ -101,7 +105,10 @@ mod tests {
         let sum = AtomicU32::new(0);
         with_crew(
             3,
-            |task| _ = sum.fetch_add(*task, SeqCst),
+            |task| {
+                sum.fetch_add(*task, SeqCst);
+                Ok(())
+            },
             |crew| {
                 for task in 1..=500 {
                     let before = sum.load(SeqCst);
@@ -114,7 +121,10 @@ mod tests {
 
     #[test]
     fn a_part_that_panics_is_an_error_and_the_crew_goes_on() {
-        let part = |task: &u32| assert!(*task != 2, "planted");
+        let part = |task: &u32| {
+            assert!(*task != 2, "planted");
+            Ok(())
+        };
         with_crew(2, part, |crew| {
             assert_eq!(crew.share(&Arc::new(1), || Ok(7)), Ok(7));
             assert!(matches!(crew.share(&Arc::new(2), || Ok(7)), Err(CoreError::Internal(_))));
@@ -126,6 +136,6 @@ mod tests {
 
     #[test]
     fn a_crew_without_helpers_is_its_leader() {
-        assert_eq!(with_crew(0, |_| (), |crew| crew.share(&Arc::new(1), || Ok(1))), Ok(1));
+        assert_eq!(with_crew(0, |_| Ok(()), |crew| crew.share(&Arc::new(1), || Ok(1))), Ok(1));
     }
 }

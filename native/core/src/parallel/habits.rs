@@ -15,7 +15,8 @@ const MAX_STRIKES: u32 = 6;
 
 /// Items of the first window of lanes, and of the largest.
 const FIRST_WINDOW: usize = 256;
-pub const MAX_WINDOW: usize = 4096;
+const MAX_WINDOW: usize = 4096;
+const _: () = assert!(MAX_WINDOW < u16::MAX as usize, "marks count items of a window in sixteen bits");
 const MIN_WINDOW: usize = 64;
 
 #[derive(Debug)]

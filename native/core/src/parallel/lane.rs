@@ -4,6 +4,7 @@
 //! The state is read once per location and journal, through the memory, where nothing is in flight meanwhile. What the
 //! items changed is noted item by item, so that any number of them from the first on can be kept, and the rest dropped.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -31,15 +32,23 @@ const MAX_FOUND: usize = 12;
 /// What the tasks of one window share.
 #[derive(Debug)]
 pub struct Shared {
-    pub window: u32,
+    window: u32,
+    start: u32,
     /// The lowest item that may be wrong.
-    pub limit: AtomicU32,
-    clashes: Mutex<Vec<(u32, Clash)>>,
+    limit: AtomicU32,
+    /// By location: the two items that met.
+    clashes: Mutex<Vec<(u32, [u32; 2])>>,
 }
 
 impl Shared {
-    pub fn new(window: u32, end: usize) -> Self {
-        Self { window, limit: AtomicU32::new(end as u32), clashes: Mutex::default() }
+    pub fn new(window: u32, items: &Range<usize>) -> Self {
+        let limit = AtomicU32::new(items.end as u32);
+        Self { window, start: items.start as u32, limit, clashes: Mutex::default() }
+    }
+
+    pub fn visit(&self, task: usize, index: u32) -> Visit {
+        // No window has more items, and so tasks, than marks can count.
+        Visit { window: self.window, task: task as u16, index: (index - self.start) as u16 }
     }
 
     pub fn limit(&self) -> usize {
@@ -53,15 +62,16 @@ impl Shared {
 
     pub fn note(&self, location: u32, clash: Option<Clash>) {
         if let Some(clash) = clash {
-            self.stop_at(clash.from);
+            self.stop_at(self.start + u32::from(clash.from));
             let mut clashes = lock(&self.clashes);
             if clashes.len() < MAX_CLASHES {
-                clashes.push((location, clash));
+                let items = [clash.reader, clash.writer].map(|index| self.start + u32::from(index));
+                clashes.push((location, items));
             }
         }
     }
 
-    pub fn take_clashes(&self) -> Vec<(u32, Clash)> {
+    pub fn take_clashes(&self) -> Vec<(u32, [u32; 2])> {
         std::mem::take(&mut lock(&self.clashes))
     }
 }
@@ -72,7 +82,7 @@ enum Standing {
     /// Everything before it is committed or on this journal; these fees of the items before are not in the memory yet.
     Alone(U256),
     /// As an item of a task beside others.
-    Beside(Arc<Shared>, u32),
+    Beside(Arc<Shared>, usize),
 }
 
 #[derive(Debug)]
@@ -98,7 +108,7 @@ impl LaneReader {
         perturb();
         let visit = match &self.standing {
             Standing::Alone(_) => None,
-            Standing::Beside(shared, task) => Some(Visit { window: shared.window, task: *task, index: self.index }),
+            Standing::Beside(shared, task) => Some(shared.visit(*task, self.index)),
         };
         let (location, value, clash) = self.memory.visit(key, &mut self.numbers, visit)?;
         if let Standing::Beside(shared, _) = &self.standing {
@@ -240,7 +250,7 @@ impl<'a> Lane<'a> {
 
     /// What comes next is a task of a window, on an empty journal.
     pub fn stand_beside(&mut self, shared: &Arc<Shared>, task: usize) {
-        self.machine.state().standing = Standing::Beside(shared.clone(), task as u32);
+        self.machine.state().standing = Standing::Beside(shared.clone(), task);
     }
 
     /// The last item saw the beneficiary's account with all its fees.

@@ -4,17 +4,15 @@
 //! may have missed a change of another task. What lies before is committed, in order; the rest runs again, alone. A window
 //! that holds costs little more than executing it in order on one journal, divided by the workers.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use alloy_primitives::TxKind;
+use alloy_primitives::{Address, B256};
 
 use super::committer::Committer;
 use super::crew::Crew;
 use super::lane::{Lane, Ran, Shared, Trail};
-use super::marks::Visit;
 use super::memory::Stamp;
 use super::plan::{Plan, Planner};
 use super::{Run, guard, lock};
@@ -72,7 +70,7 @@ enum Came {
 /// # Errors
 /// Those of executing in order, for the same item.
 pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
-    run.block.habits.lock().begin_block();
+    run.block.between.habits.lock().begin_block();
     let planner = Mutex::new(Planner::default());
     loop {
         let crew = Crew::new(run.block.chain.threads - 1);
@@ -80,14 +78,12 @@ pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
             if context.index() > 0 {
                 let mut lane = Lane::new(run.block, &run.memory);
                 crew.serve(|task| {
-                    let shift = run.time.begin();
-                    help(&mut lane, task);
-                    drop(shift);
+                    let _shift = run.time.begin();
+                    help(&mut lane, task)
                 });
                 return Ok(None);
             }
-            let lane = Lane::new(run.block, &run.memory);
-            let led = guard(|| Leader { run, crew: &crew, lane, planner: &planner }.lead());
+            let led = guard(|| Leader::new(run, &crew, &planner).lead());
             crew.dismiss();
             led.and_then(|came| came).map(Some)
         });
@@ -99,9 +95,12 @@ pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
     }
 }
 
-fn help<'a>(lane: &mut Lane<'a>, task: &Together<'_, 'a>) {
+fn help<'a>(lane: &mut Lane<'a>, task: &Together<'_, 'a>) -> Result<()> {
     match task {
-        Together::Run(window) => window.help(lane),
+        Together::Run(window) => {
+            window.help(lane);
+            Ok(())
+        }
         Together::Settle(window, limit) => window.settle(*limit),
     }
 }
@@ -112,70 +111,103 @@ struct Leader<'r, 'a> {
     crew: &'r Crew<Together<'r, 'a>>,
     lane: Lane<'a>,
     planner: &'r Mutex<Planner>,
+    /// One past the last item whose changes are settled.
+    next: usize,
+    /// A window that is settled and not accounted for.
+    settled: Option<Settled<'r, 'a>>,
+    /// The window after the present one, should that hold.
+    planned: Option<Plan>,
+}
+
+struct Settled<'r, 'a> {
+    window: Arc<Window<'r, 'a>>,
+    results: Vec<Results>,
+    limit: usize,
 }
 
 impl<'r, 'a> Leader<'r, 'a> {
-    fn lead(&mut self) -> Result<Came> {
-        let run = self.run;
-        loop {
-            let next = run.committed.load(SeqCst);
-            if next > run.last {
-                return Ok(Came::ToTheEnd);
-            }
-            let most = run.block.habits.lock().window();
-            match self.plan(next, most) {
-                Some(plan) if plan.pays() => {
-                    let items = plan.items.clone();
-                    let limit = self.run_window(plan)?;
-                    if limit < items.end {
-                        let end = (limit + PENANCE * items.len()).min(run.last + 1);
-                        if run.block.chain.threads > FEW_WORKERS {
-                            return Ok(Came::Until(end - 1));
-                        }
-                        self.run_alone(limit..end)?;
-                    }
-                }
-                Some(plan) => self.run_alone(plan.items)?,
-                None => self.run_alone(next..(next + ALONE_ITEMS).min(run.last + 1))?,
-            }
-        }
+    fn new(run: &'r Run<'a>, crew: &'r Crew<Together<'r, 'a>>, planner: &'r Mutex<Planner>) -> Self {
+        let (lane, next) = (Lane::new(run.block, &run.memory), run.committed.load(SeqCst));
+        Self { run, crew, lane, planner, next, settled: None, planned: None }
     }
 
-    /// A plan for the next items: as many as surely fit into the block, up to one that only runs alone.
-    fn plan(&mut self, start: usize, most: usize) -> Option<Plan> {
+    fn lead(&mut self) -> Result<Came> {
         let run = self.run;
-        let end = (start + most).min(run.last + 1);
+        while self.next <= run.last {
+            let plan = match self.planned.take() {
+                Some(plan) => Some(plan),
+                None => {
+                    self.account()?;
+                    self.plan(self.next)
+                }
+            };
+            let Some(plan) = plan else {
+                self.run_alone((self.next + ALONE_ITEMS).min(run.last + 1))?;
+                continue;
+            };
+            let items = plan.items.clone();
+            if !plan.pays() {
+                self.run_alone(items.end)?;
+                continue;
+            }
+            self.run_window(plan)?;
+            if self.next < items.end {
+                self.planned = None;
+                self.account()?;
+                let end = (self.next + PENANCE * items.len()).min(run.last + 1);
+                if run.block.chain.threads > FEW_WORKERS {
+                    return Ok(Came::Until(end - 1));
+                }
+                self.run_alone(end)?;
+            }
+        }
+        self.account()?;
+        Ok(Came::ToTheEnd)
+    }
+
+    /// A plan for the items from `start` on: as many as surely fit into the block, up to one that only runs alone.
+    fn plan(&self, start: usize) -> Option<Plan> {
+        let run = self.run;
+        let habits = run.block.between.habits.lock();
+        let end = (start + habits.window()).min(run.last + 1);
         let room = run.block.env.gas_limit.saturating_sub(run.gas_used.load(SeqCst));
-        let fits = run.reserved[start + 1..=end].partition_point(|sum| sum - run.reserved[start] <= room);
+        // What is not accounted for may have used all it could.
+        let before = run.reserved[run.committed.load(SeqCst)];
+        let fits = run.reserved[start + 1..=end].partition_point(|sum| sum - before <= room);
         let first = run.block.receipts.len() + 1;
         let sets_code = |index: &usize| {
             let entry = &run.block.batch.entries[index - first];
             entry.transaction.as_ref().is_some_and(|transaction| transaction.tx_type == 4)
         };
         let end = (start..start + fits).find(sets_code).unwrap_or(start + fits);
-        let habits = run.block.habits.lock();
         let mut planner = lock(self.planner);
         (end - start >= MIN_ITEMS).then(|| planner.plan(run.block, &habits, start..end, run.block.chain.threads))
     }
 
-    fn run_alone(&mut self, items: Range<usize>) -> Result<()> {
-        let (run, end) = (self.run, items.end);
+    fn run_alone(&mut self, end: usize) -> Result<()> {
+        self.account()?;
+        let run = self.run;
         let mut committer = lock(&run.committer);
         let began = Instant::now();
-        committer.commit_alone(run, &mut self.lane, items)?;
+        committer.commit_alone(run, &mut self.lane, self.next..end)?;
         committer.add_alone(began.elapsed());
         run.advance(&committer, end);
+        self.next = end;
         Ok(())
     }
 
-    /// Runs a window and commits what holds of it; one past that.
-    fn run_window(&mut self, plan: Plan) -> Result<usize> {
+    /// Runs a window and settles what holds of it. Meanwhile the one before is accounted for and the next one planned, so
+    /// that nobody waits for either.
+    fn run_window(&mut self, plan: Plan) -> Result<()> {
         let run = self.run;
-        let items = plan.items.clone();
+        let end = plan.items.end;
         let left = (0..plan.count()).map(|_| Mutex::default()).collect();
-        let shared = Arc::new(Shared::new(run.number_window(), items.end));
+        let shared = Arc::new(Shared::new(run.number_window(), &plan.items));
         let window = Arc::new(Window { run, plan, shared, next: AtomicUsize::new(0), left });
-        self.crew.share(&Arc::new(Together::Run(window.clone())), || {
+        let crew = self.crew;
+        crew.share(&Arc::new(Together::Run(window.clone())), || {
+            self.account()?;
+            self.planned = self.plan(end).filter(Plan::pays);
             window.help(&mut self.lane);
             Ok(())
         })?;
@@ -183,17 +215,22 @@ impl<'r, 'a> Leader<'r, 'a> {
         let limit = window.shared.limit();
         let results = window.take_results();
         window.rewind();
-        self.crew.share(&Arc::new(Together::Settle(window.clone(), limit)), || {
-            window.commit(results, limit)?;
-            window.settle(limit);
-            Ok(())
-        })?;
-        let has_held = limit == items.end;
-        if !has_held {
-            window.learn();
+        crew.share(&Arc::new(Together::Settle(window.clone(), limit)), || window.settle(limit))?;
+        if limit < end {
+            window.learn()?;
         }
-        run.block.habits.lock().note_window(has_held);
-        Ok(limit)
+        run.block.between.habits.lock().note_window(limit == end);
+        self.next = limit;
+        self.settled = Some(Settled { window, results, limit });
+        Ok(())
+    }
+
+    /// Accounts for the window that was settled last, if that is not done yet.
+    fn account(&mut self) -> Result<()> {
+        match self.settled.take() {
+            Some(Settled { window, results, limit }) => window.commit(results, limit),
+            None => Ok(()),
+        }
     }
 }
 
@@ -246,7 +283,7 @@ impl<'a> Window<'_, 'a> {
     /// Leaves word where the task changed something, for whoever looked there or will.
     fn announce(&self, task: usize, trail: &Trail) {
         for change in &trail.changes {
-            let visit = Visit { window: self.shared.window, task: task as u32, index: change.index };
+            let visit = self.shared.visit(task, change.index);
             self.shared.note(change.location, self.run.memory.announce(change.location, visit));
         }
     }
@@ -273,19 +310,21 @@ impl<'a> Window<'_, 'a> {
     }
 
     /// Writes what the items before the limit changed; no two tasks changed the same.
-    fn settle(&self, limit: usize) {
-        loop {
-            let Some(left) = self.left.get(self.next.fetch_add(1, SeqCst)) else { return };
+    fn settle(&self, limit: usize) -> Result<()> {
+        let mut firsts = Vec::new();
+        while let Some(left) = self.left.get(self.next.fetch_add(1, SeqCst)) {
             let trail = &mut lock(left).trail;
             trail.truncate(limit as u32);
             for change in &trail.changes {
                 let stamp = Stamp { index: change.index, incarnation: 0 };
-                self.run.memory.set(change.location, stamp, change.value);
+                self.run.memory.set(change.location, stamp, change.value, &mut firsts)?;
             }
             for (_, hash, code) in &trail.codes {
                 self.run.memory.add_code(*hash, code.clone());
             }
         }
+        lock(&self.run.firsts).push(firsts);
+        Ok(())
     }
 
     /// Tasks are handed out anew.
@@ -329,20 +368,35 @@ impl<'a> Window<'_, 'a> {
         Ok(())
     }
 
-    /// Remembers which contracts' callers got into each other's way.
-    fn learn(&self) {
-        let block = self.run.block;
-        let first = block.receipts.len() + 1;
-        let mut habits = block.habits.lock();
-        for (location, clash) in self.shared.take_clashes() {
-            self.run.memory.blame(location, 1);
-            for index in [clash.reader, clash.writer] {
-                let entry = &block.batch.entries[index as usize - first];
-                let called = entry.transaction.as_ref().map(|transaction| transaction.to);
-                if let Some(TxKind::Call(to)) = called.filter(|to| *to != TxKind::Call(GATEWAY)) {
-                    habits.note_clash(to);
-                }
+    /// Remembers which contracts' callers got into each other's way. A window breaks before it has shown all of them, so
+    /// what runs the same code is taken to be alike.
+    fn learn(&self) -> Result<()> {
+        let memory = &self.run.memory;
+        let (mut clashed, mut codes): (Vec<Address>, Vec<B256>) = (Vec::new(), Vec::new());
+        for (location, items) in self.shared.take_clashes() {
+            memory.blame(location);
+            clashed.extend(items.into_iter().filter_map(|index| self.called(index as usize)));
+        }
+        clashed.sort_unstable();
+        clashed.dedup();
+        for contract in &clashed {
+            codes.push(memory.code_hash(contract)?);
+        }
+        let mut called: Vec<Address> = self.plan.items.clone().filter_map(|index| self.called(index)).collect();
+        called.sort_unstable();
+        called.dedup();
+        for contract in called {
+            if clashed.contains(&contract) || codes.contains(&memory.code_hash(&contract)?) {
+                self.run.block.between.habits.lock().note_clash(contract);
             }
         }
+        Ok(())
+    }
+
+    /// The contract that a transaction calls, unless it is one that every message goes through.
+    fn called(&self, index: usize) -> Option<Address> {
+        let first = self.run.block.receipts.len() + 1;
+        let transaction = self.run.block.batch.entries[index - first].transaction.as_ref()?;
+        transaction.to.to().copied().filter(|to| *to != GATEWAY && !transaction.input.is_empty())
     }
 }

@@ -64,6 +64,8 @@ const MAX_PROBES: usize = 32;
 const CHUNK: usize = 512;
 /// With a cold access at 1,900 gas or more this is beyond any block's gas.
 const MAX_CHUNKS: usize = 1 << 13;
+/// Chunks kept from block to block.
+const MAX_KEPT_CHUNKS: usize = 1 << 8;
 
 type Chunk<T> = Box<[Location<T>]>;
 
@@ -92,16 +94,58 @@ struct Location<T> {
     content: T,
 }
 
-impl<T: Default> Locations<T> {
+/// What lies at a location, and can be made as new.
+pub trait Content: Default {
+    fn renew(&self);
+}
+
+impl<T: Default> Content for Mutex<T> {
+    fn renew(&self) {
+        *lock(self) = T::default();
+    }
+}
+
+fn count_words(items: usize) -> usize {
+    (items * WORDS_PER_ITEM).next_power_of_two().clamp(MIN_WORDS, MAX_WORDS)
+}
+
+fn make_words(count: usize) -> Box<[AtomicU64]> {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
+}
+
+impl<T: Content> Locations<T> {
     pub fn new(items: usize) -> Self {
-        let words = (items * WORDS_PER_ITEM).next_power_of_two().clamp(MIN_WORDS, MAX_WORDS);
         Self {
             hasher: foldhash::fast::RandomState::default(),
-            words: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            words: make_words(count_words(items)),
             crowded: Mutex::default(),
             chunks: (0..MAX_CHUNKS).map(|_| OnceLock::new()).collect(),
             next: AtomicU32::new(0),
         }
+    }
+
+    /// A table without room, which costs nothing: only to stand where one was taken from.
+    pub fn none() -> Self {
+        Self {
+            hasher: foldhash::fast::RandomState::default(),
+            words: Box::default(),
+            crowded: Mutex::default(),
+            chunks: Box::default(),
+            next: AtomicU32::new(0),
+        }
+    }
+
+    /// As if made anew, but for memory that the system need not hand out again; what it kept is bounded.
+    pub fn renew(&mut self, items: usize) {
+        let wanted = count_words(items);
+        if self.words.len() == wanted {
+            self.words.iter_mut().for_each(|word| *word.get_mut() = 0);
+        } else {
+            self.words = make_words(wanted);
+        }
+        lock(&self.crowded).clear();
+        self.chunks[MAX_KEPT_CHUNKS..].iter_mut().for_each(|chunk| drop(chunk.take()));
+        *self.next.get_mut() = 0;
     }
 
     fn hash(&self, key: &Words) -> u64 {
@@ -167,14 +211,13 @@ impl<T: Default> Locations<T> {
             Some(number) => number,
             None => {
                 let first = self.next.fetch_add(taken, Ordering::AcqRel);
-                // Whoever goes through all numbers finds a place for each, given out or not.
-                self.chunk(first + taken - 1)?;
                 numbers.0 = first + 1..first + taken;
                 first
             }
         };
         let location = &self.chunk(number)?[number as usize % CHUNK];
         location.key.iter().zip(key).for_each(|(slot, word)| slot.store(*word, Ordering::Relaxed));
+        location.content.renew();
         Ok(number)
     }
 
@@ -207,11 +250,6 @@ impl<T: Default> Locations<T> {
     pub fn get(&self, number: u32) -> &T {
         &self.location(number).content
     }
-
-    /// One past the highest number given.
-    pub fn count(&self) -> u32 {
-        self.next.load(Ordering::Acquire).min((CHUNK * MAX_CHUNKS) as u32)
-    }
 }
 
 #[cfg(test)]
@@ -225,7 +263,7 @@ mod tests {
     #[test]
     fn a_key_keeps_its_number_however_crowded_the_table() {
         // Made for one item, so most keys overflow into the map.
-        let locations: Locations<u8> = Locations::new(1);
+        let locations: Locations<Mutex<u8>> = Locations::new(1);
         let numbers: Vec<u32> = (0..5000).map(|n| locations.locate(&key(n)).expect("room")).collect();
         for (n, number) in numbers.iter().enumerate() {
             assert_eq!(locations.locate(&key(n as u64)), Ok(*number));
@@ -235,8 +273,21 @@ mod tests {
     }
 
     #[test]
+    fn a_renewed_table_has_forgotten_everything() {
+        let mut locations: Locations<Mutex<u8>> = Locations::new(10);
+        for items in [10, 10, 4000, 10] {
+            let numbers: Vec<u32> = (0..3000).map(|n| locations.locate(&key(n)).expect("room")).collect();
+            for number in &numbers {
+                assert_eq!(*lock(locations.get(*number)), 0);
+                *lock(locations.get(*number)) = 7;
+            }
+            locations.renew(items);
+        }
+    }
+
+    #[test]
     fn threads_agree_on_the_numbers() {
-        let locations: Locations<u8> = Locations::new(1000);
+        let locations: Locations<Mutex<u8>> = Locations::new(1000);
         let seen: Vec<Vec<u32>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
                 .map(|_| scope.spawn(|| (0..4000).map(|n| locations.locate(&key(n)).expect("room")).collect()))

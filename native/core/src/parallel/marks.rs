@@ -4,30 +4,30 @@
 //! changed, at a lower index, what it looked at. Of each location only the two lowest indices of visits and of changes,
 //! by different tasks, are kept: they give the lowest item that can be wrong.
 
-/// A task comes to a location for the first time, at this item.
+/// A task comes to a location for the first time, at this item; both counted within the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Visit {
     /// Numbers windows from 1 on; marks of another window count for nothing.
     pub window: u32,
-    pub task: u32,
-    pub index: u32,
+    pub task: u16,
+    pub index: u16,
 }
 
 /// Two items of different tasks that cannot both be right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clash {
     /// The lowest item that may be wrong.
-    pub from: u32,
-    pub reader: u32,
-    pub writer: u32,
+    pub from: u16,
+    pub reader: u16,
+    pub writer: u16,
 }
 
-const NEVER: u32 = u32::MAX;
+const NEVER: u16 = u16::MAX;
 
 #[derive(Debug, Clone, Copy)]
 struct Mark {
-    index: u32,
-    task: u32,
+    index: u16,
+    task: u16,
 }
 
 const NONE: Mark = Mark { index: NEVER, task: NEVER };
@@ -37,7 +37,7 @@ const NONE: Mark = Mark { index: NEVER, task: NEVER };
 struct Lowest([Mark; 2]);
 
 impl Lowest {
-    fn add(&mut self, index: u32, task: u32) {
+    fn add(&mut self, index: u16, task: u16) {
         let [first, second] = &mut self.0;
         if task == first.task {
             first.index = first.index.min(index);
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     /// What the marks say after these visits: (task, index, whether it writes).
-    fn from(visits: &[(u32, u32, bool)]) -> Option<u32> {
+    fn from(visits: &[(u16, u16, bool)]) -> Option<u16> {
         let mut marks = Marks::default();
         let mut found = None;
         for (task, index, is_write) in visits {
@@ -139,8 +139,8 @@ mod tests {
             (dice >> 33) % sides
         };
         for _ in 0..2000 {
-            let visits: Vec<(u32, u32, bool)> =
-                (0..1 + roll(9)).map(|_| (roll(4) as u32, roll(30) as u32, roll(3) == 0)).collect();
+            let visits: Vec<(u16, u16, bool)> =
+                (0..1 + roll(9)).map(|_| (roll(4) as u16, roll(30) as u16, roll(3) == 0)).collect();
             let pairs = visits.iter().flat_map(|a| visits.iter().map(move |b| (a, b)));
             let expected = pairs.filter(|(a, b)| a.0 != b.0 && b.2).map(|(a, b)| a.1.max(b.1 + 1)).min();
             assert_eq!(from(&visits), expected, "{visits:?}");

@@ -5,9 +5,9 @@
 //! write again, so readers wait for it instead of guessing. Committing folds a version into the committed value, so a
 //! read looks at few versions however long the block is.
 
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use alloy_primitives::{B256, U256};
+use alloy_primitives::{Address, B256, U256};
 
 use super::locations::Locations;
 pub use super::locations::{Key, Numbers};
@@ -57,21 +57,31 @@ struct Entry {
     version: Version,
 }
 
+/// Small, because a block touches many: what few of them need lies apart.
 #[derive(Debug, Default)]
 struct Cell {
     /// The committed value; none until somebody asks.
     present: Option<Value>,
     stamp: Stamp,
-    /// The value before the block, once something else was committed.
-    before: Option<Value>,
-    /// Something was committed without asking for the value before the block.
-    is_blind: bool,
-    flight: Vec<Entry>,
+    /// Something was committed here, and the value before the block is with whoever did that.
+    is_changed: bool,
     /// Which tasks of the present window of lanes were here.
     marks: Marks,
+    speculation: Option<Box<Speculation>>,
+}
+
+/// Three lines of the cache with the key that stands before it.
+const _: () = assert!(std::mem::size_of::<Mutex<Cell>>() <= 136, "a cell has grown");
+
+#[derive(Debug, Default)]
+struct Speculation {
+    flight: Vec<Entry>,
     /// How many executions were aborted because this location had changed.
     conflicts: u32,
 }
+
+/// Where a block changed something first, and what was there before it.
+pub type First = (u32, Value);
 
 /// What an item finds at a location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,8 +104,27 @@ pub enum Seen {
 pub struct Memory {
     view: View,
     cells: Locations<Mutex<Cell>>,
+    /// Locations that caused aborts.
+    blamed: Mutex<Vec<u32>>,
+    spare: Arc<Spare>,
     /// Codes that items of this block brought, committed or not: content has no versions.
     codes: RwLock<Map<B256, Bytecode>>,
+}
+
+/// The cells of a block that is done, for the next one.
+#[derive(Default)]
+pub struct Spare(Mutex<Option<Locations<Mutex<Cell>>>>);
+
+impl std::fmt::Debug for Spare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Spare")
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        *lock(&self.spare.0) = Some(std::mem::replace(&mut self.cells, Locations::none()));
+    }
 }
 
 impl Value {
@@ -142,10 +171,34 @@ impl Cell {
         }
     }
 
+    fn flight(&self) -> &[Entry] {
+        self.speculation.as_ref().map_or(&[], |speculation| &speculation.flight)
+    }
+
+    fn flight_mut(&mut self) -> &mut Vec<Entry> {
+        &mut self.speculation.get_or_insert_default().flight
+    }
+
+    /// Counts an execution that was thrown away because of this location; whether it is the first.
+    fn blame(&mut self) -> bool {
+        let conflicts = &mut self.speculation.get_or_insert_default().conflicts;
+        *conflicts += 1;
+        *conflicts == 1
+    }
+
+    /// Makes a value the committed one.
+    fn settle(&mut self, location: u32, stamp: Stamp, present: Value, after: Value, firsts: &mut Vec<First>) {
+        if !self.is_changed {
+            self.is_changed = true;
+            firsts.push((location, present));
+        }
+        (self.stamp, self.present) = (stamp, Some(after));
+    }
+
     /// The value that the item `index` sees.
     fn read(&mut self, index: u32, base: impl FnOnce() -> Result<Value>) -> Result<Found> {
         let mut later: Option<Delta> = None;
-        for entry in self.flight.iter().rev().filter(|entry| entry.stamp.index < index) {
+        for entry in self.flight().iter().rev().filter(|entry| entry.stamp.index < index) {
             match &entry.version {
                 Version::Estimate(_) => return Ok(Found::Blocked(entry.stamp.index)),
                 Version::Written(Written::Value(value)) => {
@@ -164,20 +217,19 @@ impl Cell {
         })
     }
 
-    fn keep_before(&mut self, present: Value) {
-        if !self.is_blind {
-            self.before.get_or_insert(present);
-        }
-    }
-
     fn place(&self, index: u32) -> Result<usize, usize> {
-        self.flight.binary_search_by_key(&index, |entry| entry.stamp.index)
+        self.flight().binary_search_by_key(&index, |entry| entry.stamp.index)
     }
 }
 
 impl Memory {
-    pub fn new(view: View, items: usize) -> Self {
-        Self { view, cells: Locations::new(items), codes: RwLock::default() }
+    pub fn new(view: View, items: usize, spare: &Arc<Spare>) -> Self {
+        let kept = lock(&spare.0).take().map(|mut cells| {
+            cells.renew(items);
+            cells
+        });
+        let cells = kept.unwrap_or_else(|| Locations::new(items));
+        Self { view, cells, blamed: Mutex::default(), spare: spare.clone(), codes: RwLock::default() }
     }
 
     /// # Errors
@@ -210,9 +262,11 @@ impl Memory {
         lock(self.cells.get(location)).marks.write(visit)
     }
 
-    /// Counts executions that were thrown away because of this location.
-    pub fn blame(&self, location: u32, conflicts: u32) {
-        lock(self.cells.get(location)).conflicts += conflicts;
+    /// Counts an execution that was thrown away because of this location.
+    pub fn blame(&self, location: u32) {
+        if lock(self.cells.get(location)).blame() {
+            lock(&self.blamed).push(location);
+        }
     }
 
     /// The value before the block.
@@ -237,14 +291,15 @@ impl Memory {
         match cell.place(stamp.index) {
             Ok(place) => {
                 // Who read the value before the abort read what is true again.
-                if let (Version::Estimate(Some(old)), Written::Value(new)) = (cell.flight[place].version, written)
+                let held = &mut cell.flight_mut()[place];
+                if let (Version::Estimate(Some(old)), Written::Value(new)) = (held.version, written)
                     && old == new
                 {
-                    entry.stamp = cell.flight[place].stamp;
+                    entry.stamp = held.stamp;
                 }
-                cell.flight[place] = entry;
+                *held = entry;
             }
-            Err(place) => cell.flight.insert(place, entry),
+            Err(place) => cell.flight_mut().insert(place, entry),
         }
     }
 
@@ -252,7 +307,7 @@ impl Memory {
     pub fn retract(&self, location: u32, index: u32) {
         let mut cell = lock(self.cells.get(location));
         if let Ok(place) = cell.place(index) {
-            cell.flight.remove(place);
+            cell.flight_mut().remove(place);
         }
     }
 
@@ -260,7 +315,8 @@ impl Memory {
     pub fn estimate(&self, location: u32, index: u32) {
         let mut cell = lock(self.cells.get(location));
         if let Ok(place) = cell.place(index) {
-            cell.flight[place].version = match cell.flight[place].version {
+            let held = &mut cell.flight_mut()[place].version;
+            *held = match *held {
                 Version::Written(Written::Value(value)) => Version::Estimate(Some(value)),
                 Version::Written(Written::Delta(_)) => Version::Estimate(None),
                 estimate @ Version::Estimate(_) => estimate,
@@ -271,13 +327,12 @@ impl Memory {
     /// Whether what item `index` saw is still there; unknown counts as yes, the turn to commit will tell.
     pub fn still_holds(&self, location: u32, seen: &Seen, index: u32) -> Result<bool> {
         let mut cell = lock(self.cells.get(location));
-        let is_committed = cell.flight.first().is_none_or(|entry| entry.stamp.index >= index);
+        let is_committed = cell.flight().first().is_none_or(|entry| entry.stamp.index >= index);
         if let (true, Seen::Stamp(seen)) = (is_committed, seen) {
-            cell.conflicts += u32::from(cell.stamp != *seen);
             return Ok(cell.stamp == *seen);
         }
         let Found::Value(now, stamp) = cell.read(index, || self.base_at(location))? else { return Ok(true) };
-        let holds = match seen {
+        Ok(match seen {
             Seen::Stamp(seen) => stamp == Some(*seen),
             Seen::Value(seen) => *seen == now,
             Seen::Sender(predicate) => match now {
@@ -285,17 +340,15 @@ impl Memory {
                 Value::Slot(_) => false,
             },
             Seen::NoCode => !now.has_code(),
-        };
-        cell.conflicts += u32::from(!holds);
-        Ok(holds)
+        })
     }
 
     /// Makes what item `index` wrote here the committed value, now that all before it are; none if the change does not fit,
     /// else the value there now.
-    pub fn commit(&self, location: u32, index: u32) -> Result<Option<Value>> {
+    pub fn commit(&self, location: u32, index: u32, firsts: &mut Vec<First>) -> Result<Option<Value>> {
         let mut cell = lock(self.cells.get(location));
         let first =
-            cell.flight.first().filter(|entry| entry.stamp.index == index).map(|entry| (entry.stamp, entry.version));
+            cell.flight().first().filter(|entry| entry.stamp.index == index).map(|entry| (entry.stamp, entry.version));
         let Some((stamp, Version::Written(written))) = first else {
             return Err(CoreError::Internal(format!("item {index} commits what it did not write")));
         };
@@ -307,26 +360,33 @@ impl Memory {
                 None => return Ok(None),
             },
         };
-        cell.stamp = stamp;
-        if cell.flight.len() == 1 {
-            cell.flight.clear();
-        } else {
-            cell.flight.remove(0);
-        }
-        cell.keep_before(present);
-        cell.present = Some(after);
+        cell.flight_mut().remove(0);
+        cell.settle(location, stamp, present, after, firsts);
         Ok(Some(after))
     }
 
     /// Sets the committed value of a location that no item in flight has anything to do with.
-    pub fn set(&self, location: u32, stamp: Stamp, value: Value) {
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    pub fn set(&self, location: u32, stamp: Stamp, value: Value, firsts: &mut Vec<First>) -> Result<()> {
         let mut cell = lock(self.cells.get(location));
-        match cell.present {
-            Some(present) if present == value => return,
-            Some(present) => cell.keep_before(present),
-            None => cell.is_blind = true,
+        let present = cell.present(|| self.base_at(location))?;
+        if present != value {
+            cell.settle(location, stamp, present, value, firsts);
         }
-        (cell.stamp, cell.present) = (stamp, Some(value));
+        Ok(())
+    }
+
+    /// Of what is committed so far; that of no code where there is no account.
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    pub fn code_hash(&self, address: &Address) -> Result<B256> {
+        match self.visit(&Key::Account(*address), &mut Numbers::default(), None)?.1 {
+            Value::Account(account) => Ok(account.unwrap_or_default().code_hash),
+            Value::Slot(_) => Err(CoreError::Internal("a location changed its kind".into())),
+        }
     }
 
     pub fn code(&self, hash: &B256) -> Result<Bytecode> {
@@ -344,21 +404,18 @@ impl Memory {
         self.cells.key(location)
     }
 
-    pub fn count(&self) -> u32 {
-        self.cells.count()
-    }
-
-    /// What the block changed at some of the locations, once everything is committed.
-    pub fn updates(&self, locations: std::ops::Range<u32>) -> Result<Part> {
-        let mut part = Part::with_capacity(locations.len());
-        for location in locations {
-            let cell = lock(self.cells.get(location));
-            if !cell.flight.is_empty() {
+    /// What the block changed at some of the locations where it changed something, once everything is committed.
+    pub fn updates(&self, firsts: &[First]) -> Result<Part> {
+        let mut part = Part::with_capacity(firsts.len());
+        for (location, before) in firsts {
+            let cell = lock(self.cells.get(*location));
+            if !cell.flight().is_empty() {
                 return Err(CoreError::Internal("a version survived the block".into()));
             }
-            let before = if cell.is_blind { Some(self.base_at(location)?) } else { cell.before };
-            let Some(before) = before.filter(|before| Some(*before) != cell.present) else { continue };
-            match (self.cells.key(location), before, cell.present) {
+            if Some(*before) == cell.present {
+                continue;
+            }
+            match (self.cells.key(*location), *before, cell.present) {
                 (Key::Account(address), Value::Account(old), Some(Value::Account(new))) => {
                     part.push(Update::Account(address, old, new))?;
                 }
@@ -373,15 +430,19 @@ impl Memory {
 
     /// The locations with the most aborts, most first.
     pub fn hottest(&self, count: usize) -> Vec<(Key, u32)> {
-        let conflicts = |location| (self.cells.key(location), lock(self.cells.get(location)).conflicts);
-        let mut hot: Vec<_> = (0..self.count()).map(conflicts).filter(|(_, conflicts)| *conflicts > 0).collect();
+        let conflicts = |location| {
+            let cell = lock(self.cells.get(location));
+            let conflicts = cell.speculation.as_ref().map_or(0, |speculation| speculation.conflicts);
+            (self.cells.key(location), conflicts)
+        };
+        let mut hot: Vec<_> = lock(&self.blamed).iter().copied().map(conflicts).collect();
         hot.sort_unstable_by_key(|(key, conflicts)| (std::cmp::Reverse(*conflicts), sort_key(key)));
         hot.truncate(count);
         hot
     }
 }
 
-fn sort_key(key: &Key) -> (alloy_primitives::Address, Option<U256>) {
+fn sort_key(key: &Key) -> (Address, Option<U256>) {
     match key {
         Key::Account(address) => (*address, None),
         Key::Slot(address, slot) => (*address, Some(*slot)),

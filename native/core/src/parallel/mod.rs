@@ -46,9 +46,9 @@ use crate::state::{Finished, Map, Part, View};
 
 use attempt::{Outcome, Work, Worker};
 use committer::Committer;
-pub use habits::Habits;
+use habits::Habits;
 use lanes::execute_in_lanes;
-use memory::Memory;
+use memory::{First, Memory, Spare};
 pub use stats::RunStats;
 use stats::WorkTime;
 use status::{Schedule, State};
@@ -64,7 +64,14 @@ const RUN_LENGTH: usize = 8;
 /// A transaction with so much gas is not worth running when it may turn out not to fit into the block.
 const HEAVY_GAS: u64 = 1_000_000;
 /// Locations looked through at once when the changes are gathered.
-const GATHERED: u32 = 2048;
+const GATHERED: usize = 2048;
+
+/// What a core keeps from block to block: it makes them faster, never different.
+#[derive(Debug, Default)]
+pub struct Between {
+    habits: Habits,
+    spare: Arc<Spare>,
+}
 
 /// A block in the hands of its workers.
 pub(crate) struct Run<'a> {
@@ -76,6 +83,8 @@ pub(crate) struct Run<'a> {
     /// The last item that speculation is to commit.
     until: AtomicUsize,
     committer: Mutex<Committer<'a>>,
+    /// Where lanes were the first to change something.
+    firsts: Mutex<Vec<Vec<First>>>,
     /// Someone holds the committer and will look again before letting go of it.
     is_committing: AtomicBool,
     /// Work that was stopped before its end since the last look at what speculation gained.
@@ -134,7 +143,7 @@ impl<'a> Run<'a> {
     fn new(block: &'a Block<'a>, view: View) -> Result<Self> {
         let (receipts, entries) = (block.receipts.len(), block.batch.entries.len());
         let last = receipts + entries;
-        let memory = Arc::new(Memory::new(view, last));
+        let memory = Arc::new(Memory::new(view, last, &block.between.spare));
         let mut committer = Committer::new(block, &memory)?;
         let mut worker = Worker::new(block, &memory, 0);
         committer.write_outside(&memory, &mut worker, 0, |machine| block.open(machine))?;
@@ -145,6 +154,7 @@ impl<'a> Run<'a> {
             last,
             until: AtomicUsize::new(0),
             committer: Mutex::new(committer),
+            firsts: Mutex::default(),
             is_committing: AtomicBool::new(false),
             wasted: AtomicU32::new(0),
             reserved: sum_gas_limits(block),
@@ -412,12 +422,11 @@ impl<'a> Run<'a> {
         let mut committer = self.committer.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut worker = Worker::new(self.block, &self.memory, 0);
         committer.close(&self.memory, &mut worker, self.last + 1)?;
-        let count = self.memory.count();
-        let parts: Vec<Part> = workers.install(|| {
-            let starts: Vec<u32> = (0..count).step_by(GATHERED as usize).collect();
-            let gather = |start: u32| self.memory.updates(start..(start + GATHERED).min(count));
-            starts.into_par_iter().map(gather).collect::<Result<_>>()
-        })?;
+        let mut firsts = self.firsts.into_inner().unwrap_or_else(PoisonError::into_inner);
+        firsts.push(committer.take_firsts());
+        let chunks: Vec<&[First]> = firsts.iter().flat_map(|firsts| firsts.chunks(GATHERED)).collect();
+        let gather = |firsts: &&[First]| self.memory.updates(firsts);
+        let parts: Vec<Part> = workers.install(|| chunks.par_iter().map(gather).collect::<Result<_>>())?;
         let (ledger, codes, mut stats) = committer.into_parts(&self.memory);
         stats.on_core = self.time.on_core();
         Ok((ledger, Finished { parts, codes }, stats))

@@ -40,11 +40,13 @@ impl Reads {
     pub fn still_hold(&self, memory: &Memory, index: u32) -> Result<bool> {
         for (location, stamp) in &self.stamps {
             if !memory.still_holds(*location, &Seen::Stamp(*stamp), index)? {
+                memory.blame(*location);
                 return Ok(false);
             }
         }
         for (location, seen) in &self.others {
             if !memory.still_holds(*location, seen, index)? {
+                memory.blame(*location);
                 return Ok(false);
             }
         }
