@@ -71,6 +71,7 @@ async def _e2e(options: argparse.Namespace, folder: Path) -> BenchReport:
         "accounts",
         "executors",
         "seed",
+        "overload",
         "anvil",
     )
     chosen = {name: getattr(options, name) for name in names}
@@ -126,7 +127,14 @@ def build_parser() -> argparse.ArgumentParser:
     e2e.add_argument("--batch", type=int, default=200, help="transactions a request")
     e2e.add_argument("--accounts", type=int, default=1000, help="senders a shard")
     e2e.add_argument("--executors", type=int, default=0, help="threads a shard; 0 divides the cores")
-    e2e.add_argument("--anvil", type=Path, default=None, metavar="PATH", help="measure this anvil as well")
+    e2e.add_argument(
+        "--overload",
+        action="store_true",
+        help="after the peak offer twice of it, and judge what must hold then",
+    )
+    e2e.add_argument(
+        "--anvil", type=Path, default=None, metavar="PATH", help="instead of the one of scripts/setup --anvil"
+    )
     executor = made["executor"]
     executor.add_argument("--blocks", type=read_counts, default=(1000, 10_000), metavar="N,N", help="sizes")
     executor.add_argument("--threads", type=read_counts, default=(1, 2), metavar="N,N", help="executors")
