@@ -3,7 +3,7 @@
 Offered means sent: a request that is refused comes again in the next turn of its connection, so senders keep their nonces,
 and nothing is sent beside the schedule. Connections are so many that what waits for an answer exceeds what a node lets wait:
 otherwise the client would wait instead of being told to. Memory may grow by what the caps of the mempool and of what waits
-for it allow, in bytes of raw transactions.
+for it allow, in bytes of raw transactions. A run too short to fill what may wait shows no back-pressure, and misses it.
 """
 
 from collections.abc import Sequence
