@@ -187,8 +187,11 @@ async def test_watcher_that_fails_fails_the_run():
     async def fail():
         raise FloodError("gone")
 
+    async def wait_for_ever():
+        await asyncio.Event().wait()
+
     with pytest.raises(FloodError, match="gone"):
-        async with running(fail(), asyncio.sleep(60)):
+        async with running(fail(), wait_for_ever()):
             await asyncio.sleep(0)
 
 
