@@ -179,10 +179,10 @@ async def run_until_ended(ended: asyncio.Event, *parts: Coroutine[Any, Any, None
             for task in tasks:
                 task.cancel()
     except BaseExceptionGroup as errors:
-        raise _find_cause(errors) from errors
+        raise find_cause(errors) from errors
 
 
-def _find_cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+def find_cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the first error inside nested groups: what a person needs to read."""
     first = errors.exceptions[0]
-    return _find_cause(first) if isinstance(first, BaseExceptionGroup) else first
+    return find_cause(first) if isinstance(first, BaseExceptionGroup) else first

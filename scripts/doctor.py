@@ -142,7 +142,7 @@ def main() -> int:
         check_disk(),
     ]
     if verbose:
-        findings.append(check_optional("npm", "tests that use cast"))
+        findings.append(check_optional("npm", "tests that use cast, and anvil beside scripts/bench e2e"))
         findings.append(check_optional("mosquitto", "a faster broker than the embedded one"))
     for finding in findings:
         if finding.is_missing:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from node.bench.hundredk import measure_hundred_k
 from node.bench.idle import measure_idle
 from node.bench.kill import KillOptions, judge, run_kills
 from node.bench.latency import measure_latency
-from node.bench.page import RUNS, make_page
+from node.bench.page import CHOICES, PageOptions, make_page
 from node.bench.report import BenchReport, finish, say
 from node.bench.startup import measure_startup
 from shardyard.errors import ShardyardError
@@ -71,6 +72,7 @@ async def _e2e(options: argparse.Namespace, folder: Path) -> BenchReport:
         "accounts",
         "executors",
         "seed",
+        "overload",
         "anvil",
     )
     chosen = {name: getattr(options, name) for name in names}
@@ -89,7 +91,8 @@ async def _executor(options: argparse.Namespace, folder: Path) -> BenchReport:
 
 
 async def _page(options: argparse.Namespace, _: Path) -> BenchReport:
-    return await make_page(options.only, benches=tuple(BENCHES), is_rendered_only=options.render)
+    chosen = PageOptions(options.only, options.render, options.force, options.seconds)
+    return await make_page(chosen)
 
 
 def read_counts(text: str) -> tuple[int, ...]:
@@ -126,7 +129,14 @@ def build_parser() -> argparse.ArgumentParser:
     e2e.add_argument("--batch", type=int, default=200, help="transactions a request")
     e2e.add_argument("--accounts", type=int, default=1000, help="senders a shard")
     e2e.add_argument("--executors", type=int, default=0, help="threads a shard; 0 divides the cores")
-    e2e.add_argument("--anvil", type=Path, default=None, metavar="PATH", help="measure this anvil as well")
+    e2e.add_argument(
+        "--overload",
+        action="store_true",
+        help="after the peak offer twice of it, and judge what must hold then",
+    )
+    e2e.add_argument(
+        "--anvil", type=Path, default=None, metavar="PATH", help="instead of the one of scripts/setup --anvil"
+    )
     executor = made["executor"]
     executor.add_argument("--blocks", type=read_counts, default=(1000, 10_000), metavar="N,N", help="sizes")
     executor.add_argument("--threads", type=read_counts, default=(1, 2), metavar="N,N", help="executors")
@@ -134,7 +144,15 @@ def build_parser() -> argparse.ArgumentParser:
     executor.add_argument("--only", default="", metavar="PART", help="of the workloads' names")
     executor.add_argument("--no-pyrevm", action="store_true", help="leave pyrevm out")
     page = made["page"]
-    page.add_argument("--only", action="append", choices=tuple(RUNS), default=[], help="report to make anew")
+    page.add_argument(
+        "--only",
+        action="append",
+        choices=CHOICES,
+        default=[],
+        help="report, or bench, to measure; may be repeated",
+    )
+    page.add_argument("--force", action="store_true", help="measure what has a report of this code already")
+    page.add_argument("--seconds", type=float, default=0.0, help="of each leg end to end; 0 for their own")
     page.add_argument("--render", action="store_true", help="run nothing, use the reports that are there")
     made["hundred-k"].add_argument(
         "--from",
@@ -176,8 +194,10 @@ def main(arguments: list[str] | None = None) -> int:
     }
     folder = Path(tempfile.mkdtemp(prefix=f"shardyard-bench-{options.bench}-"))
     is_kept = True
+    started = time.monotonic()
     try:
         report = asyncio.run(_run_interruptibly(measures[options.bench], options, folder))
+        report.machine["took_s"] = round(time.monotonic() - started)
         is_kept = options.keep or not report.held
     except (KeyboardInterrupt, asyncio.CancelledError):
         say("interrupted; everything is stopped")

@@ -17,7 +17,7 @@ import msgspec
 import psutil
 
 from node.bench.devnet import DevnetError
-from node.bench.flood import Flood
+from node.bench.flood import Flood, Pacing
 from node.bench.funding import deploy_token, fund_accounts
 from node.bench.settled import Watched, compute_rate
 from node.bench.signed import FloodKnobs, ShardSource
@@ -28,6 +28,11 @@ from shardyard.ids import compute_chain_id
 
 BLOCK_GAS = 1_000_000_000
 BALANCE_ETHER = 10**12
+MINING = {"--block-time": 1, "--order": "fifo"}
+SMALLER = (4, 50)
+"""Connections and batch of the second try."""
+EXPECTED_TPS = 20_000.0
+"""Transactions per second to sign for: above what it takes."""
 READY_S = 20.0
 POLL_S = 0.05
 DRAIN_S = 5.0
@@ -35,11 +40,16 @@ PORTS = range(30_100, 30_200)
 
 
 class AnvilLeg(msgspec.Struct, frozen=True):
-    """What anvil did with the flood."""
+    """What anvil did with one flood."""
 
     version: str
+    flags: str
+    connections: int
+    batch: int
     accepted: int
     refused: int
+    is_exhausted: bool
+    """Whether more could have been taken than was signed: then the rate is no measure."""
     mined_tps: float
     cpu_us: float
     """Of anvil's process, per mined transaction."""
@@ -47,12 +57,27 @@ class AnvilLeg(msgspec.Struct, frozen=True):
     """Taken meanwhile by what is neither anvil nor the client."""
 
 
-async def measure_anvil(
-    program: Path, knobs: FloodKnobs, count: int, seconds: float, warm_up_s: float
-) -> AnvilLeg:
-    """Flood anvil as fast as it answers."""
+def list_anvil_knobs(knobs: FloodKnobs) -> list[FloodKnobs]:
+    """Return the floods whose best counts: that of the run beside it, and one of smaller requests, which anvil may prefer."""
+    smaller = msgspec.structs.replace(knobs, connections=SMALLER[0], batch=SMALLER[1])
+    return [knobs] if smaller == knobs else [knobs, smaller]
+
+
+def describe_anvil(leg: AnvilLeg) -> str:
+    """Return a try for people."""
+    return (
+        f"{leg.version} ({leg.flags}), {leg.connections} connections, batches of {leg.batch}: {leg.mined_tps:,.0f} mined tx/s, "
+        f"accepted {leg.accepted}, refused {leg.refused}, {leg.cpu_us:.0f} us of its own CPU per transaction, "
+        f"{leg.cores_others:.2f} cores taken by others"
+        + ("; it took all that was signed before the time was over" if leg.is_exhausted else "")
+    )
+
+
+async def measure_anvil(program: Path, knobs: FloodKnobs, seconds: float, warm_up_s: float) -> AnvilLeg:
+    """Flood a new anvil as fast as it answers."""
     port = next(port for port in PORTS if is_free(port))
     url = f"http://127.0.0.1:{port}"
+    count = round(EXPECTED_TPS * seconds)
     with _start(program, port) as process:
         version = await _wait_ready(url, process)
         source = ShardSource(knobs, 0)
@@ -66,7 +91,7 @@ async def measure_anvil(
         before, machine, own = _read_cpu_s(process.pid), read_machine_s(), time.process_time()
         started = time.monotonic()
         try:
-            await flood.run(started, seconds, 0.0)
+            await flood.run(Pacing(started, seconds))
             ended = time.monotonic()
             await asyncio.sleep(DRAIN_S)
             cpu_s = _read_cpu_s(process.pid) - before
@@ -79,36 +104,46 @@ async def measure_anvil(
     mined = sum(map(len, blocks.values()))
     return AnvilLeg(
         version=version,
+        flags=" ".join(_list_flags()),
+        connections=knobs.connections,
+        batch=knobs.batch,
         accepted=flood.accepted,
         refused=sum(flood.refusals.values()),
+        is_exhausted=flood.is_exhausted,
         mined_tps=round(compute_rate(watched, blocks, started + warm_up_s, ended), 1),
         cpu_us=round(cpu_s / max(1, mined) * 1e6, 1),
         cores_others=round(max(0.0, others_s) / elapsed_s, 2),
     )
 
 
-@contextlib.contextmanager
-def _start(program: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    arguments = {
-        "--port": port,
+def _list_flags() -> list[str]:
+    flags = {
         "--chain-id": compute_chain_id(0),
-        "--block-time": 1,
         "--gas-limit": BLOCK_GAS,
         "--balance": BALANCE_ETHER,
+        **MINING,
     }
-    options = [str(item) for pair in arguments.items() for item in pair]
-    process = subprocess.Popen(
-        [program, "--silent", *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    return [str(item) for pair in flags.items() for item in pair]
+
+
+@contextlib.contextmanager
+def _start(program: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        process = subprocess.Popen(
+            [program, "--silent", "--port", str(port), *_list_flags()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise DevnetError(f"anvil: {error}; try: scripts/setup --anvil") from error
     try:
         yield process
     finally:
-        # What npm installs is a wrapper; the program itself is its child.
-        os.killpg(process.pid, signal.SIGKILL)
+        # What npm installs is a wrapper; the program itself is its child, and may outlive it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

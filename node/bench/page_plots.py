@@ -5,10 +5,14 @@ from typing import Any
 import msgspec
 
 from node.bench.executor import ExecutorRun, Row
-from node.bench.page_text import Reports, name_flood
+from node.bench.page_tables import name_flood
+from node.bench.page_text import Reports
 from node.bench.plots import Bar, Group, Line, draw_bars
 
 SPEED_UP, RATE, COMMITMENT, STAGES = "speed-up.svg", "rate.svg", "commitment.svg", "e2e-stages.svg"
+FLOODS = "e2e-rate.svg"
+SHORT = {"peak": "peak", "overload": "overload"}
+"""Legs whose names are longer than the margin of a plot."""
 
 
 def draw_plots(reports: Reports) -> dict[str, str]:
@@ -21,6 +25,7 @@ def draw_plots(reports: Reports) -> dict[str, str]:
     if reports.commitment is not None:
         plots[COMMITMENT] = draw_commitment(reports.commitment.details["rows"])
     if reports.e2e:
+        plots[FLOODS] = draw_floods([report.details for report in reports.e2e])
         plots[STAGES] = draw_stages([report.details for report in reports.e2e])
     return plots
 
@@ -106,7 +111,7 @@ def draw_stages(found: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for _, leg in legs for name in leg["cpu_us"] if name != "total"))
     groups = [
         Group(
-            f"{kind}, {leg['name']}",
+            f"{kind}, {SHORT.get(leg.get('role', ''), leg['name'])}",
             (
                 Bar(
                     tuple(leg["cpu_us"].get(name, 0.0) for name in names),
@@ -118,3 +123,22 @@ def draw_stages(found: list[dict[str, Any]]) -> str:
         for kind, leg in legs
     ]
     return draw_bars("End to end: processor time per beacon-final transaction", names, groups)
+
+
+def draw_floods(found: list[dict[str, Any]]) -> str:
+    """Return the rates end to end by what is sent, shards and share across; overload and anvil beside the one shard."""
+    rates: dict[str, list[tuple[str, float]]] = {}
+    for details in found:
+        options, legs = details["options"], details["legs"]
+        shards = options["shards"]
+        group = rates.setdefault(f"{options['kind']}, {shards} shard{'s' if shards > 1 else ''}", [])
+        group.append((f"{options['cross']:.0%} across", legs[0]["final_tps"]))
+        group += [("in overload", leg["final_tps"]) for leg in legs if leg.get("role") == "overload"]
+        if (anvil := details.get("anvil")) is not None:
+            group.append(("anvil, mined", anvil["mined_tps"]))
+    legend = list(dict.fromkeys(label for group in rates.values() for label, _ in group))
+    groups = [
+        Group(name, tuple(Bar((rate,), f"{rate:,.0f}", (legend.index(label),)) for label, rate in group))
+        for name, group in rates.items()
+    ]
+    return draw_bars("End to end: beacon-final transactions per second, all shards together", legend, groups)

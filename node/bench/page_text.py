@@ -1,18 +1,20 @@
 """The words and tables of docs/performance.md, made from reports."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
 from node.bench.executor import COLUMNS, ExecutorRun, build_cells
+from node.bench.page_floods import write_floods
+from node.bench.page_tables import format_rows, name_report, show_plots, write_targets
 from node.bench.report import BenchReport
 
 OPENING = """# Performance
 
 Made by `scripts/bench page`, which runs every bench below and writes this page, its plots and its reports
-([JSON](performance/)) anew: edit `node/bench/page_text.py`, not this page. `scripts/bench page --render` makes it of the
-reports that are there.
+([JSON](performance/)) anew: edit `node/bench/page_text.py`, not this page. `scripts/bench page --only e2e` measures one part,
+which takes half an hour on two cores; what has a report of the same code is kept, so a run that was stopped goes on, and
+`--force` measures all the same. `scripts/bench page --render` makes the page of the reports that are there.
 """
 REVM_TIMER = (
     "nonces, fees, EVM, journal (`revm`: one journal for the block on this store; `revm CacheDB`: revm's own cache, each "
@@ -103,19 +105,8 @@ def write_page(parts: PageParts) -> str:
         sections.append(CLAIMS + "\n" + _write_claims(reports.executor))
     if reports.commitment is not None:
         sections.append(_write_commitment(reports.commitment, parts.plots))
-    sections.append(_write_e2e(reports.e2e, parts.plots))
+    sections.append(write_floods(reports.e2e, parts.plots))
     return "\n".join(section.rstrip() + "\n" for section in sections)
-
-
-def format_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _show(plots: Sequence[str], *names: str) -> str:
-    return "".join(f"![{name[:-4]}](plots/{name})\n\n" for name in names if name in plots)
 
 
 def _write_runs(reports: Reports) -> str:
@@ -124,15 +115,16 @@ def _write_runs(reports: Reports) -> str:
         machine = report.machine
         rows.append(
             (
-                _name(report),
+                name_report(report),
                 f"{machine.get('cpu', 'unknown')}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}",
                 str(machine["time"]),
                 f"`{machine.get('commit', 'unknown')}`",
                 f"{machine['load_1m']:.2f}",
+                f"{machine['took_s']} s" if "took_s" in machine else "",
                 "all met" if report.held else f"{sum(not t.held for t in report.targets)} missed",
             )
         )
-    table = format_rows(("bench", "machine", "finished", "commit", "load, 1 min", "promises"), rows)
+    table = format_rows(("bench", "machine", "finished", "commit", "load, 1 min", "took", "promises"), rows)
     noise = reports.executor.details.get("noise") if reports.executor is not None else {}
     warning = (
         f"\n**While {len(noise)} of the executor's workloads were measured, the machine was busy with something else; only "
@@ -141,32 +133,6 @@ def _write_runs(reports: Reports) -> str:
         else ""
     )
     return "## Runs\n" + table + warning
-
-
-def _name(report: BenchReport) -> str:
-    return f"e2e, {name_flood(report.details['options'])}" if report.bench == "e2e" else report.bench
-
-
-def name_flood(options: dict[str, Any]) -> str:
-    """Return what an end-to-end run sent."""
-    shards = (
-        "1 shard" if options["shards"] == 1 else f"{options['shards']} shards, {options['cross']:.0%} across"
-    )
-    return f"{options['kind']}, {shards}"
-
-
-def _write_targets(report: BenchReport) -> str:
-    rows = [
-        (
-            target.name,
-            f"{target.got:,g}",
-            f"{target.limit:,g}",
-            target.unit,
-            "met" if target.held else "**missed**",
-        )
-        for target in report.targets
-    ]
-    return format_rows(("promise", "got", "limit", "unit", ""), rows)
 
 
 def _write_executor(report: BenchReport, plots: Sequence[str]) -> str:
@@ -186,7 +152,7 @@ def _write_executor(report: BenchReport, plots: Sequence[str]) -> str:
         for peer in report.details["pyrevm"]
     ]
     text = f"## The executor\n`scripts/bench executor`. {ceilings}Medians of {run.rounds} rounds; times per transaction.\n\n"
-    text += _write_targets(report) + "\n" + _show(plots, "speed-up.svg", "rate.svg")
+    text += write_targets(report) + "\n" + show_plots(plots, "speed-up.svg", "rate.svg")
     text += format_rows(COLUMNS, build_cells(run, run.rows)) + "\n"
     if peers:
         text += format_rows(("beside it", "workload", "µs", "per second"), peers)
@@ -244,74 +210,6 @@ def _write_commitment(report: BenchReport, plots: Sequence[str]) -> str:
     ]
     columns = ("what", "inside the timer", "per", "threads", "of", "core-µs", "µs")
     text = "## The commitment alone\n`scripts/bench commitment`: " + report.summary + ".\n\n"
-    return text + _show(plots, "commitment.svg") + _write_targets(report) + "\n" + format_rows(columns, rows)
-
-
-def _write_e2e(reports: Sequence[BenchReport], plots: Sequence[str]) -> str:
-    text = "## End to end\n"
-    if not reports:
-        return text + "`scripts/bench e2e` has not been run for this page.\n"
-    text += (
-        "`scripts/bench e2e`: open loop, signed beforehand, public JSON-RPC in, beacon-final out; the client on the same "
-        "machine.\n\n"
-    )
-    rows: list[tuple[str, ...]] = []
-    stages: list[tuple[str, ...]] = []
-    for report in reports:
-        kind, legs = name_flood(report.details["options"]), report.details["legs"]
-        rows += [_write_leg(kind, leg) for leg in legs]
-        if (anvil := report.details.get("anvil")) is not None:
-            blank = ("",) * 4
-            rows.append(
-                (
-                    kind,
-                    anvil["version"],
-                    "",
-                    f"{anvil['mined_tps']:,.0f} mined",
-                    *blank,
-                    f"{anvil['cpu_us']:.1f}",
-                    "",
-                    f"{anvil['cores_others']:.2f}",
-                    "",
-                )
-            )
-        for leg in legs:
-            parts = ", ".join(f"{name} {value:.1f}" for name, value in leg["cpu_us"].items())
-            clock = ", ".join(f"{name} {value:.1f}" for name, value in leg["stages_us"].items())
-            stages.append(
-                (kind, leg["name"], parts, clock, f"{leg['recovery_us']:.1f}", f"{leg['hot_share']:.0%}")
-            )
-    columns = (
-        *("kind", "run", "offered/s", "final/s", "p50 s", "p95 s", "lost", "doubled", "core-µs"),
-        *("cores", "cores of others", "largest process, MB"),
-    )
-    text += _show(plots, "e2e-stages.svg") + format_rows(columns, rows)
-    named = (
-        "kind",
-        "run",
-        "processor µs by process",
-        "clock µs by stage",
-        "recovery alone µs",
-        "recovery and EVM",
-    )
-    text += "\n" + format_rows(named, stages)
-    for report in reports:
-        text += f"\n{_name(report)}:\n\n" + _write_targets(report)
-    return text
-
-
-def _write_leg(kind: str, leg: dict[str, Any]) -> tuple[str, ...]:
     return (
-        kind,
-        leg["name"],
-        f"{leg['offered_tps']:,.0f}",
-        f"{leg['final_tps']:,.0f}",
-        f"{leg['latency']['p50']:.2f}",
-        f"{leg['latency']['p95']:.2f}",
-        str(leg["missing"]),
-        str(leg["doubled"]),
-        f"{leg['cpu_us']['total']:.1f}",
-        f"{leg['cores_used']:.2f}",
-        f"{leg['cores_others']:.2f}",
-        f"{max(leg['largest_mb'].values(), default=0):.0f}",
+        text + show_plots(plots, "commitment.svg") + write_targets(report) + "\n" + format_rows(columns, rows)
     )

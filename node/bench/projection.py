@@ -65,6 +65,8 @@ def read_samples(report: dict[str, Any]) -> list[Sample]:
         )
     options, samples = report["details"]["options"], []
     for leg in report["details"]["legs"]:
+        if leg.get("role") == "overload":
+            continue  # refusals cost too, and nobody sends so on purpose
         if "gas_per_tx" not in leg:
             raise ProjectionError(
                 "the report does not say gas_per_tx, it is of an older version; try: measure again"

@@ -15,6 +15,10 @@ import psutil
 
 REPORT_VERSION = 1
 EXIT_MISSED = 6
+ROOT = Path(__file__).resolve().parents[2]
+CHANGED = " with changes"
+CODE = (".", ":!docs", ":!*.md")
+"""What a measurement depends on: the page that is being made lies in docs/."""
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -85,18 +89,25 @@ def describe_cpu() -> str:
 
 def describe_commit() -> str:
     """Return the commit that is measured, marked when files differ from it; empty outside a clone."""
-    root = Path(__file__).resolve().parents[2]
+    _, commit = _ask_git("describe", "--always", "--abbrev=12")
+    return commit + (CHANGED if _ask_git("status", "--porcelain", "--", *CODE)[1] else "")
+
+
+def is_same_code(commit: str) -> bool:
+    """Whether what is measured now is what was at ``commit``, as ``describe_commit`` gave it."""
+    if not commit or commit.endswith(CHANGED):
+        return False  # nobody knows which changes those were
+    code, _ = _ask_git("diff", "--quiet", commit, "--", *CODE)
+    return code == 0 and not _ask_git("ls-files", "--others", "--exclude-standard", "--", *CODE)[1]
+
+
+def _ask_git(*command: str) -> tuple[int, str]:
+    """Return exit code and output of git in this clone; outside of one, a failure that says nothing."""
     git = shutil.which("git")
-    if git is None or not (root / ".git").exists():
-        return ""
-
-    def ask(*command: str) -> str:
-        found = subprocess.run([git, "-C", str(root), *command], capture_output=True, text=True, check=False)
-        return found.stdout.strip()
-
-    commit = ask("describe", "--always", "--abbrev=12")
-    # The page that is being made lies in docs/.
-    return commit + (" with changes" if ask("status", "--porcelain", "--", ":!docs") else "")
+    if git is None or not (ROOT / ".git").exists():
+        return 1, ""
+    found = subprocess.run([git, "-C", str(ROOT), *command], capture_output=True, text=True, check=False)
+    return found.returncode, found.stdout.strip()
 
 
 def say(text: str) -> None:

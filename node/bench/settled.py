@@ -1,16 +1,21 @@
 """What a flood came to, by the shards' own records: heights as they became final, blocks, and where each hash stands."""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
+from node.bench.pace import Head
 from node.bench.signed import Crossing, SignedPlan
 from node.load.client import NoAnswerError, RpcConnection
 
 POLL_S = 0.05
+ATTEMPTS = 5
+"""Of a question whose connection ended: a node ends one that was idle for long."""
 
 
 class Watched(msgspec.Struct):
@@ -26,7 +31,8 @@ class Watched(msgspec.Struct):
     """Messages of other shards that it has executed, before the run and now."""
     finals: list[tuple[float, int]] = []
     """When which height was seen to be beacon-final."""
-    latest_at: float = 0.0
+    heads: list[Head] = []
+    """The latest heads, when each was seen first."""
     slowest_block_s: float = 0.0
     gas_used: int = 0
     """Of the blocks that were read."""
@@ -59,10 +65,8 @@ class Watch:
 
     async def _watch(self, shard: int) -> None:
         while True:
-            try:
+            with contextlib.suppress(NoAnswerError):
                 await self._poll(shard)
-            except NoAnswerError:
-                continue
             await asyncio.sleep(POLL_S)
 
     async def _poll(self, shard: int) -> None:
@@ -70,9 +74,11 @@ class Watch:
         own, now = self.shards[shard], time.monotonic()
         latest = status["heads"]["latest"]["height"]
         if latest > own.latest:
-            if own.latest_at:
-                own.slowest_block_s = max(own.slowest_block_s, (now - own.latest_at) / (latest - own.latest))
-            own.latest, own.latest_at = latest, now
+            if own.heads:
+                last = own.heads[-1]
+                own.slowest_block_s = max(own.slowest_block_s, (now - last.seen) / (latest - last.height))
+            own.heads = [*own.heads, Head(now, latest, status["heads"]["latest"]["slot"])]
+            own.latest = latest
         own.pending = status["mempool"]["pending"]
         own.consumed = status["inbox"]["consumed"]
         finalized = status["heads"]["finalized"]["height"]
@@ -103,7 +109,7 @@ class Watch:
         """Return microseconds by stage, over all shards."""
         total: dict[str, float] = {}
         for connection in self._readers:
-            status = await connection.request("shard_status")
+            status = await ask(connection, "shard_status")
             for part in (status["admission"], status["node"]["stages"]):
                 for name, value in part.items():
                     if name.endswith("_us"):
@@ -116,12 +122,21 @@ class Watch:
         for shard, reader in zip(self.shards, self._readers, strict=True):
             blocks: dict[int, list[str]] = {}
             for height in range(shard.first + 1, shard.finalized + 1):
-                block = await reader.request("eth_getBlockByNumber", hex(height), False)
+                block = await ask(reader, "eth_getBlockByNumber", hex(height), False)
                 blocks[height] = block["transactions"]
                 shard.gas_used += int(block["gasUsed"], 16)
             found.append(blocks)
             reader.close()
         return found
+
+
+async def ask(connection: RpcConnection, method: str, *params: object) -> Any:
+    """Return the answer to a question that changes nothing; raises ``NoAnswerError`` when nobody answers repeatedly."""
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(NoAnswerError):
+            return await connection.request(method, *params)
+        await asyncio.sleep(POLL_S)
+    return await connection.request(method, *params)
 
 
 def iterate_answered(plan: SignedPlan) -> Iterator[tuple[float, bytes]]:
@@ -132,7 +147,7 @@ def iterate_answered(plan: SignedPlan) -> Iterator[tuple[float, bytes]]:
                 refused = frozenset(request.refused)
                 for position in range(request.count):
                     if position not in refused:
-                        yield request.sent, plan.get_hash(request.first + position)
+                        yield request.sent, plan.get_hash(request.get_number(position))
 
 
 def check_answered(plan: SignedPlan, blocks: dict[int, list[str]]) -> tuple[int, int]:

@@ -98,7 +98,8 @@ class ShardSource:
         self._crossings, self._drawn = [], 0
         turns = max(1, CHUNK // knobs.batch)
         while first < count:
-            owners = [turn % knobs.connections for turn in range(turns)]
+            begun = first // knobs.batch
+            owners = [turn % knobs.connections for turn in range(begun, begun + turns)]
             drafts = [self._draft(owner) for owner in owners for _ in range(knobs.batch)]
             signed = self._signer.sign_all(drafts)
             for turn, owner in enumerate(owners):

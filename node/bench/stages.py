@@ -1,5 +1,6 @@
 """Where processor time goes: by process, by thread of the native pool, and by stage as the nodes time themselves."""
 
+import asyncio
 import contextlib
 import os
 import time
@@ -15,6 +16,7 @@ POOL_THREAD = "shardyard-"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _COLUMNS = 8
 """Of the system's processor times; what follows is counted in these already."""
+MEMORY_POLL_S = 0.2
 
 
 class CpuReading(msgspec.Struct, frozen=True):
@@ -57,6 +59,22 @@ def read_machine_s() -> float:
     """Return the processor time that everything on this machine has used."""
     times = psutil.cpu_times()
     return float(sum(times[:_COLUMNS]) - times.idle - getattr(times, "iowait", 0.0))
+
+
+class MemoryWatch:
+    """Resident memory of processes, by name, in MB: at the beginning, and the largest that was seen since."""
+
+    def __init__(self, pids: dict[str, int]) -> None:
+        self._pids = pids
+        self.first = read_memory_mb(pids)
+        self.largest = dict(self.first)
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(MEMORY_POLL_S)
+            for name, size in read_memory_mb(self._pids).items():
+                self.largest[name] = max(self.largest[name], size)
 
 
 def read_memory_mb(pids: dict[str, int]) -> dict[str, float]:

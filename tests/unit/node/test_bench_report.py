@@ -1,15 +1,26 @@
 """Benches: victims from a fair bag, targets that decide the exit code, one line at the end."""
 
 import json
+import shutil
+import subprocess
 from collections import Counter
 
 import pytest
 
+from node.bench import report as report_module
 from node.bench.__main__ import BENCHES, build_parser
 from node.bench.commitment import LIMITS_US, Row, judge
 from node.bench.kill import list_victims
 from node.bench.native import NativeBenchError
-from node.bench.report import EXIT_MISSED, at_most, build_report, equals, finish
+from node.bench.report import (
+    EXIT_MISSED,
+    at_most,
+    build_report,
+    describe_commit,
+    equals,
+    finish,
+    is_same_code,
+)
 from node.cli.load import parse_seconds, parse_share
 from node.cli.root import CliError
 
@@ -94,3 +105,51 @@ def test_other_durations_are_refused_with_a_way_out(text):
 def test_other_shares_are_refused_with_a_way_out(text):
     with pytest.raises(CliError, match="try:"):
         parse_share(text)
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("no git here")
+
+    def run(*command):
+        subprocess.run([git, "-C", str(tmp_path), *command], check=True, capture_output=True)
+
+    run("init", "-q")
+    run("config", "user.email", "a@example.org")
+    run("config", "user.name", "a")
+    (tmp_path / "docs").mkdir()
+    for name in ("code.py", "docs/page.md", "README.md"):
+        (tmp_path / name).write_text("one")
+    run("add", "-A")
+    run("commit", "-qm", "one")
+    monkeypatch.setattr(report_module, "ROOT", tmp_path)
+    return tmp_path, run
+
+
+def test_code_is_the_same_while_only_documents_change(clone):
+    folder, run = clone
+    commit = describe_commit()
+    assert is_same_code(commit)
+    (folder / "docs" / "page.md").write_text("two")
+    (folder / "README.md").write_text("two")
+    assert describe_commit() == commit
+    run("commit", "-qam", "two")
+    assert describe_commit() != commit
+    assert is_same_code(commit)
+
+
+@pytest.mark.parametrize("name", ["code.py", "more.py"])
+def test_changed_or_new_code_is_other_code(clone, name):
+    folder, _ = clone
+    commit = describe_commit()
+    (folder / name).write_text("two")
+    assert not is_same_code(commit)
+    assert describe_commit() == f"{commit} with changes"
+    assert not is_same_code(describe_commit())
+
+
+@pytest.mark.parametrize("commit", ["", "0123456789ab"])
+def test_report_of_an_unknown_commit_is_of_other_code(clone, commit):
+    assert not is_same_code(commit)
