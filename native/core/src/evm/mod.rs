@@ -4,6 +4,7 @@
 //! and translates what comes back, refusals in geth's words. The chains follow Prague (P1); the state tests that Ethereum
 //! publishes name revisions of their own.
 
+mod mappings;
 mod steps;
 
 use std::fmt;
@@ -28,7 +29,10 @@ use crate::gateway::GATEWAY;
 use crate::state::{Account, BlockState, Sink, Source};
 use crate::transaction::Transaction;
 
+use mappings::Mappings;
 pub use revm::bytecode::Bytecode;
+use revm::bytecode::JumpTable;
+use revm::bytecode::opcode;
 pub use revm::primitives::hardfork::SpecId;
 pub use steps::StepChanges;
 
@@ -94,35 +98,48 @@ impl From<CoreError> for StateError {
     }
 }
 
-/// Any source of state as revm's database.
+/// Any source of state as revm's database, with an empty code of its own: revm's has one reference count in the process, to
+/// which every load of an account would write, on whichever core it happens.
 #[derive(Debug)]
-struct Db<S>(S);
+struct Db<S> {
+    source: S,
+    empty: Bytecode,
+    mappings: Mappings,
+}
+
+/// What KECCAK256 costs whatever it hashes.
+const KECCAK_GAS: u16 = 30;
+
+fn empty_code() -> Bytecode {
+    // SAFETY: the code ends with STOP, and its original has no bytes that a jump could lead to.
+    unsafe { Bytecode::new_analyzed(Bytes::from_static(&[opcode::STOP]), 0, JumpTable::default()) }
+}
 
 impl<S: Source> Database for Db<S> {
     type Error = StateError;
 
     fn basic(&mut self, address: Address) -> Result<Option<AccountInfo>, StateError> {
-        Ok(self.0.account(&address)?.map(|account| AccountInfo {
+        Ok(self.source.account(&address)?.map(|account| AccountInfo {
             balance: account.balance,
             nonce: account.nonce,
             code_hash: account.code_hash,
             account_id: None,
-            code: None,
+            code: (!account.has_code()).then(|| self.empty.clone()),
         }))
     }
 
     fn code_by_hash(&mut self, code_hash: B256) -> Result<Bytecode, StateError> {
-        if code_hash == KECCAK256_EMPTY { Ok(Bytecode::default()) } else { Ok(self.0.code(&code_hash)?) }
+        if code_hash == KECCAK256_EMPTY { Ok(Bytecode::default()) } else { Ok(self.source.code(&code_hash)?) }
     }
 
     fn storage(&mut self, address: Address, index: U256) -> Result<U256, StateError> {
-        Ok(self.0.slot(&address, &index)?)
+        Ok(self.source.slot(&address, &index)?)
     }
 
     /// BLOCKHASH reads what EIP-2935 keeps in the state, so every node answers alike.
     fn block_hash(&mut self, number: u64) -> Result<B256, StateError> {
         let slot = U256::from(number % HISTORY_WINDOW);
-        Ok(self.0.slot(&HISTORY, &slot)?.into())
+        Ok(self.source.slot(&HISTORY, &slot)?.into())
     }
 }
 
@@ -249,7 +266,8 @@ impl<S: Source> Machine<S> {
             blob_excess_gas_and_price: Some(BlobExcessGasAndPrice::new_with_spec(excess_blob_gas, spec)),
             ..RevmBlock::default()
         };
-        let context: MainnetContext<Db<S>> = Context::new(Db(state), spec);
+        let context: MainnetContext<Db<S>> =
+            Context::new(Db { source: state, empty: empty_code(), mappings: Mappings::default() }, spec);
         let context = context.with_block(block).modify_cfg_chained(|cfg| {
             cfg.chain_id = chain.chain_id;
             cfg.set_max_blobs_per_tx(if spec == SpecId::PRAGUE { 9 } else { 6 });
@@ -258,15 +276,17 @@ impl<S: Source> Machine<S> {
             cfg.disable_block_gas_limit = relaxed.account_checks;
             cfg.disable_base_fee = relaxed.base_fee;
         });
-        Self { evm: context.build_mainnet(), base_fee: env.base_fee }
+        let mut evm = context.build_mainnet();
+        evm.instruction.insert_instruction(opcode::KECCAK256, mappings::instruction(), KECCAK_GAS);
+        Self { evm, base_fee: env.base_fee }
     }
 
     pub fn state(&mut self) -> &mut S {
-        &mut self.evm.ctx.journaled_state.database.0
+        &mut self.evm.ctx.journaled_state.database.source
     }
 
     pub fn into_state(self) -> S {
-        self.evm.ctx.journaled_state.database.0
+        self.evm.ctx.journaled_state.database.source
     }
 
     /// Runs a user transaction; nothing is written until `commit`.

@@ -281,6 +281,19 @@ impl<'a> Lane<'a> {
         &mut self.trail
     }
 
+    /// Reads who sends and who is paid, for items that will run soon: one after the other they would each wait for memory,
+    /// read together they wait at the same time.
+    pub fn warm<'t>(&mut self, transactions: impl Iterator<Item = &'t Transaction>) {
+        let reader = self.machine.state();
+        for transaction in transactions {
+            let paid = transaction.to.to().filter(|_| transaction.input.is_empty());
+            for address in std::iter::once(&transaction.sender).chain(paid) {
+                // What cannot be read now is an error of the item that needs it.
+                let _ = reader.memory.warm(&Key::Account(*address), &mut reader.numbers);
+            }
+        }
+    }
+
     /// Runs an item.
     ///
     /// # Errors

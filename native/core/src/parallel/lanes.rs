@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use alloy_primitives::{Address, B256};
 
 use super::committer::Committer;
-use super::crew::Crew;
 use super::lane::{Lane, Ran, Shared, Trail};
 use super::memory::Stamp;
 use super::plan::{Plan, Planner};
+use super::team::Team;
 use super::{Run, guard, lock};
 use crate::error::{CoreError, Result};
 use crate::evm::NotExecuted;
@@ -24,6 +24,8 @@ use crate::outbox::weigh;
 
 /// Fewer items than this are not worth waking anybody.
 const MIN_ITEMS: usize = 48;
+/// Items whose accounts are read at once before they run.
+const WARMED: usize = 16;
 /// Items that one worker runs when a window cannot be made.
 const ALONE_ITEMS: usize = 64;
 /// Items run alone per item of a window that broke: what the next one stakes has then been earned.
@@ -52,7 +54,7 @@ struct Window<'r, 'a> {
     left: Vec<Mutex<Left>>,
 }
 
-/// What the crew does together.
+/// What the team does together.
 enum Together<'r, 'a> {
     Run(Arc<Window<'r, 'a>>),
     Settle(Arc<Window<'r, 'a>>, usize),
@@ -73,18 +75,18 @@ pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
     run.block.between.habits.lock().begin_block();
     let planner = Mutex::new(Planner::default());
     loop {
-        let crew = Crew::new(run.block.chain.threads - 1);
+        let team = Team::new(run.block.chain.threads - 1);
         let came: Vec<Result<Option<Came>>> = rayon::broadcast(|context| {
             if context.index() > 0 {
                 let mut lane = Lane::new(run.block, &run.memory);
-                crew.serve(|task| {
+                team.serve(|task| {
                     let _shift = run.time.begin();
                     help(&mut lane, task)
                 });
                 return Ok(None);
             }
-            let led = guard(|| Leader::new(run, &crew, &planner).lead());
-            crew.dismiss();
+            let led = guard(|| Leader::new(run, &team, &planner).lead());
+            team.dismiss();
             led.and_then(|came| came).map(Some)
         });
         let came: Vec<Option<Came>> = came.into_iter().collect::<Result<_>>()?;
@@ -108,7 +110,7 @@ fn help<'a>(lane: &mut Lane<'a>, task: &Together<'_, 'a>) -> Result<()> {
 /// The worker that plans, and commits.
 struct Leader<'r, 'a> {
     run: &'r Run<'a>,
-    crew: &'r Crew<Together<'r, 'a>>,
+    team: &'r Team<Together<'r, 'a>>,
     lane: Lane<'a>,
     planner: &'r Mutex<Planner>,
     /// One past the last item whose changes are settled.
@@ -126,9 +128,9 @@ struct Settled<'r, 'a> {
 }
 
 impl<'r, 'a> Leader<'r, 'a> {
-    fn new(run: &'r Run<'a>, crew: &'r Crew<Together<'r, 'a>>, planner: &'r Mutex<Planner>) -> Self {
+    fn new(run: &'r Run<'a>, team: &'r Team<Together<'r, 'a>>, planner: &'r Mutex<Planner>) -> Self {
         let (lane, next) = (Lane::new(run.block, &run.memory), run.committed.load(SeqCst));
-        Self { run, crew, lane, planner, next, settled: None, planned: None }
+        Self { run, team, lane, planner, next, settled: None, planned: None }
     }
 
     fn lead(&mut self) -> Result<Came> {
@@ -204,8 +206,8 @@ impl<'r, 'a> Leader<'r, 'a> {
         let left = (0..plan.count()).map(|_| Mutex::default()).collect();
         let shared = Arc::new(Shared::new(run.number_window(), &plan.items));
         let window = Arc::new(Window { run, plan, shared, next: AtomicUsize::new(0), left });
-        let crew = self.crew;
-        crew.share(&Arc::new(Together::Run(window.clone())), || {
+        let team = self.team;
+        team.share(&Arc::new(Together::Run(window.clone())), || {
             self.account()?;
             self.planned = self.plan(end).filter(Plan::pays);
             window.help(&mut self.lane);
@@ -215,7 +217,7 @@ impl<'r, 'a> Leader<'r, 'a> {
         let limit = window.shared.limit();
         let results = window.take_results();
         window.rewind();
-        crew.share(&Arc::new(Together::Settle(window.clone(), limit)), || window.settle(limit))?;
+        team.share(&Arc::new(Together::Settle(window.clone(), limit)), || window.settle(limit))?;
         if limit < end {
             window.learn()?;
         }
@@ -257,7 +259,11 @@ impl<'a> Window<'_, 'a> {
         let first = block.receipts.len() + 1;
         let items = self.plan.task(task);
         left.results.reserve(items.len());
-        for index in items {
+        for (nth, index) in items.iter().enumerate() {
+            if nth % WARMED == 0 {
+                let soon = items[nth..].iter().take(WARMED).map(|index| *index as usize - first);
+                lane.warm(soon.filter_map(|place| block.batch.entries[place].transaction.as_deref()));
+            }
             if *index as usize >= self.shared.limit() {
                 break;
             }

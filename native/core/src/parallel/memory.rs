@@ -245,16 +245,17 @@ impl Memory {
 
     /// What a task of a window of lanes finds here, and leaves word that it was: everything before the window is committed
     /// and nothing else changes meanwhile. `None` for a visit that no other task can get in the way of.
-    pub fn visit(
-        &self,
-        key: &Key,
-        numbers: &mut Numbers,
-        visit: Option<Visit>,
-    ) -> Result<(u32, Value, Option<Clash>)> {
+    pub fn visit(&self, key: &Key, numbers: &mut Numbers, visit: Option<Visit>) -> Result<(u32, Value, Option<Clash>)> {
         let location = self.cells.locate_with(key, numbers)?;
         let mut cell = lock(self.cells.get(location));
         let value = cell.present(|| self.base(key))?;
         Ok((location, value, visit.and_then(|visit| cell.marks.touch(visit))))
+    }
+
+    /// Reads a location ahead of whoever will visit it.
+    pub fn warm(&self, key: &Key, numbers: &mut Numbers) -> Result<()> {
+        let location = self.cells.locate_with(key, numbers)?;
+        lock(self.cells.get(location)).present(|| self.base(key)).map(drop)
     }
 
     /// Leaves word that a task of a window of lanes will change this location.

@@ -18,7 +18,6 @@ mod alone;
 mod attempt;
 mod codes;
 mod committer;
-mod crew;
 mod habits;
 mod lane;
 mod lanes;
@@ -29,6 +28,7 @@ mod plan;
 mod reader;
 mod stats;
 mod status;
+mod team;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};

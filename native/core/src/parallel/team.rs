@@ -18,14 +18,14 @@ struct Orders<T> {
     is_dismissed: bool,
 }
 
-pub struct Crew<T> {
+pub struct Team<T> {
     orders: Mutex<Orders<T>>,
     helpers: usize,
     to_helpers: Condvar,
     to_leader: Condvar,
 }
 
-impl<T> Crew<T> {
+impl<T> Team<T> {
     pub fn new(helpers: usize) -> Self {
         let orders = Orders { number: 0, task: None, busy: 0, error: None, is_dismissed: false };
         Self { orders: Mutex::new(orders), helpers, to_helpers: Condvar::new(), to_leader: Condvar::new() }
@@ -86,16 +86,12 @@ mod tests {
 
     use super::*;
 
-    fn with_crew<R>(
-        helpers: usize,
-        part: impl Fn(&u32) -> Result<()> + Sync,
-        lead: impl FnOnce(&Crew<u32>) -> R,
-    ) -> R {
-        let crew = Crew::new(helpers);
+    fn with_team<R>(helpers: usize, part: impl Fn(&u32) -> Result<()> + Sync, lead: impl FnOnce(&Team<u32>) -> R) -> R {
+        let team = Team::new(helpers);
         std::thread::scope(|scope| {
-            (0..helpers).for_each(|_| drop(scope.spawn(|| crew.serve(&part))));
-            let led = lead(&crew);
-            crew.dismiss();
+            (0..helpers).for_each(|_| drop(scope.spawn(|| team.serve(&part))));
+            let led = lead(&team);
+            team.dismiss();
             led
         })
     }
@@ -103,16 +99,16 @@ mod tests {
     #[test]
     fn everybody_does_their_part_of_every_task_before_the_next_is_handed_out() {
         let sum = AtomicU32::new(0);
-        with_crew(
+        with_team(
             3,
             |task| {
                 sum.fetch_add(*task, SeqCst);
                 Ok(())
             },
-            |crew| {
+            |team| {
                 for task in 1..=500 {
                     let before = sum.load(SeqCst);
-                    crew.share(&Arc::new(task), || Ok(())).expect("no part fails");
+                    team.share(&Arc::new(task), || Ok(())).expect("no part fails");
                     assert_eq!(sum.load(SeqCst), before + 3 * task);
                 }
             },
@@ -120,22 +116,22 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_panics_is_an_error_and_the_crew_goes_on() {
+    fn a_part_that_panics_is_an_error_and_the_team_goes_on() {
         let part = |task: &u32| {
             assert!(*task != 2, "planted");
             Ok(())
         };
-        with_crew(2, part, |crew| {
-            assert_eq!(crew.share(&Arc::new(1), || Ok(7)), Ok(7));
-            assert!(matches!(crew.share(&Arc::new(2), || Ok(7)), Err(CoreError::Internal(_))));
-            assert_eq!(crew.share(&Arc::new(3), || Ok(7)), Ok(7));
-            let failed: Result<()> = crew.share(&Arc::new(3), || panic!("planted"));
+        with_team(2, part, |team| {
+            assert_eq!(team.share(&Arc::new(1), || Ok(7)), Ok(7));
+            assert!(matches!(team.share(&Arc::new(2), || Ok(7)), Err(CoreError::Internal(_))));
+            assert_eq!(team.share(&Arc::new(3), || Ok(7)), Ok(7));
+            let failed: Result<()> = team.share(&Arc::new(3), || panic!("planted"));
             assert!(matches!(failed, Err(CoreError::Internal(_))));
         });
     }
 
     #[test]
-    fn a_crew_without_helpers_is_its_leader() {
-        assert_eq!(with_crew(0, |_| Ok(()), |crew| crew.share(&Arc::new(1), || Ok(1))), Ok(1));
+    fn a_team_without_helpers_is_its_leader() {
+        assert_eq!(with_team(0, |_| Ok(()), |team| team.share(&Arc::new(1), || Ok(1))), Ok(1));
     }
 }
