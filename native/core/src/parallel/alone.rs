@@ -65,7 +65,7 @@ impl<'a> Committer<'a> {
                     self.refuse(index, refusal)?;
                 }
             }
-            run.schedule.commit(index);
+            run.crew.schedule.commit(index);
             self.count_alone();
         }
         self.end_stretch(run, worker, last)

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use alloy_primitives::{B256, U256};
 
-use super::attempt::{Outcome, Work, Worker};
+use super::attempt::{Work, Worker};
+use super::crew::{Outcome, Turn};
 use super::memory::{Key, Memory};
 use super::stats::RunStats;
 use super::status::State;
@@ -117,11 +118,10 @@ impl<'a> Committer<'a> {
         perturb();
         let place = index.checked_sub(self.block.receipts.len() + 1);
         let mut work = lock(run.work(index));
-        match run.schedule.state(index) {
-            State::Done => {}
-            State::Running | State::Blocked | State::Committed => return Ok(false),
-            from @ (State::Ready | State::Awaiting) => {
-                let Some(incarnation) = run.schedule.start(index, from, worker.id) else { return Ok(false) };
+        match run.crew.take_turn(index, worker.id) {
+            Turn::Done => {}
+            Turn::NotYet => return Ok(false),
+            Turn::Run(incarnation) => {
                 self.run_at_turn(run, worker, &mut work, index, incarnation, true)?;
                 self.stats.at_turn += 1;
             }
@@ -140,7 +140,7 @@ impl<'a> Committer<'a> {
         }
         if !self.settle(&run.memory, &mut work, index)? {
             retract(&run.memory, &mut work, index);
-            let incarnation = run.schedule.abort(index, true, worker.id);
+            let incarnation = run.crew.schedule.abort(index, true, worker.id);
             self.run_at_turn(run, worker, &mut work, index, incarnation, false)?;
             if !self.settle(&run.memory, &mut work, index)? {
                 return Err(CoreError::Internal(format!("what item {index} did at its turn does not fit")));
@@ -158,7 +158,7 @@ impl<'a> Committer<'a> {
             (Err(NotExecuted::Failed(error)), None) => return Err(error),
             (Err(NotExecuted::Invalid(reason)), None) => return Err(CoreError::Internal(reason)),
         }
-        run.schedule.commit(index);
+        run.crew.schedule.commit(index);
         Ok(true)
     }
 
@@ -174,7 +174,7 @@ impl<'a> Committer<'a> {
         retract(&run.memory, work, index);
         work.reset();
         self.ledger.refuse(place as u32, refusal)?;
-        run.schedule.commit(index);
+        run.crew.schedule.commit(index);
         Ok(true)
     }
 
@@ -226,9 +226,8 @@ impl<'a> Committer<'a> {
 
     /// How far one worker goes alone from `next` on, once everything that was taken is committed.
     pub fn stretch(&self, run: &Run<'a>, next: usize) -> Option<Range<usize>> {
-        let end = self.solo_end.min(run.last) + 1;
-        let is_wanted = run.is_solo.load(SeqCst) && next > self.block.receipts.len() && next < end;
-        (is_wanted && run.schedule.reserve(next..end)).then_some(next..end)
+        let stretch = next..self.solo_end.min(run.crew.last) + 1;
+        (next > self.block.receipts.len() && run.crew.reserve_alone(stretch.clone())).then_some(stretch)
     }
 
     pub fn record(&mut self, run: &Run<'a>, index: usize, done: Done, place: Option<u32>) -> Result<()> {
@@ -260,7 +259,7 @@ impl<'a> Committer<'a> {
         self.stats.incarnations += 1;
         self.sample.aborts += 1;
         work.writes.iter().for_each(|location| run.memory.estimate(*location, index as u32));
-        let incarnation = run.schedule.abort(index, true, worker.id);
+        let incarnation = run.crew.schedule.abort(index, true, worker.id);
         self.run_at_turn(run, worker, work, index, incarnation, true)?;
         self.look_ahead(run, worker, index)
     }
@@ -279,9 +278,7 @@ impl<'a> Committer<'a> {
             Outcome::Ran => {
                 worker.publish(work, index, incarnation);
                 work.is_final = true;
-                if run.schedule.finish(index, incarnation, worker.id) {
-                    run.ring();
-                }
+                run.crew.finish(index, incarnation, worker.id);
                 Ok(())
             }
             Outcome::Blocked(_) | Outcome::NotYet => {
@@ -293,9 +290,9 @@ impl<'a> Committer<'a> {
     /// Items just behind an aborted one likely read what it wrote: better to let workers run them again now, waiting for
     /// estimates, than one by one at their turns.
     fn look_ahead(&mut self, run: &Run<'a>, worker: &Worker<'a>, index: usize) -> Result<()> {
-        let end = run.schedule.taken().min(index + 1 + LOOK_AHEAD * self.block.chain.threads);
+        let end = run.crew.schedule.taken().min(index + 1 + LOOK_AHEAD * self.block.chain.threads);
         for later in index + 1..end {
-            if run.schedule.state(later) != State::Done {
+            if run.crew.schedule.state(later) != State::Done {
                 continue;
             }
             let work = lock(run.work(later));
@@ -306,7 +303,7 @@ impl<'a> Committer<'a> {
             self.stats.incarnations += 1;
             self.sample.aborts += 1;
             work.writes.iter().for_each(|location| run.memory.estimate(*location, later as u32));
-            run.schedule.abort(later, false, worker.id);
+            run.crew.schedule.abort(later, false, worker.id);
         }
         Ok(())
     }
@@ -332,13 +329,11 @@ impl<'a> Committer<'a> {
 
     /// Shrinks to one worker when speculation is mostly wasted, and tries again later.
     pub fn adapt(&mut self, run: &Run<'a>, index: usize) {
-        if run.is_solo.load(SeqCst) {
+        if run.crew.is_solo() {
             if index >= self.solo_end {
                 self.sample = Sample::default();
                 run.wasted.store(0, SeqCst);
-                run.schedule.skip_to(index + 1);
-                run.is_solo.store(false, SeqCst);
-                run.ring();
+                run.crew.end_alone(index + 1);
             }
             return;
         }
@@ -353,11 +348,10 @@ impl<'a> Committer<'a> {
             self.solo_end = index + self.solo_length;
             self.solo_length = (4 * self.solo_length).min(LONGEST_SOLO);
             self.stats.solos += 1;
-            run.narrow_window();
-            run.is_solo.store(true, SeqCst);
+            run.crew.go_alone();
         } else {
             self.solo_length = FIRST_SOLO;
-            run.widen_window(wasted > FEW_ABORTS);
+            run.crew.widen_window(wasted > FEW_ABORTS);
         }
     }
 }

@@ -6,22 +6,24 @@
 //! item waits for a later one. Fees of the beneficiary and both sides of plain transfers are changes that commute.
 //!
 //! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt`
-//! runs an item, `status` hands out work, `committer` validates and commits, `alone` goes on where that does not pay,
-//! `stats` tells people what happened; this module holds the workers together.
+//! runs an item, `status` hands out work, `crew` is the protocol between workers, `committer` validates and commits, `alone`
+//! goes on where that does not pay, `stats` tells people what happened; this module brings block and crew together.
 
 mod alone;
 mod attempt;
 mod committer;
+mod crew;
 mod locations;
 mod memory;
 mod reader;
 mod stats;
 mod status;
+mod sync;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use alloy_primitives::Address;
 use rayon::ThreadPool;
@@ -32,12 +34,13 @@ use crate::error::{CoreError, Result};
 use crate::ledger::Ledger;
 use crate::state::{Finished, Map, Part, View};
 
-use attempt::{Outcome, Work, Worker};
+use attempt::{Work, Worker};
 use committer::Committer;
+use crew::{Crew, Job, Outcome, Pace};
 use memory::Memory;
 pub use stats::RunStats;
 use stats::WorkTime;
-use status::{Schedule, State};
+use sync::lock;
 
 /// How far workers run ahead of the commits, per worker, once that has paid: bounds what a read has to add up and what an
 /// abort can waste.
@@ -56,37 +59,20 @@ const GATHERED: u32 = 2048;
 pub(crate) struct Run<'a> {
     block: &'a Block<'a>,
     memory: Arc<Memory>,
-    schedule: Schedule,
+    crew: Crew,
     /// What the items in flight left, each at its index modulo the length.
     works: Vec<Mutex<Work>>,
-    last: usize,
     /// For each item the last one before it with the same sender, 0 for none: its nonce depends on it.
     previous: Vec<u32>,
     committer: Mutex<Committer<'a>>,
-    /// Someone holds the committer and will look again before letting go of it.
-    is_committing: AtomicBool,
     /// Work that was stopped before its end since the last look at what speculation gained.
     wasted: AtomicU32,
     /// Gas limits of all items before each.
     reserved: Vec<u64>,
-    /// One past the last committed item.
-    committed: AtomicUsize,
     /// By the committed items.
     gas_used: AtomicU64,
-    window: AtomicUsize,
-    run_length: AtomicUsize,
-    /// Only the committer runs: speculation did not pay.
-    is_solo: AtomicBool,
     halt: Mutex<Option<CoreError>>,
-    is_over: AtomicBool,
-    sleepers: AtomicUsize,
-    bed: Mutex<()>,
-    bell: Condvar,
     time: WorkTime,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// # Errors
@@ -119,44 +105,21 @@ impl<'a> Run<'a> {
         let mut committer = Committer::new(block, &memory)?;
         let mut worker = Worker::new(block, &memory, 0);
         committer.write_outside(&memory, &mut worker, 0, |machine| block.open(machine))?;
+        let threads = block.chain.threads;
+        let pace = Pace { narrow: NARROW_WINDOW * threads, wide: WINDOW * threads, run_length: RUN_LENGTH };
         Ok(Self {
             block,
             memory,
-            schedule: Schedule::new(last),
-            works: (0..(WINDOW * block.chain.threads).next_power_of_two()).map(|_| Mutex::default()).collect(),
-            last,
+            crew: Crew::new(last, pace, starts_alone()),
+            works: (0..(WINDOW * threads).next_power_of_two()).map(|_| Mutex::default()).collect(),
             previous: find_previous(block),
             committer: Mutex::new(committer),
-            is_committing: AtomicBool::new(false),
             wasted: AtomicU32::new(0),
             reserved: sum_gas_limits(block),
-            committed: AtomicUsize::new(1),
             gas_used: AtomicU64::new(0),
-            window: AtomicUsize::new(NARROW_WINDOW * block.chain.threads),
-            run_length: AtomicUsize::new(RUN_LENGTH),
-            is_solo: AtomicBool::new(starts_alone()),
             halt: Mutex::new(None),
-            is_over: AtomicBool::new(last == 0),
-            sleepers: AtomicUsize::new(0),
-            bed: Mutex::new(()),
-            bell: Condvar::new(),
             time: WorkTime::default(),
         })
-    }
-
-    /// One past the last item that workers may take.
-    fn reach(&self) -> usize {
-        self.committed.load(SeqCst) + self.window.load(SeqCst)
-    }
-
-    fn narrow_window(&self) {
-        self.window.store(NARROW_WINDOW * self.block.chain.threads, SeqCst);
-    }
-
-    fn widen_window(&self, are_in_the_way: bool) {
-        let widest = WINDOW * self.block.chain.threads;
-        self.window.store((2 * self.window.load(SeqCst)).min(widest), SeqCst);
-        self.run_length.store(if are_in_the_way { 1 } else { RUN_LENGTH }, SeqCst);
     }
 
     fn work(&self, index: usize) -> &Mutex<Work> {
@@ -167,44 +130,16 @@ impl<'a> Run<'a> {
     #[inline(never)]
     fn help(&self, id: usize) {
         let shift = self.time.begin();
-        let ended = catch_unwind(AssertUnwindSafe(|| self.help_until_over(id)));
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let mut worker = Worker::new(self.block, &self.memory, id);
+            self.crew.work(self, &mut worker, id)
+        }));
         drop(shift);
         match ended {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => self.stop(Some(error)),
-            Err(_) => self.stop(Some(CoreError::Internal("a worker panicked".into()))),
+            Ok(Err(error)) => self.stop(error),
+            Err(_) => self.stop(CoreError::Internal("a worker panicked".into())),
         }
-    }
-
-    fn help_until_over(&self, id: usize) -> Result<()> {
-        let mut worker = Worker::new(self.block, &self.memory, id);
-        while !self.is_over.load(SeqCst) {
-            let is_idle = !self.run_some(&mut worker)?;
-            self.commit_all(&mut worker, is_idle)?;
-            if is_idle {
-                self.rest();
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs the next items, if there are any to take.
-    fn run_some(&self, worker: &mut Worker<'a>) -> Result<bool> {
-        if self.is_solo.load(SeqCst) {
-            return Ok(false);
-        }
-        if let Some((index, incarnation)) = self.schedule.claim_retry(worker.id) {
-            self.run_item(worker, index, incarnation)?;
-            return Ok(true);
-        }
-        let items = self.schedule.claim(self.reach(), self.run_length.load(SeqCst));
-        let is_any = !items.is_empty();
-        for index in items {
-            if let Some(incarnation) = self.schedule.start(index, State::Ready, worker.id) {
-                self.run_item(worker, index, incarnation)?;
-            }
-        }
-        Ok(is_any)
     }
 
     fn is_heavy(&self, index: usize) -> bool {
@@ -214,125 +149,14 @@ impl<'a> Run<'a> {
     /// Whether the item fits into the block even if all before it use all the gas they may.
     fn fits_surely(&self, index: usize) -> bool {
         // Read in this order, what is committed meanwhile counts twice and never not at all.
-        let committed = self.committed.load(SeqCst).min(index);
+        let committed = self.crew.committed().min(index);
         let most = self.reserved[index + 1] - self.reserved[committed];
         self.gas_used.load(SeqCst).saturating_add(most) <= self.block.env.gas_limit
     }
 
-    /// Whether the lowest item that is not committed waits for a committer; a done item is left to the worker that ran it,
-    /// on whose core everything about it lies, unless this one has nothing else to do.
-    fn can_commit(&self, next: usize, id: usize, is_idle: bool) -> bool {
-        next <= self.last
-            && match self.schedule.state(next) {
-                State::Done => is_idle || self.schedule.worker(next) == id,
-                State::Awaiting => true,
-                State::Ready => self.is_solo.load(SeqCst),
-                State::Running | State::Blocked | State::Committed => false,
-            }
-    }
-
-    /// Runs an item, and again at once if it stopped for a writer that is ready by now.
-    fn run_item(&self, worker: &mut Worker<'a>, index: usize, incarnation: u32) -> Result<()> {
-        let previous = self.previous[index] as usize;
-        if previous > 0 && self.schedule.block(index, previous, worker.id) {
-            return Ok(());
-        }
-        if self.is_heavy(index) && !self.fits_surely(index) {
-            self.schedule.defer(index);
-            return Ok(());
-        }
-        loop {
-            perturb();
-            match worker.attempt(index, None, self.gas_used.load(SeqCst), true)? {
-                Outcome::Blocked(writer) if self.schedule.block(index, writer, worker.id) => {
-                    self.wasted.fetch_add(u32::from(self.is_heavy(index)), SeqCst);
-                    return Ok(());
-                }
-                Outcome::Blocked(_) => {}
-                Outcome::NotYet => {
-                    self.wasted.fetch_add(1, SeqCst);
-                    self.schedule.defer(index);
-                    return Ok(());
-                }
-                Outcome::Ran => {
-                    worker.publish(&mut lock(self.work(index)), index, incarnation);
-                    if self.schedule.finish(index, incarnation, worker.id) {
-                        self.ring();
-                    }
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    /// Commits as far as items are done; whoever holds the committer does it for all.
-    fn commit_all(&self, worker: &mut Worker<'a>, is_idle: bool) -> Result<()> {
-        while !self.is_over.load(SeqCst) && self.can_commit(self.committed.load(SeqCst), worker.id, is_idle) {
-            let Ok(mut committer) = self.committer.try_lock() else { return Ok(()) };
-            self.is_committing.store(true, SeqCst);
-            let before = self.committed.load(SeqCst);
-            let mut next = before;
-            while self.can_commit(next, worker.id, is_idle) && !self.is_over.load(SeqCst) {
-                if let Some(stretch) = committer.stretch(self, next) {
-                    next = stretch.end;
-                    let began = Instant::now();
-                    committer.commit_alone(self, worker, stretch)?;
-                    committer.add_alone(began.elapsed());
-                    committer.adapt(self, next - 1);
-                    self.gas_used.store(committer.gas_used(), SeqCst);
-                    self.committed.store(next, SeqCst);
-                    continue;
-                }
-                if !committer.commit(self, worker, next)? {
-                    break;
-                }
-                committer.adapt(self, next);
-                next += 1;
-                self.gas_used.store(committer.gas_used(), SeqCst);
-                self.committed.store(next, SeqCst);
-            }
-            self.is_committing.store(false, SeqCst);
-            drop(committer);
-            if next > self.last {
-                self.stop(None);
-                return Ok(());
-            }
-            // Sleepers may take what the window now reaches, or commit what this worker leaves to them.
-            if next > before && !self.is_solo.load(SeqCst) {
-                self.ring();
-            }
-        }
-        Ok(())
-    }
-
-    /// Sleeps until there may be something to do; no worker ever spins.
-    fn rest(&self) {
-        let guard = lock(&self.bed);
-        self.sleepers.fetch_add(1, SeqCst);
-        let next = self.committed.load(SeqCst);
-        let has_work = !self.is_solo.load(SeqCst) && self.schedule.has_work(self.reach());
-        let has_commits = self.can_commit(next, usize::MAX, true) && !self.is_committing.load(SeqCst);
-        if !self.is_over.load(SeqCst) && !has_commits && !has_work {
-            let lay_down = Instant::now();
-            drop(self.bell.wait(guard).unwrap_or_else(PoisonError::into_inner));
-            self.time.sleep(lay_down.elapsed());
-        }
-        self.sleepers.fetch_sub(1, SeqCst);
-    }
-
-    fn ring(&self) {
-        if self.sleepers.load(SeqCst) > 0 {
-            drop(lock(&self.bed));
-            self.bell.notify_all();
-        }
-    }
-
-    fn stop(&self, error: Option<CoreError>) {
-        if let Some(error) = error {
-            lock(&self.halt).get_or_insert(error);
-        }
-        self.is_over.store(true, SeqCst);
-        self.ring();
+    fn stop(&self, error: CoreError) {
+        lock(&self.halt).get_or_insert(error);
+        self.crew.stop();
     }
 
     /// What closes the block, then its changes, gathered by all workers.
@@ -342,7 +166,7 @@ impl<'a> Run<'a> {
         }
         let mut committer = self.committer.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut worker = Worker::new(self.block, &self.memory, 0);
-        committer.close(&self.memory, &mut worker, self.last + 1)?;
+        committer.close(&self.memory, &mut worker, self.crew.last + 1)?;
         let count = self.memory.count();
         let parts: Vec<Part> = workers.install(|| {
             let starts: Vec<u32> = (0..count).step_by(GATHERED as usize).collect();
@@ -352,6 +176,63 @@ impl<'a> Run<'a> {
         let (ledger, codes, mut stats) = committer.into_parts(&self.memory);
         stats.on_core = self.time.on_core();
         Ok((ledger, Finished { parts, codes }, stats))
+    }
+}
+
+impl<'a> Job for Run<'a> {
+    type Worker = Worker<'a>;
+    type Committer = Committer<'a>;
+    type Error = CoreError;
+
+    /// The last item of the same sender: the nonce depends on it.
+    fn previous(&self, index: usize) -> usize {
+        self.previous[index] as usize
+    }
+
+    fn must_wait(&self, index: usize) -> bool {
+        self.is_heavy(index) && !self.fits_surely(index)
+    }
+
+    fn attempt(&self, worker: &mut Worker<'a>, index: usize) -> Result<Outcome> {
+        perturb();
+        let outcome = worker.attempt(index, None, self.gas_used.load(SeqCst), true)?;
+        if matches!(outcome, Outcome::NotYet) {
+            self.wasted.fetch_add(1, SeqCst);
+        }
+        Ok(outcome)
+    }
+
+    fn parked(&self, index: usize) {
+        self.wasted.fetch_add(u32::from(self.is_heavy(index)), SeqCst);
+    }
+
+    fn publish(&self, worker: &mut Worker<'a>, index: usize, incarnation: u32) {
+        worker.publish(&mut lock(self.work(index)), index, incarnation);
+    }
+
+    fn committer(&self) -> &Mutex<Committer<'a>> {
+        &self.committer
+    }
+
+    fn commit(&self, committer: &mut Committer<'a>, worker: &mut Worker<'a>, next: usize) -> Result<Option<usize>> {
+        let after = if let Some(stretch) = committer.stretch(self, next) {
+            let (after, began) = (stretch.end, Instant::now());
+            committer.commit_alone(self, worker, stretch)?;
+            committer.add_alone(began.elapsed());
+            after
+        } else if committer.commit(self, worker, next)? {
+            next + 1
+        } else {
+            return Ok(None);
+        };
+        committer.adapt(self, after - 1);
+        // Before the items count as committed: see `fits_surely`.
+        self.gas_used.store(committer.gas_used(), SeqCst);
+        Ok(Some(after))
+    }
+
+    fn rested(&self, slept: Duration) {
+        self.time.sleep(slept);
     }
 }
 
