@@ -16,6 +16,7 @@ from pathlib import Path
 from node.bench.commitment import measure_commitment
 from node.bench.e2e import E2eOptions, measure_e2e
 from node.bench.executor import ExecutorOptions, measure_executor
+from node.bench.hostile import measure_hostile
 from node.bench.hundredk import measure_hundred_k
 from node.bench.idle import measure_idle
 from node.bench.kill import KillOptions, judge, run_kills
@@ -34,6 +35,7 @@ BENCHES = {
     "hundred-k": "what 100,000 signed token calls per second to beacon-final take: measured, or projected",
     "startup": "from `shardyard up -s 4` to an answer of every shard",
     "executor": "what the parallel executor gains over sequential revm, by workload, threads and block size",
+    "hostile": "what blocks made to hurt the executor cost over executing them in order, in time and processor",
     "page": "runs the benches of speed and writes docs/performance.md with its plots",
     "commitment": "what hashing a block costs: elements, leaves, whole blocks, on one thread and on several",
 }
@@ -90,6 +92,10 @@ async def _executor(options: argparse.Namespace, folder: Path) -> BenchReport:
     return await measure_executor(folder, chosen)
 
 
+async def _hostile(options: argparse.Namespace, folder: Path) -> BenchReport:
+    return await measure_hostile(folder, options.rounds, options.only)
+
+
 async def _page(options: argparse.Namespace, _: Path) -> BenchReport:
     chosen = PageOptions(options.only, options.render, options.force, options.seconds)
     return await make_page(chosen)
@@ -143,6 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
     executor.add_argument("--rounds", type=int, default=5, help="of which medians are taken")
     executor.add_argument("--only", default="", metavar="PART", help="of the workloads' names")
     executor.add_argument("--no-pyrevm", action="store_true", help="leave pyrevm out")
+    made["hostile"].add_argument("--rounds", type=int, default=15, help="of whose ratios medians are taken")
+    made["hostile"].add_argument("--only", default="", metavar="PART", help="of the blocks' names")
     page = made["page"]
     page.add_argument(
         "--only",
@@ -190,6 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
         "e2e": _e2e,
         "hundred-k": _hundred_k,
         "executor": _executor,
+        "hostile": _hostile,
         "page": _page,
     }
     folder = Path(tempfile.mkdtemp(prefix=f"shardyard-bench-{options.bench}-"))

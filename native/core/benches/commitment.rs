@@ -8,10 +8,13 @@
 //! set elements) and has an outcome of 110 bytes; a token call touches its sender's account and two slots (six elements) and
 //! has an outcome of 300.
 
+mod measure;
+
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use alloy_primitives::{Address, B256, Bloom, Bytes, KECCAK256_EMPTY, Log, U256, keccak256};
+use measure::{median, processor_time};
 use shardyard_core::bloom::bloom_of;
 use shardyard_core::hash::{keccak256_many, keccak256_many_tagged};
 use shardyard_core::lthash::{LtHash, Sum};
@@ -190,35 +193,18 @@ fn keep<T>(result: T) {
     black_box(result);
 }
 
-/// Processor time of this process so far.
-fn cpu() -> Duration {
-    // SAFETY: getrusage fills the struct it is given.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
-    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
-    time(usage.ru_utime) + time(usage.ru_stime)
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn measure(options: &Options, count: u64, threads: usize, report: &mut Vec<serde_json::Value>, inputs: &Inputs) {
     let mut rows = if threads == 1 { singles(inputs) } else { Vec::new() };
     rows.extend(parts(inputs, threads));
     let mut figures = vec![(Vec::new(), Vec::new()); rows.len()];
     for round in 0..=options.rounds {
         for ((_, _, _, work), (wall, spent)) in rows.iter().zip(&mut figures) {
-            let (started, before) = (Instant::now(), cpu());
+            let (started, before) = (Instant::now(), processor_time());
             work();
             // The first round warms caches, allocators and the pool.
             if round > 0 {
                 wall.push(started.elapsed().as_secs_f64() * 1e6 / count as f64);
-                spent.push((cpu() - before).as_secs_f64() * 1e6 / count as f64);
+                spent.push((processor_time() - before).as_secs_f64() * 1e6 / count as f64);
             }
         }
     }

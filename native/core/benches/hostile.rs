@@ -1,65 +1,101 @@
-//! What hostile blocks cost: built with two threads against built in order, in one interleaved run.
+//! What hostile blocks cost: built with several threads against built in order, in one interleaved run.
 //!
-//! `cargo bench -p shardyard-core --bench hostile -- [--count 2000] [--rounds 5] [--threads 2]`
+//! `cargo bench -p shardyard-core --bench hostile -- [--count 2000] [--rounds 15] [--threads 2] [--only PART] [--json PATH]`
 //!
-//! Wall time is what a block is late by; processor time is what an attacker burns, and what can be compared on a machine
-//! that others use too. Both are medians over rounds, of the whole `Core::execute`.
+//! Wall time is what a block is late by; processor time is what an attacker burns. Both are of the whole `Core::execute`, and
+//! both ratios are medians of the rounds' own: within a round both ways run one after the other, in turn the one and the
+//! other first, so what disturbs the machine disturbs both. A tiny block is executed several times within a timing.
 
 #[path = "../tests/hostile/blocks.rs"]
 mod blocks;
+mod measure;
 
 use std::time::{Duration, Instant};
 
-use blocks::{core, execute, hostile_blocks};
+use blocks::{Hostile, core, execute, hostile_blocks};
+use measure::{median, processor_time};
 use shardyard_core::block::Mode;
+use shardyard_core::core::Core;
 
 /// What a hostile block may cost, in order being one.
 const LIMIT: f64 = 1.2;
+/// A timing is at least so long: processor time is told in microseconds, and every start of a pool has its jitter.
+const SHORTEST: Duration = Duration::from_millis(10);
 
-fn option(name: &str, default: u64) -> u64 {
-    let mut arguments = std::env::args().skip_while(|argument| argument != name);
-    arguments.nth(1).map_or(default, |text| text.parse().expect("a number"))
+fn option(name: &str) -> Option<String> {
+    std::env::args().skip_while(|argument| argument != name).nth(1)
 }
 
-/// Processor time of this process so far.
-fn cpu() -> Duration {
-    // SAFETY: getrusage fills the struct it is given.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
-    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
-    time(usage.ru_utime) + time(usage.ru_stime)
+fn number(name: &str, default: u64) -> u64 {
+    let Some(text) = option(name) else { return default };
+    text.parse().unwrap_or_else(|_| panic!("{name}: got {text:?}, expected a number. try: {name} {default}"))
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
+/// Time on the clock and of the processor per block, in microseconds.
+type Spent = [f64; 2];
+
+fn timed(core: &Core, block: &Hostile, times: u32) -> Spent {
+    let (started, used) = (Instant::now(), processor_time());
+    for _ in 0..times {
+        drop(execute(core, block, Mode::Build).expect("a builder leaves out what cannot be in"));
+    }
+    [started.elapsed(), processor_time() - used].map(|time| time.as_secs_f64() * 1e6 / f64::from(times))
+}
+
+struct Figures {
+    in_order: Spent,
+    parallel: Spent,
+    ratios: [f64; 2],
+}
+
+fn compare(in_order: &Core, parallel: &Core, block: &Hostile, rounds: u64) -> Figures {
+    // The first executions warm caches, allocators and the pool.
+    let [once, _] = timed(in_order, block, 1);
+    timed(parallel, block, 1);
+    let times = (SHORTEST.as_secs_f64() * 1e6 / once).ceil().clamp(1.0, 1000.0) as u32;
+    let mut rows = Vec::new();
+    for round in 0..rounds {
+        let (one, other);
+        if round % 2 == 0 {
+            (one, other) = (timed(in_order, block, times), timed(parallel, block, times));
+        } else {
+            let first = timed(parallel, block, times);
+            (one, other) = (timed(in_order, block, times), first);
+        }
+        rows.push((one, other));
+    }
+    let middle = |figure: &dyn Fn(&(Spent, Spent)) -> f64| median(&rows.iter().map(figure).collect::<Vec<_>>());
+    Figures {
+        in_order: [0, 1].map(|kind| middle(&|(one, _)| one[kind])),
+        parallel: [0, 1].map(|kind| middle(&|(_, other)| other[kind])),
+        ratios: [0, 1].map(|kind| middle(&|(one, other)| other[kind] / one[kind].max(1.0))),
+    }
 }
 
 fn main() {
-    let (count, rounds, threads) = (option("--count", 2000), option("--rounds", 5), option("--threads", 2) as usize);
-    let (in_order, parallel) = (core(1, count), core(threads, count));
+    let (count, rounds, threads) = (number("--count", 2000), number("--rounds", 15).max(1), number("--threads", 2));
+    let only = option("--only").unwrap_or_default();
+    let (in_order, parallel) = (core(1, count), core(threads as usize, count));
     println!("{count} transactions a block, {rounds} rounds, {threads} threads against in order");
-    println!("{:<30}{:>12}{:>12}{:>8}{:>12}{:>8}", "block", "in order us", "wall us", "ratio", "cpu us", "ratio");
-    let mut worst = 0.0_f64;
-    for block in hostile_blocks(count) {
-        let mut figures = [const { Vec::new() }; 4];
-        for _ in 0..rounds {
-            for (place, core) in [&in_order, &parallel].into_iter().enumerate() {
-                let (started, used) = (Instant::now(), cpu());
-                let result = execute(core, &block, Mode::Build).expect("a builder leaves out what cannot be in");
-                drop(result);
-                figures[2 * place].push(started.elapsed().as_secs_f64() * 1e6);
-                figures[2 * place + 1].push((cpu() - used).as_secs_f64() * 1e6);
-            }
-        }
-        let [order_wall, order_cpu, wall, cpu] = figures.map(|mut values| median(&mut values));
-        let (late, burnt) = (wall / order_wall, cpu / order_cpu);
-        worst = worst.max(late);
-        let verdict = if late > LIMIT { "  over" } else { "" };
-        println!("{:<30}{order_wall:>12.0}{wall:>12.0}{late:>8.2}{cpu:>12.0}{burnt:>8.2}{verdict}", block.name);
+    println!("{:<34}{:>12}{:>12}{:>8}{:>12}{:>8}", "block", "in order µs", "wall µs", "ratio", "cpu µs", "ratio");
+    let mut rows = Vec::new();
+    for block in hostile_blocks(count).iter().filter(|block| block.name.contains(&only)) {
+        let Figures { in_order: [order_wall, order_cpu], parallel: [wall, cpu], ratios: [late, burnt] } =
+            compare(&in_order, &parallel, block, rounds);
+        let over = [(late, " late"), (burnt, " burns")].map(|(ratio, word)| if ratio > LIMIT { word } else { "" });
+        println!(
+            "{:<34}{order_wall:>12.0}{wall:>12.0}{late:>8.2}{cpu:>12.0}{burnt:>8.2} {}{}",
+            block.name, over[0], over[1]
+        );
+        rows.push(serde_json::json!({
+            "block": block.name, "in_order_wall_us": order_wall, "in_order_cpu_us": order_cpu,
+            "wall_us": wall, "cpu_us": cpu, "wall_ratio": late, "cpu_ratio": burnt,
+        }));
     }
-    println!("worst {worst:.2}, allowed {LIMIT}");
+    if let Some(path) = option("--json") {
+        let report = serde_json::json!({
+            "transactions": count, "rounds": rounds, "threads": threads, "limit": LIMIT, "rows": rows,
+        });
+        std::fs::write(path, serde_json::to_vec_pretty(&report).expect("plain data")).expect("the path is writable");
+    }
 }

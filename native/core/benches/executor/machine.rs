@@ -1,24 +1,12 @@
-//! What the machine itself can do: time of the processor, memory in use, and how much more work several threads do than one.
+//! What the machine itself can do: memory in use, and how much more work several threads do than one.
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const ARITHMETIC_STEPS: u64 = 10_000_000;
 const MEMORY_STEPS: usize = 600_000;
 /// 32 MB of words, which no cache of a core holds.
 const WORDS: usize = 1 << 22;
-
-/// Processor time of this process so far.
-pub fn processor_time() -> Duration {
-    // SAFETY: getrusage fills the struct it is given.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
-    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
-    time(usage.ru_utime) + time(usage.ru_stime)
-}
 
 /// Resident memory of this process in MB; 0 where the system does not say.
 pub fn resident_mb() -> f64 {

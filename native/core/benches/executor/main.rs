@@ -12,6 +12,8 @@
 
 mod baseline;
 mod machine;
+#[path = "../measure/mod.rs"]
+mod measure;
 mod workloads;
 
 use std::collections::BTreeMap;
@@ -25,7 +27,8 @@ use shardyard_core::codec::Reader;
 use shardyard_core::core::Core;
 use shardyard_core::evm::Revision;
 
-use machine::{Ceilings, processor_time, resident_mb};
+use machine::{Ceilings, resident_mb};
+use measure::{median, processor_time};
 use workloads::Workload;
 
 const PARENT: B256 = B256::repeat_byte(1);
@@ -112,10 +115,6 @@ fn quantile(values: &[f64], share: f64) -> f64 {
     sorted.sort_unstable_by(f64::total_cmp);
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
-}
-
-fn median(values: &[f64]) -> f64 {
-    quantile(values, 0.5)
 }
 
 /// Time on the clock, and of the processor.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use alloy_primitives::{Address, B256, U256};
 
+use super::crew::Outcome;
 use super::lane::Lane;
 use super::memory::{Delta, Key, Memory, Stamp, Value, Written};
 use super::reader::{Reader, Reads, Stop};
@@ -44,13 +45,6 @@ impl Work {
         self.codes.clear();
         self.is_final = false;
     }
-}
-
-pub enum Outcome {
-    /// To its end; the worker holds the result until it is published.
-    Ran,
-    Blocked(usize),
-    NotYet,
 }
 
 pub struct Worker<'a> {

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use alloy_primitives::{B256, U256};
 
-use super::attempt::{Outcome, Work, Worker};
+use super::attempt::{Work, Worker};
+use super::crew::{Job, Outcome, Turn};
 use super::memory::{First, Key, Memory};
+use super::speculation::Speculation;
 use super::stats::RunStats;
 use super::status::State;
 use super::{Run, lock, perturb, starts_alone};
@@ -128,16 +130,15 @@ impl<'a> Committer<'a> {
     }
 
     /// Commits item `index`, the lowest that is not; false when someone else is about to run it.
-    pub fn commit(&mut self, run: &Run<'a>, worker: &mut Worker<'a>, index: usize) -> Result<bool> {
+    pub fn commit(&mut self, job: &Speculation<'_, 'a>, worker: &mut Worker<'a>, index: usize) -> Result<bool> {
         perturb();
         let place = index.checked_sub(self.block.receipts.len() + 1);
-        let mut work = lock(run.work(index));
-        match run.schedule().state(index) {
-            State::Done => {}
-            State::Running | State::Blocked | State::Committed => return Ok(false),
-            from @ (State::Ready | State::Awaiting) => {
-                let Some(incarnation) = run.schedule().start(index, from, worker.id) else { return Ok(false) };
-                self.run_at_turn(run, worker, &mut work, index, incarnation, true)?;
+        let mut work = lock(job.work(index));
+        match job.crew.take_turn(index, worker.id) {
+            Turn::Done => {}
+            Turn::NotYet => return Ok(false),
+            Turn::Run(incarnation) => {
+                self.run_at_turn(job, worker, &mut work, index, incarnation, true)?;
                 self.stats.at_turn += 1;
             }
         }
@@ -145,51 +146,51 @@ impl<'a> Committer<'a> {
             && let Ok(transaction) = self.block.transaction(place)
             && let Err(refusal) = self.ledger.check_gas(transaction)
         {
-            return self.leave_out(run, &mut work, index, place, refusal);
+            return self.leave_out(job, &mut work, index, place, refusal);
         }
-        self.validate(run, worker, &mut work, index)?;
+        self.validate(job, worker, &mut work, index)?;
         if let (Some(place), Some(Ok(done))) = (place, &work.result)
             && let Err(refusal) = self.ledger.check_outbox(done)
         {
-            return self.leave_out(run, &mut work, index, place, refusal);
+            return self.leave_out(job, &mut work, index, place, refusal);
         }
-        if !self.settle(&run.memory, &mut work, index)? {
-            retract(&run.memory, &mut work, index);
-            let incarnation = run.schedule().abort(index, true, worker.id);
-            self.run_at_turn(run, worker, &mut work, index, incarnation, false)?;
-            if !self.settle(&run.memory, &mut work, index)? {
+        if !self.settle(&job.run.memory, &mut work, index)? {
+            retract(&job.run.memory, &mut work, index);
+            let incarnation = job.crew.schedule.abort(index, true, worker.id);
+            self.run_at_turn(job, worker, &mut work, index, incarnation, false)?;
+            if !self.settle(&job.run.memory, &mut work, index)? {
                 return Err(CoreError::Internal(format!("what item {index} did at its turn does not fit")));
             }
         }
         self.stats.sampled += work.took;
-        let nearest = run.previous(index).max(work.nearest as usize);
+        let nearest = job.previous(index).max(work.nearest as usize);
         self.sample.dependent += u32::from(nearest > 0 && index - nearest < 2 * self.block.chain.threads);
         let result = work.result.take().ok_or_else(|| CoreError::Internal(format!("item {index} left no result")))?;
         drop(work);
         let place = place.map(|place| place as u32);
         match (result, place) {
-            (Ok(done), place) => self.record(run, index, done, place)?,
+            (Ok(done), place) => self.record(job.run, index, done, place)?,
             (Err(refusal), Some(place)) => self.ledger.refuse(place, refusal)?,
             (Err(NotExecuted::Failed(error)), None) => return Err(error),
             (Err(NotExecuted::Invalid(reason)), None) => return Err(CoreError::Internal(reason)),
         }
-        run.schedule().commit(index);
+        job.crew.schedule.commit(index);
         Ok(true)
     }
 
     /// Commits an item that leaves nothing behind.
     fn leave_out(
         &mut self,
-        run: &Run<'a>,
+        job: &Speculation<'_, 'a>,
         work: &mut Work,
         index: usize,
         place: usize,
         refusal: NotExecuted,
     ) -> Result<bool> {
-        retract(&run.memory, work, index);
+        retract(&job.run.memory, work, index);
         work.reset();
         self.ledger.refuse(place as u32, refusal)?;
-        run.schedule().commit(index);
+        job.crew.schedule.commit(index);
         Ok(true)
     }
 
@@ -248,10 +249,9 @@ impl<'a> Committer<'a> {
     }
 
     /// How far one worker goes alone from `next` on, once everything that was taken is committed.
-    pub fn stretch(&self, run: &Run<'a>, next: usize) -> Option<Range<usize>> {
-        let end = self.solo_end.min(run.until()) + 1;
-        let is_wanted = run.is_solo.load(SeqCst) && next > self.block.receipts.len() && next < end;
-        (is_wanted && run.schedule().reserve(next..end)).then_some(next..end)
+    pub fn stretch(&self, job: &Speculation<'_, 'a>, next: usize) -> Option<Range<usize>> {
+        let stretch = next..self.solo_end.min(job.crew.last) + 1;
+        (next > self.block.receipts.len() && job.crew.reserve_alone(stretch.clone())).then_some(stretch)
     }
 
     pub fn record(&mut self, run: &Run<'a>, index: usize, done: Done, place: Option<u32>) -> Result<()> {
@@ -270,28 +270,34 @@ impl<'a> Committer<'a> {
     }
 
     /// Makes sure that item `index` saw what is committed; runs it again if not.
-    fn validate(&mut self, run: &Run<'a>, worker: &mut Worker<'a>, work: &mut Work, index: usize) -> Result<()> {
+    fn validate(
+        &mut self,
+        job: &Speculation<'_, 'a>,
+        worker: &mut Worker<'a>,
+        work: &mut Work,
+        index: usize,
+    ) -> Result<()> {
         self.stats.incarnations += 1;
         if work.is_final {
             return Ok(());
         }
         let is_failure = matches!(work.result, Some(Err(NotExecuted::Failed(_))) | None);
-        if !is_failure && work.reads.still_hold(&run.memory, index as u32)? {
+        if !is_failure && work.reads.still_hold(&job.run.memory, index as u32)? {
             return Ok(());
         }
         self.stats.aborts += 1;
         self.stats.incarnations += 1;
         self.sample.aborts += 1;
-        work.writes.iter().for_each(|location| run.memory.estimate(*location, index as u32));
-        let incarnation = run.schedule().abort(index, true, worker.id);
-        self.run_at_turn(run, worker, work, index, incarnation, true)?;
-        self.look_ahead(run, worker, index)
+        work.writes.iter().for_each(|location| job.run.memory.estimate(*location, index as u32));
+        let incarnation = job.crew.schedule.abort(index, true, worker.id);
+        self.run_at_turn(job, worker, work, index, incarnation, true)?;
+        self.look_ahead(job, worker, index)
     }
 
     /// Runs an item when everything before it is committed, so nothing can stop or abort it.
     fn run_at_turn(
         &mut self,
-        run: &Run<'a>,
+        job: &Speculation<'_, 'a>,
         worker: &mut Worker<'a>,
         work: &mut Work,
         index: usize,
@@ -302,9 +308,7 @@ impl<'a> Committer<'a> {
             Outcome::Ran => {
                 worker.publish(work, index, incarnation);
                 work.is_final = true;
-                if run.schedule().finish(index, incarnation, worker.id) {
-                    run.ring();
-                }
+                job.crew.finish(index, incarnation, worker.id);
                 Ok(())
             }
             Outcome::Blocked(_) | Outcome::NotYet => {
@@ -315,21 +319,21 @@ impl<'a> Committer<'a> {
 
     /// Items just behind an aborted one likely read what it wrote: better to let workers run them again now, waiting for
     /// estimates, than one by one at their turns.
-    fn look_ahead(&mut self, run: &Run<'a>, worker: &Worker<'a>, index: usize) -> Result<()> {
-        let end = run.schedule().taken().min(index + 1 + LOOK_AHEAD * self.block.chain.threads);
+    fn look_ahead(&mut self, job: &Speculation<'_, 'a>, worker: &Worker<'a>, index: usize) -> Result<()> {
+        let end = job.crew.schedule.taken().min(index + 1 + LOOK_AHEAD * self.block.chain.threads);
         for later in index + 1..end {
-            if run.schedule().state(later) != State::Done {
+            if job.crew.schedule.state(later) != State::Done {
                 continue;
             }
-            let work = lock(run.work(later));
-            if work.reads.still_hold(&run.memory, later as u32)? {
+            let work = lock(job.work(later));
+            if work.reads.still_hold(&job.run.memory, later as u32)? {
                 continue;
             }
             self.stats.aborts += 1;
             self.stats.incarnations += 1;
             self.sample.aborts += 1;
-            work.writes.iter().for_each(|location| run.memory.estimate(*location, later as u32));
-            run.schedule().abort(later, false, worker.id);
+            work.writes.iter().for_each(|location| job.run.memory.estimate(*location, later as u32));
+            job.crew.schedule.abort(later, false, worker.id);
         }
         Ok(())
     }
@@ -354,33 +358,30 @@ impl<'a> Committer<'a> {
     }
 
     /// Shrinks to one worker when speculation is mostly wasted, and tries again later.
-    pub fn adapt(&mut self, run: &Run<'a>, index: usize) {
-        if run.is_solo.load(SeqCst) {
+    pub fn adapt(&mut self, job: &Speculation<'_, 'a>, index: usize) {
+        if job.crew.is_solo() {
             if index >= self.solo_end {
                 self.sample = Sample::default();
-                run.wasted.store(0, SeqCst);
-                run.schedule().skip_to(index + 1);
-                run.is_solo.store(false, SeqCst);
-                run.ring();
+                job.wasted.store(0, SeqCst);
+                job.crew.end_alone(index + 1);
             }
             return;
         }
         self.sample.commits += 1;
-        let wasted = self.sample.aborts + run.wasted.load(SeqCst);
+        let wasted = self.sample.aborts + job.wasted.load(SeqCst);
         if self.sample.commits < SAMPLE && wasted <= MAX_ABORTS {
             return;
         }
         let sample = std::mem::take(&mut self.sample);
-        run.wasted.store(0, SeqCst);
+        job.wasted.store(0, SeqCst);
         if wasted > MAX_ABORTS || sample.dependent > MAX_DEPENDENT {
             self.solo_end = index + self.solo_length;
             self.solo_length = (4 * self.solo_length).min(LONGEST_SOLO);
             self.stats.solos += 1;
-            run.narrow_window();
-            run.is_solo.store(true, SeqCst);
+            job.crew.go_alone();
         } else {
             self.solo_length = FIRST_SOLO;
-            run.widen_window(wasted > FEW_ABORTS);
+            job.crew.widen_window(wasted > FEW_ABORTS);
         }
     }
 }

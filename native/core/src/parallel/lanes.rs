@@ -14,6 +14,7 @@ use super::committer::Committer;
 use super::lane::{Lane, Ran, Shared, Trail};
 use super::memory::Stamp;
 use super::plan::{Plan, Planner};
+use super::speculation::speculate;
 use super::team::Team;
 use super::{Run, guard, lock};
 use crate::error::{CoreError, Result};
@@ -91,7 +92,7 @@ pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
         });
         let came: Vec<Option<Came>> = came.into_iter().collect::<Result<_>>()?;
         match came.into_iter().flatten().next() {
-            Some(Came::Until(item)) => run.speculate(item)?,
+            Some(Came::Until(item)) => speculate(run, run.committed.load(SeqCst), item)?,
             _ => return Ok(()),
         }
     }

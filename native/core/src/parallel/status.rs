@@ -3,10 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 
-use super::lock;
+use super::sync::{AtomicU32, AtomicUsize, Mutex, lock};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -60,8 +59,8 @@ fn unpack(word: u32) -> (State, u32) {
 }
 
 impl Schedule {
-    /// Items up to `last`; those before `next` are committed already.
-    pub fn new(last: usize, next: usize) -> Self {
+    /// Items from `next` to `last`; those before are committed already.
+    pub fn new(next: usize, last: usize) -> Self {
         let items: Vec<Item> = (0..=last).map(|_| Item::default()).collect();
         items[..next].iter().for_each(|item| item.word.store(pack(State::Committed, 0, 0), SeqCst));
         Self { items, retries: Mutex::default(), retry_count: AtomicUsize::new(0), cursor: AtomicUsize::new(next) }
@@ -160,7 +159,12 @@ impl Schedule {
 
     /// Marks a running item as done and lets those run that waited for it; whether anybody did.
     pub fn finish(&self, index: usize, incarnation: u32, worker: usize) -> bool {
-        let before = self.items[index].word.swap(pack(State::Done, incarnation, worker), SeqCst);
+        self.settle(index, pack(State::Done, incarnation, worker))
+    }
+
+    /// Sets the word of an item that others need not wait for any more; whether anybody did.
+    fn settle(&self, index: usize, word: u32) -> bool {
+        let before = self.items[index].word.swap(word, SeqCst);
         if before & IS_AWAITED == 0 {
             return false;
         }
@@ -204,9 +208,9 @@ impl Schedule {
         incarnation
     }
 
+    /// An item of a stretch was not done before it is committed, and a worker that took an item behind the stretch just
+    /// before everybody was to stop may have parked it there.
     pub fn commit(&self, index: usize) {
-        let word = &self.items[index].word;
-        let incarnation = word.load(SeqCst) >> INCARNATION_SHIFT;
-        word.store(pack(State::Committed, incarnation, 0), SeqCst);
+        self.settle(index, pack(State::Committed, self.incarnation(index), 0));
     }
 }

@@ -13,6 +13,7 @@ use shardyard_core::block::{BlockEnv, BlockResult, Chain, Mode};
 use shardyard_core::core::Core;
 use shardyard_core::error::Result;
 use shardyard_core::evm::Revision;
+use shardyard_core::gateway::{GATEWAY, MAX_PAYLOAD_BYTES, OUTBOX_TOPIC};
 use shardyard_core::transaction::Transaction;
 
 const PARENT: B256 = B256::repeat_byte(1);
@@ -142,6 +143,7 @@ pub fn hostile_blocks(count: u64) -> Vec<Hostile> {
         redelegation(count),
         one_sender(count),
         short_lived_beneficiary(count, count / 2),
+        full_outbox(count),
     ]
 }
 
@@ -262,6 +264,35 @@ pub fn short_lived_beneficiary(count: u64, at: u64) -> Hostile {
     Hostile { beneficiary: user(0).create(1), ..writer.finish("short-lived beneficiary") }
 }
 
+/// Sends as large as they may be: after some five hundred there is no room, and what finds none was executed for nothing.
+fn full_outbox(count: u64) -> Hostile {
+    let mut writer = Writer::new();
+    for number in 0..count.max(600) {
+        let sender = user(number % count);
+        let nonce = writer.next_nonce(sender);
+        writer.push(sender, nonce, GATEWAY, U256::from(1000), 3_000_000, U256::ZERO);
+        let entry = writer.entries.last_mut().expect("a transaction was pushed");
+        Arc::make_mut(entry.transaction.as_mut().expect("it was read")).input = message(number).into();
+    }
+    writer.finish("sends until the outbox is full")
+}
+
+/// Topic and data of an `Outbox` log that transfers 1000 wei to shard 1 with the largest payload.
+fn message(number: u64) -> Vec<u8> {
+    let receiver = U256::from_be_slice(user(number).as_slice());
+    let numbers = [number, 1, 5, 0, 0, 1000, 0, 0, 0, 0, 0, 11 * 32, MAX_PAYLOAD_BYTES as u64].map(U256::from);
+    let mut words = numbers.to_vec();
+    (words[3], words[4], words[9]) = (receiver, receiver, receiver);
+    let mut input: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes::<32>()).collect();
+    input.resize(input.len() + MAX_PAYLOAD_BYTES, 0x5a);
+    input
+}
+
+/// A gateway that emits whatever message it is told to: LOG2(topic, first word of the input) over the rest of it.
+fn echo() -> String {
+    format!("365f5f375f517f{OUTBOX_TOPIC:x}602036036020a200")
+}
+
 fn genesis(users: u64) -> Vec<u8> {
     let mut alloc = serde_json::Map::new();
     for number in 0..users {
@@ -272,6 +303,7 @@ fn genesis(users: u64) -> Vec<u8> {
         let entry = serde_json::json!({ "nonce": "0x1", "code": format!("0x{}", code.replace(' ', "")) });
         alloc.insert(hex::encode_prefixed(contract(number as u8)), entry);
     }
+    alloc.insert(hex::encode_prefixed(GATEWAY), serde_json::json!({ "nonce": "0x1", "code": format!("0x{}", echo()) }));
     serde_json::to_vec(&alloc).expect("an allocation is JSON")
 }
 
@@ -298,7 +330,7 @@ pub fn execute(core: &Core, block: &Hostile, mode: Mode) -> Result<BlockResult> 
         beacon_root: B256::ZERO,
         beacon_height: 1,
         inbox_gas: 0,
-        link_base_fees: Vec::new(),
+        link_base_fees: vec![(1, 5)],
     };
     let no_inbox: [&[u8]; 0] = [];
     core.execute(PARENT, &block.batch, &env, mode, &no_inbox)

@@ -56,6 +56,10 @@ fn hostile_blocks_do_what_they_were_made_for() {
         match block.name {
             "broke senders" => assert_eq!((included, skipped), (COUNT / 2, COUNT / 2 - 1)),
             "nonce storm" => assert!(included >= 8 && skipped > COUNT / 2, "{included} {skipped}"),
+            "sends until the outbox is full" => {
+                assert!(included > 500 && skipped > 50, "{included} {skipped}");
+                assert!(result.skipped.iter().all(|(_, reason)| reason == "outbox limit reached"));
+            }
             "gas-limit edge" => assert!(included <= 4, "{included}"),
             name => assert_eq!(skipped, 0, "{name}: {:?}", result.skipped.first()),
         }
