@@ -20,7 +20,7 @@ const INPUT_WORDS: usize = 6;
 /// A call is so much longer than a payment, about.
 const CALL_WEIGHT: u32 = 5;
 /// Tasks per worker: enough that the last one to end keeps nobody waiting for long.
-const TASKS_PER_WORKER: u32 = 6;
+const TASKS_PER_WORKER: u32 = 16;
 const MIN_TASK_WEIGHT: u32 = 24;
 /// Words of the table per transaction, of which most have two or three keys.
 const WORDS_PER_ITEM: usize = 6;
