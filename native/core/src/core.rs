@@ -63,11 +63,27 @@ impl Core {
         mode: Mode,
         inbox: &[T],
     ) -> Result<BlockResult> {
+        self.execute_with(parent, batch, env, mode, inbox, None)
+    }
+
+    /// As `execute`; a block to validate may come with its access list, and is refused when that is not the block's.
+    ///
+    /// # Errors
+    /// Those of `execute`.
+    pub fn execute_with<T: AsRef<[u8]>>(
+        &self,
+        parent: B256,
+        batch: &Batch,
+        env: &BlockEnv,
+        mode: Mode,
+        inbox: &[T],
+        access_list: Option<&[u8]>,
+    ) -> Result<BlockResult> {
         let view = self.store.view(&parent).map_err(|error| match error {
             CoreError::MissingState(text) => CoreError::UnknownParent(text),
             other => other,
         })?;
-        execute_block(view, parent, self.chain, env, batch, mode, inbox, &self.habits)
+        execute_block(view, parent, self.chain, env, batch, mode, inbox, &self.habits, access_list)
     }
 
     /// What revm does with a batch by itself, for benchmarks, which may look at what comes back.

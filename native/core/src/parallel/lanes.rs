@@ -188,6 +188,7 @@ impl<'r, 'a> Leader<'r, 'a> {
             window.settle(limit);
             Ok(())
         })?;
+        window.log(&mut lock(&run.committer));
         let has_held = limit == items.end;
         if !has_held {
             window.learn();
@@ -327,6 +328,15 @@ impl<'a> Window<'_, 'a> {
         committer.count_window(ran, ran - (limit - self.plan.items.start), took);
         run.advance(&committer, limit);
         Ok(())
+    }
+
+    /// What was kept of the tasks, for the access list.
+    fn log(&self, committer: &mut Committer<'a>) {
+        for left in &self.left {
+            let trail = &mut lock(left).trail;
+            let touched = trail.touched.iter().map(|(location, _)| *location);
+            committer.log().add(touched, std::mem::take(&mut trail.changes));
+        }
     }
 
     /// Remembers which contracts' callers got into each other's way.

@@ -12,13 +12,8 @@ use alloy_primitives::{Address, U256};
 
 use super::lock;
 use crate::error::{CoreError, Result};
+pub use crate::state::Key;
 use crate::state::Map;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Key {
-    Account(Address),
-    Slot(Address, U256),
-}
 
 /// A key as words: three of the address, the third with the kind above it, and four of the slot.
 type Words = [u64; 7];

@@ -7,12 +7,13 @@
 
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use alloy_primitives::{B256, U256};
+use alloy_primitives::{Address, B256, U256};
 
 use super::locations::Locations;
 pub use super::locations::{Key, Numbers};
 use super::lock;
 use super::marks::{Clash, Marks, Visit};
+use crate::access_list::Places;
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
 use crate::state::{Account, Map, Part, Update, View};
@@ -193,12 +194,7 @@ impl Memory {
 
     /// What a task of a window of lanes finds here, and leaves word that it was: everything before the window is committed
     /// and nothing else changes meanwhile. `None` for a visit that no other task can get in the way of.
-    pub fn visit(
-        &self,
-        key: &Key,
-        numbers: &mut Numbers,
-        visit: Option<Visit>,
-    ) -> Result<(u32, Value, Option<Clash>)> {
+    pub fn visit(&self, key: &Key, numbers: &mut Numbers, visit: Option<Visit>) -> Result<(u32, Value, Option<Clash>)> {
         let location = self.cells.locate_with(key, numbers)?;
         let mut cell = lock(self.cells.get(location));
         let value = cell.present(|| self.base(key))?;
@@ -340,14 +336,6 @@ impl Memory {
         self.codes.write().unwrap_or_else(PoisonError::into_inner).entry(hash).or_insert(code);
     }
 
-    pub fn key(&self, location: u32) -> Key {
-        self.cells.key(location)
-    }
-
-    pub fn count(&self) -> u32 {
-        self.cells.count()
-    }
-
     /// What the block changed at some of the locations, once everything is committed.
     pub fn updates(&self, locations: std::ops::Range<u32>) -> Result<Part> {
         let mut part = Part::with_capacity(locations.len());
@@ -385,6 +373,30 @@ fn sort_key(key: &Key) -> (alloy_primitives::Address, Option<U256>) {
     match key {
         Key::Account(address) => (*address, None),
         Key::Slot(address, slot) => (*address, Some(*slot)),
+    }
+}
+
+impl Places for Memory {
+    fn count(&self) -> u32 {
+        self.cells.count()
+    }
+
+    fn key(&self, location: u32) -> Key {
+        self.cells.key(location)
+    }
+
+    fn parent(&self, location: u32) -> Result<Value> {
+        let cell = lock(self.cells.get(location));
+        let known = if cell.is_blind { None } else { cell.before.or(cell.present) };
+        known.map_or_else(|| self.base_at(location), Ok)
+    }
+
+    fn parent_account(&self, address: &Address) -> Result<Option<Account>> {
+        self.view.account(address)
+    }
+
+    fn code(&self, hash: &B256) -> Result<Bytecode> {
+        Self::code(self, hash)
     }
 }
 

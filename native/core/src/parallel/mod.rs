@@ -12,7 +12,8 @@
 //! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt`
 //! runs an item, `status` hands out work, `committer` validates and commits; `plan` divides a window into the tasks of
 //! lanes by what is known beforehand and what `habits` remember, a `lane` is one journal, `marks` tell where two met;
-//! `stats` tells people what happened; this module holds the workers together.
+//! `replay` needs none of this: it has the block's
+//! access list; `stats` tells people what happened; this module holds the workers together.
 
 mod alone;
 mod attempt;
@@ -27,6 +28,7 @@ mod marks;
 mod memory;
 mod plan;
 mod reader;
+mod replay;
 mod stats;
 mod status;
 
@@ -39,9 +41,9 @@ use alloy_primitives::Address;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
-use crate::block::Block;
+use crate::access_list::{Places, build};
+use crate::block::{Block, Ended};
 use crate::error::{CoreError, Result};
-use crate::ledger::Ledger;
 use crate::state::{Finished, Map, Part, View};
 
 use attempt::{Outcome, Work, Worker};
@@ -49,6 +51,8 @@ use committer::Committer;
 pub use habits::Habits;
 use lanes::execute_in_lanes;
 use memory::Memory;
+pub use memory::Value;
+pub use replay::replay;
 pub use stats::RunStats;
 use stats::WorkTime;
 use status::{Schedule, State};
@@ -115,11 +119,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// # Errors
 /// Those of executing in order, for the same item.
-pub fn execute_in_parallel<'a>(
-    block: &'a Block<'a>,
-    view: View,
-    workers: &ThreadPool,
-) -> Result<(Ledger<'a>, Finished, RunStats)> {
+pub fn execute_in_parallel<'a>(block: &'a Block<'a>, view: View, workers: &ThreadPool) -> Result<Ended<'a>> {
     let run = Run::new(block, view)?;
     workers.install(|| run.execute())?;
     run.finish(workers)
@@ -408,7 +408,7 @@ impl<'a> Run<'a> {
     }
 
     /// What closes the block, then its changes, gathered by all workers.
-    fn finish(self, workers: &ThreadPool) -> Result<(Ledger<'a>, Finished, RunStats)> {
+    fn finish(self, workers: &ThreadPool) -> Result<Ended<'a>> {
         let mut committer = self.committer.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut worker = Worker::new(self.block, &self.memory, 0);
         committer.close(&self.memory, &mut worker, self.last + 1)?;
@@ -418,9 +418,12 @@ impl<'a> Run<'a> {
             let gather = |start: u32| self.memory.updates(start..(start + GATHERED).min(count));
             starts.into_par_iter().map(gather).collect::<Result<_>>()
         })?;
-        let (ledger, codes, mut stats) = committer.into_parts(&self.memory);
+        let (ledger, codes, mut log, mut stats) = committer.into_parts(&self.memory);
+        log.renumber(&ledger);
+        let beneficiary = self.block.env.beneficiary;
+        let (access_list, encoded) = workers.install(|| build(&log, &*self.memory, beneficiary, true))?;
         stats.on_core = self.time.on_core();
-        Ok((ledger, Finished { parts, codes }, stats))
+        Ok(Ended { ledger, finished: Finished { parts, codes }, stats, access_list, encoded })
     }
 }
 
