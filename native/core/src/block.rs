@@ -208,25 +208,12 @@ impl<'a> Block<'a> {
 }
 
 /// # Errors
-/// `InvalidBlock` when validating and a transaction cannot be in the block, or the access list given is not the block's; `Malformed` for an inbox that no honest
-/// beacon orders; `Internal` when the supply identity does not hold.
-pub fn execute_block<T: AsRef<[u8]>>(
-    view: View,
-    parent: B256,
-    chain: Chain,
-    env: &BlockEnv,
-    batch: &Batch,
-    mode: Mode,
-    inbox: &[T],
-    habits: &Arc<Habits>,
-    access_list: Option<&[u8]>,
-) -> Result<BlockResult> {
-    let mut block = Block::new(chain, env, batch, mode, inbox)?;
-    block.habits = habits.clone();
-    block.access_list = access_list;
-    let items = block.receipts.len() + batch.entries.len();
-    let workers = pool(chain.threads).filter(|_| items >= PARALLEL_ITEMS && chain.revision.keeps_storage());
-    execute_on(workers.as_deref(), &block, view, parent)
+/// `InvalidBlock` when validating and a transaction cannot be in the block, or the access list given is not the block's;
+/// `Internal` when the supply identity does not hold.
+pub fn execute_block(view: View, parent: B256, block: &Block<'_>) -> Result<BlockResult> {
+    let workers =
+        pool(block.chain.threads).filter(|_| block.last() >= PARALLEL_ITEMS && block.chain.revision.keeps_storage());
+    execute_on(workers.as_deref(), block, view, parent)
 }
 
 /// Executes on these workers, or in order when there are none.

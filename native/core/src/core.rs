@@ -5,7 +5,7 @@ use std::sync::Arc;
 use alloy_primitives::{Address, B256, U256};
 
 use crate::batch::Batch;
-use crate::block::{BlockEnv, BlockResult, Chain, Mode, execute_block};
+use crate::block::{Block, BlockEnv, BlockResult, Chain, Mode, execute_block};
 use crate::call::{CallRequest, CallResult, call, estimate_gas};
 use crate::error::{CoreError, Result};
 use crate::evm::{Machine, NotExecuted, Relaxed};
@@ -83,7 +83,9 @@ impl Core {
             CoreError::MissingState(text) => CoreError::UnknownParent(text),
             other => other,
         })?;
-        execute_block(view, parent, self.chain, env, batch, mode, inbox, &self.habits, access_list)
+        let mut block = Block::new(self.chain, env, batch, mode, inbox)?;
+        (block.habits, block.access_list) = (self.habits.clone(), access_list);
+        execute_block(view, parent, &block)
     }
 
     /// What revm does with a batch by itself, for benchmarks, which may look at what comes back.

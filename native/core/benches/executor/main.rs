@@ -211,7 +211,12 @@ impl<'a> Setting<'a> {
             let replay = core(*threads, true);
             let built = replay.execute::<&[u8]>(PARENT, &workload.batch, &env(), Mode::Build, &[]);
             let list = built.expect("all are valid").access_list;
-            variants.push(Variant::new(format!("{threads}, access list"), *threads, true, Way::Replay(replay, list)));
+            variants.push(Variant::new(
+                format!("{threads}, access-list replay"),
+                *threads,
+                true,
+                Way::Replay(replay, list),
+            ));
         }
         variants.retain(|variant| variant.is_sequential() || variant.name.contains(&self.options.variants));
         variants
