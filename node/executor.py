@@ -95,6 +95,7 @@ def summarise(result: _native.BlockResult, transaction_count: int) -> ExecutionS
         gas_used=result.gas_used,
         burnt=int.from_bytes(result.burnt, "big"),
         outbox=tuple(result.outbox),
+        access_list_hash=Hash32(result.access_list_hash),
     )
 
 

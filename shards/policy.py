@@ -98,7 +98,7 @@ def compute_content(
         prevrandao=env.prevrandao,
         inbox_position=parent.inbox_position + summary.delivery_count,
         burnt=burnt.to_bytes(32, "big"),
-        access_list_hash=ZERO_HASH,
+        access_list_hash=summary.access_list_hash,
         snapshot_root=ZERO_HASH,
     )
 
@@ -122,7 +122,6 @@ def verify_header(genesis: Genesis, parent: Header, header: Header) -> None:
     _require("base fee", content.base_fee, compute_base_fee(before, preset.min_base_fee))
     _require("beneficiary", content.beneficiary, reward)
     _require("prevrandao", content.prevrandao, compute_prevrandao(parent.hash, header.slot))
-    _require("access list hash", content.access_list_hash, ZERO_HASH)
     _require("snapshot root", content.snapshot_root, ZERO_HASH)
     _require("inbox position", content.inbox_position, before.inbox_position + content.delivery_count)
     verify_beacon_ref(before.beacon_ref, content.beacon_ref)

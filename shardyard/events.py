@@ -26,6 +26,8 @@ class ExecutionSummary(msgspec.Struct, frozen=True, array_like=True):
     """Wei burnt in this block."""
     outbox: tuple[bytes, ...]
     """Encoded receipts in commit order."""
+    access_list_hash: Hash32
+    """Keccak-256 of the block access list (EIP-7928)."""
 
 
 class Started(msgspec.Struct, frozen=True):

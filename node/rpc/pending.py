@@ -116,6 +116,7 @@ class PendingPreview:
             transaction_count=len(result.included) // 4,
             outcomes_root=result.outcomes_root,
             outbox_root=result.outbox_root,
+            access_list_hash=result.access_list_hash,
             logs_bloom=result.logs_bloom,
             gas_used=result.gas_used,
         )

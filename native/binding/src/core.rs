@@ -244,6 +244,16 @@ impl BlockResult {
     }
 
     #[getter]
+    fn access_list(&self) -> &[u8] {
+        &self.0.access_list
+    }
+
+    #[getter]
+    fn access_list_hash(&self) -> &[u8] {
+        self.0.access_list_hash.as_slice()
+    }
+
+    #[getter]
     fn diff(&self) -> &[u8] {
         &self.0.diff
     }
@@ -336,6 +346,7 @@ impl Core {
         })
     }
 
+    #[pyo3(signature = (parent, batch, env, mode, inbox, access_list = None))]
     fn execute(
         &self,
         py: Python<'_>,
@@ -344,6 +355,7 @@ impl Core {
         env: &Bound<'_, BlockEnv>,
         mode: &str,
         inbox: Vec<PyBackedBytes>,
+        access_list: Option<PyBackedBytes>,
     ) -> PyResult<BlockResult> {
         let parent = hash("parent", parent)?;
         let mode = match mode {
@@ -352,7 +364,8 @@ impl Core {
             other => return Err(PyValueError::new_err(format!("mode must be 'build' or 'validate', got {other:?}"))),
         };
         let (batch, env) = (&batch.get().0, &env.get().0);
-        guarded(py, || Ok(BlockResult(self.0.execute(parent, batch, env, mode, &inbox)?)))
+        let given = access_list.as_deref();
+        guarded(py, || Ok(BlockResult(self.0.execute_with(parent, batch, env, mode, &inbox, given)?)))
     }
 
     fn adopt(&self, py: Python<'_>, result: &Bound<'_, BlockResult>, block_hash: &[u8], height: u64) -> PyResult<()> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use alloy_primitives::{Address, B256, Bloom, U256};
 use rayon::ThreadPool;
 
+use crate::access_list::{self, AccessList, AccessLog, Change, Numbered};
 use crate::batch::Batch;
 use crate::codec::Writer;
 use crate::delivery::inbox_gas;
@@ -19,10 +20,10 @@ use crate::ledger::{Done, Ledger, Outcomes, deliver, transact};
 use crate::lthash::LtHash;
 use crate::merkle::merkle_root_on;
 use crate::outbox::Outbox;
-use crate::parallel::{Between, RunStats, execute_in_parallel};
+use crate::parallel::{Between, RunStats, Value, execute_in_parallel, replay};
 use crate::pool::pool;
 use crate::receipt::{MAX_REPLY_BYTES, Receipt};
-use crate::state::{BlockState, Changes, Finished, Sink, Source, Update, View, commit};
+use crate::state::{BlockState, Changes, Finished, Key, Sink, Source, Update, View, commit};
 use crate::transaction::Transaction;
 use crate::transfer::Transfer;
 
@@ -88,6 +89,9 @@ pub struct BlockResult {
     pub outbox: Vec<Vec<u8>>,
     pub links: Vec<u8>,
     pub diff: Vec<u8>,
+    /// Encoded (EIP-7928), and what the header says of it.
+    pub access_list: Vec<u8>,
+    pub access_list_hash: B256,
     pub stats: Vec<u8>,
 }
 
@@ -101,6 +105,8 @@ pub struct Block<'a> {
     pub receipts: Vec<Receipt>,
     /// Kept from the blocks before it.
     pub between: Arc<Between>,
+    /// What came beside a block to validate, encoded: with it, no item has to wait for another.
+    pub access_list: Option<&'a [u8]>,
     escrow_consumed: U256,
 }
 
@@ -131,7 +137,18 @@ impl<'a> Block<'a> {
                 .ok_or_else(|| CoreError::Malformed("escrow of an inbox exceeds 256 bits".into()))?;
             receipts.push(receipt);
         }
-        Ok(Self { chain, env, batch, mode, receipts, between: Arc::default(), escrow_consumed })
+        Ok(Self { chain, env, batch, mode, receipts, between: Arc::default(), access_list: None, escrow_consumed })
+    }
+
+    /// The index of the last item; what closes the block has the one after it.
+    pub fn last(&self) -> usize {
+        self.receipts.len() + self.batch.entries.len()
+    }
+
+    /// # Errors
+    /// `InvalidBlock` for bytes that are no block's list.
+    pub fn decode_access_list(&self, bytes: &[u8]) -> Result<AccessList> {
+        access_list::decode(bytes, self.last() as u32 + 1).map_err(|error| CoreError::InvalidBlock(error.to_string()))
     }
 
     /// Bytes of receipts that what one delivery runs may emit, its own reply not counted (X10): an equal share of what the
@@ -191,23 +208,12 @@ impl<'a> Block<'a> {
 }
 
 /// # Errors
-/// `InvalidBlock` when validating and a transaction cannot be in the block; `Malformed` for an inbox that no honest
-/// beacon orders; `Internal` when the supply identity does not hold.
-pub fn execute_block<T: AsRef<[u8]>>(
-    view: View,
-    parent: B256,
-    chain: Chain,
-    env: &BlockEnv,
-    batch: &Batch,
-    mode: Mode,
-    inbox: &[T],
-    between: &Arc<Between>,
-) -> Result<BlockResult> {
-    let mut block = Block::new(chain, env, batch, mode, inbox)?;
-    block.between = between.clone();
-    let items = block.receipts.len() + batch.entries.len();
-    let workers = pool(chain.threads).filter(|_| items >= PARALLEL_ITEMS && chain.revision.keeps_storage());
-    execute_on(workers.as_deref(), &block, view, parent)
+/// `InvalidBlock` when validating and a transaction cannot be in the block, or the access list given is not the block's;
+/// `Internal` when the supply identity does not hold.
+pub fn execute_block(view: View, parent: B256, block: &Block<'_>) -> Result<BlockResult> {
+    let workers =
+        pool(block.chain.threads).filter(|_| block.last() >= PARALLEL_ITEMS && block.chain.revision.keeps_storage());
+    execute_on(workers.as_deref(), block, view, parent)
 }
 
 /// Executes on these workers, or in order when there are none.
@@ -222,53 +228,134 @@ pub(crate) fn execute_on(
         .accumulator
         .clone()
         .ok_or_else(|| CoreError::UnknownParent(format!("{parent} is older than the final state")))?;
-    let (ledger, finished, run) = match workers {
-        Some(workers) => execute_in_parallel(block, view, workers)?,
-        None => execute_in_order(block, view).map(|(ledger, finished)| (ledger, finished, RunStats::default()))?,
+    let given = block.access_list.filter(|_| block.mode == Mode::Validate);
+    let ended = match (workers, given) {
+        (Some(workers), Some(given)) => replay(block, view, workers, given)?,
+        (Some(workers), None) => execute_in_parallel(block, view, workers)?,
+        (None, _) => execute_in_order(block, view)?,
     };
+    if let Some(given) = given {
+        ended.check(block, given)?;
+    }
     let spent = Spent { started, execute: started.elapsed(), execute_cpu: processor_time().saturating_sub(cpu_before) };
-    finish(block, parent, &accumulator, ledger, finished, &run, &spent)
+    finish(block, parent, &accumulator, ended, &spent)
+}
+
+/// A block whose items are all executed, whichever way.
+#[derive(Debug)]
+pub struct Ended<'a> {
+    pub ledger: Ledger<'a>,
+    pub finished: Finished,
+    pub stats: RunStats,
+    pub access_list: AccessList,
+    pub encoded: Vec<u8>,
+}
+
+impl Ended<'_> {
+    /// # Errors
+    /// `InvalidBlock` when this is not the list that came beside the block.
+    pub fn check(&self, block: &Block<'_>, given: &[u8]) -> Result<()> {
+        if self.encoded == given {
+            return Ok(());
+        }
+        let given = block.decode_access_list(given)?;
+        given.check(&self.access_list)?;
+        Err(CoreError::InvalidBlock("access list: its bytes are not those of the block's".into()))
+    }
+}
+
+/// Writes down what items do to one state, for the access list.
+struct Watch {
+    log: AccessLog,
+    places: Numbered,
+}
+
+impl Watch {
+    /// What was done since the last item, by item `index`.
+    fn note(&mut self, state: &mut BlockState, index: usize) {
+        for key in state.take_touched() {
+            let location = self.places.number(&key);
+            let change = state.present(&key).map(|value| Change { index: index as u32, location, value });
+            self.log.note(std::iter::once(location), change.into_iter());
+        }
+    }
+
+    /// Credits a tip: what the beneficiary has then is listed, but no item has looked at it.
+    fn pay(&mut self, state: &mut BlockState, beneficiary: &Address, tip: U256, index: usize) -> Result<()> {
+        state.credit(beneficiary, tip)?;
+        state.take_touched();
+        if !tip.is_zero() {
+            let key = Key::Account(*beneficiary);
+            let (location, index) = (self.places.number(&key), index as u32);
+            let value = state.present(&key).unwrap_or(Value::Account(None));
+            self.log.note(std::iter::empty(), std::iter::once(Change { index, location, value }));
+        }
+        Ok(())
+    }
 }
 
 /// One item after the other on one state: what every other way of executing must agree with.
-fn execute_in_order<'a>(block: &'a Block<'a>, view: View) -> Result<(Ledger<'a>, Finished)> {
-    let mut machine = block.machine(BlockState::new(view));
+fn execute_in_order<'a>(block: &'a Block<'a>, view: View) -> Result<Ended<'a>> {
+    let beneficiary = block.env.beneficiary;
+    let mut watch = Watch { log: AccessLog::default(), places: Numbered::new(view.clone()) };
+    let mut machine = block.machine(BlockState::watched(view));
     let mut ledger = Ledger::new(block);
     block.open(&mut machine)?;
-    for receipt in &block.receipts {
+    watch.note(machine.state(), 0);
+    for (place, receipt) in block.receipts.iter().enumerate() {
         let done = deliver(&mut machine, block, receipt)?;
-        machine.state().credit(&block.env.beneficiary, done.tip)?;
+        watch.note(machine.state(), place + 1);
+        watch.pay(machine.state(), &beneficiary, done.tip, place + 1)?;
         ledger.record(done, None, |dst| last_seq(machine.state(), dst))?;
+        machine.state().take_touched();
     }
-    for index in 0..block.batch.entries.len() {
-        match transact_in_order(&mut machine, block, &ledger, index) {
+    for place in 0..block.batch.entries.len() {
+        let index = block.receipts.len() + 1 + place;
+        match transact_in_order(&mut machine, block, &ledger, place) {
             Ok(done) => {
+                watch.note(machine.state(), index);
                 let tip = if done.is_tip_lost { U256::ZERO } else { done.tip };
-                machine.state().credit(&block.env.beneficiary, tip)?;
-                ledger.record(done, Some(index as u32), |dst| last_seq(machine.state(), dst))?;
+                watch.pay(machine.state(), &beneficiary, tip, index)?;
+                ledger.record(done, Some(place as u32), |dst| last_seq(machine.state(), dst))?;
             }
-            Err(refusal) => ledger.refuse(index as u32, refusal)?,
+            Err(refusal) => ledger.refuse(place as u32, refusal)?,
         }
+        machine.state().take_touched();
     }
     block.close(&mut machine, U256::ZERO, &ledger.outbox)?;
-    Ok((ledger, machine.into_state().finish()?))
+    watch.note(machine.state(), block.last() + 1);
+    let finished = machine.into_state().finish()?;
+    watch.places.add_codes(&finished.codes);
+    watch.log.renumber(&ledger);
+    let (access_list, encoded) = access_list::build(&watch.log, &watch.places, beneficiary, false)?;
+    Ok(Ended { ledger, finished, stats: RunStats::default(), access_list, encoded })
 }
 
 fn transact_in_order(
     machine: &mut Machine<BlockState>,
     block: &Block<'_>,
     ledger: &Ledger<'_>,
-    index: usize,
+    place: usize,
 ) -> Result<Done, NotExecuted> {
-    let transaction = block.transaction(index)?;
+    let transaction = block.transaction(place)?;
     ledger.check_gas(transaction)?;
+    transact_whole(machine, block, transaction, |done| ledger.check_outbox(done))
+}
+
+/// Executes a user's transaction and writes what it does, its messages' escrow included, unless `accept` refuses it.
+pub fn transact_whole<S: Source>(
+    machine: &mut Machine<BlockState<S>>,
+    block: &Block<'_>,
+    transaction: &Transaction,
+    accept: impl FnOnce(&Done) -> Result<(), NotExecuted>,
+) -> Result<Done, NotExecuted> {
     if let Some(transfer) = block.plan(transaction)
         && transfer.apply(machine.state())?
     {
         return Ok(Done::of_transfer(transaction, block.env.base_fee));
     }
     let (done, executed) = transact(machine, block, transaction)?;
-    ledger.check_outbox(&done)?;
+    accept(&done)?;
     machine.commit(executed)?;
     for message in &done.messages {
         machine.state().debit(&GATEWAY, message.escrow()?)?;
@@ -285,11 +372,10 @@ fn finish(
     block: &Block<'_>,
     parent: B256,
     accumulator: &LtHash,
-    ledger: Ledger<'_>,
-    finished: Finished,
-    run: &RunStats,
+    ended: Ended<'_>,
     spent: &Spent,
 ) -> Result<BlockResult> {
+    let Ended { ledger, finished, stats: run, encoded: access_list, .. } = ended;
     // X11: what came in and was here, less what went out and is here, is burnt; it can never be negative.
     let (supply_before, supply_after) = finished.supplies()?;
     let burnt = supply_before
@@ -333,10 +419,12 @@ fn finish(
         outbox: ledger.outbox.receipts,
         links,
         diff,
+        access_list_hash: access_list::hash(&access_list),
+        access_list,
         changes: Arc::new(changes),
         stats: Vec::new(),
     };
-    result.stats = stats(&result, finished.count(), run, spent);
+    result.stats = stats(&result, finished.count(), &run, spent);
     Ok(result)
 }
 

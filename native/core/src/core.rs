@@ -5,7 +5,7 @@ use std::sync::Arc;
 use alloy_primitives::{Address, B256, U256};
 
 use crate::batch::Batch;
-use crate::block::{BlockEnv, BlockResult, Chain, Mode, execute_block};
+use crate::block::{Block, BlockEnv, BlockResult, Chain, Mode, execute_block};
 use crate::call::{CallRequest, CallResult, call, estimate_gas};
 use crate::error::{CoreError, Result};
 use crate::evm::{Machine, NotExecuted, Relaxed};
@@ -63,11 +63,29 @@ impl Core {
         mode: Mode,
         inbox: &[T],
     ) -> Result<BlockResult> {
+        self.execute_with(parent, batch, env, mode, inbox, None)
+    }
+
+    /// As `execute`; a block to validate may come with its access list, and is refused when that is not the block's.
+    ///
+    /// # Errors
+    /// Those of `execute`.
+    pub fn execute_with<T: AsRef<[u8]>>(
+        &self,
+        parent: B256,
+        batch: &Batch,
+        env: &BlockEnv,
+        mode: Mode,
+        inbox: &[T],
+        access_list: Option<&[u8]>,
+    ) -> Result<BlockResult> {
         let view = self.store.view(&parent).map_err(|error| match error {
             CoreError::MissingState(text) => CoreError::UnknownParent(text),
             other => other,
         })?;
-        execute_block(view, parent, self.chain, env, batch, mode, inbox, &self.between)
+        let mut block = Block::new(self.chain, env, batch, mode, inbox)?;
+        (block.between, block.access_list) = (self.between.clone(), access_list);
+        execute_block(view, parent, &block)
     }
 
     /// What revm does with a batch by itself, for benchmarks, which may look at what comes back.

@@ -221,6 +221,24 @@ impl<'a> Ledger<'a> {
         Ok(())
     }
 
+    /// The place in the block of each item, from what precedes the first to what follows the last: transactions that are
+    /// left out have none. `None` if nobody is left out.
+    pub fn places(&self) -> Option<Vec<u32>> {
+        if self.skipped.is_empty() {
+            return None;
+        }
+        let (receipts, entries) = (self.block.receipts.len() as u32, self.block.batch.entries.len());
+        let mut places: Vec<u32> = (0..=receipts).collect();
+        let mut included = self.included.iter().peekable();
+        let mut next = receipts + 1;
+        for entry in 0..entries as u32 {
+            places.push(next);
+            next += u32::from(included.next_if_eq(&&entry).is_some());
+        }
+        places.push(next);
+        Some(places)
+    }
+
     pub fn outcomes(&self) -> Outcomes {
         let part = |items: &[(Done, u64)]| {
             let bloom = bloom_of(items.iter().flat_map(|(done, _)| &done.logs));

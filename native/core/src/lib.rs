@@ -5,6 +5,7 @@
 //! state is kept over forks (`state`) and committed to (`lthash`, `merkle`, `bloom`), and what a valid signature is (`bls`).
 //! The binding crate beside this one only translates types.
 
+pub mod access_list;
 pub mod batch;
 pub mod block;
 pub mod bloom;

@@ -62,7 +62,6 @@ def test_an_honest_block_is_valid():
         (content_with(base_fee=HEADER.content.base_fee + 1), "base fee"),
         (content_with(beneficiary=bytes(20)), "beneficiary"),
         (content_with(prevrandao=bytes(32)), "prevrandao"),
-        (content_with(access_list_hash=b"a" * 32), "access list hash"),
         (content_with(snapshot_root=b"a" * 32), "snapshot root"),
         (content_with(inbox_position=1), "inbox position"),
         (content_with(delivery_count=1), "inbox position"),
@@ -104,6 +103,7 @@ def test_x0_the_beacon_reference_never_moves_back_or_sideways():
         "burnt",
         "transaction_count",
         "gas_used",
+        "access_list_hash",
     ],
 )
 def test_a_result_that_execution_does_not_confirm_is_refused(field):

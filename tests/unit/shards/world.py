@@ -262,6 +262,7 @@ EMPTY_SUMMARY = ExecutionSummary(
     gas_used=0,
     burnt=7,
     outbox=(),
+    access_list_hash=ZERO_HASH,
 )
 
 
@@ -346,5 +347,6 @@ class ToyExecutor:
             gas_used=TRANSFER_GAS * len(body.ends) + sum(gas),
             burnt=len(body.ends),
             outbox=tuple(outbox),
+            access_list_hash=ZERO_HASH,
         )
         return summary, seqs, tuple(inbox)

@@ -134,6 +134,8 @@ enum Way {
     /// still holds of them helps no more than it does the others.
     CacheDb(Option<(baseline::State, Vec<baseline::TxEnv>)>),
     Ours(Core),
+    /// Validation of the block with its access list, which is made outside the timer.
+    Replay(Core, Vec<u8>),
 }
 
 struct Variant {
@@ -205,6 +207,15 @@ impl<'a> Setting<'a> {
                 let name = format!("{threads}, fast path");
                 variants.push(Variant::new(name, *threads, true, Way::Ours(core(*threads, true))));
             }
+            let replay = core(*threads, true);
+            let built = replay.execute::<&[u8]>(PARENT, &workload.batch, &env(), Mode::Build, &[]);
+            let list = built.expect("all are valid").access_list;
+            variants.push(Variant::new(
+                format!("{threads}, access-list replay"),
+                *threads,
+                true,
+                Way::Replay(replay, list),
+            ));
         }
         variants.retain(|variant| variant.is_sequential() || variant.name.contains(&self.options.variants));
         variants
@@ -224,6 +235,12 @@ impl<'a> Setting<'a> {
                 let (spent, state) = timed(|| baseline::run(state, &env(), transactions));
                 drop(black_box(state));
                 (spent, None)
+            }
+            Way::Replay(core, list) => {
+                let replay =
+                    || core.execute_with::<&[u8]>(PARENT, batch, &env(), Mode::Validate, &[], Some(list.as_slice()));
+                let (spent, result) = timed(|| replay().expect("the list is the block's"));
+                (spent, Some(result))
             }
             Way::Ours(core) => {
                 let execute = || core.execute::<&[u8]>(PARENT, batch, &env(), Mode::Build, &[]);

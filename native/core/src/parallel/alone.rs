@@ -71,7 +71,7 @@ impl<'a> Committer<'a> {
         let saw_tips = lane.saw_tips();
         let trail = lane.take_trail();
         let mut wrote_beneficiary = false;
-        for change in trail.changes.drain(..) {
+        for change in &trail.changes {
             wrote_beneficiary |= change.location == self.beneficiary();
             let stamp = Stamp { index: change.index, incarnation: 0 };
             run.memory.set(change.location, stamp, change.value, self.firsts())?;
@@ -80,6 +80,7 @@ impl<'a> Committer<'a> {
             run.memory.add_code(hash, code.clone());
             self.add_code(hash, code);
         }
+        self.log().add(trail.touched.iter().map(|(location, _)| *location), std::mem::take(&mut trail.changes));
         trail.clear();
         if wrote_beneficiary && saw_tips {
             self.take_tips();

@@ -25,6 +25,8 @@ pub struct Work {
     pub reads: Reads,
     /// Numbers of locations; of a transfer's two the recipient's first, the only one whose change may not fit.
     pub writes: Vec<u32>,
+    /// Every location that it asked for.
+    pub touched: Vec<u32>,
     pub codes: Vec<(B256, Bytecode)>,
     pub result: Option<Result<Done, NotExecuted>>,
     /// It ran when everything before it was committed: nothing it saw can have changed.
@@ -42,6 +44,7 @@ impl Work {
     pub fn reset(&mut self) {
         self.reads.clear();
         self.writes.clear();
+        self.touched.clear();
         self.codes.clear();
         self.is_final = false;
     }
@@ -59,6 +62,7 @@ pub struct Worker<'a> {
     writes: Vec<(u32, Written)>,
     codes: Vec<(B256, Bytecode)>,
     reads: Reads,
+    touched: Vec<u32>,
     saw_tips: bool,
     nearest: u32,
     result: Option<Result<Done, NotExecuted>>,
@@ -77,6 +81,7 @@ impl<'a> Worker<'a> {
             writes: Vec::new(),
             codes: Vec::new(),
             reads: Reads::default(),
+            touched: Vec::new(),
             saw_tips: false,
             nearest: 0,
             result: None,
@@ -131,6 +136,7 @@ impl<'a> Worker<'a> {
         };
         let reader = self.machine.state();
         std::mem::swap(&mut self.reads, &mut reader.reads);
+        std::mem::swap(&mut self.touched, &mut reader.touched);
         self.saw_tips = reader.saw_tips;
         self.nearest = reader.nearest;
         let stop = reader.stop.take();
@@ -199,6 +205,7 @@ impl<'a> Worker<'a> {
         let block = self.block;
         let machine = self.stepwise();
         machine.state().take_changes();
+        machine.state().take_touched();
         machine.state().source().reset(index as u32, tips);
         let result = deliver(machine, block, &block.receipts[index - 1]);
         let stop = machine.state().source().stop.take();
@@ -215,17 +222,19 @@ impl<'a> Worker<'a> {
     pub fn stepwise(&mut self) -> &mut Machine<BlockState<Reader>> {
         self.stepwise.get_or_insert_with(|| {
             let reader = Reader::new(self.memory.clone(), self.block.env.beneficiary);
-            self.block.machine(BlockState::new(reader))
+            self.block.machine(BlockState::watched(reader))
         })
     }
 
     pub fn collect_steps(&mut self) -> Result<()> {
         let state = self.stepwise().state();
+        let asked = state.take_touched();
         let (touched, codes) = state.take_changes();
         let reader = state.source();
         let (saw_tips, nearest) = (reader.saw_tips, reader.nearest);
         let reads = std::mem::take(&mut reader.reads);
         (self.reads, self.saw_tips, self.nearest) = (reads, saw_tips, nearest);
+        self.touched = asked.iter().map(|key| self.memory.locate(key)).collect::<Result<_>>()?;
         self.writes.clear();
         for touched in touched {
             let (key, value) = match touched {
@@ -256,6 +265,7 @@ impl<'a> Worker<'a> {
         }
         work.writes.extend(self.writes.drain(..).map(|(location, _)| location));
         std::mem::swap(&mut work.reads, &mut self.reads);
+        std::mem::swap(&mut work.touched, &mut self.touched);
         std::mem::swap(&mut work.codes, &mut self.codes);
         work.result = self.result.take();
         work.saw_tips = self.saw_tips;

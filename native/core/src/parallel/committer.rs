@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use alloy_primitives::{B256, U256};
+use smallvec::SmallVec;
 
 use super::attempt::{Work, Worker};
 use super::crew::{Job, Outcome, Turn};
@@ -14,6 +15,7 @@ use super::speculation::Speculation;
 use super::stats::RunStats;
 use super::status::State;
 use super::{Run, lock, perturb, starts_alone};
+use crate::access_list::{AccessLog, Change};
 use crate::block::{Block, last_seq};
 use crate::error::{CoreError, Result};
 use crate::evm::{Bytecode, Machine, NotExecuted};
@@ -40,6 +42,7 @@ pub struct Committer<'a> {
     ledger: Ledger<'a>,
     codes: Map<B256, Bytecode>,
     firsts: Vec<First>,
+    log: AccessLog,
     /// Where the beneficiary's account lies.
     beneficiary: u32,
     /// Fees earned by the beneficiary that are not in the memory yet.
@@ -68,6 +71,7 @@ impl<'a> Committer<'a> {
             ledger: Ledger::new(block),
             codes: Map::default(),
             firsts: Vec::new(),
+            log: AccessLog::default(),
             tips: U256::ZERO,
             stats: RunStats { workers: block.chain.threads as u64, ..RunStats::default() },
             sample: Sample::default(),
@@ -101,8 +105,13 @@ impl<'a> Committer<'a> {
         let (block, tips) = (self.block, std::mem::take(&mut self.tips));
         let outbox = std::mem::take(&mut self.ledger.outbox);
         self.write_outside(memory, worker, index, |machine| block.close(machine, tips, &outbox))?;
+        self.log.owe(index as u32, U256::ZERO);
         self.ledger.outbox = outbox;
         Ok(())
+    }
+
+    pub fn log(&mut self) -> &mut AccessLog {
+        &mut self.log
     }
 
     pub fn outbox_bytes(&self) -> u64 {
@@ -122,11 +131,11 @@ impl<'a> Committer<'a> {
         &mut self.firsts
     }
 
-    pub fn into_parts(mut self, memory: &Memory) -> (Ledger<'a>, Map<B256, Bytecode>, RunStats) {
+    pub fn into_parts(mut self, memory: &Memory) -> (Ledger<'a>, Map<B256, Bytecode>, AccessLog, RunStats) {
         if self.stats.aborts > 0 {
             self.stats.hottest = memory.hottest(8);
         }
-        (self.ledger, self.codes, self.stats)
+        (self.ledger, self.codes, self.log, self.stats)
     }
 
     /// Commits item `index`, the lowest that is not; false when someone else is about to run it.
@@ -261,6 +270,7 @@ impl<'a> Committer<'a> {
                 .checked_add(done.tip)
                 .ok_or_else(|| CoreError::Internal("the beneficiary's balance exceeds 256 bits".into()))?;
         }
+        self.log.owe(index as u32, self.tips);
         // Only a first message on a link asks the state for its sequence.
         self.ledger.record(done, place, |dst| {
             let mut reader = super::reader::Reader::new(run.memory.clone(), run.block.env.beneficiary);
@@ -341,9 +351,13 @@ impl<'a> Committer<'a> {
     /// Makes the item's changes the committed state and takes over its codes; false, and nothing done, if one does not fit.
     fn settle(&mut self, memory: &Memory, work: &mut Work, index: usize) -> Result<bool> {
         let mut writes_beneficiary = false;
+        let mut changes: SmallVec<[Change; 4]> = SmallVec::new();
         for (nth, location) in work.writes.iter().enumerate() {
             match memory.commit(*location, index as u32, &mut self.firsts)? {
-                Some(_) => writes_beneficiary |= *location == self.beneficiary,
+                Some(value) => {
+                    writes_beneficiary |= *location == self.beneficiary;
+                    changes.push(Change { index: index as u32, location: *location, value });
+                }
                 None if nth == 0 => return Ok(false),
                 None => return Err(CoreError::Internal(format!("item {index} fits only in part"))),
             }
@@ -351,6 +365,10 @@ impl<'a> Committer<'a> {
         // Only an item that read the beneficiary's account with all its fees can have written it whole.
         if writes_beneficiary && work.saw_tips {
             self.tips = U256::ZERO;
+        }
+        // Nobody else ever sees what an item looked at that is left out.
+        if !matches!(work.result, Some(Err(_))) {
+            self.log.note(work.touched.drain(..), changes.into_iter());
         }
         self.codes.extend(work.codes.drain(..));
         work.reset();

@@ -16,6 +16,7 @@ use super::lock;
 use super::marks::{Clash, Visit};
 use super::memory::{Key, Memory, Numbers, Value};
 use super::perturb;
+use crate::access_list::Change;
 use crate::block::Block;
 use crate::error::{CoreError, Result};
 use crate::evm::{Bytecode, Machine, NotExecuted, StepChanges};
@@ -172,14 +173,6 @@ impl Source for LaneReader {
 
 fn wrong_kind<T>() -> Result<T> {
     Err(CoreError::Internal("a location changed its kind".into()))
-}
-
-/// One location as an item left it.
-#[derive(Debug, Clone, Copy)]
-pub struct Change {
-    pub index: u32,
-    pub location: u32,
-    pub value: Value,
 }
 
 /// What the items on a journal did, in order.

@@ -230,10 +230,10 @@ impl<'r, 'a> Leader<'r, 'a> {
 
     /// Accounts for the window that was settled last, if that is not done yet.
     fn account(&mut self) -> Result<()> {
-        match self.settled.take() {
-            Some(Settled { window, results, limit }) => window.commit(results, limit),
-            None => Ok(()),
-        }
+        let Some(Settled { window, results, limit }) = self.settled.take() else { return Ok(()) };
+        window.commit(results, limit)?;
+        window.log(&mut lock(&self.run.committer));
+        Ok(())
     }
 }
 
@@ -373,6 +373,15 @@ impl<'a> Window<'_, 'a> {
         committer.count_window(ran, ran - (limit - self.plan.items.start), took);
         run.advance(&committer, limit);
         Ok(())
+    }
+
+    /// What was kept of the tasks, for the access list.
+    fn log(&self, committer: &mut Committer<'a>) {
+        for left in &self.left {
+            let trail = &mut lock(left).trail;
+            let touched = trail.touched.iter().map(|(location, _)| *location);
+            committer.log().add(touched, std::mem::take(&mut trail.changes));
+        }
     }
 
     /// Remembers which contracts' callers got into each other's way. A window breaks before it has shown all of them, so

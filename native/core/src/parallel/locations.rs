@@ -12,13 +12,8 @@ use alloy_primitives::{Address, U256};
 
 use super::lock;
 use crate::error::{CoreError, Result};
+pub use crate::state::Key;
 use crate::state::Map;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Key {
-    Account(Address),
-    Slot(Address, U256),
-}
 
 /// A key as words: three of the address, the third with the kind above it, and four of the slot.
 type Words = [u64; 7];
@@ -219,6 +214,11 @@ impl<T: Content> Locations<T> {
         location.key.iter().zip(key).for_each(|(slot, word)| slot.store(*word, Ordering::Relaxed));
         location.content.renew();
         Ok(number)
+    }
+
+    /// One past the highest number taken; some below it may not be given out.
+    pub fn count(&self) -> u32 {
+        self.next.load(Ordering::Acquire).min((CHUNK * MAX_CHUNKS) as u32)
     }
 
     fn chunk(&self, number: u32) -> Result<&Chunk<T>> {

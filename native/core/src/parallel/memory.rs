@@ -13,6 +13,7 @@ use super::locations::Locations;
 pub use super::locations::{Key, Numbers};
 use super::lock;
 use super::marks::{Clash, Marks, Visit};
+use crate::access_list::Places;
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
 use crate::state::{Account, Map, Part, Update, View};
@@ -447,6 +448,34 @@ fn sort_key(key: &Key) -> (Address, Option<U256>) {
     match key {
         Key::Account(address) => (*address, None),
         Key::Slot(address, slot) => (*address, Some(*slot)),
+    }
+}
+
+impl Places for Memory {
+    fn count(&self) -> u32 {
+        self.cells.count()
+    }
+
+    fn key(&self, location: u32) -> Key {
+        self.cells.key(location)
+    }
+
+    fn parent(&self, location: u32) -> Result<Value> {
+        {
+            let cell = lock(self.cells.get(location));
+            if let Some(present) = cell.present.filter(|_| !cell.is_changed) {
+                return Ok(present);
+            }
+        }
+        self.base_at(location)
+    }
+
+    fn parent_account(&self, address: &Address) -> Result<Option<Account>> {
+        self.view.account(address)
+    }
+
+    fn code(&self, hash: &B256) -> Result<Bytecode> {
+        Self::code(self, hash)
     }
 }
 

@@ -13,7 +13,8 @@
 //! runs an item, `status` hands out work, `crew` is the protocol between workers, `speculation` is what they do with a range of
 //! items, `committer` validates and commits; `plan` divides a window into the tasks of
 //! lanes by what is known beforehand and what `habits` remember, a `lane` is one journal, `marks` tell where two met;
-//! `stats` tells people what happened; this module holds the workers together.
+//! `replay` needs none of this: it has the block's
+//! access list; `stats` tells people what happened; this module holds the workers together.
 
 mod alone;
 mod attempt;
@@ -28,6 +29,7 @@ mod marks;
 mod memory;
 mod plan;
 mod reader;
+mod replay;
 mod speculation;
 mod stats;
 mod status;
@@ -41,16 +43,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
-use crate::block::Block;
+use crate::access_list::build;
+use crate::block::{Block, Ended};
 use crate::error::{CoreError, Result};
-use crate::ledger::Ledger;
 use crate::state::{Finished, Part, View};
 
 use attempt::Worker;
 use committer::Committer;
 use habits::Habits;
 use lanes::execute_in_lanes;
+pub use memory::Value;
 use memory::{First, Memory, Spare};
+pub use replay::replay;
 use speculation::speculate;
 pub use stats::RunStats;
 use stats::WorkTime;
@@ -87,11 +91,7 @@ pub(crate) struct Run<'a> {
 
 /// # Errors
 /// Those of executing in order, for the same item.
-pub fn execute_in_parallel<'a>(
-    block: &'a Block<'a>,
-    view: View,
-    workers: &ThreadPool,
-) -> Result<(Ledger<'a>, Finished, RunStats)> {
+pub fn execute_in_parallel<'a>(block: &'a Block<'a>, view: View, workers: &ThreadPool) -> Result<Ended<'a>> {
     let run = Run::new(block, view)?;
     workers.install(|| run.execute())?;
     run.finish(workers)
@@ -146,7 +146,7 @@ impl<'a> Run<'a> {
     }
 
     /// What closes the block, then its changes, gathered by all workers.
-    fn finish(self, workers: &ThreadPool) -> Result<(Ledger<'a>, Finished, RunStats)> {
+    fn finish(self, workers: &ThreadPool) -> Result<Ended<'a>> {
         let mut committer = self.committer.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut worker = Worker::new(self.block, &self.memory, 0);
         committer.close(&self.memory, &mut worker, self.last + 1)?;
@@ -155,9 +155,12 @@ impl<'a> Run<'a> {
         let chunks: Vec<&[First]> = firsts.iter().flat_map(|firsts| firsts.chunks(GATHERED)).collect();
         let gather = |firsts: &&[First]| self.memory.updates(firsts);
         let parts: Vec<Part> = workers.install(|| chunks.par_iter().map(gather).collect::<Result<_>>())?;
-        let (ledger, codes, mut stats) = committer.into_parts(&self.memory);
+        let (ledger, codes, mut log, mut stats) = committer.into_parts(&self.memory);
+        log.renumber(&ledger);
+        let beneficiary = self.block.env.beneficiary;
+        let (access_list, encoded) = workers.install(|| build(&log, &*self.memory, beneficiary, true))?;
         stats.on_core = self.time.on_core();
-        Ok((ledger, Finished { parts, codes }, stats))
+        Ok(Ended { ledger, finished: Finished { parts, codes }, stats, access_list, encoded })
     }
 }
 

@@ -69,6 +69,8 @@ pub struct Reader {
     /// The last item before this one that left what it read; 0 when that is older than the block.
     pub nearest: u32,
     pub stop: Option<Stop>,
+    /// Every location that the item asked for.
+    pub touched: Vec<u32>,
     codes: Codes,
     /// The first locations that the item asked for: what it writes is mostly among them.
     found: Vec<(Key, u32)>,
@@ -89,6 +91,7 @@ impl Reader {
             saw_tips: false,
             nearest: 0,
             stop: None,
+            touched: Vec::new(),
             codes: Codes::default(),
             found: Vec::with_capacity(MAX_FOUND),
         }
@@ -103,6 +106,7 @@ impl Reader {
         self.saw_tips = false;
         self.nearest = 0;
         self.stop = None;
+        self.touched.clear();
         self.found.clear();
     }
 
@@ -124,6 +128,7 @@ impl Reader {
         if self.found.len() < MAX_FOUND {
             self.found.push((key, location));
         }
+        self.touched.push(location);
         super::perturb();
         match self.memory.read(location, self.index)? {
             Found::Value(value, stamp) => {

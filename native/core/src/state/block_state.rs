@@ -5,9 +5,10 @@
 
 use alloy_primitives::{Address, B256, U256};
 
-use super::{Account, Changes, Map, Sink, Slots, Source, Update, View};
+use super::{Account, Changes, Key, Map, Sink, Slots, Source, Update, View};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
+use crate::parallel::Value;
 
 #[derive(Debug, Default)]
 struct Cached {
@@ -25,6 +26,8 @@ pub struct BlockState<S = View> {
     cache: Map<Address, Cached>,
     codes: Map<B256, Bytecode>,
     new_codes: Map<B256, Bytecode>,
+    /// What was asked for or set since it was last told, if somebody wants to know.
+    touched: Option<Vec<Key>>,
 }
 
 /// One location that differs from what it was.
@@ -110,7 +113,36 @@ impl Finished {
 
 impl<S: Source> BlockState<S> {
     pub fn new(source: S) -> Self {
-        Self { source, cache: Map::default(), codes: Map::default(), new_codes: Map::default() }
+        Self { source, cache: Map::default(), codes: Map::default(), new_codes: Map::default(), touched: None }
+    }
+
+    /// A state that keeps what is asked for or set, for `take_touched`.
+    pub fn watched(source: S) -> Self {
+        Self { touched: Some(Vec::new()), ..Self::new(source) }
+    }
+
+    /// What was asked for or set since the last call; several times if it was.
+    pub fn take_touched(&mut self) -> Vec<Key> {
+        self.touched.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn touch(&mut self, key: Key) {
+        if let Some(touched) = &mut self.touched {
+            touched.push(key);
+        }
+    }
+
+    /// A location that was asked for or set, as it is now.
+    pub fn present(&self, key: &Key) -> Option<Value> {
+        match key {
+            Key::Account(address) => Some(Value::Account(self.cache.get(address)?.present)),
+            Key::Slot(address, slot) => Some(Value::Slot(self.cache.get(address)?.slots.get(slot)?.1)),
+        }
+    }
+
+    /// The codes added so far.
+    pub fn new_codes(&self) -> &Map<B256, Bytecode> {
+        &self.new_codes
     }
 
     pub fn source(&mut self) -> &mut S {
@@ -194,6 +226,7 @@ impl<S: Source> BlockState<S> {
 
 impl<S: Source> Source for BlockState<S> {
     fn account(&mut self, address: &Address) -> Result<Option<Account>> {
+        self.touch(Key::Account(*address));
         if let Some(cached) = self.cache.get(address) {
             return Ok(cached.present);
         }
@@ -201,6 +234,7 @@ impl<S: Source> Source for BlockState<S> {
     }
 
     fn slot(&mut self, address: &Address, slot: &U256) -> Result<U256> {
+        self.touch(Key::Slot(*address, *slot));
         if let Some(cached) = self.cache.get(address) {
             if let Some((_, present)) = cached.slots.get(slot) {
                 return Ok(*present);
@@ -234,6 +268,7 @@ impl<S: Source> Source for BlockState<S> {
 
 impl<S: Source> Sink for BlockState<S> {
     fn set_account(&mut self, address: &Address, account: Option<Account>) -> Result<()> {
+        self.touch(Key::Account(*address));
         self.cached(address)?.present = account.filter(|account| !account.is_empty());
         Ok(())
     }

@@ -50,6 +50,13 @@ impl Account {
     }
 }
 
+/// What a location is named by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    Account(Address),
+    Slot(Address, U256),
+}
+
 /// Where state is read from: a view of the store, a block's own state, or one version of a block that runs in parallel.
 pub trait Source {
     fn account(&mut self, address: &Address) -> Result<Option<Account>>;
