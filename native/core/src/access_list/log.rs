@@ -76,6 +76,8 @@ pub trait Places: Sync {
     /// One more than the highest.
     fn count(&self) -> u32;
     fn key(&self, location: u32) -> Key;
+    /// The number of an account, none if it has none.
+    fn find(&self, address: &Address) -> Result<Option<u32>>;
     /// The value before the block.
     fn parent(&self, location: u32) -> Result<Value>;
     /// The account before the block.
@@ -118,6 +120,10 @@ impl Places for Numbered {
 
     fn key(&self, location: u32) -> Key {
         self.keys[location as usize]
+    }
+
+    fn find(&self, address: &Address) -> Result<Option<u32>> {
+        Ok(self.numbers.get(&Key::Account(*address)).copied())
     }
 
     fn parent(&self, location: u32) -> Result<Value> {
@@ -316,16 +322,16 @@ pub fn build<P: Places>(
     beneficiary: Address,
     has_workers: bool,
 ) -> Result<(AccessList, Vec<u8>)> {
+    let is_paid = log.fees.iter().any(|(_, fees)| !fees.is_zero());
+    let paid = if is_paid { places.find(&beneficiary)? } else { None };
     let count = places.count();
     let sorted = Sorted::of(log, count as usize);
     let mut is_touched = vec![false; count as usize];
     log.touched.iter().flatten().for_each(|location| is_touched[*location as usize] = true);
-    let is_paid = log.fees.iter().any(|(_, fees)| !fees.is_zero());
-    let is_listed = |location: &u32| is_touched[*location as usize] || sorted.has(*location);
-    let mut listed: Vec<(Key, u32)> = (0..count)
-        .map(|location| (places.key(location), location))
-        .filter(|(key, location)| is_listed(location) || (is_paid && *key == Key::Account(beneficiary)))
-        .collect();
+    // Only what was logged is asked for: some numbers below the highest may stand for nothing.
+    let is_listed = |location: &u32| is_touched[*location as usize] || sorted.has(*location) || paid == Some(*location);
+    let mut listed: Vec<(Key, u32)> =
+        (0..count).filter(is_listed).map(|location| (places.key(location), location)).collect();
     if has_workers {
         listed.par_sort_unstable_by_key(|(key, _)| order(key));
     } else {

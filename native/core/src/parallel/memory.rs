@@ -460,6 +460,10 @@ impl Places for Memory {
         self.cells.key(location)
     }
 
+    fn find(&self, address: &Address) -> Result<Option<u32>> {
+        self.cells.locate(&Key::Account(*address)).map(Some)
+    }
+
     fn parent(&self, location: u32) -> Result<Value> {
         {
             let cell = lock(self.cells.get(location));
