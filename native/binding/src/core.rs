@@ -346,6 +346,7 @@ impl Core {
         })
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a block and what comes beside it")]
     #[pyo3(signature = (parent, batch, env, mode, inbox, access_list = None))]
     fn execute(
         &self,

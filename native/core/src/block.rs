@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use alloy_primitives::{Address, B256, Bloom, U256};
 use rayon::ThreadPool;
+use smallvec::SmallVec;
 
 use crate::access_list::{self, AccessList, AccessLog, Change, Numbered};
 use crate::batch::Batch;
@@ -247,19 +248,19 @@ pub struct Ended<'a> {
     pub ledger: Ledger<'a>,
     pub finished: Finished,
     pub stats: RunStats,
-    pub access_list: AccessList,
-    pub encoded: Vec<u8>,
+    /// Encoded.
+    pub access_list: Vec<u8>,
 }
 
 impl Ended<'_> {
     /// # Errors
     /// `InvalidBlock` when this is not the list that came beside the block.
     pub fn check(&self, block: &Block<'_>, given: &[u8]) -> Result<()> {
-        if self.encoded == given {
+        if self.access_list == given {
             return Ok(());
         }
         let given = block.decode_access_list(given)?;
-        given.check(&self.access_list)?;
+        given.check(&access_list::decode(&self.access_list, block.last() as u32 + 1)?)?;
         Err(CoreError::InvalidBlock("access list: its bytes are not those of the block's".into()))
     }
 }
@@ -273,11 +274,18 @@ struct Watch {
 impl Watch {
     /// What was done since the last item, by item `index`.
     fn note(&mut self, state: &mut BlockState, index: usize) {
+        let mut touched: SmallVec<[(Key, u32); 16]> = SmallVec::new();
         for key in state.take_touched() {
-            let location = self.places.number(&key);
-            let change = state.present(&key).map(|value| Change { index: index as u32, location, value });
-            self.log.note(std::iter::once(location), change.into_iter());
+            // One item asks for few locations, again and again.
+            if !touched.iter().rev().take(16).any(|(known, _)| *known == key) {
+                touched.push((key, self.places.number(&key)));
+            }
         }
+        let changes = touched.iter().filter_map(|(key, location)| {
+            let value = state.present(key)?;
+            Some(Change { index: index as u32, location: *location, value })
+        });
+        self.log.note(touched.iter().map(|(_, location)| *location), changes);
     }
 
     /// Credits a tip: what the beneficiary has then is listed, but no item has looked at it.
@@ -327,8 +335,8 @@ fn execute_in_order<'a>(block: &'a Block<'a>, view: View) -> Result<Ended<'a>> {
     let finished = machine.into_state().finish()?;
     watch.places.add_codes(&finished.codes);
     watch.log.renumber(&ledger);
-    let (access_list, encoded) = access_list::build(&watch.log, &watch.places, beneficiary, false)?;
-    Ok(Ended { ledger, finished, stats: RunStats::default(), access_list, encoded })
+    let access_list = access_list::build(&watch.log, &watch.places, beneficiary, false)?;
+    Ok(Ended { ledger, finished, stats: RunStats::default(), access_list })
 }
 
 fn transact_in_order(
@@ -375,7 +383,7 @@ fn finish(
     ended: Ended<'_>,
     spent: &Spent,
 ) -> Result<BlockResult> {
-    let Ended { ledger, finished, stats: run, encoded: access_list, .. } = ended;
+    let Ended { ledger, finished, stats: run, access_list } = ended;
     // X11: what came in and was here, less what went out and is here, is burnt; it can never be negative.
     let (supply_before, supply_after) = finished.supplies()?;
     let burnt = supply_before

@@ -120,10 +120,12 @@ class Shard:
         transactions: Sequence[bytes] = (),
         inbox: Sequence[bytes] = (),
         mode: Any = "build",
+        access_list: bytes | None = None,
         **overrides: Any,
     ) -> _native.BlockResult:
         env = make_env(self.numbers[parent] + 1, parent, **overrides)
-        return self.core.execute(parent, self.core.prepare(*join(transactions)), env, mode, inbox)
+        batch = self.core.prepare(*join(transactions))
+        return self.core.execute(parent, batch, env, mode, inbox, access_list)
 
     def extend(
         self,

@@ -6,8 +6,8 @@
 use alloy_primitives::{Address, B256, Bytes, U256};
 use rayon::prelude::*;
 
+use super::AccountAccess;
 use super::encoding::join;
-use super::{AccessList, AccountAccess};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
 use crate::ledger::Ledger;
@@ -261,16 +261,15 @@ impl<P: Places> Builder<'_, P> {
         Ok(Some(access).filter(|access| is_touched || access.has_changes()))
     }
 
-    /// Some accounts of the list, and their encoding.
-    fn part(&self, accounts: &[&[(Key, u32)]]) -> Result<(Vec<AccountAccess>, Vec<u8>)> {
-        let (mut part, mut encoded) = (Vec::with_capacity(accounts.len()), Vec::with_capacity(96 * accounts.len()));
+    /// Some accounts of the list, encoded.
+    fn part(&self, accounts: &[&[(Key, u32)]]) -> Result<Vec<u8>> {
+        let mut encoded = Vec::with_capacity(96 * accounts.len());
         for keys in accounts {
             if let Some(account) = self.account(keys)? {
                 account.encode(&mut encoded);
-                part.push(account);
             }
         }
-        Ok((part, encoded))
+        Ok(encoded)
     }
 
     fn has_code(&self, address: &Address) -> Result<bool> {
@@ -312,16 +311,11 @@ fn order(key: &Key) -> (Address, Option<U256>) {
     }
 }
 
-/// The list of what was logged, and its encoding; shared among the workers of the pool it is called in, if there are any.
+/// The list of what was logged, encoded; shared among the workers of the pool it is called in, if there are any.
 ///
 /// # Errors
 /// Those of reading the state before the block.
-pub fn build<P: Places>(
-    log: &AccessLog,
-    places: &P,
-    beneficiary: Address,
-    has_workers: bool,
-) -> Result<(AccessList, Vec<u8>)> {
+pub fn build<P: Places>(log: &AccessLog, places: &P, beneficiary: Address, has_workers: bool) -> Result<Vec<u8>> {
     let is_paid = log.fees.iter().any(|(_, fees)| !fees.is_zero());
     let paid = if is_paid { places.find(&beneficiary)? } else { None };
     let count = places.count();
@@ -339,11 +333,10 @@ pub fn build<P: Places>(
     }
     let builder = Builder { log, is_touched, places, sorted, beneficiary };
     let accounts: Vec<&[(Key, u32)]> = listed.chunk_by(|(a, _), (b, _)| address_of(a) == address_of(b)).collect();
-    let parts: Vec<(Vec<AccountAccess>, Vec<u8>)> = if has_workers {
+    let parts: Vec<Vec<u8>> = if has_workers {
         accounts.par_chunks(ACCOUNTS_AT_ONCE).map(|accounts| builder.part(accounts)).collect::<Result<_>>()?
     } else {
         vec![builder.part(&accounts)?]
     };
-    let (accounts, encoded): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-    Ok((AccessList { accounts: accounts.into_iter().flatten().collect() }, join(&encoded)))
+    Ok(join(&parts))
 }

@@ -158,9 +158,9 @@ impl<'a> Run<'a> {
         let (ledger, codes, mut log, mut stats) = committer.into_parts(&self.memory);
         log.renumber(&ledger);
         let beneficiary = self.block.env.beneficiary;
-        let (access_list, encoded) = workers.install(|| build(&log, &*self.memory, beneficiary, true))?;
+        let access_list = workers.install(|| build(&log, &*self.memory, beneficiary, true))?;
         stats.on_core = self.time.on_core();
-        Ok(Ended { ledger, finished: Finished { parts, codes }, stats, access_list, encoded })
+        Ok(Ended { ledger, finished: Finished { parts, codes }, stats, access_list })
     }
 }
 

@@ -175,7 +175,9 @@ struct Replay<'a> {
 }
 
 /// # Errors
-/// `InvalidBlock` when a transaction cannot be in the block; whether the list is the block's is left to `Ended::check`.
+/// `InvalidBlock` when a transaction cannot be in the block if the list is right: callers know beforehand that it is the one
+/// the header names, so the block is invalid whichever of the two is wrong. Whether the list is the block's is left to
+/// `Ended::check`.
 pub fn replay<'a>(block: &'a Block<'a>, view: View, workers: &ThreadPool, given: &[u8]) -> Result<Ended<'a>> {
     let prepared = Arc::new(Prepared::new(block.decode_access_list(given)?)?);
     let replay = Replay { block, view: view.clone(), prepared, gas_used: AtomicU64::new(0) };
@@ -223,9 +225,9 @@ impl<'a> Replay<'a> {
         block.close(&mut machine, U256::ZERO, &ledger.outbox)?;
         note(&mut log, &mut places, Left::take(&mut machine, last as u32 + 1));
         places.add_codes(&self.prepared.codes);
-        let (access_list, encoded) = build(&log, &places, block.env.beneficiary, true)?;
+        let access_list = build(&log, &places, block.env.beneficiary, true)?;
         let finished = self.prepared.finish(&self.view)?;
-        Ok(Ended { ledger, finished, stats: RunStats::default(), access_list, encoded })
+        Ok(Ended { ledger, finished, stats: RunStats::default(), access_list })
     }
 
     /// Some consecutive items.
@@ -248,7 +250,7 @@ impl<'a> Replay<'a> {
             // Or a block full of what does not fit would be work for nothing.
             if *index > receipts && sum > block.env.gas_limit {
                 return Err(CoreError::InvalidBlock(format!(
-                    "transaction {}: gas limit reached",
+                    "transaction {}, by the access list: gas limit reached",
                     index - receipts - 1
                 )));
             }
@@ -283,7 +285,7 @@ impl<'a> Replay<'a> {
             Err(NotExecuted::Failed(error)) => Err(error),
             Err(NotExecuted::Invalid(reason)) => {
                 let place = place.map_or(left.index as usize, |place| place);
-                Err(CoreError::InvalidBlock(format!("transaction {place}: {reason}")))
+                Err(CoreError::InvalidBlock(format!("transaction {place}, by the access list: {reason}")))
             }
         }
     }
