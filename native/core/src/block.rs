@@ -393,19 +393,16 @@ fn finish(
         .ok_or_else(|| CoreError::Internal("the block creates value".into()))?;
     let threads = block.chain.threads;
     let updates: Vec<&[Update]> = finished.parts.iter().map(|part| part.updates.as_slice()).collect();
-    let (accumulator, ((changes, diff), sealed)) = both(
+    let (accumulator, ((access_list_hash, (changes, diff)), sealed)) = both(
         threads,
         || commit(accumulator, &updates, threads),
         || {
-            both(
-                threads,
-                || {
-                    let changes = finished.changes();
-                    let diff = changes.encode();
-                    (changes, diff)
-                },
-                || Sealed::of(&ledger, threads),
-            )
+            let index = || {
+                let changes = finished.changes();
+                let diff = changes.encode();
+                (changes, diff)
+            };
+            both(threads, || both(threads, || access_list::hash(&access_list), index), || Sealed::of(&ledger, threads))
         },
     );
     let (outbox_root, links) = ledger.outbox.commit();
@@ -427,7 +424,7 @@ fn finish(
         outbox: ledger.outbox.receipts,
         links,
         diff,
-        access_list_hash: access_list::hash(&access_list),
+        access_list_hash,
         access_list,
         changes: Arc::new(changes),
         stats: Vec::new(),

@@ -5,6 +5,7 @@
 
 use alloy_primitives::{Address, B256, Bytes, U256};
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
 use super::AccountAccess;
 use super::encoding::join;
@@ -16,6 +17,10 @@ use crate::state::{Account, Key, Map, View};
 
 /// Accounts that one worker takes at once.
 const ACCOUNTS_AT_ONCE: usize = 512;
+/// Slots of one account that one worker takes at once.
+const SLOTS_AT_ONCE: usize = 512;
+/// Numbers of locations that one worker looks through at once.
+const LOCATIONS_AT_ONCE: usize = 4096;
 
 /// One location as an item left it.
 #[derive(Debug, Clone, Copy)]
@@ -143,6 +148,9 @@ impl Places for Numbered {
     }
 }
 
+/// What a location was changed to, by index; mostly once.
+type Changed = SmallVec<[(u32, Value); 1]>;
+
 /// Every change of a block, by location and then by index.
 struct Sorted<'a> {
     changes: Vec<&'a Change>,
@@ -171,18 +179,20 @@ impl<'a> Sorted<'a> {
         self.starts[location as usize] < self.starts[location as usize + 1]
     }
 
-    fn at(&self, location: u32) -> Vec<(u32, Value)> {
+    fn at(&self, location: u32) -> Changed {
         let (start, end) = (self.starts[location as usize], self.starts[location as usize + 1]);
-        let mut values: Vec<_> =
+        let mut values: Changed =
             self.changes[start as usize..end as usize].iter().map(|change| (change.index, change.value)).collect();
         // Lanes leave their changes task by task.
-        values.sort_by_key(|(index, _)| *index);
+        if values.len() > 1 {
+            values.sort_by_key(|(index, _)| *index);
+        }
         values
     }
 }
 
 /// Adds to the beneficiary's logged values what they lack.
-fn with_fees(base: Value, changes: &[(u32, Value)], fees: &[(u32, U256)]) -> Vec<(u32, Value)> {
+fn with_fees(base: Value, changes: &[(u32, Value)], fees: &[(u32, U256)]) -> Changed {
     let mut indices: Vec<u32> =
         changes.iter().map(|(index, _)| *index).chain(fees.iter().map(|(index, _)| *index)).collect();
     indices.sort_unstable();
@@ -214,7 +224,11 @@ fn net<T: PartialEq + Copy>(before: T, values: impl Iterator<Item = (u32, T)>) -
     last
 }
 
+/// Changes and reads of some slots.
+type Slots = (Vec<(U256, Vec<(u32, U256)>)>, Vec<U256>);
+
 struct Builder<'a, P> {
+    has_workers: bool,
     log: &'a AccessLog,
     is_touched: Vec<bool>,
     places: &'a P,
@@ -227,38 +241,61 @@ impl<P: Places> Builder<'_, P> {
     fn account(&self, keys: &[(Key, u32)]) -> Result<Option<AccountAccess>> {
         let address = address_of(&keys[0].0);
         let mut access = AccountAccess { address, ..AccountAccess::default() };
-        let mut has_code = None;
-        for (key, location) in keys {
-            let before = || self.places.parent(*location);
-            match key {
-                Key::Account(_) => self.fields(&mut access, *location, before()?)?,
-                Key::Slot(_, slot) => {
-                    let changed = self.sorted.at(*location);
-                    let word = |value| if let Value::Slot(word) = value { word } else { U256::ZERO };
-                    let changes = match changed.is_empty() {
-                        true => Vec::new(),
-                        false => net(word(before()?), changed.iter().map(|(index, value)| (*index, word(*value)))),
-                    };
-                    if !changes.is_empty() {
-                        access.storage_changes.push((*slot, changes));
-                        continue;
-                    }
-                    // What an account holds that the block itself gave its code, EVMs do not ask the state for.
-                    if !self.is_touched[*location as usize] {
-                        continue;
-                    }
-                    let has_code = match has_code {
-                        Some(known) => known,
-                        None => *has_code.insert(self.has_code(&address)?),
-                    };
-                    if has_code {
-                        access.storage_reads.push(*slot);
-                    }
-                }
+        // An account's own key comes before those of its slots.
+        let slots = match &keys[0] {
+            (Key::Account(_), location) => {
+                self.fields(&mut access, *location, self.places.parent(*location)?)?;
+                &keys[1..]
             }
+            (Key::Slot(..), _) => keys,
+        };
+        for (changes, reads) in self.slots(&address, slots)? {
+            access.storage_changes.extend(changes);
+            access.storage_reads.extend(reads);
         }
         let is_touched = keys.iter().any(|(_, location)| self.is_touched[*location as usize]);
         Ok(Some(access).filter(|access| is_touched || access.has_changes()))
+    }
+
+    /// Of one account, in order; many are shared among the workers, because one token may be most of a block.
+    fn slots(&self, address: &Address, keys: &[(Key, u32)]) -> Result<Vec<Slots>> {
+        if self.has_workers && keys.len() > SLOTS_AT_ONCE {
+            return keys.par_chunks(SLOTS_AT_ONCE).map(|keys| self.some_slots(address, keys)).collect();
+        }
+        Ok(vec![self.some_slots(address, keys)?])
+    }
+
+    fn some_slots(&self, address: &Address, keys: &[(Key, u32)]) -> Result<Slots> {
+        let (mut all_changes, mut reads) = (Vec::with_capacity(keys.len()), Vec::new());
+        let mut has_code = None;
+        for (key, location) in keys {
+            let Key::Slot(_, slot) = key else { continue };
+            let changed = self.sorted.at(*location);
+            let word = |value| if let Value::Slot(word) = value { word } else { U256::ZERO };
+            let changes = match changed.is_empty() {
+                true => Vec::new(),
+                false => {
+                    let before = word(self.places.parent(*location)?);
+                    net(before, changed.iter().map(|(index, value)| (*index, word(*value))))
+                }
+            };
+            if !changes.is_empty() {
+                all_changes.push((*slot, changes));
+                continue;
+            }
+            // What an account holds that the block itself gave its code, EVMs do not ask the state for.
+            if !self.is_touched[*location as usize] {
+                continue;
+            }
+            let has_code = match has_code {
+                Some(known) => known,
+                None => *has_code.insert(self.has_code(address)?),
+            };
+            if has_code {
+                reads.push(*slot);
+            }
+        }
+        Ok((all_changes, reads))
     }
 
     /// Some accounts of the list, encoded.
@@ -324,14 +361,18 @@ pub fn build<P: Places>(log: &AccessLog, places: &P, beneficiary: Address, has_w
     log.touched.iter().flatten().for_each(|location| is_touched[*location as usize] = true);
     // Only what was logged is asked for: some numbers below the highest may stand for nothing.
     let is_listed = |location: &u32| is_touched[*location as usize] || sorted.has(*location) || paid == Some(*location);
-    let mut listed: Vec<(Key, u32)> =
-        (0..count).filter(is_listed).map(|location| (places.key(location), location)).collect();
+    let named = |location| (places.key(location), location);
+    let mut listed: Vec<(Key, u32)> = if has_workers {
+        (0..count).into_par_iter().with_min_len(LOCATIONS_AT_ONCE).filter(is_listed).map(named).collect()
+    } else {
+        (0..count).filter(is_listed).map(named).collect()
+    };
     if has_workers {
         listed.par_sort_unstable_by_key(|(key, _)| order(key));
     } else {
         listed.sort_unstable_by_key(|(key, _)| order(key));
     }
-    let builder = Builder { log, is_touched, places, sorted, beneficiary };
+    let builder = Builder { has_workers, log, is_touched, places, sorted, beneficiary };
     let accounts: Vec<&[(Key, u32)]> = listed.chunk_by(|(a, _), (b, _)| address_of(a) == address_of(b)).collect();
     let parts: Vec<Vec<u8>> = if has_workers {
         accounts.par_chunks(ACCOUNTS_AT_ONCE).map(|accounts| builder.part(accounts)).collect::<Result<_>>()?

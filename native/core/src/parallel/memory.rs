@@ -84,6 +84,50 @@ struct Speculation {
 /// Where a block changed something first, and what was there before it.
 pub type First = (u32, Value);
 
+/// A memory after its block, with what was there before where that changed.
+pub struct Done<'a> {
+    memory: &'a Memory,
+    before: Vec<Option<&'a Value>>,
+}
+
+impl<'a> Done<'a> {
+    pub fn new(memory: &'a Memory, firsts: &'a [Vec<First>]) -> Self {
+        let mut before = vec![None; memory.cells.count() as usize];
+        firsts.iter().flatten().for_each(|(location, value)| before[*location as usize] = Some(value));
+        Self { memory, before }
+    }
+}
+
+impl Places for Done<'_> {
+    fn count(&self) -> u32 {
+        self.memory.cells.count()
+    }
+
+    fn key(&self, location: u32) -> Key {
+        self.memory.key(location)
+    }
+
+    fn find(&self, address: &Address) -> Result<Option<u32>> {
+        self.memory.cells.locate(&Key::Account(*address)).map(Some)
+    }
+
+    fn parent(&self, location: u32) -> Result<Value> {
+        match self.before.get(location as usize).copied().flatten() {
+            Some(value) => Ok(*value),
+            // Nothing was changed here.
+            None => lock(self.memory.cells.get(location)).present(|| self.memory.base_at(location)),
+        }
+    }
+
+    fn parent_account(&self, address: &Address) -> Result<Option<Account>> {
+        self.memory.view.account(address)
+    }
+
+    fn code(&self, hash: &B256) -> Result<Bytecode> {
+        self.memory.code(hash)
+    }
+}
+
 /// What an item finds at a location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
@@ -448,38 +492,6 @@ fn sort_key(key: &Key) -> (Address, Option<U256>) {
     match key {
         Key::Account(address) => (*address, None),
         Key::Slot(address, slot) => (*address, Some(*slot)),
-    }
-}
-
-impl Places for Memory {
-    fn count(&self) -> u32 {
-        self.cells.count()
-    }
-
-    fn key(&self, location: u32) -> Key {
-        self.cells.key(location)
-    }
-
-    fn find(&self, address: &Address) -> Result<Option<u32>> {
-        self.cells.locate(&Key::Account(*address)).map(Some)
-    }
-
-    fn parent(&self, location: u32) -> Result<Value> {
-        {
-            let cell = lock(self.cells.get(location));
-            if let Some(present) = cell.present.filter(|_| !cell.is_changed) {
-                return Ok(present);
-            }
-        }
-        self.base_at(location)
-    }
-
-    fn parent_account(&self, address: &Address) -> Result<Option<Account>> {
-        self.view.account(address)
-    }
-
-    fn code(&self, hash: &B256) -> Result<Bytecode> {
-        Self::code(self, hash)
     }
 }
 

@@ -53,7 +53,7 @@ use committer::Committer;
 use habits::Habits;
 use lanes::execute_in_lanes;
 pub use memory::Value;
-use memory::{First, Memory, Spare};
+use memory::{Done, First, Memory, Spare};
 pub use replay::replay;
 use speculation::speculate;
 pub use stats::RunStats;
@@ -158,7 +158,7 @@ impl<'a> Run<'a> {
         let (ledger, codes, mut log, mut stats) = committer.into_parts(&self.memory);
         log.renumber(&ledger);
         let beneficiary = self.block.env.beneficiary;
-        let access_list = workers.install(|| build(&log, &*self.memory, beneficiary, true))?;
+        let access_list = workers.install(|| build(&log, &Done::new(&self.memory, &firsts), beneficiary, true))?;
         stats.on_core = self.time.on_core();
         Ok(Ended { ledger, finished: Finished { parts, codes }, stats, access_list })
     }

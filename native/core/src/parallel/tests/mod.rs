@@ -17,6 +17,7 @@ use crate::receipt::{Kind, Origin, Receipt};
 use crate::state::{Store, View, parse_genesis};
 use crate::transaction::Transaction;
 
+mod lanes;
 mod lists;
 mod sizes;
 mod world;
