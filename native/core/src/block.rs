@@ -235,34 +235,31 @@ pub(crate) fn execute_on(
         (Some(workers), None) => execute_in_parallel(block, view, workers)?,
         (None, _) => execute_in_order(block, view)?,
     };
-    if let Some(given) = given {
-        ended.check(block, given)?;
-    }
     let spent = Spent { started, execute: started.elapsed(), execute_cpu: processor_time().saturating_sub(cpu_before) };
-    finish(block, parent, &accumulator, ended, &spent)
+    finish(block, parent, &accumulator, ended, given, &spent)
 }
 
+/// Makes the encoded access list of what was executed. It commits to the block as its other hashes do, so it is made beside
+/// them.
+pub type Listing<'a> = Box<dyn FnOnce() -> Result<Vec<u8>> + Send + 'a>;
+
 /// A block whose items are all executed, whichever way.
-#[derive(Debug)]
 pub struct Ended<'a> {
     pub ledger: Ledger<'a>,
     pub finished: Finished,
     pub stats: RunStats,
-    /// Encoded.
-    pub access_list: Vec<u8>,
+    pub listing: Listing<'a>,
 }
 
-impl Ended<'_> {
-    /// # Errors
-    /// `InvalidBlock` when this is not the list that came beside the block.
-    pub fn check(&self, block: &Block<'_>, given: &[u8]) -> Result<()> {
-        if self.access_list == given {
-            return Ok(());
-        }
-        let given = block.decode_access_list(given)?;
-        given.check(&access_list::decode(&self.access_list, block.last() as u32 + 1)?)?;
-        Err(CoreError::InvalidBlock("access list: its bytes are not those of the block's".into()))
+/// # Errors
+/// `InvalidBlock` when `found` is not the list that came beside the block.
+fn check_access_list(block: &Block<'_>, given: &[u8], found: &[u8]) -> Result<()> {
+    if found == given {
+        return Ok(());
     }
+    let given = block.decode_access_list(given)?;
+    given.check(&access_list::decode(found, block.last() as u32 + 1)?)?;
+    Err(CoreError::InvalidBlock("access list: its bytes are not those of the block's".into()))
 }
 
 /// Writes down what items do to one state, for the access list.
@@ -335,8 +332,8 @@ fn execute_in_order<'a>(block: &'a Block<'a>, view: View) -> Result<Ended<'a>> {
     let finished = machine.into_state().finish()?;
     watch.places.add_codes(&finished.codes);
     watch.log.renumber(&ledger);
-    let access_list = access_list::build(&watch.log, &watch.places, beneficiary, false)?;
-    Ok(Ended { ledger, finished, stats: RunStats::default(), access_list })
+    let listing = Box::new(move || access_list::build(&watch.log, &watch.places, beneficiary, false));
+    Ok(Ended { ledger, finished, stats: RunStats::default(), listing })
 }
 
 fn transact_in_order(
@@ -381,9 +378,17 @@ fn finish(
     parent: B256,
     accumulator: &LtHash,
     ended: Ended<'_>,
+    given: Option<&[u8]>,
     spent: &Spent,
 ) -> Result<BlockResult> {
-    let Ended { ledger, finished, stats: run, access_list } = ended;
+    let Ended { ledger, finished, stats: run, mut listing } = ended;
+    let threads = block.chain.threads;
+    if let Some(given) = given {
+        // What a wrong list led to need not make sense: the list is what is wrong with it.
+        let list = both(threads, listing, || ()).0?;
+        check_access_list(block, given, &list)?;
+        listing = Box::new(move || Ok(list));
+    }
     // X11: what came in and was here, less what went out and is here, is burnt; it can never be negative.
     let (supply_before, supply_after) = finished.supplies()?;
     let burnt = supply_before
@@ -391,20 +396,23 @@ fn finish(
         .zip(supply_after.checked_add(ledger.outbox.escrow))
         .and_then(|(before, after)| before.checked_sub(after))
         .ok_or_else(|| CoreError::Internal("the block creates value".into()))?;
-    let threads = block.chain.threads;
     let updates: Vec<&[Update]> = finished.parts.iter().map(|part| part.updates.as_slice()).collect();
-    let (accumulator, ((access_list_hash, (changes, diff)), sealed)) = both(
+    let list = || {
+        let list = listing()?;
+        Ok::<_, CoreError>((access_list::hash(&list), list))
+    };
+    let index = || {
+        let changes = finished.changes();
+        let diff = changes.encode();
+        (changes, diff)
+    };
+    // The longest that one worker does by itself begins first.
+    let ((listed, accumulator), ((changes, diff), sealed)) = both(
         threads,
-        || commit(accumulator, &updates, threads),
-        || {
-            let index = || {
-                let changes = finished.changes();
-                let diff = changes.encode();
-                (changes, diff)
-            };
-            both(threads, || both(threads, || access_list::hash(&access_list), index), || Sealed::of(&ledger, threads))
-        },
+        || both(threads, list, || commit(accumulator, &updates, threads)),
+        || both(threads, index, || Sealed::of(&ledger, threads)),
     );
+    let (access_list_hash, access_list) = listed?;
     let (outbox_root, links) = ledger.outbox.commit();
     let mut result = BlockResult {
         parent,

@@ -158,9 +158,10 @@ impl<'a> Run<'a> {
         let (ledger, codes, mut log, mut stats) = committer.into_parts(&self.memory);
         log.renumber(&ledger);
         let beneficiary = self.block.env.beneficiary;
-        let access_list = workers.install(|| build(&log, &Done::new(&self.memory, &firsts), beneficiary, true))?;
         stats.on_core = self.time.on_core();
-        Ok(Ended { ledger, finished: Finished { parts, codes }, stats, access_list })
+        let memory = self.memory;
+        let listing = Box::new(move || build(&log, &Done::new(&memory, &firsts), beneficiary, true));
+        Ok(Ended { ledger, finished: Finished { parts, codes }, stats, listing })
     }
 }
 

@@ -225,9 +225,9 @@ impl<'a> Replay<'a> {
         block.close(&mut machine, U256::ZERO, &ledger.outbox)?;
         note(&mut log, &mut places, Left::take(&mut machine, last as u32 + 1));
         places.add_codes(&self.prepared.codes);
-        let access_list = build(&log, &places, block.env.beneficiary, true)?;
         let finished = self.prepared.finish(&self.view)?;
-        Ok(Ended { ledger, finished, stats: RunStats::default(), access_list })
+        let listing = Box::new(move || build(&log, &places, block.env.beneficiary, true));
+        Ok(Ended { ledger, finished, stats: RunStats::default(), listing })
     }
 
     /// Some consecutive items.
