@@ -52,7 +52,7 @@ class BlockStats(msgspec.Struct, frozen=True):
     at_turn: int
     """Items that ran only when everything before them was committed."""
     solos: int
-    """How often speculation did not pay and one worker went on alone."""
+    """How often one worker went on alone, because nothing else paid."""
     work_us: int
     hottest: tuple[HotLocation, ...] = ()
 

@@ -1,7 +1,7 @@
 //! One worker alone: items one after the other on one journal, when running them ahead of their turn does not pay.
 //!
-//! It starts behind everything that was ever taken, so nothing is in flight, and writes what the items changed into the
-//! memory when the stretch ends: as fast as executing in order can be, and nobody else is kept awake meanwhile.
+//! Everything before it is committed; what a straggler took behind it is validated at its turn. What the items changed goes
+//! into the memory when the stretch ends, and nobody else is kept awake meanwhile.
 
 use std::ops::Range;
 

@@ -237,6 +237,10 @@ impl<'a> Committer<'a> {
         self.stats.at_turn += 1;
     }
 
+    pub fn count_solo(&mut self) {
+        self.stats.solos += 1;
+    }
+
     pub fn add_alone(&mut self, took: Duration) {
         self.stats.alone += took;
     }

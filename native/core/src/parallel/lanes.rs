@@ -1,8 +1,8 @@
 //! Windows of transactions, divided into tasks that run side by side, each on a journal of its own.
 //!
 //! A window is planned, its tasks run on the state before it, and marks at the locations tell from which item on somebody
-//! may have missed a change of another task. What lies before is committed, in order; the rest runs again, alone. A window
-//! that holds costs little more than executing it in order on one journal, divided by the workers.
+//! may have missed a change of another task. What lies before is committed, in order; the rest runs again, alone or
+//! speculated. A window that holds costs little more than executing it in order on one journal, divided by the workers.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -194,6 +194,7 @@ impl<'r, 'a> Leader<'r, 'a> {
         let began = Instant::now();
         committer.commit_alone(run, &mut self.lane, self.next..end)?;
         committer.add_alone(began.elapsed());
+        committer.count_solo();
         run.advance(&committer, end);
         self.next = end;
         Ok(())
@@ -398,11 +399,13 @@ impl<'a> Window<'_, 'a> {
         for contract in &clashed {
             codes.push(memory.code_hash(contract)?);
         }
+        codes.sort_unstable();
+        codes.dedup();
         let mut called: Vec<Address> = self.plan.items.clone().filter_map(|index| self.called(index)).collect();
         called.sort_unstable();
         called.dedup();
         for contract in called {
-            if clashed.contains(&contract) || codes.contains(&memory.code_hash(&contract)?) {
+            if codes.binary_search(&memory.code_hash(&contract)?).is_ok() {
                 self.run.block.between.habits.lock().note_clash(contract);
             }
         }

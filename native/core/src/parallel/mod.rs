@@ -1,7 +1,6 @@
-//! Executing a block on several workers with exactly the result of executing it in order (Block-STM).
+//! Executing a block on several workers with exactly the result of executing it in order.
 //!
-//! Every item of a block (deliveries, then transactions) runs speculatively against a multi-version memory. Items commit
-//! in order: what an item read is compared with what is there now that everything before it is committed; if it differs,
+//! Deliveries run speculatively against a multi-version memory (Block-STM). Items commit in order: what an item read is compared with what is there now that everything before it is committed; if it differs,
 //! the item runs again, at its turn, where nothing can change under it. So the lowest item always makes progress and no
 //! item waits for a later one. Fees of the beneficiary and both sides of plain transfers are changes that commute.
 //!
@@ -10,11 +9,10 @@
 //! there are more than two, speculation does.
 //!
 //! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt`
-//! runs an item, `status` hands out work, `crew` is the protocol between workers, `speculation` is what they do with a range of
-//! items, `committer` validates and commits; `plan` divides a window into the tasks of
-//! lanes by what is known beforehand and what `habits` remember, a `lane` is one journal, `marks` tell where two met;
-//! `replay` needs none of this: it has the block's
-//! access list; `stats` tells people what happened; this module holds the workers together.
+//! runs an item, `status` hands out work, `crew` is the protocol between workers, `speculation` is what they do with a range
+//! of items, `committer` validates and commits; `plan` divides a window into the tasks of lanes by what is known beforehand
+//! and what `habits` remember, a `lane` is one journal, `marks` tell where two met, `team` holds the lanes' workers together;
+//! `replay` needs none of this: it has the block's access list; `stats` tells people what happened; this module holds the workers together.
 
 mod alone;
 mod attempt;

@@ -25,11 +25,11 @@ pub struct RunStats {
     pub aborts: u64,
     /// Items that ran only at their turn to commit.
     pub at_turn: u64,
-    /// How often speculation did not pay and one worker went on alone.
+    /// How often one worker went on alone, because nothing else paid.
     pub solos: u64,
     /// Of the sampled items, the executions that counted.
     pub sampled: Duration,
-    /// What one worker took that went on alone.
+    /// What one worker took that went on alone, and all workers together for the tasks of lanes.
     pub alone: Duration,
     /// Share of their waking time that workers had a core.
     pub on_core: f64,
