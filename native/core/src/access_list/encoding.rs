@@ -8,34 +8,42 @@ use crate::error::{CoreError, Result};
 
 /// No list is longer: more than any block's gas can fill.
 pub const MAX_ACCESS_LIST_BYTES: usize = 1 << 28;
+/// A list of nothing.
+pub(super) const EMPTY_LIST: u8 = 0xc0;
 /// No code is longer (EIP-170), nor a delegation.
 const MAX_CODE_BYTES: usize = 24_576;
 
 /// Appends a list whose elements `body` appends.
-fn list(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn list<T>(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let start = out.len();
-    body(out);
-    let mut header = [0_u8; 9];
-    let mut rest = &mut header[..];
-    Header { list: true, payload_length: out.len() - start }.encode(&mut rest);
-    let unused = rest.len();
-    let length = header.len() - unused;
-    out.splice(start..start, header[..length].iter().copied());
+    // Most lists are short, and their header is one byte.
+    out.push(EMPTY_LIST);
+    let given = body(out);
+    let payload_length = out.len() - start - 1;
+    if payload_length < 56 {
+        out[start] += payload_length as u8;
+        return given;
+    }
+    let mut header = Vec::with_capacity(9);
+    Header { list: true, payload_length }.encode(&mut header);
+    out.splice(start..=start, header);
+    given
 }
 
-fn changes<T: Encodable>(out: &mut Vec<u8>, changes: &[(u32, T)]) {
+/// Appends what a location holds from an index on.
+pub(super) fn change<T: Encodable>(out: &mut Vec<u8>, index: u32, value: &T) {
     list(out, |out| {
-        for (index, value) in changes {
-            list(out, |out| {
-                index.encode(out);
-                value.encode(out);
-            });
-        }
+        index.encode(out);
+        value.encode(out);
     });
 }
 
+fn changes<T: Encodable>(out: &mut Vec<u8>, changes: &[(u32, T)]) {
+    list(out, |out| changes.iter().for_each(|(index, value)| change(out, *index, value)));
+}
+
 impl AccountAccess {
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    fn encode(&self, out: &mut Vec<u8>) {
         list(out, |out| {
             self.address.encode(out);
             list(out, |out| {

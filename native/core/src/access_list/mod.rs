@@ -5,16 +5,18 @@
 //! and what closes the block stands at the index after the last item's. Only net changes of an index are listed: what an
 //! item put back is a read. A transaction that the builder left out looked at nothing.
 //!
-//! `log` gathers what engines saw, and makes the list of it, the same bytes whichever engine ran; `encoding` is its form
+//! `log` gathers what engines saw, `build` makes the list of it, the same bytes whichever engine ran; `encoding` is its form
 //! in RLP, which has one way to be read. Where it differs from the EIP is said in docs/protocol.md.
 
+mod build;
 mod encoding;
 mod log;
 
 use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
 
+pub use build::build;
 pub use encoding::{MAX_ACCESS_LIST_BYTES, decode, encode};
-pub use log::{AccessLog, Change, Numbered, Places, build};
+pub use log::{AccessLog, Change, Numbered, Places};
 
 use crate::error::{CoreError, Result};
 

@@ -1,0 +1,610 @@
+//! The list made of what was logged.
+//!
+//! Every location is encoded by itself first, in the order of the numbers, where what belongs to neighbours lies together
+//! in memory; then the locations are sorted, and the list is put together from the pieces. Who changed a value and put it
+//! back within one item is found out here, so engines need not agree on what they write down.
+
+use alloy_primitives::{Address, B256, Bytes, U256};
+use alloy_rlp::{Encodable, Header, length_of_length};
+use rayon::prelude::*;
+use smallvec::SmallVec;
+
+use super::encoding::{EMPTY_LIST, change, join, list};
+use super::log::{AccessLog, Change, Places};
+use crate::error::Result;
+use crate::parallel::Value;
+use crate::state::{Account, Key};
+
+/// Numbers of locations that one worker encodes at once.
+const LOCATIONS_AT_ONCE: u32 = 1024;
+/// Locations of whole accounts that one worker lays out at once.
+const LAID_OUT_AT_ONCE: usize = 2048;
+/// Pieces that one worker copies at once: one token may be most of a block.
+const COPIED_AT_ONCE: usize = 2048;
+
+/// An address in RLP.
+const ADDRESS_BYTES: u32 = 21;
+
+/// What a location was changed to, by index; mostly once.
+type Changed = SmallVec<[(u32, Value); 1]>;
+
+/// Every change of a block, by location and then by index.
+struct Sorted<'a> {
+    changes: Vec<&'a Change>,
+    /// Where each location's begin.
+    starts: Vec<u32>,
+}
+
+impl<'a> Sorted<'a> {
+    fn of(log: &'a AccessLog, count: usize) -> Self {
+        let all = || log.changes.iter().flatten();
+        let mut starts = vec![0_u32; count + 2];
+        all().for_each(|change| starts[change.location as usize + 2] += 1);
+        for location in 2..starts.len() {
+            starts[location] += starts[location - 1];
+        }
+        let (mut changes, mut next) = (all().collect::<Vec<_>>(), starts);
+        for change in all() {
+            let place = &mut next[change.location as usize + 1];
+            changes[*place as usize] = change;
+            *place += 1;
+        }
+        // Lanes leave their changes task by task.
+        let mut sorted = Self { changes, starts: next };
+        for location in 0..count {
+            let (start, end) = (sorted.starts[location] as usize, sorted.starts[location + 1] as usize);
+            let changes = &mut sorted.changes[start..end];
+            if changes.len() > 1 && !changes.is_sorted_by_key(|change| change.index) {
+                changes.sort_by_key(|change| change.index);
+            }
+        }
+        sorted
+    }
+
+    fn at(&self, location: u32) -> &[&'a Change] {
+        &self.changes[self.starts[location as usize] as usize..self.starts[location as usize + 1] as usize]
+    }
+}
+
+/// Adds to the beneficiary's logged values what they lack.
+fn with_fees(base: Value, changes: &[&Change], fees: &[(u32, U256)]) -> Changed {
+    let mut indices: Vec<u32> =
+        changes.iter().map(|change| change.index).chain(fees.iter().map(|(index, _)| *index)).collect();
+    indices.sort_unstable();
+    indices.dedup();
+    let upto = |index: u32| changes.partition_point(|change| change.index <= index);
+    let owed = |index: u32| fees.partition_point(|(owed, _)| *owed <= index);
+    let full = indices.into_iter().map(|index| {
+        let value = upto(index).checked_sub(1).map_or(base, |last| changes[last].value);
+        let fees = owed(index).checked_sub(1).map_or(U256::ZERO, |last| fees[last].1);
+        let Value::Account(account) = value else { return (index, value) };
+        let account = account.unwrap_or_default();
+        let account = Account { balance: account.balance.saturating_add(fees), ..account };
+        (index, Value::Account(Some(account).filter(|account| !account.is_empty())))
+    });
+    full.collect()
+}
+
+/// Appends the list of the states of one field after each index that changed it; whether there is any.
+fn push_net<T: PartialEq + Copy>(
+    out: &mut Vec<u8>,
+    before: T,
+    values: impl Iterator<Item = (u32, T)>,
+    mut push: impl FnMut(&mut Vec<u8>, u32, T) -> Result<()>,
+) -> Result<bool> {
+    let (mut present, mut has_changed) = (before, false);
+    let mut values = values.peekable();
+    list(out, |out| {
+        while let Some((index, value)) = values.next() {
+            // Of one index the last counts.
+            if values.peek().is_some_and(|(next, _)| *next == index) || value == present {
+                continue;
+            }
+            (present, has_changed) = (value, true);
+            push(out, index, value)?;
+        }
+        Ok(has_changed)
+    })
+}
+
+fn push_change<T: Encodable>(out: &mut Vec<u8>, index: u32, value: T) -> Result<()> {
+    change(out, index, &value);
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The account itself: its address, balances, nonces and codes.
+    Account,
+    Change,
+    Read,
+}
+
+/// Bytes of the list, in one of the buffers that the workers filled.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    buffer: u32,
+    start: u32,
+    length: u32,
+}
+
+impl Piece {
+    fn split_at(self, length: u32) -> (Self, Self) {
+        (Self { length, ..self }, Self { start: self.start + length, length: self.length - length, ..self })
+    }
+}
+
+/// A location that stands in the list.
+#[derive(Debug, Clone, Copy)]
+struct Listed {
+    /// The address as numbers, so that it compares as they do.
+    address: (u64, u64, u32),
+    /// The upper part of the slot: it mostly tells the order.
+    slot: u64,
+    location: u32,
+    kind: Kind,
+    piece: Piece,
+}
+
+impl Listed {
+    fn new(key: &Key, location: u32, kind: Kind, piece: Piece) -> Self {
+        let (Key::Account(address) | Key::Slot(address, _)) = key;
+        let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|byte| address[at + byte]));
+        let rest = u32::from_be_bytes(std::array::from_fn(|byte| address[16 + byte]));
+        let slot = if let Key::Slot(_, slot) = key { slot.as_limbs()[3] } else { 0 };
+        Self { address: (word(0), word(8), rest), slot, location, kind, piece }
+    }
+}
+
+struct Builder<'a, P> {
+    has_workers: bool,
+    log: &'a AccessLog,
+    is_touched: Vec<bool>,
+    places: &'a P,
+    sorted: Sorted<'a>,
+    /// The beneficiary's number, if it earned anything.
+    paid: Option<u32>,
+}
+
+/// What one worker lays out: headers, and pieces in the order of the list.
+struct LaidOut {
+    heads: Vec<u8>,
+    pieces: Vec<Piece>,
+}
+
+/// The buffer of a layout's own headers.
+const HEADS: u32 = u32::MAX;
+
+impl LaidOut {
+    fn head(&mut self, push: impl FnOnce(&mut Vec<u8>)) -> Piece {
+        let start = self.heads.len();
+        push(&mut self.heads);
+        Piece { buffer: HEADS, start: start as u32, length: (self.heads.len() - start) as u32 }
+    }
+}
+
+impl<P: Places> Builder<'_, P> {
+    fn build(&self, count: u32) -> Result<Vec<u8>> {
+        let encode = |number: u32| self.encode_some(number, count);
+        let parts = 0..count.div_ceil(LOCATIONS_AT_ONCE);
+        let encoded: Vec<(Vec<u8>, Vec<Listed>)> = if self.has_workers {
+            parts.into_par_iter().map(encode).collect::<Result<_>>()?
+        } else {
+            parts.map(encode).collect::<Result<_>>()?
+        };
+        let mut all: Vec<Listed> = Vec::with_capacity(encoded.iter().map(|(_, listed)| listed.len()).sum());
+        encoded.iter().for_each(|(_, listed)| all.extend_from_slice(listed));
+        let buffers: Vec<Vec<u8>> = encoded.into_iter().map(|(bytes, _)| bytes).collect();
+        self.sort(&mut all);
+        let accounts: Vec<&[Listed]> = whole_accounts(&all).collect();
+        let lay_out = |listed: &&[Listed]| self.lay_out(listed);
+        let copy = |(heads, pieces): (&[u8], &[Piece])| copy(&buffers, heads, pieces);
+        if !self.has_workers {
+            let laid_out: Vec<LaidOut> = accounts.iter().map(lay_out).collect::<Result<_>>()?;
+            return Ok(join(&laid_out.iter().map(|part| copy((&part.heads, &part.pieces))).collect::<Vec<_>>()));
+        }
+        let laid_out: Vec<LaidOut> = accounts.par_iter().map(lay_out).collect::<Result<_>>()?;
+        let chunks =
+            laid_out.iter().flat_map(|part| part.pieces.chunks(COPIED_AT_ONCE).map(|pieces| (&part.heads[..], pieces)));
+        let copied: Vec<Vec<u8>> = chunks.collect::<Vec<_>>().into_par_iter().map(copy).collect();
+        Ok(join(&copied))
+    }
+
+    /// Encodes some locations, each by itself.
+    fn encode_some(&self, number: u32, count: u32) -> Result<(Vec<u8>, Vec<Listed>)> {
+        let start = number * LOCATIONS_AT_ONCE;
+        let locations = start..count.min(start + LOCATIONS_AT_ONCE);
+        let mut listed: Vec<Listed> = Vec::with_capacity(locations.len());
+        let mut bytes = Vec::with_capacity(48 * locations.len());
+        for location in locations {
+            let is_touched = self.is_touched[location as usize];
+            let changes = self.sorted.at(location);
+            // Only what was logged is asked for: some numbers below the highest may stand for nothing.
+            if !is_touched && changes.is_empty() && self.paid != Some(location) {
+                continue;
+            }
+            let (key, from) = (self.places.key(location), bytes.len());
+            let kind = match key {
+                Key::Account(address) if self.push_account(&mut bytes, location, address, changes)? || is_touched => {
+                    Kind::Account
+                }
+                Key::Slot(_, slot) if self.push_slot(&mut bytes, location, slot, changes)? => Kind::Change,
+                Key::Slot(_, slot) if is_touched => {
+                    bytes.truncate(from);
+                    slot.encode(&mut bytes);
+                    Kind::Read
+                }
+                _ => {
+                    bytes.truncate(from);
+                    continue;
+                }
+            };
+            let piece = Piece { buffer: number, start: from as u32, length: (bytes.len() - from) as u32 };
+            listed.push(Listed::new(&key, location, kind, piece));
+        }
+        Ok((bytes, listed))
+    }
+
+    /// Appends a slot with its changes; whether there are any.
+    fn push_slot(&self, out: &mut Vec<u8>, location: u32, slot: U256, changes: &[&Change]) -> Result<bool> {
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        let word = |value: &Value| if let Value::Slot(word) = value { *word } else { U256::ZERO };
+        let before = word(&self.places.parent(location)?);
+        list(out, |out| {
+            slot.encode(out);
+            push_net(out, before, changes.iter().map(|change| (change.index, word(&change.value))), push_change)
+        })
+    }
+
+    /// Appends address, balances, nonces and codes of an account; whether any changed.
+    fn push_account(&self, out: &mut Vec<u8>, location: u32, address: Address, changes: &[&Change]) -> Result<bool> {
+        address.encode(out);
+        let is_paid = self.paid == Some(location);
+        if changes.is_empty() && !is_paid {
+            out.extend([EMPTY_LIST; 3]);
+            return Ok(false);
+        }
+        let before = self.places.parent(location)?;
+        if is_paid {
+            let changed = with_fees(before, changes, &self.log.fees);
+            return self.push_changed(out, before, || changed.iter().map(|(index, value)| (*index, value)));
+        }
+        self.push_changed(out, before, || changes.iter().map(|change| (change.index, &change.value)))
+    }
+
+    fn push_changed<'v, I: Iterator<Item = (u32, &'v Value)>>(
+        &self,
+        out: &mut Vec<u8>,
+        before: Value,
+        values: impl Fn() -> I,
+    ) -> Result<bool> {
+        fn account(value: &Value) -> Account {
+            if let Value::Account(account) = value { *account } else { None }.unwrap_or_default()
+        }
+        let before = account(&before);
+        let fields = |field: fn(&Account) -> U256| values().map(move |(index, value)| (index, field(&account(value))));
+        let is_paid = push_net(out, before.balance, fields(|account| account.balance), push_change)?;
+        let nonces = values().map(|(index, value)| (index, account(value).nonce));
+        let is_used = push_net(out, before.nonce, nonces, push_change)?;
+        let hashes = values().map(|(index, value)| (index, account(value).code_hash));
+        let is_recoded =
+            push_net(out, before.code_hash, hashes, |out, index, hash| push_change(out, index, self.code(&hash)?))?;
+        Ok(is_paid || is_used || is_recoded)
+    }
+
+    fn code(&self, hash: &B256) -> Result<Bytes> {
+        if *hash == Account::default().code_hash {
+            return Ok(Bytes::new());
+        }
+        Ok(Bytes::copy_from_slice(self.places.code(hash)?.original_byte_slice()))
+    }
+
+    fn sort(&self, listed: &mut [Listed]) {
+        // An account's own key comes before those of its slots.
+        let slot = |listed: &Listed| match self.places.key(listed.location) {
+            Key::Account(_) => None,
+            Key::Slot(_, slot) => Some(slot),
+        };
+        let order =
+            |a: &Listed, b: &Listed| (a.address, a.slot).cmp(&(b.address, b.slot)).then_with(|| slot(a).cmp(&slot(b)));
+        if self.has_workers { listed.par_sort_unstable_by(order) } else { listed.sort_unstable_by(order) }
+    }
+
+    fn lay_out(&self, listed: &[Listed]) -> Result<LaidOut> {
+        let (heads, pieces) = (Vec::with_capacity(8 * listed.len()), Vec::with_capacity(4 * listed.len()));
+        let mut out = LaidOut { heads, pieces };
+        for account in listed.chunk_by(|a, b| a.address == b.address) {
+            self.lay_out_account(account, &mut out)?;
+        }
+        Ok(out)
+    }
+
+    fn lay_out_account(&self, listed: &[Listed], out: &mut LaidOut) -> Result<()> {
+        let of = |kind: Kind| listed.iter().filter(move |listed| listed.kind == kind).map(|listed| listed.piece);
+        let length = |kind: Kind| of(kind).map(|piece| piece.length as usize).sum::<usize>();
+        let (changes, mut reads) = (length(Kind::Change), length(Kind::Read));
+        // What an account holds that the block itself gave its code, EVMs do not ask the state for.
+        if reads > 0 && !self.has_code(listed[0].location)? {
+            reads = 0;
+        }
+        let (address, fields) = match listed[0].kind {
+            Kind::Account => listed[0].piece.split_at(ADDRESS_BYTES),
+            Kind::Change | Kind::Read => {
+                let address = address_of(&self.places.key(listed[0].location));
+                (out.head(|head| address.encode(head)), out.head(|head| head.extend([EMPTY_LIST; 3])))
+            }
+        };
+        let whole = |payload: usize| (payload + length_of_length(payload)) as u32;
+        let payload_length = (address.length + whole(changes) + whole(reads) + fields.length) as usize;
+        let head = out.head(|head| Header { list: true, payload_length }.encode(head));
+        out.pieces.extend([head, address]);
+        let head = out.head(|head| Header { list: true, payload_length: changes }.encode(head));
+        out.pieces.push(head);
+        out.pieces.extend(of(Kind::Change));
+        let head = out.head(|head| Header { list: true, payload_length: reads }.encode(head));
+        out.pieces.push(head);
+        if reads > 0 {
+            out.pieces.extend(of(Kind::Read));
+        }
+        out.pieces.push(fields);
+        Ok(())
+    }
+
+    fn has_code(&self, location: u32) -> Result<bool> {
+        let address = address_of(&self.places.key(location));
+        Ok(self.places.parent_account(&address)?.is_some_and(|account| account.has_code()))
+    }
+}
+
+/// Cuts what is sorted into runs of whole accounts.
+fn whole_accounts(listed: &[Listed]) -> impl Iterator<Item = &[Listed]> {
+    let mut rest = listed;
+    std::iter::from_fn(move || {
+        let least = LAID_OUT_AT_ONCE.min(rest.len());
+        let last = rest.get(least.checked_sub(1)?)?;
+        let more = rest[least..].partition_point(|listed| listed.address == last.address);
+        let (run, left) = rest.split_at(least + more);
+        rest = left;
+        Some(run)
+    })
+}
+
+fn address_of(key: &Key) -> Address {
+    let (Key::Account(address) | Key::Slot(address, _)) = key;
+    *address
+}
+
+fn copy(buffers: &[Vec<u8>], heads: &[u8], pieces: &[Piece]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(pieces.iter().map(|piece| piece.length as usize).sum());
+    for piece in pieces {
+        let buffer = if piece.buffer == HEADS { heads } else { &buffers[piece.buffer as usize] };
+        out.extend_from_slice(&buffer[piece.start as usize..(piece.start + piece.length) as usize]);
+    }
+    out
+}
+
+/// The list of what was logged, encoded; shared among the workers of the pool it is called in, if there are any.
+///
+/// # Errors
+/// Those of reading the state before the block.
+pub fn build<P: Places>(log: &AccessLog, places: &P, beneficiary: Address, has_workers: bool) -> Result<Vec<u8>> {
+    let is_paid = log.fees.iter().any(|(_, fees)| !fees.is_zero());
+    let paid = if is_paid { places.find(&beneficiary)? } else { None };
+    let count = places.count();
+    let sorted = Sorted::of(log, count as usize);
+    let mut is_touched = vec![false; count as usize];
+    log.touched.iter().flatten().for_each(|location| is_touched[*location as usize] = true);
+    Builder { has_workers, log, is_touched, places, sorted, paid }.build(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::access_list::{AccessList, AccountAccess, encode};
+    use crate::error::CoreError;
+    use crate::evm::Bytecode;
+
+    /// Numbered keys, each with a value before the block.
+    struct World(Vec<(Key, Value)>);
+
+    impl Places for World {
+        fn count(&self) -> u32 {
+            self.0.len() as u32
+        }
+
+        fn key(&self, location: u32) -> Key {
+            self.0[location as usize].0
+        }
+
+        fn find(&self, address: &Address) -> Result<Option<u32>> {
+            Ok(self.0.iter().position(|(key, _)| *key == Key::Account(*address)).map(|place| place as u32))
+        }
+
+        fn parent(&self, location: u32) -> Result<Value> {
+            Ok(self.0[location as usize].1)
+        }
+
+        fn parent_account(&self, address: &Address) -> Result<Option<Account>> {
+            match self.find(address)?.map(|place| self.0[place as usize].1) {
+                Some(Value::Account(account)) => Ok(account),
+                _ => Ok(None),
+            }
+        }
+
+        fn code(&self, hash: &B256) -> Result<Bytecode> {
+            Err(CoreError::Internal(format!("code {hash} is not held")))
+        }
+    }
+
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % sides
+        }
+    }
+
+    fn account(nonce: u64, balance: u64) -> Value {
+        let account = Account { nonce, balance: U256::from(balance), ..Account::default() };
+        Value::Account(Some(account).filter(|account| !account.is_empty()))
+    }
+
+    /// Addresses of which many begin alike, each with slots of which many begin alike.
+    fn world(dice: &mut Dice) -> World {
+        let mut keys = BTreeMap::new();
+        for _ in 0..60 {
+            let mut address = Address::repeat_byte(dice.roll(3) as u8);
+            address[[9, 18][dice.roll(2) as usize]] = dice.roll(3) as u8;
+            keys.insert(order(&Key::Account(address)), Key::Account(address));
+            for _ in 0..dice.roll(40) {
+                let slot = U256::from(dice.roll(50)) << if dice.roll(2) == 0 { 0 } else { 200 };
+                keys.insert(order(&Key::Slot(address, slot)), Key::Slot(address, slot));
+            }
+        }
+        let mut keys: Vec<Key> = keys.into_values().collect();
+        (1..keys.len()).for_each(|place| keys.swap(place, dice.roll(place as u64 + 1) as usize));
+        let before = |key: Key| match key {
+            Key::Account(address) if address[18] == 1 => {
+                let account = Account { code_hash: B256::repeat_byte(7), ..Account::default() };
+                (key, Value::Account(Some(account)))
+            }
+            Key::Account(_) => (key, account(0, 5)),
+            Key::Slot(..) => (key, Value::Slot(U256::from(2))),
+        };
+        World(keys.into_iter().map(before).collect())
+    }
+
+    fn order(key: &Key) -> (Address, Option<U256>) {
+        match key {
+            Key::Account(address) => (*address, None),
+            Key::Slot(address, slot) => (*address, Some(*slot)),
+        }
+    }
+
+    /// Changes in no order but for those of one index at one location; some put back what was there.
+    fn log(dice: &mut Dice, world: &World) -> AccessLog {
+        let mut log = AccessLog::default();
+        for _ in 0..dice.roll(5) + 1 {
+            let (mut changes, mut touched) = (Vec::new(), Vec::new());
+            for location in 0..world.count() {
+                if dice.roll(3) == 0 {
+                    touched.push(location);
+                }
+                for _ in 0..dice.roll(4).saturating_sub(1) {
+                    let value = match world.0[location as usize] {
+                        (_, Value::Account(before)) => match account(dice.roll(2), 4 + dice.roll(3)) {
+                            Value::Account(Some(after)) => {
+                                let code_hash = before.unwrap_or_default().code_hash;
+                                Value::Account(Some(Account { code_hash, ..after }))
+                            }
+                            other => other,
+                        },
+                        _ => Value::Slot(U256::from(dice.roll(3) + 1)),
+                    };
+                    changes.push(Change { index: dice.roll(6) as u32, location, value });
+                }
+            }
+            log.add(touched.into_iter(), changes);
+        }
+        log
+    }
+
+    /// The states of a field by index, as the last change of each index leaves it, without those that change nothing.
+    fn net<T: PartialEq + Copy>(before: T, values: Vec<(u32, T)>) -> Vec<(u32, T)> {
+        let by_index: BTreeMap<u32, T> = values.into_iter().collect();
+        let mut present = before;
+        by_index.into_iter().filter(|(_, value)| std::mem::replace(&mut present, *value) != *value).collect()
+    }
+
+    /// What the list must be, said as plainly as possible.
+    fn expected(world: &World, log: &AccessLog) -> AccessList {
+        let mut accounts: BTreeMap<Address, AccountAccess> = BTreeMap::new();
+        let mut places: Vec<usize> = (0..world.0.len()).collect();
+        places.sort_by_key(|place| order(&world.0[*place].0));
+        for place in places {
+            let is_here = |location: &u32| *location as usize == place;
+            let is_touched = log.touched.iter().flatten().any(|location| is_here(location));
+            let changes: Vec<&Change> =
+                log.changes.iter().flatten().filter(|change| is_here(&change.location)).collect();
+            let (key, before) = world.0[place];
+            let address = address_of(&key);
+            let known = accounts.remove(&address);
+            let was_listed = known.is_some();
+            let mut access = known.unwrap_or(AccountAccess { address, ..AccountAccess::default() });
+            match (key, before) {
+                (Key::Slot(_, slot), Value::Slot(before)) => {
+                    let word = |change: &&Change| match change.value {
+                        Value::Slot(word) => (change.index, word),
+                        Value::Account(_) => panic!("a slot holds a word"),
+                    };
+                    let values = net(before, changes.iter().map(word).collect());
+                    let has_code = matches!(world.parent_account(&address), Ok(Some(found)) if found.has_code());
+                    if !values.is_empty() {
+                        access.storage_changes.push((slot, values));
+                    } else if is_touched && has_code {
+                        access.storage_reads.push(slot);
+                    }
+                }
+                (Key::Account(_), Value::Account(before)) => {
+                    let before = before.unwrap_or_default();
+                    let after = |change: &&Change| match change.value {
+                        Value::Account(account) => (change.index, account.unwrap_or_default()),
+                        Value::Slot(_) => panic!("an account holds an account"),
+                    };
+                    let after: Vec<(u32, Account)> = changes.iter().map(after).collect();
+                    access.balance_changes =
+                        net(before.balance, after.iter().map(|(index, account)| (*index, account.balance)).collect());
+                    access.nonce_changes =
+                        net(before.nonce, after.iter().map(|(index, account)| (*index, account.nonce)).collect());
+                }
+                _ => panic!("a location keeps its kind"),
+            }
+            if is_touched || access.has_changes() || was_listed {
+                accounts.insert(address, access);
+            }
+        }
+        AccessList { accounts: accounts.into_values().collect() }
+    }
+
+    #[test]
+    fn the_list_is_what_was_logged_however_it_was_logged() {
+        for seed in 0..40 {
+            let mut dice = Dice(seed);
+            let world = world(&mut dice);
+            let log = log(&mut dice, &world);
+            let expected = expected(&world, &log);
+            let found = build(&log, &world, Address::repeat_byte(0xee), false).expect("nothing fails");
+            assert_eq!(crate::access_list::decode(&found, 9).expect("canonical"), expected, "seed {seed}");
+            assert_eq!(found, encode(&expected));
+            let workers = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads");
+            let shared = workers.install(|| build(&log, &world, Address::repeat_byte(0xee), true));
+            assert_eq!(shared.expect("nothing fails"), found, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn fees_stand_at_the_index_that_pays_them() {
+        let address = Address::repeat_byte(1);
+        let world = World(vec![(Key::Account(address), account(0, 5))]);
+        let mut log = AccessLog::default();
+        log.owe(1, U256::from(3));
+        // It has all its fees when it changes itself.
+        log.note(std::iter::empty(), std::iter::once(Change { index: 2, location: 0, value: account(1, 7) }));
+        log.owe(2, U256::ZERO);
+        log.owe(3, U256::from(4));
+        let found = build(&log, &world, address, false).expect("nothing fails");
+        let balances = [(1, 8), (2, 7), (3, 11)].map(|(index, balance)| (index, U256::from(balance)));
+        let account = AccountAccess {
+            address,
+            balance_changes: balances.to_vec(),
+            nonce_changes: vec![(2, 1)],
+            ..AccountAccess::default()
+        };
+        assert_eq!(found, encode(&AccessList { accounts: vec![account] }));
+    }
+}
