@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use alloy_primitives::{Address, B256, U256};
 
 use super::codes::Codes;
+use super::expected::Expected;
 use super::lock;
 use super::marks::{Clash, Visit};
 use super::memory::{Key, Memory, Numbers, Value};
@@ -84,6 +85,8 @@ enum Standing {
     Alone(U256),
     /// As an item of a task beside others.
     Beside(Arc<Shared>, usize),
+    /// What is not on this journal is as the block's access list has it.
+    Listed(Arc<Expected>),
 }
 
 #[derive(Debug)]
@@ -108,12 +111,14 @@ impl LaneReader {
     fn look(&mut self, key: &Key) -> Result<Value> {
         perturb();
         let visit = match &self.standing {
-            Standing::Alone(_) => None,
+            Standing::Alone(_) | Standing::Listed(_) => None,
             Standing::Beside(shared, task) => Some(shared.visit(*task, self.index)),
         };
-        let (location, value, clash) = self.memory.visit(key, &mut self.numbers, visit)?;
-        if let Standing::Beside(shared, _) = &self.standing {
-            shared.note(location, clash);
+        let (location, mut value, clash) = self.memory.visit(key, &mut self.numbers, visit)?;
+        match &self.standing {
+            Standing::Alone(_) => {}
+            Standing::Beside(shared, _) => shared.note(location, clash),
+            Standing::Listed(expected) => value = expected.before(location, value, self.index),
         }
         self.touched.push((location, self.index));
         if self.found.len() < MAX_FOUND {
@@ -140,8 +145,8 @@ impl Source for LaneReader {
             return Err(CoreError::Internal("the beneficiary's account is not settled".into()));
         }
         let Value::Account(mut account) = self.look(&Key::Account(*address))? else { return wrong_kind() };
+        self.saw_tips |= is_beneficiary;
         if let (true, Standing::Alone(tips)) = (is_beneficiary, &self.standing) {
-            self.saw_tips = true;
             if !tips.is_zero() {
                 let mut paid = account.unwrap_or_default();
                 paid.balance = paid
@@ -244,6 +249,11 @@ impl<'a> Lane<'a> {
     /// What comes next is a task of a window, on an empty journal.
     pub fn stand_beside(&mut self, shared: &Arc<Shared>, task: usize) {
         self.machine.state().standing = Standing::Beside(shared.clone(), task);
+    }
+
+    /// What comes next is a run of neighbours, on an empty journal.
+    pub fn stand_listed(&mut self, expected: &Arc<Expected>) {
+        self.machine.state().standing = Standing::Listed(expected.clone());
     }
 
     /// The last item saw the beneficiary's account with all its fees.

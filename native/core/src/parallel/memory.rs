@@ -115,7 +115,7 @@ impl Places for Done<'_> {
         match self.before.get(location as usize).copied().flatten() {
             Some(value) => Ok(*value),
             // Nothing was changed here.
-            None => lock(self.memory.cells.get(location)).present(|| self.memory.base_at(location)),
+            None => self.memory.parent(location),
         }
     }
 
@@ -321,6 +321,16 @@ impl Memory {
             Key::Account(address) => Ok(Value::Account(self.view.account(address)?)),
             Key::Slot(address, slot) => Ok(Value::Slot(self.view.slot(address, slot)?)),
         }
+    }
+
+    /// The value before the block, of a location that nothing was committed to.
+    pub fn parent(&self, location: u32) -> Result<Value> {
+        lock(self.cells.get(location)).present(|| self.base_at(location))
+    }
+
+    /// One past the highest number of a location.
+    pub fn count(&self) -> u32 {
+        self.cells.count()
     }
 
     fn base_at(&self, location: u32) -> Result<Value> {

@@ -12,13 +12,14 @@
 //! runs an item, `status` hands out work, `crew` is the protocol between workers, `speculation` is what they do with a range
 //! of items, `committer` validates and commits; `plan` divides a window into the tasks of lanes by what is known beforehand
 //! and what `habits` remember, a `lane` is one journal, `marks` tell where two met, `team` holds the lanes' workers together;
-//! `replay` needs none of this: it has the block's access list; `stats` tells people what happened; this module holds the workers together.
+//! `replay` needs none of this: it has the block's access list, which `expected` looks up; `stats` tells people what happened; this module holds the workers together.
 
 mod alone;
 mod attempt;
 mod codes;
 mod committer;
 mod crew;
+mod expected;
 mod habits;
 mod lane;
 mod lanes;
