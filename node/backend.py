@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from node.admission import Accepted, Admission, Answer, Journal
-from node.block_stats import ExecutionHistory
+from node.block_stats import ExecutionHistory, ExecutionMode
 from node.index.records import IndexedBlock, build_indexed_block
 from node.index.store import ChainIndex
 from node.refusal import LIMIT_EXCEEDED, RpcError
@@ -49,6 +49,7 @@ class Execution(msgspec.Struct, frozen=True):
     included: bytes
     stats: bytes = b""
     """For people; see ``node.block_stats``."""
+    mode: ExecutionMode = "build"
 
 
 class SyncProgress(msgspec.Struct, frozen=True):
@@ -73,6 +74,7 @@ class ShardBackend:
         get_tip: Callable[[], Header],
         broadcast: Callable[[bytes, tuple[int, ...]], None] | None = None,
         get_peer_count: Callable[[], int] = lambda: 0,
+        find_access_list: Callable[[int, Hash32], bytes | None] = lambda _height, _block_hash: None,
         executors: int = 1,
     ) -> None:
         self.core = core
@@ -82,6 +84,8 @@ class ShardBackend:
         self.shard = shard
         self.chain_id = compute_chain_id(shard)
         self.get_peer_count = get_peer_count
+        self.find_access_list = find_access_list
+        """Returns the access list of an executed block by height and hash, None when it is not held."""
         self.execution = ExecutionHistory(executors)
         self.on_head: list[Callable[[IndexedBlock], None]] = []
         """Called with every block that becomes ``latest``."""
@@ -134,7 +138,7 @@ class ShardBackend:
 
     def on_adopted(self, execution: Execution) -> None:
         """A block was executed, here or as somebody else's proposal, and the core holds its state."""
-        self.execution.record(execution.block_hash, execution.stats)
+        self.execution.record(execution.block_hash, execution.stats, execution.mode)
         self._unsettled[execution.block_hash] = execution
         self.mempool.mark_batch(execution.block_hash, execution.batch, execution.included)
 

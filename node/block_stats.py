@@ -7,12 +7,13 @@ The speed-up of a block is the work of its items over the time its execution too
 counted took, added up over all threads from a sample of every sixteenth item: no aborted execution, no validation, no commit
 and no waiting is in it, and a thread that had no core counts for nothing. Reading through versions makes an item a little
 slower than on a state of its own, so the figure flatters by that; ``scripts/bench executor`` measures both and shows by
-how much. A block that ran in order has a speed-up of 1 by definition.
+how much. A block that ran in order has a speed-up of 1 by definition. Of one that was executed by its access list the work
+is not measured: it has no speed-up and counts in no figure of speculation.
 """
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -22,6 +23,10 @@ MAX_BLOCKS: Final = 1024
 """Blocks whose statistics are kept."""
 RECENT_BLOCKS: Final = 32
 """Blocks with transactions that ``recent`` adds up."""
+
+
+ExecutionMode = Literal["build", "validate", "replay"]
+"""How a block came to be executed here: as the own proposal, as another's, as another's by its access list."""
 
 
 class HotLocation(msgspec.Struct, frozen=True, array_like=True):
@@ -55,6 +60,8 @@ class BlockStats(msgspec.Struct, frozen=True):
     """How often one worker went on alone, because nothing else paid."""
     work_us: int
     hottest: tuple[HotLocation, ...] = ()
+    mode: ExecutionMode = "build"
+    """Not told by the core: the same work for it."""
 
     @property
     def items(self) -> int:
@@ -67,6 +74,10 @@ class ExecutionTotals(msgspec.Struct, frozen=True):
 
     blocks: int = 0
     parallel_blocks: int = 0
+    validated_blocks: int = 0
+    """Blocks of others."""
+    replayed_blocks: int = 0
+    """Of these, the ones executed by their access list."""
     items: int = 0
     incarnations: int = 0
     aborts: int = 0
@@ -81,6 +92,8 @@ class ExecutionTotals(msgspec.Struct, frozen=True):
         return ExecutionTotals(
             blocks=self.blocks + 1,
             parallel_blocks=self.parallel_blocks + bool(stats.workers),
+            validated_blocks=self.validated_blocks + (stats.mode != "build"),
+            replayed_blocks=self.replayed_blocks + (stats.mode == "replay"),
             items=self.items + stats.items,
             incarnations=self.incarnations + stats.incarnations,
             aborts=self.aborts + stats.aborts,
@@ -88,7 +101,7 @@ class ExecutionTotals(msgspec.Struct, frozen=True):
             solos=self.solos + stats.solos,
             execute_us=self.execute_us + stats.execute_us,
             commit_us=self.commit_us + stats.commit_us,
-            work_us=self.work_us + stats.work_us,
+            work_us=self.work_us + (0 if stats.mode == "replay" else stats.work_us),
         )
 
     @property
@@ -129,16 +142,16 @@ class ExecutionHistory:
         self._blocks: dict[Hash32, BlockStats] = {}
         self._recent: deque[BlockStats] = deque(maxlen=RECENT_BLOCKS)
 
-    def record(self, block_hash: Hash32, encoded: bytes) -> None:
+    def record(self, block_hash: Hash32, encoded: bytes, mode: ExecutionMode = "build") -> None:
         """Remember how a block was executed; empty statistics say that it was not executed here."""
         if not encoded:
             return
-        stats = decode_stats(encoded)
+        stats = msgspec.structs.replace(decode_stats(encoded), mode=mode)
         self._blocks[block_hash] = stats
         if len(self._blocks) > MAX_BLOCKS:
             del self._blocks[next(iter(self._blocks))]
         self.totals = self.totals.add(stats)
-        if stats.items:
+        if stats.items and mode != "replay":
             self._recent.append(stats)
 
     def get(self, block_hash: Hash32) -> BlockStats | None:

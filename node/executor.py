@@ -3,7 +3,7 @@
 One thread per chain runs everything that touches the native core's chain of states, in the order in which it was asked
 for; the core itself spreads a block over its own threads and never holds the interpreter lock. The results of a block are
 put into the log before the machine hears of them, so that a block this process voted for can always be restored
-without executing it again.
+without executing it again. The access list goes there too, for those who ask for it.
 """
 
 import asyncio
@@ -12,11 +12,12 @@ from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from node.backend import Execution
+from node.block_stats import ExecutionMode
 from shardyard import _native
 from shardyard import effects as fx
 from shardyard.blocks import Block, ShardBody
@@ -24,6 +25,9 @@ from shardyard.codec import decode
 from shardyard.errors import DecodeError, InvalidBlockError
 from shardyard.events import Built, Event, Executed, ExecutionSummary
 from shardyard.ids import Hash32, Height, ShardId
+
+MIN_REPLAY_ITEMS: Final = 64
+"""The core runs smaller blocks in order, with or without a list."""
 
 
 class StateRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -112,7 +116,9 @@ class ShardExecutor:
         complete: Callable[[Event], None],
         enqueue: Callable[[Callable[[], Awaitable[None]]], None],
         write_state: Callable[[StateRecord], None],
+        write_access_list: Callable[[int, Hash32, bytes], None],
         on_adopted: Callable[[Execution], None],
+        executors: int = 1,
     ) -> None:
         self.core = core
         self._source = source
@@ -120,8 +126,10 @@ class ShardExecutor:
         self._complete = complete
         self._enqueue = enqueue
         self._write_state = write_state
+        self._write_access_list = write_access_list
+        self._executors = executors
         self._on_adopted = on_adopted
-        self._built: dict[int, tuple[fx.Build, _native.Batch, _native.BlockResult]] = {}
+        self._built: dict[int, tuple[fx.Build, _native.Batch, _native.BlockResult, bytes]] = {}
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"shard-{shard}-executor")
         self._loop = asyncio.get_running_loop()
         self.counters: Counter[str] = Counter()
@@ -173,20 +181,20 @@ class ShardExecutor:
             self._source.on_skipped(batch, array("I", (index for index, _ in result.skipped)).tobytes())
         included = result.included
         body = batch.encode_body(included)
-        summary = summarise(result, len(included) // 4)
+        summary, access_list = summarise(result, len(included) // 4), result.access_list
         self._count_time("body_us", started)
 
         def deliver() -> None:
             self._built.clear()  # Only the newest build can still be adopted.
-            self._built[effect.request] = (effect, batch, result)
-            self._complete(Built(effect.request, body, summary))
+            self._built[effect.request] = (effect, batch, result, access_list)
+            self._complete(Built(effect.request, body, summary, access_list))
 
         return deliver
 
     def adopt(self, effect: fx.Adopt) -> None:
         """Name the state of a built block; its results go to the log ahead of the block's own record."""
-        build, batch, result = self._built.pop(effect.request)
-        self._keep(effect.block_hash, build, batch, result)
+        build, batch, result, access_list = self._built.pop(effect.request)
+        self._keep(effect.block_hash, build, batch, result, access_list, "build")
         self._start(lambda: self._adopt_native(result, effect.block_hash, effect.height))
 
     def _adopt_native(
@@ -201,6 +209,8 @@ class ShardExecutor:
         effect: fx.Build | fx.Execute,
         batch: _native.Batch,
         result: _native.BlockResult,
+        access_list: bytes,
+        mode: ExecutionMode,
     ) -> None:
         execution = Execution(
             block_hash=block_hash,
@@ -212,6 +222,7 @@ class ShardExecutor:
             batch=batch,
             included=result.included,
             stats=result.stats,
+            mode=mode,
         )
         record = StateRecord(
             block_hash=block_hash,
@@ -221,6 +232,8 @@ class ShardExecutor:
         )
 
         async def write() -> None:
+            # The list first: where a state is on disk, its list is.
+            self._write_access_list(record.height, block_hash, access_list)
             self._write_state(record)
 
         self._enqueue(write)
@@ -233,25 +246,32 @@ class ShardExecutor:
     def _execute(self, effect: fx.Execute) -> Callable[[], None]:
         block_hash = effect.block.hash
         try:
-            result, batch = self._validate(effect.block, effect)
+            result, batch, mode = self._validate(effect.block, effect)
         except (_native.CoreError, InvalidBlockError) as error:
             text = str(error) or type(error).__name__
             return lambda: self._complete(Executed(block_hash, None, text))
         height = effect.block.header.height
         self.core.adopt(result, block_hash, height)
-        summary = summarise(result, len(batch))
+        summary, access_list = summarise(result, len(batch)), result.access_list
 
         def deliver() -> None:
-            self._keep(block_hash, effect, batch, result)
+            self._keep(block_hash, effect, batch, result, access_list, mode)
             self._complete(Executed(block_hash, summary, ""))
 
         return deliver
 
-    def _validate(self, block: Block, effect: fx.Execute) -> tuple[_native.BlockResult, _native.Batch]:
+    def _validate(
+        self, block: Block, effect: fx.Execute
+    ) -> tuple[_native.BlockResult, _native.Batch, ExecutionMode]:
+        """Execute ``block``, by its access list when there is one and several threads can make use of it."""
         body = decode_body(block.body, self._max_body_bytes)
         batch = self.core.prepare(body.raw, (0, *body.ends))
         env = build_native_env(effect.env)
-        return self.core.execute(block.header.parent, batch, env, "validate", effect.inbox), batch
+        items = len(batch) + block.header.shard_content.delivery_count
+        is_worthwhile = self._executors > 1 and items >= MIN_REPLAY_ITEMS
+        access_list = effect.access_list if is_worthwhile and effect.access_list else None
+        result = self.core.execute(block.header.parent, batch, env, "validate", effect.inbox, access_list)
+        return result, batch, "validate" if access_list is None else "replay"
 
     async def finalise(self, block_hash: Hash32) -> None:
         """Fold a final block into the base."""

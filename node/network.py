@@ -39,7 +39,7 @@ from shardyard.keys import NodeKey
 from shardyard.preset import get_preset
 from shardyard.validators import Validator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STAKE_WEI = 32 * 10**18
 MAX_GENESIS_BYTES = 16 * 1024 * 1024
 _FIXED_OPTIONS = ("shards", "nodes_per_shard", "validators", "preset", "block_time_ms", "seed", "balance")

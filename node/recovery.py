@@ -41,7 +41,7 @@ def restore_index(
             record = entry.decode_record()
             records.append(record)
             rebuilder.take(record)
-        else:
+        elif entry.kind is EntryKind.NODE:
             state = decode(entry.payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
             diffs[state.block_hash] = state.diff
             rebuilder.take_outcomes(state.block_hash, state.outcomes)

@@ -166,6 +166,7 @@ class ShardNode:
             get_tip=lambda: self.replica.engine.notarized_tip.header,
             broadcast=self._broadcast if self._network.options.nodes_per_shard > 1 else None,
             get_peer_count=lambda: self._network.options.nodes_per_shard - 1,
+            find_access_list=self._stores.log.get_access_list,
             executors=self._threads,
         )
         backend.on_beacon_final(self.replica.heads.finalized_height)
@@ -180,7 +181,9 @@ class ShardNode:
             complete=self.driver.complete,
             enqueue=self.driver.enqueue,
             write_state=self._stores.log.append_node,
+            write_access_list=self._stores.log.append_access_list,
             on_adopted=self.backend.on_adopted,
+            executors=self._threads,
         )
 
     def _broadcast(self, raw: bytes, ends: tuple[int, ...]) -> None:

@@ -40,6 +40,8 @@ class Candidate(msgspec.Struct):
     env: EnvSpec | None = None
     summary: ExecutionSummary | None = None
     reason: str = ""
+    access_list: bytes = b""
+    """Of a block built here, until it leaves with its proposal (B5)."""
 
 
 class Candidates:

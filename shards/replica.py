@@ -14,6 +14,9 @@ Recovery replays the chain's log: final blocks whose execution is on record are 
 ``step`` raises nothing for what a peer sent: it becomes a ``refused`` notice. A *final* block that does not
 execute to its own header means that more than a third of the committee lied, or that this process is
 broken: the machine halts. So it does when the beacon accepted a crosslink of another chain than this one.
+
+A block's access list travels beside its proposal (B5). The engine knows nothing of it: this module puts it beside what
+the engine broadcasts, and takes it from what peers send before the engine's wishes are followed.
 """
 
 from collections import deque
@@ -22,6 +25,7 @@ from typing import Final
 
 import msgspec
 
+from shards.access_lists import AccessListShelf
 from shards.candidates import Candidate, Candidates, Progress, prepare_execution
 from shards.inbox import (
     BeaconFollowed,
@@ -57,6 +61,7 @@ from shardyard.consensus.votes import Crypto
 from shardyard.effects import (
     Adopt,
     BeaconRecord,
+    Broadcast,
     Build,
     Discard,
     Effect,
@@ -161,6 +166,8 @@ class ShardReplica:
             genesis, shard, self._find_final, is_offering=bool(local_validators)
         )
         self._candidates = Candidates(genesis_block.header)
+        self._access_lists = AccessListShelf(genesis.preset.max_access_list_bytes)
+        self._has_distant_voters = len(config.local_validators) < len(config.committee)
         self._finals: deque[BlockFinal] = deque()
         self._wanted_build: RequestBuild | None = None
         self._building: _Building | None = None
@@ -270,7 +277,11 @@ class ShardReplica:
                 self._emit(*self.assembler.on_bundle_request(sender, request))
             case CrosslinkRequest(crosslink=crosslink):
                 self._emit(*self.assembler.on_crosslink_request(sender, crosslink))
-            case (Proposal() | Votes() | Certificates()) as message if event.chain == self._shard:
+            case Proposal() as message if event.chain == self._shard:
+                outputs = self.engine.on_message(sender, message, now_ms)
+                self._keep_access_list(sender, message)
+                self._run(outputs, now_ms)
+            case (Votes() | Certificates()) as message if event.chain == self._shard:
                 self._run(self.engine.on_message(sender, message, now_ms), now_ms)
             case FinalBlock() as message if message.block.header.shard == self._shard:
                 self._catch_up(event, message, now_ms)
@@ -312,7 +323,10 @@ class ShardReplica:
                     self._finals.append(output)
                     self._candidates.ensure(block)
                     self._drain_finals()
+                case Broadcast(message=Proposal(block=block)):
+                    self._emit(Broadcast(Proposal(block, self._take_built_list(block))))
                 case BlockAbandoned(block_hash=block_hash):
+                    self._access_lists.take(block_hash)
                     self._emit(*map(Discard, self._candidates.drop(block_hash)))
                 case _:
                     self._emit(output)
@@ -429,9 +443,35 @@ class ShardReplica:
         block = Block(header, justification, event.body, signature=b"", beacon_proof=proof)
         candidate = self._candidates.ensure(block)
         candidate.progress, candidate.env, candidate.summary = Progress.EXECUTED, building.env, summary
+        if self._has_distant_voters and self._access_lists.is_sendable(event.access_list):
+            candidate.access_list = event.access_list
         self._emit(Adopt(event.request, block.hash, header.height))
         self._emit(Persist((ExecutionRecord(block.hash, summary.outbox),)))
         self._run(self.engine.on_proposed(request.slot, block, now_ms), now_ms)
+
+    # --- access lists ---
+
+    def _take_built_list(self, block: Block) -> bytes:
+        """B5: return the list that goes with an own proposal, once; empty when nobody elsewhere votes."""
+        candidate = self._candidates.get(block.hash)
+        if candidate is None:
+            return b""
+        access_list, candidate.access_list = candidate.access_list, b""
+        return access_list
+
+    def _keep_access_list(self, sender: NodeId, proposal: Proposal) -> None:
+        """B6: keep the list of a block that the engine took and that waits to be executed; refuse a wrong one."""
+        block = proposal.block
+        candidate = self._candidates.get(block.hash)
+        is_waiting = candidate is None or candidate.progress is Progress.WAITING
+        if not proposal.access_list or not is_waiting or block.header.height <= self._base.height:
+            return
+        if self.engine.get_block(block.hash) is None:
+            return  # refused, or none of ours: its list is not looked at
+        try:
+            self._access_lists.offer(sender, block.header, proposal.access_list)
+        except RemoteProtocolError as error:
+            self._emit(build_refusal(self._shard, sender, error))
 
     # --- validation and execution ---
 
@@ -468,7 +508,7 @@ class ShardReplica:
             return
         candidate.env, deliveries = found
         candidate.progress = Progress.EXECUTING
-        self._emit(Execute(block, candidate.env, deliveries))
+        self._emit(Execute(block, candidate.env, deliveries, self._access_lists.take(block.hash)))
 
     def _on_executed(self, event: Executed, now_ms: int) -> None:
         candidate = self._candidates.get(event.block_hash)
@@ -494,6 +534,7 @@ class ShardReplica:
         header = candidate.block.header
         was_executed = candidate.progress is Progress.EXECUTING
         candidate.progress, candidate.reason = Progress.INVALID, reason
+        self._access_lists.take(header.hash)
         data: dict[str, int | str | bytes] = {
             "height": header.height,
             "hash": header.hash,
@@ -540,6 +581,7 @@ class ShardReplica:
         assert view is not None, "an executed block refers to a followed beacon block"
         congestion = self.follower.compute_congestion(content.inbox_position, view)
         self._candidates.advance(header)
+        self._access_lists.prune(header.height)
         self.assembler.on_final(header, outbox, congestion)
         if header.height == self.follower.head.crosslink_height:
             self._check_crosslinked()

@@ -55,7 +55,7 @@ class ShardContent(msgspec.Struct, frozen=True, array_like=True, tag=0):
     burnt: bytes
     """Wei burnt on this shard since genesis, 32 bytes big endian (X11)."""
     access_list_hash: Hash32
-    """EIP-7928 access list; zero while blocks carry none."""
+    """Keccak-256 of the block's access list (EIP-7928), which travels beside it (B5); zero in genesis."""
     snapshot_root: Hash32
     """Root of the snapshot manifest at snapshot heights, else zero."""
 

@@ -144,11 +144,15 @@ class Adopt(msgspec.Struct, frozen=True):
 
 
 class Execute(msgspec.Struct, frozen=True):
-    """Execute a block that somebody else built. Answered by ``Executed``."""
+    """Execute a block that somebody else built. Answered by ``Executed``.
+
+    ``access_list`` is what the header commits to (B6), or empty: a faster way to the same verdict, never another verdict.
+    """
 
     block: Block
     env: EnvSpec
     inbox: tuple[bytes, ...]
+    access_list: bytes = b""
 
 
 class Finalise(msgspec.Struct, frozen=True):

@@ -30,6 +30,10 @@ class InvalidBlockError(RemoteProtocolError):
     """A block breaks a validity rule."""
 
 
+class InvalidAccessListError(RemoteProtocolError):
+    """An access list is not the one that the header beside it commits to (B6)."""
+
+
 class InvalidCrosslinkError(RemoteProtocolError):
     """A crosslink breaks a rule of X4 or X11."""
 

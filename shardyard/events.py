@@ -54,6 +54,8 @@ class Built(msgspec.Struct, frozen=True):
     request: int
     body: bytes
     summary: ExecutionSummary | None
+    access_list: bytes = b""
+    """What ``summary.access_list_hash`` is the hash of."""
 
 
 class Executed(msgspec.Struct, frozen=True):

@@ -16,9 +16,14 @@ from shardyard.ids import Hash32, Height, ShardId, Slot
 
 
 class Proposal(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """A leader's block for its slot."""
+    """A leader's block for its slot.
+
+    ``access_list`` travels beside the block (B5) and is no part of it: the header commits to its hash, and whoever
+    passes the block on may leave it out or change it. Empty when there is none, as always on the beacon.
+    """
 
     block: Block
+    access_list: bytes = b""
 
 
 class Votes(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -134,7 +139,7 @@ Message = (
 _MESSAGE: Final = cast("type[Message]", Message)  # a union is no type to mypy
 
 MAX_MESSAGE_BYTES = 24 * 1024 * 1024
-"""Above the largest block body and bundle together; enforced before decoding."""
+"""Above the largest block body with a bundle or an access list; enforced before decoding."""
 
 
 def encode_message(message: Message) -> bytes:

@@ -31,6 +31,8 @@ class Preset(msgspec.Struct, frozen=True, array_like=True):
     max_payload_bytes: int
     max_transaction_bytes: int
     max_body_bytes: int
+    max_access_list_bytes: int
+    """B5: a longer access list does not travel with its block; above what the gas of a block can fill."""
     max_bundle_bytes: int
     """X10: bytes of receipts one crosslink may carry."""
     max_receipt_gas: int
@@ -63,6 +65,7 @@ def _preset(name: str, block_time_ms: int, delta_ms: int, epoch_slots: int) -> P
         max_payload_bytes=16 * 1024,
         max_transaction_bytes=128 * 1024,
         max_body_bytes=8 * 1024 * 1024,
+        max_access_list_bytes=12 * 1024 * 1024,
         max_bundle_bytes=8 * 1024 * 1024,
         max_receipt_gas=16_000_000,
         initial_base_fee=1_000_000_000,

@@ -14,7 +14,13 @@ import msgspec
 from node.audit.findings import Findings, Promise
 from node.executor import StateRecord
 from node.storage.frames import CorruptFileError, Frame, Tail, read_frame, scan, verify_header
-from node.storage.log import LOG_FILE_KIND, MAX_RECORD_BYTES, EntryKind, LogEntry
+from node.storage.log import (
+    LOG_FILE_KIND,
+    MAX_RECORD_BYTES,
+    EntryKind,
+    LogEntry,
+    decode_access_list_label,
+)
 from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode
 from shardyard.consensus.votes import Certificate
@@ -56,6 +62,7 @@ class ChainLog:
         self._descriptors: list[int] = []
         self._blocks: dict[Hash32, Place] = {}
         self._states: dict[Hash32, Place] = {}
+        self._access_lists: dict[Hash32, Place] = {}
         self._outboxes: dict[Hash32, Place] = {}
         self._submissions: dict[Hash32, Place] = {}
         self._followed: dict[int, Place] = {}
@@ -113,6 +120,11 @@ class ChainLog:
             return None
         return decode(self._read_entry(place).payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
 
+    def get_access_list(self, block_hash: Hash32) -> bytes | None:
+        """Return the access list that the node keeps of a block, for those who ask for it."""
+        place = self._access_lists.get(block_hash)
+        return None if place is None else self._read_entry(place).payload
+
     def _read(self, place: Place | None) -> object:
         return None if place is None else self._read_entry(place).decode_record()
 
@@ -159,6 +171,9 @@ class ChainLog:
             if frame.kind == EntryKind.NODE:
                 state = decode(frame.payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
                 self._states[state.block_hash] = place
+                return
+            if frame.kind == EntryKind.ACCESS_LIST:
+                self._access_lists[decode_access_list_label(frame.label)] = place
                 return
             record = LogEntry(EntryKind(frame.kind), frame.payload).decode_record()
         except (DecodeError, ValueError) as error:

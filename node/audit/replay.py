@@ -1,7 +1,8 @@
 """Executes a shard's final blocks again, from genesis on, in a fresh executor, and compares everything.
 
 What a block must consume comes from ``flow``, its environment from the same policy that validators use, and its results must
-be what its header commits to and what the node wrote down: outcomes, and the state diff it would recover from.
+be what its header commits to and what the node wrote down: outcomes, the state diff it would recover from, and the access
+list that it would serve.
 """
 
 from collections.abc import Sequence
@@ -178,6 +179,20 @@ class ShardReplay:
             )
         elif log.get_outbox(block.hash) != tuple(result.outbox):
             self._findings.add(Promise.EXECUTION, where, "the outbox in the log is not what execution gives")
+        self._compare_access_list(log, block, where)
+
+    def _compare_access_list(self, log: ChainLog, block: Block, where: str) -> None:
+        """B7: what a node serves as a block's access list is what the header commits to."""
+        access_list = log.get_access_list(block.hash)
+        expected = block.header.shard_content.access_list_hash
+        if access_list is None:
+            self._findings.add(Promise.EXECUTION, where, "the log lacks its access list")
+        elif (found := _native.keccak256(access_list)) != expected:
+            self._findings.add(
+                Promise.EXECUTION,
+                where,
+                f"the access list in the log has hash {found.hex()[:16]}, its header says {expected.hex()[:16]}",
+            )
 
 
 def build_genesis_view(genesis: Genesis) -> BeaconView:

@@ -8,7 +8,7 @@ import rich_click as click
 
 from node.cli.output import network_option, print_json, print_table, say
 from node.cli.root import EXIT_FAILURE, EXIT_USAGE, CliError, NamingGroup
-from node.cli.session import RpcClient, Session
+from node.cli.session import RpcClient, RpcError, Session
 
 POLL_S = 0.1
 TAGS = ("latest", "finalized", "safe", "pending", "earliest")
@@ -40,10 +40,26 @@ def _integer(value: object) -> int:
     return int(str(value), 16)
 
 
-def _print_block(client: RpcClient, found: dict[str, object], *, as_json: bool) -> None:
+def _fetch_access_list(client: RpcClient, block_hash: object, *, whole: bool) -> dict[str, Any] | None:
+    """Return a block's access list or its summary; None for the preview, and for a summary that is not to be had."""
+    if not block_hash:
+        return None
+    try:
+        found: dict[str, Any] | None = client.request("shard_getBlockAccessList", block_hash, whole)
+    except RpcError:
+        if whole:
+            raise  # it was asked for
+        return None
+    return found
+
+
+def _print_block(
+    client: RpcClient, found: dict[str, object], *, as_json: bool, whole_list: bool = False
+) -> None:
     stats = client.request("shard_getBlockStats", found["hash"]) if found["hash"] else None
+    access_list = _fetch_access_list(client, found["hash"], whole=whole_list)
     if as_json:
-        print_json(found | {"execution": stats})
+        print_json(found | {"execution": stats, "accessList": access_list})
         return
     transactions = found["transactions"]
     assert isinstance(transactions, list)
@@ -60,9 +76,12 @@ def _print_block(client: RpcClient, found: dict[str, object], *, as_json: bool) 
             ("base fee", f"{_integer(found['baseFeePerGas']):,} wei"),
             ("state commitment", found["stateRoot"]),
             *list_execution_rows(stats),
+            *list_access_rows(access_list),
         ],
     )
     _print_hottest(stats)
+    if access_list is not None and access_list["accessList"] is not None:
+        print_table(("Account", "Place", "Index", "Value"), list_accesses(access_list["accessList"]))
     for item in transactions:
         tx_hash = item["hash"] if isinstance(item, dict) else item
         click.echo(f"  {tx_hash}")
@@ -75,6 +94,8 @@ def list_execution_rows(stats: dict[str, Any] | None) -> list[tuple[str, str]]:
     items = stats["transactions"] + stats["deliveries"]
     executors = "1 executor" if stats["executors"] == 1 else f"{stats['executors']} executors"
     how = f"on {stats['workers']} threads" if stats["workers"] else f"in order ({executors})"
+    if stats["mode"] == "replay":
+        how = f"by its access list ({executors})"
     rows = [
         (
             "executed",
@@ -87,6 +108,42 @@ def list_execution_rows(stats: dict[str, Any] | None) -> list[tuple[str, str]]:
             ("executions", f"{stats['incarnations']} of {items} items, {stats['aborts']} thrown away"),
             ("at their turn", f"{stats['atTurn']} items; one worker went on alone {stats['solos']} times"),
         ]
+    return rows
+
+
+def list_access_rows(access_list: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what a block looked at, as rows of its table; nothing when its list is not to be had."""
+    if access_list is None:
+        return []
+    found = access_list
+    slots = f"{found['slotsChanged']:,} slots changed, {found['slotsRead']:,} read"
+    return [
+        ("access list", f"{found['accounts']:,} accounts, {slots}; {found['bytes']:,} bytes"),
+        ("access list hash", found["accessListHash"]),
+    ]
+
+
+def list_accesses(accounts: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """Return a whole access list, a row per change and per slot that was only read; numbers as people write them."""
+    rows = []
+    for account in accounts:
+        changes = [
+            (f"slot {slot['slot']}", change["blockAccessIndex"], change["postValue"])
+            for slot in account["storageChanges"]
+            for change in slot["changes"]
+        ]
+        changes += [(f"slot {slot}", "", "read") for slot in account["storageReads"]]
+        for name, value in (("balance", "postBalance"), ("nonce", "postNonce")):
+            changes += [
+                (name, change["blockAccessIndex"], str(_integer(change[value])))
+                for change in account[f"{name}Changes"]
+            ]
+        changes += [
+            ("code", change["blockAccessIndex"], f"{len(change['newCode']) // 2 - 1} bytes")
+            for change in account["codeChanges"]
+        ]
+        for place, index, value in changes or [("account", "", "read")]:
+            rows.append((account["address"], place, str(_integer(index)) if index else "", value))
     return rows
 
 
@@ -121,11 +178,13 @@ def latest(*, shard: int, name: str, as_json: bool) -> int:
 @click.argument("which")
 @click.option("--shard", default=0, show_default=True)
 @click.option("--full", is_flag=True, help="With whole transactions (JSON).")
+@click.option("--access-list", "whole_list", is_flag=True, help="With all that it looked at and changed.")
 @network_option
-def show(*, which: str, shard: int, full: bool, name: str, as_json: bool) -> int:
+def show(*, which: str, shard: int, full: bool, whole_list: bool, name: str, as_json: bool) -> int:
     """Show the block WHICH: a height, a hash, latest, finalized or pending."""
     client = Session(name).get_client(shard)
-    _print_block(client, _fetch(client, which, full=full), as_json=as_json or full)
+    found = _fetch(client, which, full=full)
+    _print_block(client, found, as_json=as_json or full, whole_list=whole_list)
     return 0
 
 

@@ -36,6 +36,8 @@ def get_remedy(message: str, *, name: str, shard: int, sender: str = "") -> str:
         ("gas required exceeds", "a call that needs less gas, or none that reverts"),
         ("out of gas", "the same without --gas, which estimates it"),
         ("execution reverted", "other arguments; cast call --trace shows where it reverted"),
+        ("no longer held", f"shardyard block latest --shard {shard}{network}"),
+        ("never executed", f"shardyard block show 1 --shard {shard}{network}"),
         ("not found", f"shardyard block latest --shard {shard}{network}"),
         ("too many requests", "again in a moment"),
     ):

@@ -9,7 +9,15 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 
-from node.rpc import eth_blocks, eth_chain, eth_logs, eth_state, execution_stats, shard_methods
+from node.rpc import (
+    block_access_lists,
+    eth_blocks,
+    eth_chain,
+    eth_logs,
+    eth_state,
+    execution_stats,
+    shard_methods,
+)
 from node.rpc.access import Gatekeeper, RpcAccess, get_header
 from node.rpc.api import CallContext, ShardApi
 from node.rpc.methods import MethodTable, merge
@@ -26,6 +34,7 @@ METHODS: Final = merge(
         eth_logs.TABLE,
         shard_methods.TABLE,
         execution_stats.TABLE,
+        block_access_lists.TABLE,
     ]
 )
 POLICY_VIOLATION: Final = 1008

@@ -134,6 +134,7 @@ async def get_block_stats(call: CallContext, subject: BlockId) -> Json | None:
         "blockHash": data(block.hash),
         "transactions": stats.transactions,
         "deliveries": stats.deliveries,
+        "mode": stats.mode,
         "executors": backend.execution.executors,
         "workers": stats.workers,
         "incarnations": stats.incarnations,
@@ -143,7 +144,7 @@ async def get_block_stats(call: CallContext, subject: BlockId) -> Json | None:
         "solos": stats.solos,
         "executeUs": stats.execute_us,
         "commitUs": stats.commit_us,
-        "workUs": stats.work_us,
-        "speedUp": round_or_none(total.speed_up, 2),
+        "workUs": total.work_us,
+        "speedUp": None if stats.mode == "replay" else round_or_none(total.speed_up, 2),
         "hottest": named,
     }

@@ -33,6 +33,10 @@ class ShardCollector(Collector):
         yield self._gauge("executors", "Threads that a block is given.", history.executors)
         yield self._counter("executed_blocks", "Blocks executed, own builds included.", totals.blocks)
         yield self._counter("parallel_blocks", "Blocks executed on several threads.", totals.parallel_blocks)
+        yield self._counter("validated_blocks", "Blocks of others executed here.", totals.validated_blocks)
+        yield self._counter(
+            "replayed_blocks", "Blocks of others executed by their access list.", totals.replayed_blocks
+        )
         yield self._counter("executed_items", "Transactions and deliveries executed.", totals.items)
         yield self._counter(
             "incarnations",

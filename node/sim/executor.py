@@ -56,6 +56,8 @@ class SimExecutor:
         self._is_busy = False
         self._is_dead = False
         self._built: dict[int, tuple[fx.Build, _native.BlockResult]] = {}
+        self.listed = 0
+        """Blocks of others whose access list was at hand, and was the block's."""
         self.core = _native.Core(
             chain_id=compute_chain_id(shard), shard=shard, history=genesis.preset.history_blocks
         )
@@ -109,7 +111,8 @@ class SimExecutor:
         result = self.core.execute(env.parent_hash, batch, build_native_env(env), "build", effect.inbox)
         body = batch.encode_body(result.included)
         self._built = {effect.request: (effect, result)}
-        self._complete(Built(effect.request, body, summarise(result, len(result.included) // 4)))
+        summary = summarise(result, len(result.included) // 4)
+        self._complete(Built(effect.request, body, summary, result.access_list))
 
     def _execute(self, effect: fx.Execute) -> None:
         block = effect.block
@@ -117,10 +120,12 @@ class SimExecutor:
             body = decode_body(block.body, self._genesis.preset.max_body_bytes)
             batch = self.core.prepare(body.raw, (0, *body.ends))
             env = build_native_env(effect.env)
-            result = self.core.execute(block.header.parent, batch, env, "validate", effect.inbox)
+            access_list = effect.access_list or None  # on one thread the core compares it and gains nothing
+            result = self.core.execute(block.header.parent, batch, env, "validate", effect.inbox, access_list)
         except (_native.CoreError, InvalidBlockError) as error:
             self._complete(Executed(block.hash, None, str(error) or type(error).__name__))
             return
+        self.listed += access_list is not None
         self.core.adopt(result, block.hash, block.header.height)
         self._keep(block.hash, effect.env, effect.inbox, result)
         self._complete(Executed(block.hash, summarise(result, len(batch)), ""))

@@ -3,7 +3,8 @@
 I1 supply at every beacon height, and every shard's balance as its executor counts it. I2 every receipt executed exactly
 once, and at the end all of them. I3 FIFO per link. I4 a receipt after its parent. I5 one final chain per chain on all nodes,
 and crosslinks lie on it. I6 only Byzantine validators in evidence. I7 finality goes on once faults stop. I8 only beacon-final
-receipts are executed. I12 no machine halts or raises. I13 what is final stays, over crashes too. I14 declared caps hold.
+receipts are executed. I9 no block that one node has executed is invalid to another, whatever came beside it. I12 no machine
+halts or raises. I13 what is final stays, over crashes too. I14 declared caps hold.
 """
 
 from collections import Counter
@@ -74,6 +75,12 @@ class Checker:
                 self._check_evidence(node, notice)
             case "halted" | "engine.halted":
                 raise InvariantError(f"I12: {node.name} halted: {notice.data}")
+            case "refused" if isinstance(error := notice.data["error"], str):
+                self.counters[f"refused {error}"] += 1
+            case "block.invalid" if notice.data["hash"] in self._executions:
+                raise InvariantError(
+                    f"I9: {node.name} calls a block invalid that was executed: {notice.data}"
+                )
             case "beacon.final":
                 self._check_supply(node)
             case _:

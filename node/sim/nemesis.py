@@ -22,6 +22,7 @@ from shardyard.ids import Slot
 from shardyard.messages import Proposal, Votes
 
 GARBLE_CHANCE = 0.3
+TAMPER_CHANCE = 0.8
 GROUP_CHANCE = 0.2
 """How often a crash takes all processes of a chain."""
 DOOM_CHANCE = 0.7
@@ -189,6 +190,8 @@ class Nemesis:
             node.tamper = _withhold
         elif kind == "garbler":
             node.tamper = self._garble
+        elif kind == "tamperer":
+            node.tamper = self._change_list
 
     def _garble(self, effect: fx.Effect) -> fx.Effect:
         """Send votes with wrong slots, wrong signatures and wrong kinds now and then."""
@@ -212,6 +215,25 @@ class Nemesis:
                     changed = msgspec.structs.replace(vote, validator=vote.validator + 1)
             votes.append(changed)
         return fx.Broadcast(Votes(tuple(votes)))
+
+    def _change_list(self, effect: fx.Effect) -> fx.Effect:
+        """Send most proposals with another access list than the block's: one byte changed, cut, another one, or none."""
+        if not (isinstance(effect, fx.Broadcast) and isinstance(effect.message, Proposal)):
+            return effect
+        good = effect.message.access_list
+        if not good or self._chance.random() > TAMPER_CHANCE:
+            return effect
+        self.faults["tampered"] += 1
+        place = self._chance.randrange(len(good))
+        bad = self._chance.choice(
+            [
+                good[:place] + bytes((good[place] ^ 1 << self._chance.randrange(8),)) + good[place + 1 :],
+                good[:place],
+                b"\xc0",
+                b"",
+            ]
+        )
+        return fx.Broadcast(msgspec.structs.replace(effect.message, access_list=bad))
 
 
 def _withhold(effect: fx.Effect) -> fx.Effect | None:

@@ -27,6 +27,7 @@ ACCOUNT_SEED: Final = 7
 ACCOUNT_BALANCE: Final = 10_000 * 10**18
 COUNTER: Final = Address(bytes.fromhex("00000000000000000000000000000000000c0de1"))
 """A contract on every shard that takes messages."""
+TAMPER_CHANCE: Final = 0.5
 STAKES: Final = (32, 32, 32, 32)
 
 
@@ -54,6 +55,8 @@ class FaultProfile(msgspec.Struct, frozen=True):
     """Nodes that keep their proposals to themselves."""
     garblers: int = 0
     """Nodes whose votes are sometimes nonsense."""
+    tamperers: int = 0
+    """Nodes whose proposals sometimes carry another access list than their block's."""
 
     @property
     def count(self) -> int:
@@ -91,7 +94,8 @@ def draw_scenario(seed: int, duration_ms: int, *, faults: bool = True) -> Scenar
     replicas = chance.choice([1, 2, 4, 4])
     beacon_replicas = chance.choice([1, 2, 4, 4])
     settle_ms = min(45_000, duration_ms // 2)
-    profile = _draw_profile(chance, replicas, beacon_replicas) if faults else PEACE
+    other = random.Random(f"tamperers {seed}")
+    profile = _draw_profile(chance, other, replicas, beacon_replicas) if faults else PEACE
     return Scenario(
         shards=shards,
         replicas=replicas,
@@ -103,7 +107,9 @@ def draw_scenario(seed: int, duration_ms: int, *, faults: bool = True) -> Scenar
     )
 
 
-def _draw_profile(chance: random.Random, replicas: int, beacon_replicas: int) -> FaultProfile:
+def _draw_profile(
+    chance: random.Random, other: random.Random, replicas: int, beacon_replicas: int
+) -> FaultProfile:
     """Draw at least ten faults of several classes."""
     can_be_byzantine = replicas == 4 and beacon_replicas == 4
     byzantine = chance.choice(["", "", "twins", "withholders", "garblers"]) if can_be_byzantine else ""
@@ -121,6 +127,8 @@ def _draw_profile(chance: random.Random, replicas: int, beacon_replicas: int) ->
         twins=int(byzantine == "twins"),
         withholders=int(byzantine == "withholders"),
         garblers=int(byzantine == "garblers"),
+        # From a generator of its own, so that all else stays what a seed always drew.
+        tamperers=int(can_be_byzantine and not byzantine and other.random() < TAMPER_CHANCE),
     )
 
 

@@ -93,6 +93,7 @@ class World:
             ("twin", profile.twins),
             ("withholder", profile.withholders),
             ("garbler", profile.garblers),
+            ("tamperer", profile.tamperers),
         ):
             for _ in range(count):
                 for chain in [BEACON, *(ShardId(shard) for shard in range(self.scenario.shards))]:
@@ -158,13 +159,15 @@ class World:
             engine = node.machine.engine
             if isinstance(engine, ChainView):
                 engines.update({f"refused {kind}": count for kind, count in engine.refused.items()})
+            if node.executor is not None:
+                engines["executed by list"] += node.executor.listed
         for chain, height in sorted(self.checker.get_heights().items()):
             self.trace.add(self.clock.now_ms, f"chain-{chain}", f"height {height}")
         return Report(
             trace_hash=self.trace.compute_hash(),
             events=self.trace.count,
             heights={int(chain): height for chain, height in self.checker.get_heights().items()},
-            counters={**self.checker.counters, **engines},
+            counters=dict(self.checker.counters + engines),
             faults=dict(self.nemesis.faults),
             coverage=dict(self.nemesis.coverage),
             bus=dict(self.bus.counters),

@@ -6,7 +6,8 @@ never tried again: what a disk holds after it is unknown (the kernel may have dr
 everything from then on and its process must stop.
 
 On opening, an unfinished end is cut off: nobody was told it was durable. A fault in front of something that was durable
-is refused. An index from height to the places of a final block and its proof makes the log a ``BlockSource``.
+is refused. An index from height to the places of a final block and its proof makes the log a ``BlockSource``; access
+lists of the newest executed blocks are found by height and hash.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode, encode
 from shardyard.crosslinks import CrosslinkSubmission
 from shardyard.effects import BlockRecord, FinalRecord, Record, SubmissionRecord
-from shardyard.errors import ShardyardError
+from shardyard.errors import DecodeError, ShardyardError
 from shardyard.ids import Hash32
 
 LOG_FILE_KIND: Final = 1
@@ -48,9 +49,12 @@ SEGMENT_BYTES: Final = 64 * 1024 * 1024
 MAX_RECORD_BYTES: Final = 96 * 1024 * 1024
 SPACE_CHECK_BYTES: Final = 8 * 1024 * 1024
 """Free space is looked at once in this many bytes written."""
+MAX_ACCESS_LISTS: Final = 1024
+"""Executed blocks, the newest, whose access lists are found; older ones stay in the file."""
 _OFFSET_BITS: Final = 40
 _LABEL_BYTES: Final = 40
 _SUBMISSION_LABEL: Final = b"\x02"
+_ACCESS_LIST_LABEL: Final = b"\x03"
 _RECORD: Final = cast("type[Record]", Record)  # a union is no type to mypy
 
 
@@ -59,6 +63,8 @@ class EntryKind(IntEnum):
 
     KERNEL = 0
     NODE = 1
+    ACCESS_LIST = 2
+    """The bytes of a block's access list; the label has its height and hash."""
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -66,6 +72,7 @@ class LogEntry(msgspec.Struct, frozen=True):
 
     kind: EntryKind
     payload: bytes
+    label: bytes = b""
 
     def decode_record(self) -> Record:
         """Return the kernel record in here; raises ``DecodeError``."""
@@ -112,6 +119,8 @@ class BlockLog:
         self._index = _FinalIndex()
         self._submissions: dict[bytes, int] = {}
         """Where the bodies of each crosslink stand."""
+        self._access_lists: dict[bytes, int] = {}
+        """Where the access lists of the newest blocks stand, by label."""
         self._end = HEADER_BYTES
         """Offset in the last segment where the next frame will stand, queued frames included."""
         self._number = 0
@@ -149,6 +158,10 @@ class BlockLog:
     def append_node(self, record: msgspec.Struct) -> None:
         """Queue a record of the shell's own, such as the state a block led to."""
         self.append(EntryKind.NODE, encode(record))
+
+    def append_access_list(self, height: int, block_hash: Hash32, access_list: bytes) -> None:
+        """Queue the access list of a block that was executed."""
+        self.append(EntryKind.ACCESS_LIST, access_list, label=encode_access_list_label(height, block_hash))
 
     async def sync(self) -> None:
         """Return when everything appended so far is on disk. Raises ``LogFailedError``."""
@@ -241,7 +254,7 @@ class BlockLog:
                 frame = read_frame(descriptor, number, offset)
                 if frame is None:
                     raise self._build_corruption(number, offset)
-                yield LogEntry(EntryKind(frame.kind), frame.payload)
+                yield LogEntry(EntryKind(frame.kind), frame.payload, frame.label)
                 offset = frame.end
 
     def get_final(self, height: int) -> tuple[Block, FinalityProof] | None:
@@ -260,9 +273,19 @@ class BlockLog:
         record = None if position is None else self._read_record(position)
         return record.submission if isinstance(record, SubmissionRecord) else None
 
+    def get_access_list(self, height: int, block_hash: Hash32) -> bytes | None:
+        """Return the access list of an executed block, or None when the log does not hold it, or no longer finds it."""
+        position = self._access_lists.get(encode_access_list_label(height, block_hash))
+        frame = None if position is None else self._read_frame(position)
+        return None if frame is None else frame.payload
+
     def _add_to_index(self, label: bytes, position: int) -> None:
         if label[:1] == _SUBMISSION_LABEL:
             self._submissions[label[1:]] = position
+        elif label[:1] == _ACCESS_LIST_LABEL:
+            self._access_lists[label] = position
+            if len(self._access_lists) > MAX_ACCESS_LISTS:
+                del self._access_lists[next(iter(self._access_lists))]
         else:
             self._index.add(label, position)
 
@@ -277,13 +300,17 @@ class BlockLog:
         return sum(os.fstat(descriptor).st_size for descriptor in self._descriptors)
 
     def _read_record(self, position: int) -> Record | None:
+        frame = self._read_frame(position)
+        return None if frame is None else decode(frame.payload, _RECORD, max_bytes=MAX_RECORD_BYTES)
+
+    def _read_frame(self, position: int) -> Frame | None:
         if position >= self._synced:
             return None
         number, offset = position >> _OFFSET_BITS, position & (1 << _OFFSET_BITS) - 1
         frame = read_frame(self._descriptors[number], number, offset)
         if frame is None:
             raise self._build_corruption(number, offset)
-        return decode(frame.payload, _RECORD, max_bytes=MAX_RECORD_BYTES)
+        return frame
 
     # --- opening and closing ---
 
@@ -391,6 +418,18 @@ class _FinalIndex:
         if not 1 <= height <= self.height:
             return None
         return self._places[2 * height - 2], self._places[2 * height - 1]
+
+
+def encode_access_list_label(height: int, block_hash: Hash32) -> bytes:
+    """Return the label of a block's access list."""
+    return _ACCESS_LIST_LABEL + height.to_bytes(8, "big") + block_hash
+
+
+def decode_access_list_label(label: bytes) -> Hash32:
+    """Return the hash of the block whose access list has this label; raises ``DecodeError``."""
+    if len(label) != _LABEL_BYTES + 1 or label[:1] != _ACCESS_LIST_LABEL:
+        raise DecodeError(f"access list: got the label {label.hex() or 'of no bytes'}")
+    return Hash32(label[9:])
 
 
 def _compute_label(record: Record) -> bytes:

@@ -38,7 +38,7 @@ def get_log_file(network: Network, node: str) -> Path:
 def read_entries(network: Network, node: str) -> list[LogEntry]:
     with get_log_file(network, node).open("rb") as file:
         return [
-            LogEntry(EntryKind(item.kind), item.payload)
+            LogEntry(EntryKind(item.kind), item.payload, item.label)
             for item in scan(file.fileno(), 0)
             if isinstance(item, Frame)
         ]
@@ -47,8 +47,9 @@ def read_entries(network: Network, node: str) -> list[LogEntry]:
 def write_entries(network: Network, node: str, entries: list[LogEntry]) -> None:
     data = bytearray(encode_header(LOG_FILE_KIND, network.genesis.network, 0))
     for entry in entries:
-        label = b""
+        label = entry.label
         if entry.kind is EntryKind.KERNEL:
+            label = b""
             with contextlib.suppress(DecodeError):
                 label = _compute_label(entry.decode_record())
         data += encode_frame(len(data), 0, entry.kind, entry.payload, label=label)
@@ -56,7 +57,10 @@ def write_entries(network: Network, node: str, entries: list[LogEntry]) -> None:
 
 
 def rewrite(network: Network, node: str, change) -> int:
-    """Rewrite a log; ``change`` takes each record and returns it, another one, or None to drop it. Returns the changes."""
+    """Rewrite a log; ``change`` takes each record and returns it, another one, or None to drop it. Returns the changes.
+
+    An access list is no record: it comes as its entry.
+    """
     entries, changes = [], 0
     for entry in read_entries(network, node):
         record = decode_entry(entry)
@@ -66,7 +70,8 @@ def rewrite(network: Network, node: str, change) -> int:
             continue
         changes += 1
         if changed is not None:
-            entries.append(LogEntry(entry.kind, encode(changed)))
+            is_entry = isinstance(changed, LogEntry)
+            entries.append(changed if is_entry else LogEntry(entry.kind, encode(changed), entry.label))
     write_entries(network, node, entries)
     return changes
 
@@ -74,7 +79,7 @@ def rewrite(network: Network, node: str, change) -> int:
 def decode_entry(entry: LogEntry):
     if entry.kind is EntryKind.NODE:
         return decode(entry.payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
-    return entry.decode_record()
+    return entry if entry.kind is EntryKind.ACCESS_LIST else entry.decode_record()
 
 
 def get_final(network: Network, node: str, height: int = 0) -> tuple[Block, FinalityProof]:

@@ -32,8 +32,8 @@ def get_balance(network, shard, account):
 def test_every_reading_command_answers_with_one_json_document(network):
     for words in (
         "status", "accounts", "accounts list", "accounts show 0", "env", "block latest", "block show finalized",
-        "block show 1 --full", "shard list", "shard show 3", "shard messages", "node list", "node show shard-2-0",
-        "node show beacon-0", "config show", "version", "doctor",
+        "block show 1 --full", "block show 1 --access-list", "shard list", "shard show 3", "shard messages", "node list",
+        "node show shard-2-0", "node show beacon-0", "config show", "version", "doctor",
     ):  # fmt: skip
         assert len(network.read(*words.split())) > 1, words
 
@@ -50,6 +50,22 @@ def test_status_names_every_shard_process_and_the_supply(network):
     told = network.call("status")
     assert "supply holds" in told.stderr
     assert told.stdout.splitlines()[0].split()[-3:] == ["Executors", "Speed-up", "Aborts"]
+
+
+def test_a_block_tells_what_it_looked_at(network):
+    sent = network.call("tx", "send", "--from", "3", "--to", NOBODY, "--value", "1ether")
+    height = re.search(r"in block ([0-9]+)", sent.stderr)[1]
+    summary = network.read("block", "show", height)["accessList"]
+    assert summary["accessList"] is None
+    told = network.call("block", "show", height).stdout
+    assert f"{summary['accounts']:,} accounts, {summary['slotsChanged']:,} slots changed" in told
+    assert summary["accessListHash"] in told
+    assert NOBODY.lower() not in told
+    rows = [
+        line.split() for line in network.call("block", "show", height, "--access-list").stdout.splitlines()
+    ]
+    assert any(row[:2] == [NOBODY.lower(), "balance"] for row in rows)
+    assert any(row[:2] == [DEV_ACCOUNTS[3].checksum_address.lower(), "nonce"] for row in rows)
 
 
 def test_blocks_advance_and_become_beacon_final(network):
@@ -183,6 +199,7 @@ def test_key_is_imported_from_standard_input_and_never_listed(network):
         (f"tx status {UNKNOWN_HASH}", 1, "no shard knows transaction", "shardyard status"),
         (f"explain {UNKNOWN_HASH}", 1, "no shard knows transaction", "shardyard status"),
         ("block show 99999999", 1, "is not here", "shardyard block latest"),
+        ("block show 0 --access-list", 1, "never executed", "shardyard block show 1"),
         ("block show newest", 2, "expected a height, a hash or one of latest", "shardyard block latest"),
         ("node show shard-9-9", 2, "expected one of broker, beacon-0", "shardyard node list"),
         ("node kill nobody", 2, "expected one of broker, beacon-0", "shardyard node list"),
@@ -337,7 +354,7 @@ def test_everything_is_there_after_down_and_up(small):
     waiting = small.call("tx", "send", "--from", "2", "--to", "1", "--nonce", "1", "--no-wait").stdout.strip()
     story = small.call("explain", sent["transaction"]).stdout
     before = [small.read("accounts", "show", account)["shards"] for account in ("0", "1", "2", NOBODY)]
-    block = small.read("block", "show", "2", "--shard", "1")
+    block = small.read("block", "show", "2", "--shard", "1", "--access-list")
     small.call("down")
     message, way_out = small.refuse("status", code=3)
     assert "is not running" in message
@@ -347,7 +364,9 @@ def test_everything_is_there_after_down_and_up(small):
     assert [
         small.read("accounts", "show", account)["shards"] for account in ("0", "1", "2", NOBODY)
     ] == before
-    assert small.read("block", "show", "2", "--shard", "1") == block | {"execution": None}
+    assert block["accessList"]["accounts"] == len(block["accessList"]["accessList"]) > 0
+    again = small.read("block", "show", "2", "--shard", "1", "--access-list")
+    assert again == block | {"execution": None}
     assert small.call("explain", sent["transaction"]).stdout == story
     assert small.read("tx", "status", waiting)["stage"] == "pending"
     small.call("tx", "send", "--from", "2", "--to", "1", "--nonce", "0")

@@ -181,6 +181,21 @@ def test_outcomes_that_differ_are_found(damaged):
     assert "outcomes" in str(find_broken(damaged)[Promise.EXECUTION])
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_access_list_that_a_node_would_serve_must_be_the_headers(damaged, is_lost):
+    final, _ = get_final(damaged, "shard-1-0", 4)
+
+    def change(record):
+        if not isinstance(record, LogEntry) or record.label[-32:] != final.hash:
+            return record
+        return None if is_lost else msgspec.structs.replace(record, payload=record.payload[:-1])
+
+    assert rewrite(damaged, "shard-1-0", change) == 1
+    (finding,) = find_broken(damaged)[Promise.EXECUTION]
+    assert "shard-1-0 block 4" in str(finding)
+    assert ("lacks its access list" if is_lost else "access list in the log has hash") in str(finding)
+
+
 def test_outbox_that_differs_is_found(damaged):
     def forget(record):
         return (
@@ -213,7 +228,7 @@ def test_no_changed_byte_makes_the_auditor_fail(damaged):
         index = rng.randrange(len(entries))
         payload = bytearray(entries[index].payload)
         payload[rng.randrange(len(payload))] ^= 1 << rng.randrange(8)
-        entries[index] = LogEntry(entries[index].kind, bytes(payload))
+        entries[index] = msgspec.structs.replace(entries[index], payload=bytes(payload))
         write_entries(damaged, node, entries)
         found += bool(find_broken(damaged))
         write_entries(damaged, node, true)

@@ -11,6 +11,7 @@ from node.bench.devnet import LAUNCHER, Devnet
 from node.bench.recovery import kill_and_wait
 from node.config import Options
 from node.dev_accounts import DEV_ACCOUNTS
+from node.executor import MIN_REPLAY_ITEMS
 from node.load.client import RpcConnection
 from node.load.run import LoadError, LoadRun, RunOptions
 from node.load.workload import Knobs
@@ -82,6 +83,44 @@ async def test_network_of_one_shard_carries_load(tmp_path):
         with pytest.raises(LoadError, match="--seed"):
             await build_load(devnet, seed=7, duration_s=1, shards=1).run()
     assert result.settled == result.sent == 40
+    assert_audit_holds(devnet.network, [load])
+
+
+async def read_execution(url):
+    """Return the modes in which a node executed its blocks with more transactions than run in order, and their lists."""
+    connection = RpcConnection(url)
+    try:
+        head = int((await connection.request_batch([("eth_blockNumber", ())]))[0].result, 16)
+        calls = [("shard_getBlockStats", (height,)) for height in range(1, head + 1)]
+        stats = [answer.result for answer in await connection.request_batch(calls)]
+        full = [found for found in stats if found["transactions"] + found["deliveries"] >= MIN_REPLAY_ITEMS]
+        calls = [("shard_getBlockAccessList", (found["blockNumber"],)) for found in full]
+        lists = [answer.result for answer in await connection.request_batch(calls)] if calls else []
+        return {found["blockHash"]: (found["mode"], text) for found, text in zip(full, lists, strict=True)}
+    finally:
+        connection.close()
+
+
+async def test_replicas_execute_each_others_full_blocks_by_their_access_lists(tmp_path):
+    options = Options(name="lists", shards=1, nodes_per_shard=2, validators=4, block_time_ms=500, executors=2)
+    async with Devnet(tmp_path, options) as devnet:
+        knobs = Knobs(shards=1, tps=300, cross_ratio=0, accounts=4, seed=9)
+        load = LoadRun(devnet.urls, knobs, RunOptions(4, warm_up_s=0, drain_s=60))
+        result = await load.run()
+        urls = devnet.network.read_endpoints()["shards"][0]["nodes"].values()
+        first, second = [await read_execution(url) for url in urls]
+    assert result.settled == result.sent
+    both = first.keys() & second.keys()
+    assert both
+    assert {first[block][1]["accessListHash"] for block in both} == {
+        second[block][1]["accessListHash"] for block in both
+    }
+    modes = {tuple(sorted((first[block][0], second[block][0]))) for block in both}
+    assert ("build", "replay") in modes
+    assert modes <= {
+        ("build", "replay"),
+        ("build", "validate"),
+    }  # a proposal may be lost, and is fetched without list
     assert_audit_holds(devnet.network, [load])
 
 

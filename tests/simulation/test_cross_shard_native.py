@@ -1,16 +1,20 @@
 """Two shards with the native core and a beacon, in one process: signed transactions in, balances on the other shard out."""
 
+import msgspec
 import pytest
 import rlp
 
 from crosslink.beacon import BeaconMachine
 from node.artifacts import load_artifact
+from node.block_stats import decode_stats
 from node.dev_accounts import DEV_ACCOUNTS, DEV_BALANCE
+from node.executor import MIN_REPLAY_ITEMS
 from shards.replica import ShardReplica
 from shardyard import _native
 from shardyard.consensus.engine import NoBlockSource
 from shardyard.consensus.simplex import SimplexEngine
 from shardyard.ids import BEACON
+from shardyard.messages import Proposal
 from tests.unit.shards.native import (
     NativeExecutor,
     build_native_genesis,
@@ -43,8 +47,8 @@ def network():
     return network
 
 
-def add_shard(network, name, shard, keys):
-    executor = NativeExecutor(network.genesis, shard, network.alloc_json)
+def add_shard(network, name, shard, keys, threads=1):
+    executor = NativeExecutor(network.genesis, shard, network.alloc_json, threads)
 
     def build():
         machine = ShardReplica(
@@ -135,3 +139,95 @@ def test_a_message_to_nobody_bounces_and_its_value_comes_home(network):
     settle(network)
     assert DEV_BALANCE - source.executor.get_balance(DEV_ACCOUNTS[0].address) < ETHER // 100
     assert network.nodes["shard-1-0"].executor.get_balance(STRANGER) == 0
+
+
+# --- blocks executed by their access list ---
+
+SENDERS = DEV_ACCOUNTS[:3]
+ROUND = 30
+
+
+@pytest.fixture
+def committee():
+    """Shard 0 as four processes with a key and two executor threads each, and nobody else."""
+    genesis, alloc_json = build_native_genesis()
+    network = Network(genesis)
+    network.alloc_json = alloc_json
+    nodes = [add_shard(network, f"shard-0-{index}", 0, (index,), threads=2) for index in range(4)]
+    for node in nodes:
+        node.start()
+    return network, nodes
+
+
+def offer_round(nodes, number):
+    """Offer every process the same transactions, more than a block that is executed in order has."""
+    raws = [
+        sign_transaction(0, sender, number * ROUND + nonce, STRANGER, b"", value=1, gas=21_000)
+        for sender in SENDERS
+        for nonce in range(ROUND)
+    ]
+    for node in nodes:
+        node.executor.submit(*raws)
+
+
+def run_rounds(network, nodes, count):
+    for number in range(count):
+        offer_round(nodes, number)
+        expected = {(number + 1) * ROUND * len(SENDERS)}
+        network.run_until(lambda want=expected: {n.executor.get_balance(STRANGER) for n in nodes} == want)
+
+
+def list_full_blocks(node):
+    """Return the hashes of the blocks with so many transactions that several threads run them."""
+    results = node.executor.results.items()
+    return [found for found, (_, result, _) in results if len(result.included) // 4 >= MIN_REPLAY_ITEMS]
+
+
+def is_speculated(node, block_hash):
+    return decode_stats(node.executor.results[block_hash][1].stats).workers > 0
+
+
+def test_followers_execute_full_blocks_by_their_lists_and_only_the_leader_speculates(committee):
+    network, nodes = committee
+    run_rounds(network, nodes, 3)
+    full = list_full_blocks(nodes[0])
+    assert len(full) >= 3
+    for block_hash in full:
+        results = [node.executor.results[block_hash][1] for node in nodes]
+        assert len({(result.state_root, result.access_list) for result in results}) == 1
+        by_list = [node for node in nodes if block_hash in node.executor.replayed]
+        assert len(by_list) == 3
+        assert [node for node in nodes if is_speculated(node, block_hash)] == [
+            node for node in nodes if node not in by_list
+        ]
+    assert not any(node.get_notices("refused") for node in nodes)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda good: good[:-1] + bytes((good[-1] ^ 1,)), lambda _: b"\xc0", lambda _: b""]
+)
+def test_b6_a_peer_that_changes_lists_is_named_and_no_block_is_lost_by_it(committee, spoil):
+    network, nodes = committee
+    liar = nodes[2]
+    broadcast = network.broadcast
+
+    def tamper(sender, message):
+        if sender is liar and isinstance(message, Proposal):
+            message = msgspec.structs.replace(message, access_list=spoil(message.access_list))
+        broadcast(sender, message)
+
+    network.broadcast = tamper
+    run_rounds(network, nodes, 4)
+    network.run_for(1000)
+    for node in nodes:
+        names = {(data["sender"], data["error"]) for data in node.get_notices("refused")}
+        expected = {(liar.name, "InvalidAccessListError")} if spoil(b"x") and node is not liar else set()
+        assert names == expected
+        assert node.get_notices("block.invalid") == []
+    liars = [data for data in nodes[0].get_notices("block.final") if data["slot"] % 4 == get_turn(network, 2)]
+    assert liars  # its blocks became final all the same
+
+
+def get_turn(network, validator):
+    leaders = [network.genesis.committees[0].get_leader(slot) for slot in range(4)]
+    return leaders.index(validator)

@@ -57,12 +57,24 @@ def test_all_keys_in_one_process_survive_power_loss_with_a_slow_disk(seed):
     assert report.faults["torn"] >= 1
 
 
-@pytest.mark.parametrize("kind", ["twins", "withholders", "garblers"])
+@pytest.mark.parametrize("kind", ["twins", "withholders", "garblers", "tamperers"])
 @pytest.mark.parametrize("seed", range(2))
 def test_one_byzantine_node_per_committee_breaks_nothing(seed, kind):
     report = run_scenario(seed, profile=FaultProfile(**{kind: 1}, latency_ms=(1, 150), drop=0.05))
     if kind == "twins":
         assert report.counters["evidence"] > 0
+
+
+def test_b6_lists_are_tampered_with_and_cost_no_block_its_votes():
+    peace = run_scenario()
+    assert peace.counters["executed by list"] > 100
+    assert "refused InvalidAccessListError" not in peace.counters
+    report = run_scenario(profile=FaultProfile(tamperers=1))
+    assert report.faults["tampered"] > 10
+    assert report.counters["refused InvalidAccessListError"] > 10
+    assert "block.invalid" not in report.counters
+    assert min(report.heights.values()) >= 57
+    assert 0 < report.counters["executed by list"] < peace.counters["executed by list"]
 
 
 def test_a_network_with_the_instant_engine_runs_too():

@@ -9,6 +9,7 @@ from node.sim.node import SimNode
 from node.sim.run import run
 from node.sim.scenario import FaultProfile, Scenario
 from node.sim.world import World
+from shards.access_lists import AccessListShelf
 from shards.replica import ShardReplica
 from shardyard import effects as fx
 from shardyard.consensus.signer import SignerState
@@ -65,7 +66,7 @@ def test_i1_an_executor_that_counts_otherwise_than_the_beacon(monkeypatch):
 
 def test_i2_a_receipt_executed_twice(monkeypatch):
     change_inbox(monkeypatch, lambda inbox: (*inbox[:1], *inbox))
-    assert find() in {"I2", "I12", "I7"}
+    assert find() in {"I2", "I9", "I12", "I7"}
 
 
 def test_i3_receipts_out_of_order(monkeypatch):
@@ -140,6 +141,12 @@ def test_i7_a_network_that_stays_cut():
     world.nemesis.stop = lambda: setattr(world.bus, "is_out", True)
     with pytest.raises(InvariantError, match="I7"):
         world.run()
+
+
+def test_i9_lists_that_are_given_to_the_executor_unseen(monkeypatch):
+    """B6 left out: who passes a wrong list on makes an honest proposer look guilty."""
+    monkeypatch.setattr(AccessListShelf, "_verify", lambda *_arguments: None)
+    assert find(replicas=4, profile=FaultProfile(tamperers=1)) == "I9"
 
 
 def test_i12_a_machine_that_raises(monkeypatch):

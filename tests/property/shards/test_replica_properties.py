@@ -103,6 +103,7 @@ SEEDS = [
     FinalBlock(CHAIN.blocks[1], CHAIN.proofs[1]),
     FinalBlock(SHARD_BLOCK, prove(GENESIS, SHARD_BLOCK)),
     Proposal(SHARD_BLOCK),
+    Proposal(SHARD_BLOCK, b"\xc0"),
     RangeResponse(BEACON, tuple(CHAIN.blocks[1:3]), CHAIN.proofs[2]),
     RangeResponse(1, (SHARD_BLOCK,), prove(GENESIS, SHARD_BLOCK)),
     BlockResponse(1, (SHARD_BLOCK,), (certify(GENESIS, 1, 1, 1, SHARD_BLOCK.hash),)),

@@ -25,6 +25,7 @@ from shards.policy import BlockContext, compute_content, compute_env, compute_in
 from shardyard._native import Core, keccak256
 from shardyard.blocks import EMPTY_JUSTIFICATION, Block, BlockKind, Header, ShardBody, compute_body_hash
 from shardyard.codec import decode, encode
+from shardyard.effects import EnvSpec
 from shardyard.genesis import Genesis, ShardGenesis
 from shardyard.ids import (
     GATEWAY,
@@ -104,6 +105,8 @@ class RpcChain:
         self.index = ChainIndex(place / "index", network=self.genesis.network, shard=SHARD)
         self.journal = MemoryJournal()
         self.tip = first
+        self.envs: dict[Hash32, EnvSpec] = {}
+        self.access_lists: dict[tuple[int, Hash32], bytes] = {}
         self.broadcasts: list[tuple[bytes, tuple[int, ...]]] = []
         self.backend = ShardBackend(
             core=self.core,
@@ -114,6 +117,7 @@ class RpcChain:
             shard=SHARD,
             get_tip=lambda: self.tip.header,
             broadcast=lambda raw, ends: self.broadcasts.append((raw, ends)),
+            find_access_list=lambda height, block_hash: self.access_lists.get((height, block_hash)),
             executors=threads,
         )
         self.access = access or RpcAccess()
@@ -154,6 +158,8 @@ class RpcChain:
         )
         block = Block(header, EMPTY_JUSTIFICATION, body, b"", b"")
         self.core.adopt(result, block.hash, header.height)
+        self.envs[block.hash] = env
+        self.access_lists[header.height, block.hash] = result.access_list
         taken = tuple(inbox[: result.inbox_taken])
         outbox = tuple(result.outbox)
         self.backend.on_adopted(

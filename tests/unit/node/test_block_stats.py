@@ -191,6 +191,7 @@ def test_rows_of_a_parallel_block_name_its_speed_up_and_what_was_thrown_away():
     stats = {
         "transactions": 100,
         "deliveries": 2,
+        "mode": "build",
         "executors": 2,
         "workers": 2,
         "executeUs": 1500,

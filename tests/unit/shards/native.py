@@ -65,17 +65,19 @@ def sign_message(shard, nonce, dst, to, value, account=DEV_ACCOUNTS[0]):
 class NativeExecutor:
     """Executes blocks of one shard with the native core; transactions come from a mempool."""
 
-    def __init__(self, genesis, shard, alloc_json):
+    def __init__(self, genesis, shard, alloc_json, threads=1):
+        self.threads = threads
         self.genesis, self.shard, self.alloc_json = genesis, shard, alloc_json
         self.pool = Mempool(MempoolLimits(max_gas=genesis.preset.block_gas))
         self.get_ancestors = lambda _: ()
         self.results = {}
         self.built = {}
+        self.replayed = []
         self.core = self._open()
         self.base = genesis.build_shard_block(shard).hash
 
     def _open(self):
-        core = _native.Core(chain_id=compute_chain_id(self.shard), shard=self.shard)
+        core = _native.Core(chain_id=compute_chain_id(self.shard), shard=self.shard, threads=self.threads)
         core.init_genesis(self.alloc_json)
         core.set_base(self.genesis.build_shard_block(self.shard).hash, 0)
         return core
@@ -105,7 +107,7 @@ class NativeExecutor:
             return Built(effect.request, b"", None)
         self.built[effect.request] = (result, batch)
         summary = summarise(result, len(result.included) // 4)
-        return Built(effect.request, batch.encode_body(result.included), summary)
+        return Built(effect.request, batch.encode_body(result.included), summary, result.access_list)
 
     def adopt(self, effect):
         result, batch = self.built.pop(effect.request)
@@ -117,9 +119,14 @@ class NativeExecutor:
             body = decode_body(block.body, self.genesis.preset.max_body_bytes)
             batch = self.core.prepare(body.raw, (0, *body.ends))
             native_env = build_native_env(effect.env)
-            result = self.core.execute(block.header.parent, batch, native_env, "validate", effect.inbox)
+            given = effect.access_list or None
+            result = self.core.execute(
+                block.header.parent, batch, native_env, "validate", effect.inbox, given
+            )
         except _native.CoreError as error:
             return Executed(block.hash, None, repr(error))
+        if given is not None:
+            self.replayed.append(block.hash)
         self._keep(block.hash, block.header.height, result, batch)
         return Executed(block.hash, summarise(result, len(batch)), "")
 

@@ -11,6 +11,7 @@ import msgspec
 from shards.inbox import BeaconFollowed
 from shards.policy import BlockContext, compute_content, compute_env, compute_initial_base_fees
 from shardyard import effects as fx
+from shardyard._native import keccak256
 from shardyard.blocks import (
     EMPTY_JUSTIFICATION,
     BeaconContent,
@@ -278,6 +279,7 @@ class ToyExecutor:
         self.pending = []
         self.delivered = {}
         self.built = {}
+        self.replayed = []
         self.base = genesis.build_shard_block(shard).hash
 
     def build(self, effect: fx.Build):
@@ -295,7 +297,7 @@ class ToyExecutor:
             return Built(effect.request, b"", None)
         result = self._run(effect.env, body, effect.inbox)
         self.built[effect.request] = result
-        return Built(effect.request, encode(body), result[0])
+        return Built(effect.request, encode(body), result[0], result[3])
 
     def adopt(self, effect: fx.Adopt):
         self._keep(effect.block_hash, self.built[effect.request])
@@ -305,6 +307,10 @@ class ToyExecutor:
         if effect.env.parent_hash not in self.states:
             return Executed(effect.block.hash, None, "unknown parent")
         result = self._run(effect.env, body, effect.inbox)
+        if effect.access_list:
+            if effect.access_list != result[3]:
+                return Executed(effect.block.hash, None, "access list")
+            self.replayed.append(effect.block.hash)
         self._keep(effect.block.hash, result)
         return Executed(effect.block.hash, result[0], "")
 
@@ -323,7 +329,7 @@ class ToyExecutor:
         self.built = {}
 
     def _keep(self, block_hash, result):
-        summary, seqs, inbox = result
+        summary, seqs, inbox, _ = result
         self.states[block_hash] = (summary.state_root, seqs)
         self.delivered[block_hash] = inbox
 
@@ -336,6 +342,7 @@ class ToyExecutor:
             seqs[receipt.dst] = seqs.get(receipt.dst, 0) + 1
             outbox.append(encode(msgspec.structs.replace(receipt, seq=seqs[receipt.dst])))
         gas = [compute_delivery_gas(decode_receipt(receipt)) for receipt in inbox]
+        access_list = b"list " + hash_tagged(b"toy", encode((env, body)))
         summary = ExecutionSummary(
             state_root=hash_tagged(b"toy", encode((root, env, body, tuple(inbox)))),
             transactions_root=compute_root([body.raw]),
@@ -347,6 +354,6 @@ class ToyExecutor:
             gas_used=TRANSFER_GAS * len(body.ends) + sum(gas),
             burnt=len(body.ends),
             outbox=tuple(outbox),
-            access_list_hash=ZERO_HASH,
+            access_list_hash=keccak256(access_list),
         )
-        return summary, seqs, tuple(inbox)
+        return summary, seqs, tuple(inbox), access_list
