@@ -148,8 +148,9 @@ impl<'a> Block<'a> {
 
     /// # Errors
     /// `InvalidBlock` for bytes that are no block's list.
-    pub fn decode_access_list(&self, bytes: &[u8]) -> Result<AccessList> {
-        access_list::decode(bytes, self.last() as u32 + 1).map_err(|error| CoreError::InvalidBlock(error.to_string()))
+    pub fn decode_access_list(&self, bytes: &[u8], has_workers: bool) -> Result<AccessList> {
+        access_list::decode(bytes, self.last() as u32 + 1, has_workers)
+            .map_err(|error| CoreError::InvalidBlock(error.to_string()))
     }
 
     /// Bytes of receipts that what one delivery runs may emit, its own reply not counted (X10): an equal share of what the
@@ -257,8 +258,8 @@ fn check_access_list(block: &Block<'_>, given: &[u8], found: &[u8]) -> Result<()
     if found == given {
         return Ok(());
     }
-    let given = block.decode_access_list(given)?;
-    given.check(&access_list::decode(found, block.last() as u32 + 1)?)?;
+    let given = block.decode_access_list(given, false)?;
+    given.check(&access_list::decode(found, block.last() as u32 + 1, false)?)?;
     Err(CoreError::InvalidBlock("access list: its bytes are not those of the block's".into()))
 }
 

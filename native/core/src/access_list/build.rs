@@ -404,7 +404,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::access_list::{AccessList, AccountAccess, encode};
+    use crate::access_list::{AccessList, AccountAccess, Changes, encode};
     use crate::error::CoreError;
     use crate::evm::Bytecode;
 
@@ -515,7 +515,7 @@ mod tests {
     }
 
     /// The states of a field by index, as the last change of each index leaves it, without those that change nothing.
-    fn net<T: PartialEq + Copy>(before: T, values: Vec<(u32, T)>) -> Vec<(u32, T)> {
+    fn net<T: PartialEq + Copy>(before: T, values: Vec<(u32, T)>) -> Changes<T> {
         let by_index: BTreeMap<u32, T> = values.into_iter().collect();
         let mut present = before;
         by_index.into_iter().filter(|(_, value)| std::mem::replace(&mut present, *value) != *value).collect()
@@ -579,7 +579,7 @@ mod tests {
             let log = log(&mut dice, &world);
             let expected = expected(&world, &log);
             let found = build(&log, &world, Address::repeat_byte(0xee), false).expect("nothing fails");
-            assert_eq!(crate::access_list::decode(&found, 9).expect("canonical"), expected, "seed {seed}");
+            assert_eq!(crate::access_list::decode(&found, 9, false).expect("canonical"), expected, "seed {seed}");
             assert_eq!(found, encode(&expected));
             let workers = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads");
             let shared = workers.install(|| build(&log, &world, Address::repeat_byte(0xee), true));
@@ -601,8 +601,8 @@ mod tests {
         let balances = [(1, 8), (2, 7), (3, 11)].map(|(index, balance)| (index, U256::from(balance)));
         let account = AccountAccess {
             address,
-            balance_changes: balances.to_vec(),
-            nonce_changes: vec![(2, 1)],
+            balance_changes: balances.into_iter().collect(),
+            nonce_changes: smallvec::smallvec![(2, 1)],
             ..AccountAccess::default()
         };
         assert_eq!(found, encode(&AccessList { accounts: vec![account] }));

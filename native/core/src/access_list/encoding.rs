@@ -2,12 +2,16 @@
 
 use alloy_primitives::{Address, Bytes, U256};
 use alloy_rlp::{Decodable, Encodable, Header};
+use rayon::prelude::*;
+use smallvec::SmallVec;
 
 use super::{AccessList, AccountAccess, Changes};
 use crate::error::{CoreError, Result};
 
 /// No list is longer: more than any block's gas can fill.
 pub const MAX_ACCESS_LIST_BYTES: usize = 1 << 28;
+/// Elements that one worker reads at once.
+const READ_AT_ONCE: usize = 256;
 /// A list of nothing.
 pub(super) const EMPTY_LIST: u8 = 0xc0;
 /// No code is longer (EIP-170), nor a delegation.
@@ -92,7 +96,7 @@ fn value<T: Decodable>(bytes: &mut &[u8]) -> Result<T> {
 
 /// A list of at least one change, indices ascending and no higher than `last`.
 fn read_changes<T>(mut bytes: &[u8], last: u32, mut read: impl FnMut(&mut &[u8]) -> Result<T>) -> Result<Changes<T>> {
-    let mut changes: Changes<T> = Vec::new();
+    let mut changes: Changes<T> = SmallVec::new();
     while !bytes.is_empty() {
         let mut pair = elements(&mut bytes)?;
         let index: u32 = value(&mut pair)?;
@@ -118,19 +122,38 @@ fn read_code(bytes: &mut &[u8]) -> Result<Bytes> {
     Ok(Bytes::copy_from_slice(code))
 }
 
-fn read_account(mut bytes: &[u8], last: u32) -> Result<AccountAccess> {
+/// Reads every element of a list; shared among the workers of the pool it is called in, if there are any.
+fn read_each<'a, T: Send>(
+    mut bytes: &'a [u8],
+    has_workers: bool,
+    read: impl Fn(&'a [u8]) -> Result<T> + Sync + Send,
+) -> Result<Vec<T>> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        found.push(elements(&mut bytes)?);
+    }
+    if has_workers && found.len() > READ_AT_ONCE {
+        return found.into_par_iter().with_min_len(READ_AT_ONCE).map(read).collect();
+    }
+    found.into_iter().map(read).collect()
+}
+
+fn read_slot(mut pair: &[u8], last: u32) -> Result<(U256, Changes<U256>)> {
+    let slot: U256 = value(&mut pair)?;
+    let changes = read_changes(elements(&mut pair)?, last, value)?;
+    end(pair)?;
+    if changes.is_empty() {
+        return Err(malformed(format!("slot {slot} has no change")));
+    }
+    Ok((slot, changes))
+}
+
+fn read_account(mut bytes: &[u8], last: u32, has_workers: bool) -> Result<AccountAccess> {
     let mut account = AccountAccess { address: value::<Address>(&mut bytes)?, ..AccountAccess::default() };
     let address = account.address;
-    let mut slots = elements(&mut bytes)?;
-    while !slots.is_empty() {
-        let mut pair = elements(&mut slots)?;
-        let slot: U256 = value(&mut pair)?;
-        let changes = read_changes(elements(&mut pair)?, last, value)?;
-        end(pair)?;
-        if changes.is_empty() || account.storage_changes.last().is_some_and(|(before, _)| *before >= slot) {
-            return Err(malformed(format!("slot {slot} of {address} is out of order, or has no change")));
-        }
-        account.storage_changes.push((slot, changes));
+    account.storage_changes = read_each(elements(&mut bytes)?, has_workers, |slot| read_slot(slot, last))?;
+    if let Some(pair) = account.storage_changes.windows(2).find(|pair| pair[0].0 >= pair[1].0) {
+        return Err(malformed(format!("slot {} of {address} is out of order", pair[1].0)));
     }
     let mut reads = elements(&mut bytes)?;
     while !reads.is_empty() {
@@ -148,42 +171,41 @@ fn read_account(mut bytes: &[u8], last: u32) -> Result<AccountAccess> {
     Ok(account)
 }
 
-/// Reads a list of a block whose last index is `last`.
+/// Reads a list of a block whose last index is `last`; shared among the workers of the pool it is called in, if there are
+/// any.
 ///
 /// # Errors
 /// `Malformed` when the bytes are not the one form of any list.
-pub fn decode(mut bytes: &[u8], last: u32) -> Result<AccessList> {
+pub fn decode(mut bytes: &[u8], last: u32, has_workers: bool) -> Result<AccessList> {
     if bytes.len() > MAX_ACCESS_LIST_BYTES {
         return Err(malformed(format!("{} bytes, expected {MAX_ACCESS_LIST_BYTES} at most", bytes.len())));
     }
-    let mut rest = elements(&mut bytes)?;
+    let rest = elements(&mut bytes)?;
     end(bytes)?;
-    let mut found = AccessList::default();
-    while !rest.is_empty() {
-        let account = read_account(elements(&mut rest)?, last)?;
-        if found.accounts.last().is_some_and(|before| before.address >= account.address) {
-            return Err(malformed(format!("{} is out of order", account.address)));
-        }
-        found.accounts.push(account);
+    let accounts = read_each(rest, has_workers, |account| read_account(account, last, has_workers))?;
+    if let Some(pair) = accounts.windows(2).find(|pair| pair[0].address >= pair[1].address) {
+        return Err(malformed(format!("{} is out of order", pair[1].address)));
     }
-    Ok(found)
+    Ok(AccessList { accounts })
 }
 
 #[cfg(test)]
 mod tests {
+    use smallvec::smallvec;
+
     use super::*;
 
     fn sample() -> AccessList {
         let account = |byte: u8| AccountAccess {
             address: Address::repeat_byte(byte),
             storage_changes: vec![
-                (U256::ZERO, vec![(1, U256::from(7)), (300, U256::ZERO)]),
-                (U256::MAX, vec![(0, U256::MAX)]),
+                (U256::ZERO, smallvec![(1, U256::from(7)), (300, U256::ZERO)]),
+                (U256::MAX, smallvec![(0, U256::MAX)]),
             ],
             storage_reads: vec![U256::from(3), U256::from(200)],
-            balance_changes: vec![(2, U256::from(1_u64 << 40))],
-            nonce_changes: vec![(1, 1), (2, 2)],
-            code_changes: vec![(9, Bytes::new()), (10, Bytes::from(vec![0x60; 70]))],
+            balance_changes: smallvec![(2, U256::from(1_u64 << 40))],
+            nonce_changes: smallvec![(1, 1), (2, 2)],
+            code_changes: smallvec![(9, Bytes::new()), (10, Bytes::from(vec![0x60; 70]))],
         };
         let read = AccountAccess { address: Address::repeat_byte(2), ..AccountAccess::default() };
         AccessList { accounts: vec![account(1), read, account(3)] }
@@ -192,14 +214,15 @@ mod tests {
     #[test]
     fn what_is_encoded_decodes_to_the_same() {
         for list in [AccessList::default(), sample()] {
-            assert_eq!(decode(&encode(&list), 300), Ok(list));
+            assert_eq!(decode(&encode(&list), 300, false), Ok(list));
         }
         assert_eq!(encode(&AccessList::default()), [0xc0]);
     }
 
     #[test]
     fn an_account_has_the_six_fields_of_the_eip() {
-        let account = AccountAccess { address: Address::ZERO, nonce_changes: vec![(1, 5)], ..AccountAccess::default() };
+        let account =
+            AccountAccess { address: Address::ZERO, nonce_changes: smallvec![(1, 5)], ..AccountAccess::default() };
         let mut expected = vec![0xde, 0xdd, 0x94];
         expected.extend([0; 20]);
         expected.extend([0xc0, 0xc0, 0xc0, 0xc3, 0xc2, 1, 5, 0xc0]);
@@ -215,13 +238,13 @@ mod tests {
             for flip in [1_u8, 0x40, 0x80, 0xff] {
                 let mut bytes = good.clone();
                 bytes[place] ^= flip;
-                if let Ok(list) = decode(&bytes, 300) {
+                if let Ok(list) = decode(&bytes, 300, false) {
                     assert_eq!(encode(&list), bytes, "byte {place} flipped by {flip}");
                 }
             }
-            assert!(decode(&good[..place], 300).is_err(), "cut at {place}");
+            assert!(decode(&good[..place], 300, false).is_err(), "cut at {place}");
         }
-        assert!(decode(&[good, vec![0]].concat(), 300).is_err(), "a byte too many");
+        assert!(decode(&[good, vec![0]].concat(), 300, false).is_err(), "a byte too many");
     }
 
     #[test]
@@ -229,7 +252,7 @@ mod tests {
         let spoil = |change: fn(&mut AccessList)| {
             let mut list = sample();
             change(&mut list);
-            assert!(matches!(decode(&encode(&list), 300), Err(CoreError::Malformed(_))));
+            assert!(matches!(decode(&encode(&list), 300, false), Err(CoreError::Malformed(_))));
         };
         spoil(|list| list.accounts.swap(0, 1));
         spoil(|list| list.accounts[1].address = Address::repeat_byte(1));
@@ -252,10 +275,25 @@ mod tests {
                     (dice >> 56) as u8
                 })
                 .collect();
-            let _ = decode(&bytes, 9);
+            let _ = decode(&bytes, 9, false);
             bytes.splice(0..0, [0xfb, 0xff, 0xff, 0xff, 0xff]);
-            assert!(decode(&bytes, 9).is_err());
+            assert!(decode(&bytes, 9, false).is_err());
         }
-        assert!(decode(&vec![0xc1; 100_000], 9).is_err(), "nested without end");
+        assert!(decode(&vec![0xc1; 100_000], 9, false).is_err(), "nested without end");
+    }
+
+    #[test]
+    fn workers_read_what_one_reads() {
+        let workers = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads");
+        let mut list = sample();
+        list.accounts[0].storage_changes =
+            (0..2000).map(|slot| (U256::from(slot), smallvec![(1, U256::MAX)])).collect();
+        list.accounts[0].storage_reads.clear();
+        let bytes = encode(&list);
+        assert_eq!(workers.install(|| decode(&bytes, 300, true)), Ok(list.clone()));
+        list.accounts[0].storage_changes.swap(1400, 1401);
+        let bytes = encode(&list);
+        assert_eq!(workers.install(|| decode(&bytes, 300, true)), decode(&bytes, 300, false));
+        assert!(decode(&bytes, 300, false).is_err());
     }
 }

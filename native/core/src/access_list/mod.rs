@@ -13,6 +13,7 @@ mod encoding;
 mod log;
 
 use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
+use smallvec::SmallVec;
 
 pub use build::build;
 pub use encoding::{MAX_ACCESS_LIST_BYTES, decode, encode};
@@ -20,8 +21,8 @@ pub use log::{AccessLog, Change, Numbered, Places};
 
 use crate::error::{CoreError, Result};
 
-/// What a location holds from an index on.
-pub type Changes<T> = Vec<(u32, T)>;
+/// What a location holds from an index on; mostly it changes once.
+pub type Changes<T> = SmallVec<[(u32, T); 1]>;
 
 /// One account of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -113,7 +114,7 @@ impl AccountAccess {
         let one_way = |left: &Self, right: &Self| {
             let unlike = left.storage_changes.iter().filter_map(|(slot, changes)| {
                 let place = right.storage_changes.binary_search_by_key(slot, |(slot, _)| *slot);
-                parts_at(changes, place.map_or(&[], |place| &right.storage_changes[place].1))
+                parts_at(changes, place.map_or(&[][..], |place| &right.storage_changes[place].1))
             });
             unlike.min()
         };

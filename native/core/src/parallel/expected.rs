@@ -25,46 +25,78 @@ enum History {
 pub struct Expected {
     list: AccessList,
     code_hashes: Map<Address, Changes<B256>>,
-    codes: Map<B256, Bytecode>,
-    /// What the list has changes of.
-    changed: Vec<(u32, History)>,
-    by_location: Vec<Option<History>>,
+    by_location: Vec<Option<Listed>>,
+}
+
+/// A location's history, and the first index in it: nothing more need be looked at before that.
+#[derive(Debug, Clone, Copy)]
+struct Listed {
+    first: u32,
+    history: History,
 }
 
 impl Expected {
-    /// Numbers what is listed; shared among the workers of the pool it is called in.
+    /// Numbers what is listed, and says what the block changes if the list is its; shared among the workers of the pool it
+    /// is called in.
     ///
     /// # Errors
-    /// `InvalidBlock` for a code that cannot be one.
-    pub fn new(list: AccessList, memory: &Memory) -> Result<Self> {
+    /// `InvalidBlock` for a code that cannot be one; those of reading the state.
+    pub fn new(list: AccessList, memory: &Memory) -> Result<(Self, Finished)> {
         let (code_hashes, codes) = prepare_codes(&list)?;
         for (hash, code) in &codes {
             memory.add_code(*hash, code.clone());
         }
-        let histories: Vec<History> =
-            (0..).zip(&list.accounts).flat_map(|(place, access)| histories(place, access)).collect();
-        let numbered = histories.par_chunks(AT_ONCE).map(|histories| {
-            let mut numbers = Numbers::default();
-            let number = |history: &History| Ok((memory.locate_with(&key(&list, *history), &mut numbers)?, *history));
-            histories.iter().map(number).collect::<Result<Vec<_>>>()
-        });
-        let changed = numbered.collect::<Result<Vec<_>>>()?.concat();
+        let mut expected = Self { list, code_hashes, by_location: Vec::new() };
+        let listed = by_first_index(&expected.list);
+        let looked_up = listed.par_chunks(AT_ONCE).map(|listed| expected.look_up(memory, listed));
+        let (locations, parts): (Vec<Vec<u32>>, Vec<Part>) = looked_up.collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let mut by_location = vec![None; memory.count() as usize];
-        changed.iter().for_each(|(location, history)| by_location[*location as usize] = Some(*history));
-        Ok(Self { list, code_hashes, codes, changed, by_location })
+        for (location, listed) in locations.iter().flatten().zip(listed) {
+            by_location[*location as usize] = Some(listed);
+        }
+        expected.by_location = by_location;
+        Ok((expected, Finished { parts, codes }))
+    }
+
+    /// The numbers of some locations, and what becomes of them in the end.
+    fn look_up(&self, memory: &Memory, listed: &[Listed]) -> Result<(Vec<u32>, Part)> {
+        let (mut numbers, mut locations) = (Numbers::default(), Vec::with_capacity(listed.len()));
+        let mut part = Part::with_capacity(listed.len());
+        for listed in listed {
+            let key = self.key(listed.history);
+            let (location, parent, _) = memory.visit(&key, &mut numbers, None)?;
+            locations.push(location);
+            match (key, parent, self.at(listed.history, parent, u32::MAX)) {
+                (Key::Account(address), Value::Account(old), Value::Account(new)) if old != new => {
+                    part.push(Update::Account(address, old, new))?;
+                }
+                (Key::Slot(address, slot), Value::Slot(old), Value::Slot(new)) if old != new => {
+                    part.push(Update::Slot(address, slot, old, new))?;
+                }
+                _ => {}
+            }
+        }
+        Ok((locations, part))
     }
 
     /// What a location holds before item `index`; `parent` is what the block found there.
     pub fn before(&self, location: u32, parent: Value, index: u32) -> Value {
-        match (self.by_location.get(location as usize).copied().flatten(), parent) {
-            (Some(History::Account(place)), Value::Account(parent)) => {
+        match self.by_location.get(location as usize).copied().flatten() {
+            Some(listed) if listed.first < index => self.at(listed.history, parent, index),
+            _ => parent,
+        }
+    }
+
+    fn at(&self, history: History, parent: Value, index: u32) -> Value {
+        match (history, parent) {
+            (History::Account(place), Value::Account(parent)) => {
                 Value::Account(self.account(&self.list.accounts[place as usize], parent, index))
             }
-            (Some(History::Slot(account, place)), Value::Slot(parent)) => {
+            (History::Slot(account, place), Value::Slot(parent)) => {
                 let (_, changes) = &self.list.accounts[account as usize].storage_changes[place as usize];
                 Value::Slot(before(changes, index).copied().unwrap_or(parent))
             }
-            _ => parent,
+            (_, parent) => parent,
         }
     }
 
@@ -84,34 +116,14 @@ impl Expected {
         Some(account).filter(|account| !account.is_empty())
     }
 
-    /// What the block changes, if the list is its; gathered by the workers of the pool it is called in.
-    ///
-    /// # Errors
-    /// Those of reading the state.
-    pub fn finish(&self, memory: &Memory) -> Result<Finished> {
-        let parts = self.changed.par_chunks(AT_ONCE).map(|changed| self.updates(memory, changed));
-        Ok(Finished { parts: parts.collect::<Result<_>>()?, codes: self.codes.clone() })
-    }
-
-    fn updates(&self, memory: &Memory, changed: &[(u32, History)]) -> Result<Part> {
-        let mut part = Part::with_capacity(changed.len());
-        for (location, history) in changed {
-            let parent = memory.parent(*location)?;
-            let after = self.before(*location, parent, u32::MAX);
-            if parent == after {
-                continue;
-            }
-            match (key(&self.list, *history), parent, after) {
-                (Key::Account(address), Value::Account(old), Value::Account(new)) => {
-                    part.push(Update::Account(address, old, new))?;
-                }
-                (Key::Slot(address, slot), Value::Slot(old), Value::Slot(new)) => {
-                    part.push(Update::Slot(address, slot, old, new))?;
-                }
-                _ => return Err(CoreError::Internal("a location changed its kind".into())),
+    fn key(&self, history: History) -> Key {
+        match history {
+            History::Account(place) => Key::Account(self.list.accounts[place as usize].address),
+            History::Slot(account, place) => {
+                let access = &self.list.accounts[account as usize];
+                Key::Slot(access.address, access.storage_changes[place as usize].0)
             }
         }
-        Ok(part)
     }
 }
 
@@ -120,7 +132,7 @@ type Codes = (Map<Address, Changes<B256>>, Map<B256, Bytecode>);
 fn prepare_codes(list: &AccessList) -> Result<Codes> {
     let (mut code_hashes, mut codes) = (Map::default(), Map::default());
     for account in list.accounts.iter().filter(|account| !account.code_changes.is_empty()) {
-        let mut hashes = Vec::with_capacity(account.code_changes.len());
+        let mut hashes = Changes::with_capacity(account.code_changes.len());
         for (index, bytes) in &account.code_changes {
             if bytes.is_empty() {
                 hashes.push((*index, Account::default().code_hash));
@@ -138,21 +150,40 @@ fn prepare_codes(list: &AccessList) -> Result<Codes> {
     Ok((code_hashes, codes))
 }
 
-fn histories(place: u32, access: &AccountAccess) -> impl Iterator<Item = History> {
-    let is_changed =
-        !(access.balance_changes.is_empty() && access.nonce_changes.is_empty() && access.code_changes.is_empty());
-    let slots = (0..access.storage_changes.len() as u32).map(move |slot| History::Slot(place, slot));
-    is_changed.then_some(History::Account(place)).into_iter().chain(slots)
+/// The histories in the order in which execution comes to them, so that neighbours in time lie together in memory.
+fn by_first_index(list: &AccessList) -> Vec<Listed> {
+    let mut starts: Vec<u32> = Vec::new();
+    let mut listed: Vec<Listed> = Vec::new();
+    for found in (0..).zip(&list.accounts).flat_map(|(place, access)| histories(place, access)) {
+        let place = found.first as usize;
+        if starts.len() < place + 2 {
+            starts.resize(place + 2, 0);
+        }
+        starts[place + 1] += 1;
+        listed.push(found);
+    }
+    for place in 1..starts.len() {
+        starts[place] += starts[place - 1];
+    }
+    let mut sorted = listed.clone();
+    for found in listed {
+        let place = &mut starts[found.first as usize];
+        sorted[*place as usize] = found;
+        *place += 1;
+    }
+    sorted
 }
 
-fn key(list: &AccessList, history: History) -> Key {
-    match history {
-        History::Account(place) => Key::Account(list.accounts[place as usize].address),
-        History::Slot(account, place) => {
-            let access = &list.accounts[account as usize];
-            Key::Slot(access.address, access.storage_changes[place as usize].0)
-        }
+fn histories(place: u32, access: &AccountAccess) -> impl Iterator<Item = Listed> {
+    fn first<T>(changes: &Changes<T>) -> Option<u32> {
+        changes.first().map(|(index, _)| *index)
     }
+    let fields = [first(&access.balance_changes), first(&access.nonce_changes), first(&access.code_changes)];
+    let account = fields.into_iter().flatten().min().map(|first| Listed { first, history: History::Account(place) });
+    let slots = (0..).zip(&access.storage_changes).filter_map(move |(slot, (_, changes))| {
+        Some(Listed { first: first(changes)?, history: History::Slot(place, slot) })
+    });
+    account.into_iter().chain(slots)
 }
 
 /// A value as `Source` wants it.

@@ -34,7 +34,7 @@ use crate::block::{Block, Ended, last_seq};
 use crate::error::{CoreError, Result};
 use crate::evm::{Bytecode, Machine, NotExecuted};
 use crate::ledger::{Done, Ledger, deliver};
-use crate::state::{Account, BlockState, Slots, Source, Touched, View};
+use crate::state::{Account, BlockState, Finished, Slots, Source, Touched, View};
 
 /// Runs that each worker has to take: enough that none waits long for the last.
 const RUNS_PER_WORKER: usize = 8;
@@ -111,12 +111,13 @@ struct Replay<'a> {
 /// the header names, so the block is invalid whichever of the two is wrong. Whether the list is the block's is left to
 /// `Ended::check`.
 pub fn replay<'a>(block: &'a Block<'a>, view: View, workers: &ThreadPool, given: &[u8]) -> Result<Ended<'a>> {
-    let list = block.decode_access_list(given)?;
     let replay = || {
+        let list = block.decode_access_list(given, true)?;
         let memory = Arc::new(Memory::new(view.clone(), block.last(), &block.between.spare));
         let beneficiary = memory.locate(&Key::Account(block.env.beneficiary))?;
-        let expected = Arc::new(Expected::new(list, &memory)?);
-        Replay { block, memory, expected, beneficiary, gas_used: AtomicU64::new(0) }.execute()
+        let (expected, finished) = Expected::new(list, &memory)?;
+        let (expected, gas_used) = (Arc::new(expected), AtomicU64::new(0));
+        Replay { block, memory, expected, beneficiary, gas_used }.execute(finished)
     };
     match super::guard(|| workers.install(replay)).and_then(|ended| ended) {
         Err(CoreError::Internal(_)) => execute_in_parallel(block, view, workers),
@@ -131,7 +132,7 @@ impl<'a> Replay<'a> {
         self.block.machine(BlockState::watched(reader))
     }
 
-    fn execute(self) -> Result<Ended<'a>> {
+    fn execute(self, finished: Finished) -> Result<Ended<'a>> {
         let (block, last) = (self.block, self.block.last());
         let receipts = block.receipts.len();
         let mut machine = self.machine();
@@ -159,7 +160,6 @@ impl<'a> Replay<'a> {
             log.owe(last as u32 + 1, U256::ZERO);
         }
         log.add(closed.touched.into_iter(), closed.changes);
-        let finished = self.expected.finish(&self.memory)?;
         let memory = self.memory;
         let listing = Box::new(move || build(&log, &Settled::new(&memory, &[]), block.env.beneficiary, true));
         Ok(Ended { ledger, finished, stats: RunStats::default(), listing })

@@ -34,7 +34,8 @@ impl Case {
 
 /// Where the access lists part.
 pub(super) fn unlike_lists(found: &Digest, expected: &Digest) -> String {
-    let lists = [expected, found].map(|digest| decode(&digest.access_list, u32::MAX).expect("lists are canonical"));
+    let lists =
+        [expected, found].map(|digest| decode(&digest.access_list, u32::MAX, false).expect("lists are canonical"));
     format!("; lists: {:?}", lists[0].check(&lists[1]).err())
 }
 
@@ -81,7 +82,7 @@ fn a_list_with_a_lie_is_refused_and_nothing_panics() {
         let built = digest(&case.run(1, true).expect("builders leave out what is invalid"));
         let made = case.made(&built);
         let last = made.batch.entries.len() as u32 + 1;
-        let good = decode(&built.access_list, last).expect("the list is canonical");
+        let good = decode(&built.access_list, last, false).expect("the list is canonical");
         for (name, lie) in LIES {
             let mut list = good.clone();
             lie(&mut list);
