@@ -288,13 +288,12 @@ impl<'a> Lane<'a> {
     /// read together they wait at the same time.
     pub fn warm<'t>(&mut self, transactions: impl Iterator<Item = &'t Transaction>) {
         let reader = self.machine.state();
-        for transaction in transactions {
+        let accounts = transactions.flat_map(|transaction| {
             let paid = transaction.to.to().filter(|_| transaction.input.is_empty());
-            for address in std::iter::once(&transaction.sender).chain(paid) {
-                // What cannot be read now is an error of the item that needs it.
-                let _ = reader.memory.warm(&Key::Account(*address), &mut reader.numbers);
-            }
-        }
+            std::iter::once(&transaction.sender).chain(paid)
+        });
+        // What cannot be read now is an error of the item that needs it.
+        let _ = reader.memory.warm(accounts, &mut reader.numbers);
     }
 
     /// Runs an item.

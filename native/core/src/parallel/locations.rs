@@ -166,6 +166,25 @@ impl<T: Content> Locations<T> {
         self.locate_from(key, numbers, TAKEN)
     }
 
+    /// The number of a key, if it has one; none may also mean that another worker is just giving it one, or that the table
+    /// is crowded.
+    pub fn find(&self, key: &Key) -> Option<u32> {
+        let wanted_key = key.words();
+        let hash = self.hash(&wanted_key);
+        let (mask, tag) = (self.words.len() - 1, hash >> 32);
+        for step in 0..MAX_PROBES {
+            let word = self.words[(hash as usize).wrapping_add(step) & mask].load(Ordering::Acquire);
+            if word == 0 {
+                return None;
+            }
+            let number = word as u32 - 1;
+            if word >> 32 == tag && self.is_at(number, &wanted_key) {
+                return Some(number);
+            }
+        }
+        None
+    }
+
     fn locate_from(&self, key: &Key, numbers: &mut Numbers, taken: u32) -> Result<u32> {
         let wanted_key = key.words();
         let hash = self.hash(&wanted_key);

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use alloy_primitives::{Address, B256, U256};
+use smallvec::SmallVec;
 
 use super::locations::Locations;
 pub use super::locations::{Key, Numbers};
@@ -297,10 +298,20 @@ impl Memory {
         Ok((location, value, visit.and_then(|visit| cell.marks.touch(visit))))
     }
 
-    /// Reads a location ahead of whoever will visit it.
-    pub fn warm(&self, key: &Key, numbers: &mut Numbers) -> Result<()> {
-        let location = self.cells.locate_with(key, numbers)?;
-        lock(self.cells.get(location)).present(|| self.base(key)).map(drop)
+    /// Reads accounts ahead of whoever will visit them.
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    pub fn warm<'k>(&self, accounts: impl Iterator<Item = &'k Address>, numbers: &mut Numbers) -> Result<()> {
+        let unknown: SmallVec<[&Address; 32]> =
+            accounts.filter(|address| self.cells.find(&Key::Account(**address)).is_none()).collect();
+        let mut found: SmallVec<[Option<Account>; 32]> = SmallVec::new();
+        self.view.accounts(unknown.iter().copied(), |account| found.push(account))?;
+        for (address, account) in unknown.into_iter().zip(found) {
+            let location = self.cells.locate_with(&Key::Account(*address), numbers)?;
+            lock(self.cells.get(location)).present.get_or_insert(Value::Account(account));
+        }
+        Ok(())
     }
 
     /// Leaves word that a task of a window of lanes will change this location.
