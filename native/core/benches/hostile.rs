@@ -31,6 +31,9 @@ fn number(name: &str, default: u64) -> u64 {
     text.parse().unwrap_or_else(|_| panic!("{name}: got {text:?}, expected a number. try: {name} {default}"))
 }
 
+/// Rounds after which both ways get a new state.
+const ROUNDS_PER_STATE: u64 = 3;
+
 /// Time on the clock and of the processor per block, in microseconds.
 type Spent = [f64; 2];
 
@@ -48,21 +51,40 @@ struct Figures {
     ratios: [f64; 2],
 }
 
-fn compare(in_order: &Core, parallel: &Core, block: &Hostile, rounds: u64) -> Figures {
-    // The first executions warm caches, allocators and the pool.
-    let [once, _] = timed(in_order, block, 1);
-    timed(parallel, block, 1);
-    let times = (SHORTEST.as_secs_f64() * 1e6 / once).ceil().clamp(1.0, 1000.0) as u32;
-    let mut rows = Vec::new();
-    for round in 0..rounds {
-        let (one, other);
-        if round % 2 == 0 {
-            (one, other) = (timed(in_order, block, times), timed(parallel, block, times));
-        } else {
-            let first = timed(parallel, block, times);
-            (one, other) = (timed(in_order, block, times), first);
+/// Both ways, each on a state of its own.
+struct Pair {
+    in_order: Core,
+    parallel: Core,
+    times: u32,
+}
+
+impl Pair {
+    fn new(block: &Hostile, count: u64, threads: usize) -> Self {
+        let (in_order, parallel) = (core(1, count), core(threads, count));
+        // The first executions warm caches, allocators and the pool.
+        let [once, _] = timed(&in_order, block, 1);
+        timed(&parallel, block, 1);
+        let times = (SHORTEST.as_secs_f64() * 1e6 / once).ceil().clamp(1.0, 1000.0) as u32;
+        Self { in_order, parallel, times }
+    }
+
+    fn compare(&self, is_first: bool, block: &Hostile) -> (Spent, Spent) {
+        if is_first {
+            return (timed(&self.in_order, block, self.times), timed(&self.parallel, block, self.times));
         }
-        rows.push((one, other));
+        let other = timed(&self.parallel, block, self.times);
+        (timed(&self.in_order, block, self.times), other)
+    }
+}
+
+fn compare(block: &Hostile, count: u64, threads: usize, rounds: u64) -> Figures {
+    let mut rows = Vec::new();
+    let mut pair = Pair::new(block, count, threads);
+    for round in 0..rounds {
+        if round > 0 && round % ROUNDS_PER_STATE == 0 {
+            pair = Pair::new(block, count, threads);
+        }
+        rows.push(pair.compare(round % 2 == 0, block));
     }
     let middle = |figure: &dyn Fn(&(Spent, Spent)) -> f64| median(&rows.iter().map(figure).collect::<Vec<_>>());
     Figures {
@@ -75,13 +97,12 @@ fn compare(in_order: &Core, parallel: &Core, block: &Hostile, rounds: u64) -> Fi
 fn main() {
     let (count, rounds, threads) = (number("--count", 2000), number("--rounds", 15).max(1), number("--threads", 2));
     let only = option("--only").unwrap_or_default();
-    let (in_order, parallel) = (core(1, count), core(threads as usize, count));
     println!("{count} transactions a block, {rounds} rounds, {threads} threads against in order");
     println!("{:<34}{:>12}{:>12}{:>8}{:>12}{:>8}", "block", "in order µs", "wall µs", "ratio", "cpu µs", "ratio");
     let mut rows = Vec::new();
     for block in hostile_blocks(count).iter().filter(|block| block.name.contains(&only)) {
         let Figures { in_order: [order_wall, order_cpu], parallel: [wall, cpu], ratios: [late, burnt] } =
-            compare(&in_order, &parallel, block, rounds);
+            compare(block, count, threads as usize, rounds);
         let over = [(late, " late"), (burnt, " burns")].map(|(ratio, word)| if ratio > LIMIT { word } else { "" });
         println!(
             "{:<34}{order_wall:>12.0}{wall:>12.0}{late:>8.2}{cpu:>12.0}{burnt:>8.2} {}{}",

@@ -32,6 +32,9 @@ const ALONE_ITEMS: usize = 64;
 /// Items run alone per item of a window that broke: what the next one stakes has then been earned.
 const PENANCE: usize = 4;
 
+/// A plan that does not pay has one worker run so many times its items alone, twice as many each time.
+const MOST_UNPAID: u32 = 4;
+
 /// So many workers gain less by speculating, item by item, than one gains by going alone.
 const FEW_WORKERS: usize = 2;
 
@@ -120,6 +123,8 @@ struct Leader<'r, 'a> {
     settled: Option<Settled<'r, 'a>>,
     /// The window after the present one, should that hold.
     planned: Option<Plan>,
+    /// Plans in a row that would not have paid: what comes next is likely alike, and planning is work too.
+    unpaid: u32,
 }
 
 struct Settled<'r, 'a> {
@@ -131,7 +136,7 @@ struct Settled<'r, 'a> {
 impl<'r, 'a> Leader<'r, 'a> {
     fn new(run: &'r Run<'a>, team: &'r Team<Together<'r, 'a>>, planner: &'r Mutex<Planner>) -> Self {
         let (lane, next) = (Lane::new(run.block, &run.memory), run.committed.load(SeqCst));
-        Self { run, team, lane, planner, next, settled: None, planned: None }
+        Self { run, team, lane, planner, next, settled: None, planned: None, unpaid: 0 }
     }
 
     fn lead(&mut self) -> Result<Came> {
@@ -150,9 +155,12 @@ impl<'r, 'a> Leader<'r, 'a> {
             };
             let items = plan.items.clone();
             if !plan.pays() {
-                self.run_alone(items.end)?;
+                let end = items.start + (items.len() << self.unpaid);
+                self.run_alone(end.min(run.last + 1))?;
+                self.unpaid = (self.unpaid + 1).min(MOST_UNPAID);
                 continue;
             }
+            self.unpaid = 0;
             self.run_window(plan)?;
             if self.next < items.end {
                 self.planned = None;
