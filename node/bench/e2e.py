@@ -44,6 +44,9 @@ HOT_SHARE = 0.6
 WARM_UP_S = 5.0
 DRAIN_S = 90.0
 BALANCE = "1000000000000ether"
+PRESET = "bench"
+BLOCK_TIME_MS = 1000
+"""As anvil beside it, with the same gas in a block."""
 ANVIL_RATIO = 2.5
 QUIET_CORES = 0.3
 """Two runs are compared when others took no more than this during either."""
@@ -93,6 +96,8 @@ async def measure_e2e(folder: Path, options: E2eOptions) -> BenchReport:
     """Start a network, flood it leg by leg, then anvil where it is there, and judge."""
     network = Options(
         name="e2e",
+        preset=PRESET,
+        block_time_ms=BLOCK_TIME_MS,
         shards=options.shards,
         validators=4,
         executors=options.executors,

@@ -19,8 +19,8 @@ from shards.mempool import POOL_FULL, MempoolLimits
 
 FACTOR = 2.0
 """Offered, over the rate of the peak leg."""
-OFFERED = 1.8
-"""What of that must really have been sent."""
+OFFERED = 1.5
+"""What of that must really have been sent: the client shares the machine, and the network is busy with what it took."""
 RATE_SHARE = 0.9
 PACE_SHARE = 0.9
 INTERVAL = 1.5

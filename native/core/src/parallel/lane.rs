@@ -146,15 +146,15 @@ impl Source for LaneReader {
         }
         let Value::Account(mut account) = self.look(&Key::Account(*address))? else { return wrong_kind() };
         self.saw_tips |= is_beneficiary;
-        if let (true, Standing::Alone(tips)) = (is_beneficiary, &self.standing) {
-            if !tips.is_zero() {
-                let mut paid = account.unwrap_or_default();
-                paid.balance = paid
-                    .balance
-                    .checked_add(*tips)
-                    .ok_or_else(|| CoreError::Internal(format!("balance of {address} exceeds 256 bits")))?;
-                account = Some(paid);
-            }
+        if let (true, Standing::Alone(tips)) = (is_beneficiary, &self.standing)
+            && !tips.is_zero()
+        {
+            let mut paid = account.unwrap_or_default();
+            paid.balance = paid
+                .balance
+                .checked_add(*tips)
+                .ok_or_else(|| CoreError::Internal(format!("balance of {address} exceeds 256 bits")))?;
+            account = Some(paid);
         }
         Ok(account)
     }

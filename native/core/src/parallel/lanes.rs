@@ -82,10 +82,11 @@ pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
         let team = Team::new(run.block.chain.threads - 1);
         let came: Vec<Result<Option<Came>>> = rayon::broadcast(|context| {
             if context.index() > 0 {
-                let mut lane = Lane::new(run.block, &run.memory);
+                // Whatever happens the leader is told: it waits for every part.
+                let mut lane = guard(|| Lane::new(run.block, &run.memory));
                 team.serve(|task| {
                     let _shift = run.time.begin();
-                    help(&mut lane, task)
+                    help(lane.as_mut().map_err(|error| error.clone())?, task)
                 });
                 return Ok(None);
             }

@@ -210,7 +210,7 @@ impl<'a> Replay<'a> {
         left.results.reserve(items.len());
         lane.stand_listed(&self.expected);
         for index in items.clone() {
-            if (index - items.start) % WARMED == 0 {
+            if (index - items.start).is_multiple_of(WARMED) {
                 let soon = index..items.end.min(index + WARMED);
                 lane.warm(soon.filter_map(|index| block.batch.entries[index - first].transaction.as_deref()));
             }
