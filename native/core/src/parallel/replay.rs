@@ -108,8 +108,8 @@ struct Replay<'a> {
 
 /// # Errors
 /// `InvalidBlock` when a transaction cannot be in the block if the list is right: callers know beforehand that it is the one
-/// the header names, so the block is invalid whichever of the two is wrong. Whether the list is the block's is left to
-/// `Ended::check`.
+/// the header names, so the block is invalid whichever of the two is wrong. Whether the list is the block's is found out when
+/// the block is finished.
 pub fn replay<'a>(block: &'a Block<'a>, view: View, workers: &ThreadPool, given: &[u8]) -> Result<Ended<'a>> {
     let replay = || {
         let list = block.decode_access_list(given, true)?;
