@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from node.bench.executor import COLUMNS, ExecutorRun, build_cells
+from node.bench.executor import COLUMNS, REPLAY, ExecutorRun, build_cells
 from node.bench.page_floods import write_floods
 from node.bench.page_tables import format_rows, name_report, show_plots, write_targets
 from node.bench.report import BenchReport
@@ -188,7 +188,10 @@ def _write_claims(report: BenchReport) -> str:
             f"{row.speed_up:.2f}x",
         )
         for row in run.rows
-        if row.threads > 1 and row.block == max(found.block for found in run.rows)
+        # A replayed block speculates nothing and claims nothing.
+        if row.threads > 1
+        and REPLAY not in row.variant
+        and row.block == max(found.block for found in run.rows)
     ]
     return format_rows(
         ("block", "workload", "variant", "claimed", "over in order", "over sequential revm"), rows

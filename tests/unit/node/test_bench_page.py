@@ -30,7 +30,13 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def build_executor(**fields: Any) -> BenchReport:
-    rows = (build_row(variant="revm", threads=1), build_row(variant="in order", threads=1), build_row())
+    replayed = build_row(variant="2, access-list replay", fast_path=True)
+    rows = (
+        build_row(variant="revm", threads=1),
+        build_row(variant="in order", threads=1),
+        build_row(),
+        replayed,
+    )
     return judge(build_run(*rows, **fields), (), "no pip here", 0.2)
 
 
