@@ -5,7 +5,7 @@ The canonical codec is MessagePack: arrays for structs, shortest integers, `bin`
 """
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Literal, TypeAlias, final
 
 __all__ = [
     "BEACON",
@@ -36,6 +36,7 @@ __all__ = [
     "bls_verify_possession",
     "build_run",
     "compute_address",
+    "decode_access_list",
     "keccak256",
     "keccak256_many",
     "merge_runs",
@@ -59,9 +60,19 @@ class UnknownParent(CoreError): ...
 class MissingState(CoreError): ...
 class BlsError(Exception): ...
 
+_AccountAccess: TypeAlias = tuple[
+    bytes,
+    list[tuple[bytes, list[tuple[int, bytes]]]],
+    list[bytes],
+    list[tuple[int, bytes]],
+    list[tuple[int, int]],
+    list[tuple[int, bytes]],
+]
+
 def keccak256(data: bytes) -> bytes: ...
 def keccak256_many(blob: bytes, offsets: Sequence[int]) -> bytes: ...
 def blake3(data: bytes) -> bytes: ...
+def decode_access_list(encoded: bytes) -> list[_AccountAccess]: ...
 def merkle_root(leaves: Sequence[bytes]) -> bytes: ...
 def merkle_proof(leaves: Sequence[bytes], index: int) -> list[tuple[bool, bytes]]: ...
 def verify_merkle_proof(leaf: bytes, proof: Sequence[tuple[bool, bytes]], root: bytes) -> bool: ...

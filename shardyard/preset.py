@@ -34,7 +34,7 @@ class Preset(msgspec.Struct, frozen=True, array_like=True):
     max_transaction_bytes: int
     max_body_bytes: int
     max_access_list_bytes: int
-    """B5: a longer access list does not travel with its block; above what the gas of a block can fill."""
+    """B5: a longer access list does not travel with its block; above what 600 M gas can fill."""
     max_bundle_bytes: int
     """X10: bytes of receipts one crosslink may carry."""
     max_receipt_gas: int

@@ -1,11 +1,8 @@
 """``shard_getBlockAccessList``: what a block looked at and changed (EIP-7928), as JSON with the EIP's names.
 
 Lists come from the block log, so a restart changes nothing in the answers; each is compared with its header before it is
-shown. The bytes were made by the core, or by whoever could make the core arrive at the same: their form is not judged
-again here.
+shown.
 """
-
-from typing import Any
 
 import msgspec
 
@@ -21,7 +18,15 @@ from shardyard.ids import ZERO_HASH
 
 TABLE = MethodTable()
 
-Rlp = bytes | list["Rlp"]
+Account = tuple[
+    bytes,
+    list[tuple[bytes, list[tuple[int, bytes]]]],
+    list[bytes],
+    list[tuple[int, bytes]],
+    list[tuple[int, int]],
+    list[tuple[int, bytes]],
+]
+"""Address, slots with their changes, slots only read, changes of balance, nonce and code; numbers that are bytes have 32."""
 
 
 class ListSummary(msgspec.Struct, frozen=True):
@@ -32,34 +37,7 @@ class ListSummary(msgspec.Struct, frozen=True):
     slots_read: int
 
 
-def read_rlp(encoded: bytes, start: int, end: int) -> list[Rlp]:
-    """Return the RLP items between two places of ``encoded``."""
-    found: list[Rlp] = []
-    at = start
-    while at < end:
-        head = encoded[at]
-        if head < 0x80:
-            found.append(encoded[at : at + 1])
-            at += 1
-            continue
-        is_list, length = head >= 0xC0, (head & 0x3F)
-        first = at + 1
-        if length > 55:
-            first += length - 55
-            length = int.from_bytes(encoded[at + 1 : first], "big")
-        at = first + length
-        found.append(read_rlp(encoded, first, at) if is_list else encoded[first:at])
-    return found
-
-
-def decode_access_list(encoded: bytes) -> list[Any]:
-    """Return the accounts of a list: address, slots with their changes, slots read, changes of balance, nonce and code."""
-    (accounts,) = read_rlp(encoded, 0, len(encoded))
-    assert isinstance(accounts, list), "an access list is a list"
-    return accounts
-
-
-def summarise_accounts(accounts: list[Any]) -> ListSummary:
+def summarise_accounts(accounts: list[Account]) -> ListSummary:
     """Return how much a list names."""
     return ListSummary(
         accounts=len(accounts),
@@ -72,33 +50,31 @@ def _number(value: bytes) -> str:
     return quantity(int.from_bytes(value, "big"))
 
 
-def _word(value: bytes) -> str:
-    return data(value.rjust(32, b"\0"))
-
-
-def format_account(account: list[Any]) -> Json:
+def format_account(account: Account) -> Json:
     """Return one account of a list, in the words of EIP-7928."""
     address, storage, reads, balances, nonces, codes = account
     return {
         "address": data(address),
         "storageChanges": [
             {
-                "slot": _word(slot),
+                "slot": data(slot),
                 "changes": [
-                    {"blockAccessIndex": _number(index), "postValue": _word(value)}
+                    {"blockAccessIndex": quantity(index), "postValue": data(value)}
                     for index, value in changes
                 ],
             }
             for slot, changes in storage
         ],
-        "storageReads": [_word(slot) for slot in reads],
+        "storageReads": [data(slot) for slot in reads],
         "balanceChanges": [
-            {"blockAccessIndex": _number(index), "postBalance": _number(value)} for index, value in balances
+            {"blockAccessIndex": quantity(index), "postBalance": _number(value)} for index, value in balances
         ],
         "nonceChanges": [
-            {"blockAccessIndex": _number(index), "postNonce": _number(value)} for index, value in nonces
+            {"blockAccessIndex": quantity(index), "postNonce": quantity(value)} for index, value in nonces
         ],
-        "codeChanges": [{"blockAccessIndex": _number(index), "newCode": data(code)} for index, code in codes],
+        "codeChanges": [
+            {"blockAccessIndex": quantity(index), "newCode": data(code)} for index, code in codes
+        ],
     }
 
 
@@ -110,7 +86,7 @@ def format_access_list(block: IndexedBlock, encoded: bytes, *, full: bool) -> Js
             f"the access list of block {block.height} in the log has hash {data(found)}, its header says "
             f"{data(block.content.access_list_hash)}; try: shardyard audit"
         )
-    accounts = decode_access_list(encoded)
+    accounts = _native.decode_access_list(encoded)
     summary = summarise_accounts(accounts)
     return {
         "blockNumber": block.height,

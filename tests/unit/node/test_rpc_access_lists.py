@@ -9,9 +9,9 @@ import rlp
 from node.block_stats import ExecutionHistory
 from node.cli.block import list_access_rows, list_accesses, list_execution_rows
 from node.executor import MIN_REPLAY_ITEMS, ShardExecutor, StateRecord
-from node.rpc.block_access_lists import decode_access_list
 from node.storage import log as log_module
 from node.storage.log import BlockLog, EntryKind
+from shardyard import _native
 from shardyard import effects as fx
 from shardyard.events import Executed
 from tests.unit.node.rpc_chain import ALICE, BOB, CAROL, RpcChain
@@ -66,11 +66,31 @@ async def test_a_summary_is_the_list_without_its_accounts(chain):
     assert await chain.call("shard_getBlockAccessList", 1, False) == whole | {"accessList": None}
 
 
-async def test_the_reader_of_rlp_reads_what_the_library_reads(chain):
+async def test_the_core_reads_what_a_library_of_rlp_reads(chain):
     await deploy(chain, "counter")
     await fill_block(chain)
+
+    def words(changes):
+        return [[number(index), value.lstrip(b"\0")] for index, value in changes]
+
+    def number(value):
+        return value.to_bytes((value.bit_length() + 7) // 8, "big")
+
     for encoded in (*chain.access_lists.values(), b"\xc0"):
-        assert decode_access_list(encoded) == rlp.decode(encoded)
+        found = [
+            [
+                address,
+                [[slot.lstrip(b"\0"), words(changes)] for slot, changes in storage],
+                [slot.lstrip(b"\0") for slot in reads],
+                words(balances),
+                [[number(index), number(nonce)] for index, nonce in nonces],
+                [[number(index), code] for index, code in codes],
+            ]
+            for address, storage, reads, balances, nonces, codes in _native.decode_access_list(encoded)
+        ]
+        assert found == rlp.decode(encoded)
+    with pytest.raises(_native.CoreError, match="access list"):
+        _native.decode_access_list(b"\xc1")
 
 
 async def test_an_unknown_block_is_null_and_a_list_that_is_gone_says_so(chain):

@@ -1,8 +1,9 @@
 //! Executing a block on several workers with exactly the result of executing it in order.
 //!
-//! Deliveries run speculatively against a multi-version memory (Block-STM). Items commit in order: what an item read is compared with what is there now that everything before it is committed; if it differs,
-//! the item runs again, at its turn, where nothing can change under it. So the lowest item always makes progress and no
-//! item waits for a later one. Fees of the beneficiary and both sides of plain transfers are changes that commute.
+//! Deliveries run speculatively against a multi-version memory (Block-STM). Items commit in order: what an item read is
+//! compared with what is there now that everything before it is committed; if it differs, the item runs again, at its turn,
+//! where nothing can change under it. So the lowest item always makes progress and no item waits for a later one. Fees of
+//! the beneficiary and both sides of plain transfers are changes that commute.
 //!
 //! Transactions of which it can be told beforehand that they will not meet do without versions: they run in `lanes`, each on
 //! a journal of its own, and only whether they met is checked. Where lanes break, one worker goes on `alone`, or, where
@@ -12,7 +13,8 @@
 //! runs an item, `status` hands out work, `crew` is the protocol between workers, `speculation` is what they do with a range
 //! of items, `committer` validates and commits; `plan` divides a window into the tasks of lanes by what is known beforehand
 //! and what `habits` remember, a `lane` is one journal, `marks` tell where two met, `team` holds the lanes' workers together;
-//! `replay` needs none of this: it has the block's access list, which `expected` looks up; `stats` tells people what happened; this module holds the workers together.
+//! `replay` runs neighbours on lanes without marks: it has the block's access list, which `expected` looks up; `stats` tells
+//! people what happened; this module holds the workers together.
 
 mod alone;
 mod attempt;

@@ -2,7 +2,7 @@
 //!
 //! A `View` names one state by the overlays between it and a numbered version of the base. It stays right while the
 //! base moves on: values that later versions overwrote are found in their undo records. So executing and answering reads
-//! never block finalising for longer than one lookup, and a slow reader gets `MissingState`, never a wrong value.
+//! never block finalising for longer than a few lookups, and a slow reader gets `MissingState`, never a wrong value.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
