@@ -231,13 +231,21 @@ pub(crate) fn execute_on(
         .clone()
         .ok_or_else(|| CoreError::UnknownParent(format!("{parent} is older than the final state")))?;
     let given = block.access_list.filter(|_| block.mode == Mode::Validate);
-    let ended = match (workers, given) {
-        (Some(workers), Some(given)) => replay(block, view, workers, given)?,
-        (Some(workers), None) => execute_in_parallel(block, view, workers)?,
-        (None, _) => execute_in_order(block, view)?,
+    let execute = || {
+        let ended = match (workers, given) {
+            (Some(workers), Some(given)) => replay(block, view, workers, given)?,
+            (Some(workers), None) => execute_in_parallel(block, view, workers)?,
+            (None, _) => execute_in_order(block, view)?,
+        };
+        let execute_cpu = processor_time().saturating_sub(cpu_before);
+        let spent = Spent { started, execute: started.elapsed(), execute_cpu };
+        finish(block, parent, &accumulator, ended, given, &spent)
     };
-    let spent = Spent { started, execute: started.elapsed(), execute_cpu: processor_time().saturating_sub(cpu_before) };
-    finish(block, parent, &accumulator, ended, given, &spent)
+    match workers {
+        // From here to the end on the workers: whenever the caller woke in between, somebody would lose their core to it.
+        Some(workers) => workers.install(execute),
+        None => execute(),
+    }
 }
 
 /// Makes the encoded access list of what was executed. It commits to the block as its other hashes do, so it is made beside

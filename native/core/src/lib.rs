@@ -29,6 +29,7 @@ pub mod places;
 pub mod pool;
 pub mod raw;
 pub mod receipt;
+mod seats;
 pub mod signer;
 pub mod state;
 pub mod transaction;

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rayon::ThreadPool;
+use rayon::{BroadcastContext, ThreadPool};
+
+use crate::seats::{Seats, leave, settle, spread};
 
 static POOLS: OnceLock<Mutex<BTreeMap<usize, Arc<ThreadPool>>>> = OnceLock::new();
 /// Nice value of the workers: votes and timers must run while a block executes.
@@ -20,15 +22,30 @@ pub fn pool(threads: usize) -> Option<Arc<ThreadPool>> {
         return Some(pool.clone());
     }
     keep_memory();
+    let seats = Seats::new(threads);
     let built = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|index| format!("shardyard-{index}"))
-        .start_handler(|_| be_nice())
+        .start_handler(move |index| {
+            be_nice();
+            seats.take(index);
+        })
         .build()
         .ok()?;
     let pool = Arc::new(built);
     pools.insert(threads, pool.clone());
     Some(pool)
+}
+
+/// Runs `work` on every worker of the calling worker's pool, each on a core of its own where there are enough.
+pub fn broadcast<T: Send>(work: impl Fn(BroadcastContext<'_>) -> T + Sync) -> Vec<T> {
+    spread();
+    rayon::broadcast(|context| {
+        settle();
+        let done = work(context);
+        leave();
+        done
+    })
 }
 
 /// Bytes at the top of an arena that are kept when they are free, and the largest piece that is taken from an arena.

@@ -18,6 +18,12 @@ pub struct Change {
     pub value: Value,
 }
 
+impl Change {
+    pub fn place(&self) -> u32 {
+        self.location
+    }
+}
+
 /// What the items of a block looked at and changed. Locations are numbers that a `Places` knows.
 #[derive(Debug, Default)]
 pub struct AccessLog {

@@ -9,6 +9,7 @@ use super::Run;
 use super::committer::Committer;
 use super::lane::{Lane, Ran};
 use super::memory::Stamp;
+use crate::access_list::Change;
 use crate::error::Result;
 use crate::evm::NotExecuted;
 
@@ -71,11 +72,12 @@ impl<'a> Committer<'a> {
         let saw_tips = lane.saw_tips();
         let trail = lane.take_trail();
         let mut wrote_beneficiary = false;
-        for change in &trail.changes {
-            wrote_beneficiary |= change.location == self.beneficiary();
+        let beneficiary = self.beneficiary();
+        run.memory.walk(&trail.changes, Change::place, |change| {
+            wrote_beneficiary |= change.location == beneficiary;
             let stamp = Stamp { index: change.index, incarnation: 0 };
-            run.memory.set(change.location, stamp, change.value, self.firsts())?;
-        }
+            run.memory.set(change.location, stamp, change.value, self.firsts())
+        })?;
         for (_, hash, code) in trail.codes.drain(..) {
             run.memory.add_code(hash, code.clone());
             self.add_code(hash, code);

@@ -17,11 +17,13 @@ use super::plan::{Plan, Planner};
 use super::speculation::speculate;
 use super::team::Team;
 use super::{Run, guard, lock};
+use crate::access_list::Change;
 use crate::error::{CoreError, Result};
 use crate::evm::NotExecuted;
 use crate::gateway::{GATEWAY, MAX_OUTBOX_BYTES};
 use crate::ledger::Done;
 use crate::outbox::weigh;
+use crate::pool::broadcast;
 
 /// Fewer items than this are not worth waking anybody.
 const MIN_ITEMS: usize = 48;
@@ -78,10 +80,12 @@ enum Came {
 pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
     run.block.between.habits.lock().begin_block();
     let planner = Mutex::new(Planner::default());
+    // Who is awake anyway.
+    let leader = rayon::current_thread_index().unwrap_or(0);
     loop {
         let team = Team::new(run.block.chain.threads - 1);
-        let came: Vec<Result<Option<Came>>> = rayon::broadcast(|context| {
-            if context.index() > 0 {
+        let came: Vec<Result<Option<Came>>> = broadcast(|context| {
+            if context.index() != leader {
                 // Whatever happens the leader is told: it waits for every part.
                 let mut lane = guard(|| Lane::new(run.block, &run.memory));
                 team.serve(|task| {
@@ -104,10 +108,7 @@ pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
 
 fn help<'a>(lane: &mut Lane<'a>, task: &Together<'_, 'a>) -> Result<()> {
     match task {
-        Together::Run(window) => {
-            window.help(lane);
-            Ok(())
-        }
+        Together::Run(window) => window.help(lane),
         Together::Settle(window, limit) => window.settle(*limit),
     }
 }
@@ -221,8 +222,7 @@ impl<'r, 'a> Leader<'r, 'a> {
         team.share(&Arc::new(Together::Run(window.clone())), || {
             self.account()?;
             self.planned = self.plan(end).filter(Plan::pays);
-            window.help(&mut self.lane);
-            Ok(())
+            window.help(&mut self.lane)
         })?;
         window.limit_messages(&lock(&run.committer));
         let limit = window.shared.limit();
@@ -249,18 +249,18 @@ impl<'r, 'a> Leader<'r, 'a> {
 
 impl<'a> Window<'_, 'a> {
     /// One worker's part: task after task, until there is none left.
-    fn help(&self, lane: &mut Lane<'a>) {
+    fn help(&self, lane: &mut Lane<'a>) -> Result<()> {
         loop {
             let task = self.next.fetch_add(1, SeqCst);
             if task >= self.plan.count() {
-                return;
+                return Ok(());
             }
             let began = Instant::now();
             let mut left = lock(&self.left[task]);
             lane.stand_beside(&self.shared, task);
             self.run_task(lane, task, &mut left);
             std::mem::swap(&mut left.trail, lane.take_trail());
-            self.announce(task, &left.trail);
+            self.announce(task, &left.trail)?;
             left.took = began.elapsed();
         }
     }
@@ -298,11 +298,13 @@ impl<'a> Window<'_, 'a> {
     }
 
     /// Leaves word where the task changed something, for whoever looked there or will.
-    fn announce(&self, task: usize, trail: &Trail) {
-        for change in &trail.changes {
+    fn announce(&self, task: usize, trail: &Trail) -> Result<()> {
+        let memory = &self.run.memory;
+        memory.walk(&trail.changes, Change::place, |change| {
             let visit = self.shared.visit(task, change.index);
-            self.shared.note(change.location, self.run.memory.announce(change.location, visit));
-        }
+            self.shared.note(change.location, memory.announce(change.location, visit));
+            Ok(())
+        })
     }
 
     /// The window ends before the first item whose messages find no room.
@@ -332,10 +334,11 @@ impl<'a> Window<'_, 'a> {
         while let Some(left) = self.left.get(self.next.fetch_add(1, SeqCst)) {
             let trail = &mut lock(left).trail;
             trail.truncate(limit as u32);
-            for change in &trail.changes {
+            let memory = &self.run.memory;
+            memory.walk(&trail.changes, Change::place, |change| {
                 let stamp = Stamp { index: change.index, incarnation: 0 };
-                self.run.memory.set(change.location, stamp, change.value, &mut firsts)?;
-            }
+                memory.set(change.location, stamp, change.value, &mut firsts)
+            })?;
             for (_, hash, code) in &trail.codes {
                 self.run.memory.add_code(*hash, code.clone());
             }

@@ -62,6 +62,10 @@ const MAX_CHUNKS: usize = 1 << 13;
 /// Chunks kept from block to block.
 const MAX_KEPT_CHUNKS: usize = 1 << 8;
 
+/// Bytes of a line of the cache.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
+
 type Chunk<T> = Box<[Location<T>]>;
 
 /// Numbers locations from 0 on, each with a `T` of its own.
@@ -253,6 +257,14 @@ impl<T: Content> Locations<T> {
         &chunk.expect("a location lies where its number was given")[number as usize % CHUNK]
     }
 
+    /// Has what lies at a location brought near, for whoever will soon be there.
+    #[inline]
+    pub fn expect(&self, number: u32) {
+        if let Some(Some(chunk)) = self.chunks.get(number as usize / CHUNK).map(OnceLock::get) {
+            bring_near(&raw const chunk[number as usize % CHUNK]);
+        }
+    }
+
     fn is_at(&self, number: u32, key: &Words) -> bool {
         self.location(number).key.iter().zip(key).all(|(slot, word)| slot.load(Ordering::Relaxed) == *word)
     }
@@ -270,6 +282,20 @@ impl<T: Content> Locations<T> {
         &self.location(number).content
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn bring_near<T>(place: *const T) {
+    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for line in 0..size_of::<T>().div_ceil(LINE) {
+        // SAFETY: a hint for any address; it reads nothing and cannot fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.wrapping_byte_add(line * LINE).cast()) };
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+#[inline]
+fn bring_near<T>(_: *const T) {}
 
 #[cfg(test)]
 mod tests {

@@ -82,6 +82,9 @@ struct Speculation {
     conflicts: u32,
 }
 
+/// So many locations ahead of where somebody works, what lies there is brought near.
+const AHEAD: usize = 8;
+
 /// Where a block changed something first, and what was there before it.
 pub type First = (u32, Value);
 
@@ -314,6 +317,22 @@ impl Memory {
         Ok(())
     }
 
+    /// Does something at many locations, one after the other. Those it comes to next are brought near meanwhile: every lock
+    /// that is taken waits for what was asked for before it, so nothing else would have two of them on their way at once.
+    ///
+    /// # Errors
+    /// The first of `work`.
+    pub fn walk<T>(&self, all: &[T], place: impl Fn(&T) -> u32, mut work: impl FnMut(&T) -> Result<()>) -> Result<()> {
+        all.iter().take(AHEAD).for_each(|next| self.cells.expect(place(next)));
+        for (nth, one) in all.iter().enumerate() {
+            if let Some(next) = all.get(nth + AHEAD) {
+                self.cells.expect(place(next));
+            }
+            work(one)?;
+        }
+        Ok(())
+    }
+
     /// Leaves word that a task of a window of lanes will change this location.
     pub fn announce(&self, location: u32, visit: Visit) -> Option<Clash> {
         lock(self.cells.get(location)).marks.write(visit)
@@ -474,24 +493,25 @@ impl Memory {
     /// What the block changed at some of the locations where it changed something, once everything is committed.
     pub fn updates(&self, firsts: &[First]) -> Result<Part> {
         let mut part = Part::with_capacity(firsts.len());
-        for (location, before) in firsts {
+        let place = |first: &First| first.0;
+        self.walk(firsts, place, |(location, before)| {
             let cell = lock(self.cells.get(*location));
             if !cell.flight().is_empty() {
                 return Err(CoreError::Internal("a version survived the block".into()));
             }
             if Some(*before) == cell.present {
-                continue;
+                return Ok(());
             }
             match (self.cells.key(*location), *before, cell.present) {
                 (Key::Account(address), Value::Account(old), Some(Value::Account(new))) => {
-                    part.push(Update::Account(address, old, new))?;
+                    part.push(Update::Account(address, old, new))
                 }
                 (Key::Slot(address, slot), Value::Slot(old), Some(Value::Slot(new))) => {
-                    part.push(Update::Slot(address, slot, old, new))?;
+                    part.push(Update::Slot(address, slot, old, new))
                 }
-                _ => return Err(CoreError::Internal("a location changed its kind".into())),
+                _ => Err(CoreError::Internal("a location changed its kind".into())),
             }
-        }
+        })?;
         Ok(part)
     }
 

@@ -12,6 +12,7 @@ use super::crew::{Crew, Job, Outcome, Pace};
 use super::{Run, guard, lock, perturb, starts_alone};
 use crate::block::Block;
 use crate::error::{CoreError, Result};
+use crate::pool::broadcast;
 use crate::state::Map;
 
 /// How far workers run ahead of the commits, per worker, once that has paid: bounds what a read has to add up and what an
@@ -57,7 +58,7 @@ pub fn speculate(run: &Run<'_>, next: usize, last: usize) -> Result<()> {
         wasted: AtomicU32::new(0),
         halt: Mutex::new(None),
     };
-    rayon::broadcast(|context| speculation.help(context.index()));
+    broadcast(|context| speculation.help(context.index()));
     let error = lock(&speculation.halt).take();
     error.map_or(Ok(()), Err)
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::{guard, lock};
 use crate::error::{CoreError, Result};
+use crate::seats::{rest, settle, spread};
 
 struct Orders<T> {
     /// Counts what was handed out.
@@ -35,9 +36,11 @@ impl<T> Team<T> {
     pub fn serve(&self, mut part: impl FnMut(&T) -> Result<()>) {
         let mut seen = 0;
         loop {
+            rest();
             let orders = lock(&self.orders);
             let is_idle = |orders: &mut Orders<T>| orders.number == seen && !orders.is_dismissed;
             let orders = self.to_helpers.wait_while(orders, is_idle).unwrap_or_else(PoisonError::into_inner);
+            settle();
             let Some(task) = orders.task.clone().filter(|_| orders.number > seen) else { return };
             seen = orders.number;
             drop(orders);
@@ -49,6 +52,7 @@ impl<T> Team<T> {
                 orders.error.get_or_insert(error);
             }
             if orders.busy == 0 {
+                spread();
                 self.to_leader.notify_one();
             }
         }
@@ -64,11 +68,14 @@ impl<T> Team<T> {
         orders.task = Some(task.clone());
         orders.busy = self.helpers;
         drop(orders);
+        spread();
         self.to_helpers.notify_all();
         let own = guard(own).and_then(|own| own);
         let is_busy = |orders: &mut Orders<T>| orders.busy > 0;
+        rest();
         let orders = lock(&self.orders);
         let mut orders = self.to_leader.wait_while(orders, is_busy).unwrap_or_else(PoisonError::into_inner);
+        settle();
         orders.task = None;
         orders.error.take().map_or(own, Err)
     }
