@@ -123,27 +123,9 @@ fn on_workers<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloy_primitives::{Address, Signature, TxKind, U256};
 
     fn transaction(number: u64) -> Arc<Transaction> {
-        Arc::new(Transaction {
-            hash: U256::from(number).into(),
-            sender: Address::ZERO,
-            tx_type: 0,
-            chain_id: Some(1),
-            nonce: number,
-            gas_limit: 0,
-            max_fee: 0,
-            tip: None,
-            to: TxKind::Create,
-            value: U256::ZERO,
-            input: vec![0; 1000].into(),
-            access_list: Default::default(),
-            authorizations: Vec::new(),
-            signed_authorizations: Vec::new(),
-            blobs: None,
-            signature: Signature::new(U256::ZERO, U256::ZERO, false),
-        })
+        Arc::new(Transaction { input: vec![0; 1000].into(), ..Transaction::unsigned(number) })
     }
 
     #[test]
@@ -159,6 +141,6 @@ mod tests {
         }
         assert!(cache.young.len() <= GENERATION_ENTRIES && cache.old.len() <= GENERATION_ENTRIES);
         assert!(cache.young_bytes <= GENERATION_BYTES);
-        assert!(cache.find(&U256::from(1).into()).is_none());
+        assert!(cache.find(&B256::with_last_byte(1)).is_none());
     }
 }

@@ -149,6 +149,31 @@ pub struct Transaction {
     pub signature: Signature,
 }
 
+#[cfg(test)]
+impl Transaction {
+    /// Nobody's, with a hash of its own.
+    pub fn unsigned(number: u64) -> Self {
+        Self {
+            hash: U256::from(number).into(),
+            sender: Address::ZERO,
+            tx_type: 0,
+            chain_id: Some(31_337),
+            nonce: number,
+            gas_limit: 0,
+            max_fee: 0,
+            tip: None,
+            to: TxKind::Create,
+            value: U256::ZERO,
+            input: Bytes::new(),
+            access_list: AccessList::default(),
+            authorizations: Vec::new(),
+            signed_authorizations: Vec::new(),
+            blobs: None,
+            signature: Signature::new(U256::ZERO, U256::ZERO, false),
+        }
+    }
+}
+
 impl Transaction {
     /// Decodes and recovers the sender; what depends on the chain is `check_chain`'s.
     ///

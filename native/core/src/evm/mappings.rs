@@ -10,26 +10,36 @@ use revm::interpreter::interpreter::EthInterpreter;
 use revm::interpreter::{Instruction, InstructionContext, InstructionExecResult, instructions::system};
 
 use super::Db;
+use super::foresight::Foresight;
 use crate::state::Source;
 
-const INPUT_BYTES: usize = 64;
+pub const INPUT_BYTES: usize = 64;
+pub type Input = [u8; INPUT_BYTES];
 /// A power of two: about what one transaction looks up, so that it stays in the nearest cache.
 const ENTRIES: usize = 64;
 
-/// Hashes of the inputs seen last, one for each value of some of their bits.
 #[derive(Debug, Default)]
-pub struct Mappings(Vec<([u8; INPUT_BYTES], B256)>);
+pub struct Mappings {
+    /// Hashes of the inputs seen last, one for each value of some of their bits.
+    seen: Vec<(Input, B256)>,
+    pub foresight: Foresight,
+}
 
 impl Mappings {
-    fn hash(&mut self, input: &[u8; INPUT_BYTES]) -> B256 {
-        if self.0.is_empty() {
-            self.0 = vec![([0; INPUT_BYTES], keccak256([0; INPUT_BYTES])); ENTRIES];
+    /// The hash of an input; `is_new` is told of one that was neither seen nor foreseen.
+    fn hash(&mut self, input: &Input, is_new: impl FnOnce(&mut Foresight)) -> B256 {
+        if let Some(hash) = self.foresight.recall(input) {
+            return hash;
+        }
+        if self.seen.is_empty() {
+            self.seen = vec![([0; INPUT_BYTES], keccak256([0; INPUT_BYTES])); ENTRIES];
         }
         // Keys of mappings are addresses and numbers: what tells them apart ends either word.
         let bits = input[31] ^ input[63] ^ input[62].rotate_left(3) ^ input[30].rotate_left(3);
-        let entry = &mut self.0[usize::from(bits) % ENTRIES];
+        let entry = &mut self.seen[usize::from(bits) % ENTRIES];
         if entry.0 != *input {
             *entry = (*input, keccak256(input));
+            is_new(&mut self.foresight);
         }
         entry.1
     }
@@ -51,7 +61,9 @@ fn keccak<S: Source>(context: InstructionContext<'_, MainnetContext<Db<S>>, EthI
         if interpreter.gas.remaining() >= cost && interpreter.gas.record_regular_cost(cost) {
             let memory = interpreter.memory.slice_len(end - INPUT_BYTES, INPUT_BYTES);
             let Some(input) = memory.first_chunk() else { return Ok(()) };
-            let hash = host.journaled_state.database.mappings.hash(input);
+            let (contract, tx) = (&interpreter.input.target_address, &host.tx);
+            let learn = |foresight: &mut Foresight| foresight.learn(contract, &tx.caller, &tx.data, input);
+            let hash = host.journaled_state.database.mappings.hash(input, learn);
             drop(memory);
             let _ = interpreter.stack.pop();
             let _ = interpreter.stack.pop();
@@ -74,7 +86,7 @@ mod tests {
                 let mut input = [0; INPUT_BYTES];
                 input[24..32].copy_from_slice(&number.to_be_bytes());
                 input[56..].copy_from_slice(&(number * 7 % 13).to_be_bytes());
-                assert_eq!(mappings.hash(&input), keccak256(input), "round {round}");
+                assert_eq!(mappings.hash(&input, |_| ()), keccak256(input), "round {round}");
             }
         }
     }

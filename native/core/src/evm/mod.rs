@@ -4,6 +4,7 @@
 //! and translates what comes back, refusals in geth's words. The chains follow Prague (P1); the state tests that Ethereum
 //! publishes name revisions of their own.
 
+mod foresight;
 mod mappings;
 mod steps;
 

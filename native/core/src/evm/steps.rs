@@ -9,6 +9,7 @@ use revm::handler::{FrameResult, Handler, MainnetHandler};
 use revm::state::{Account as EvmAccount, EvmState};
 use std::marker::PhantomData;
 
+use super::foresight::Slots;
 use super::{Bytecode, Executed, Inner, Machine, NotExecuted, StateError, failure, translate, tx_env};
 use crate::error::{CoreError, Result};
 use crate::state::{Account, Source};
@@ -134,12 +135,18 @@ impl<S: Source> Machine<S> {
     /// # Errors
     /// `Invalid` when it cannot be in this block; then it leaves nothing.
     pub fn step(&mut self, transaction: &Transaction, changes: &mut StepChanges) -> Result<Executed, NotExecuted> {
+        self.evm.ctx.journaled_state.database.mappings.foresight.begin(transaction);
         self.evm.ctx.set_tx(tx_env(transaction));
         match (Stepping { changes, state: PhantomData }).run(&mut self.evm) {
             Ok(result) => Ok(translate(result, EvmState::default())),
             Err(EVMError::Transaction(reason)) => Err(NotExecuted::Invalid(self.geth_words(&reason))),
             Err(other) => Err(NotExecuted::Failed(failure(other))),
         }
+    }
+
+    /// Thinks ahead for transactions that will be steps; returns the slots that they will likely look at.
+    pub fn look_ahead<'t>(&mut self, transactions: impl Iterator<Item = &'t Transaction>) -> Slots {
+        self.evm.ctx.journaled_state.database.mappings.foresight.look_ahead(transactions)
     }
 
     /// A plain transfer as a step, without the interpreter; false, and nothing done, if it needs it after all.

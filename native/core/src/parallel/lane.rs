@@ -284,9 +284,10 @@ impl<'a> Lane<'a> {
         &mut self.trail
     }
 
-    /// Reads who sends and who is paid, for items that will run soon: one after the other they would each wait for memory,
-    /// read together they wait at the same time.
-    pub fn warm<'t>(&mut self, transactions: impl Iterator<Item = &'t Transaction>) {
+    /// Reads who sends and who is paid, and the slots that calls will likely look at, for items that will run soon: one after
+    /// the other they would each wait for memory, read together they wait at the same time.
+    pub fn warm<'t>(&mut self, transactions: impl Iterator<Item = &'t Transaction> + Clone) {
+        let slots = self.machine.look_ahead(transactions.clone());
         let reader = self.machine.state();
         let accounts = transactions.flat_map(|transaction| {
             let paid = transaction.to.to().filter(|_| transaction.input.is_empty());
@@ -294,6 +295,7 @@ impl<'a> Lane<'a> {
         });
         // What cannot be read now is an error of the item that needs it.
         let _ = reader.memory.warm(accounts, &mut reader.numbers);
+        let _ = reader.memory.warm_slots(slots.into_iter(), &mut reader.numbers);
     }
 
     /// Runs an item.

@@ -317,6 +317,22 @@ impl Memory {
         Ok(())
     }
 
+    /// As `warm`, for slots.
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    pub fn warm_slots(&self, slots: impl Iterator<Item = (Address, U256)>, numbers: &mut Numbers) -> Result<()> {
+        let is_unknown = |(address, slot): &(Address, U256)| self.cells.find(&Key::Slot(*address, *slot)).is_none();
+        let unknown: SmallVec<[(Address, U256); 32]> = slots.filter(is_unknown).collect();
+        let mut found: SmallVec<[U256; 32]> = SmallVec::new();
+        self.view.words(&unknown, |word| found.push(word))?;
+        for ((address, slot), word) in unknown.into_iter().zip(found) {
+            let location = self.cells.locate_with(&Key::Slot(address, slot), numbers)?;
+            lock(self.cells.get(location)).present.get_or_insert(Value::Slot(word));
+        }
+        Ok(())
+    }
+
     /// Does something at many locations, one after the other. Those it comes to next are brought near meanwhile: every lock
     /// that is taken waits for what was asked for before it, so nothing else would have two of them on their way at once.
     ///

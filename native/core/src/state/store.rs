@@ -340,6 +340,22 @@ impl View {
         Ok(())
     }
 
+    /// As `accounts`, for slots.
+    ///
+    /// # Errors
+    /// As `slot`; some may have been told by then.
+    pub fn words(&self, slots: &[(Address, U256)], mut tell: impl FnMut(U256)) -> Result<()> {
+        let inner = self.store.read();
+        let undone: SmallVec<[&Arc<Changes>; 4]> = inner.undone_since(self.version)?.collect();
+        for (address, slot) in slots {
+            let seek = |changes: &Arc<Changes>| changes.storage.get(address).and_then(|slots| slots.get(slot)).copied();
+            let mut above = self.overlays.iter().chain(undone.iter().copied());
+            let base = || inner.storage.get(address).and_then(|slots| slots.get(slot)).copied().unwrap_or_default();
+            tell(above.find_map(seek).unwrap_or_else(base));
+        }
+        Ok(())
+    }
+
     pub fn slot(&self, address: &Address, slot: &U256) -> Result<U256> {
         let seek = |changes: &Arc<Changes>| changes.storage.get(address).and_then(|slots| slots.get(slot)).copied();
         if let Some(found) = self.overlays.iter().find_map(seek) {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use alloy_eips::eip7702::{Authorization, RecoveredAuthority, RecoveredAuthorization};
-use alloy_primitives::{Address, B256, Bytes, Signature, TxKind, U256, keccak256};
+use alloy_primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
 
 use crate::batch::{Batch, Entry};
 use crate::block::{Block, BlockEnv, BlockResult, Chain, Mode, execute_on};
@@ -139,7 +139,6 @@ impl Workload {
             hash: keccak256((self.entries.len() as u64).to_be_bytes()),
             sender: user(from),
             tx_type: 2,
-            chain_id: Some(31_337),
             nonce,
             gas_limit: call.gas,
             max_fee: FEE,
@@ -147,11 +146,7 @@ impl Workload {
             to: call.to.map_or(TxKind::Create, TxKind::Call),
             value: U256::from(call.value),
             input: call.input.into(),
-            access_list: Default::default(),
-            authorizations: Vec::new(),
-            signed_authorizations: Vec::new(),
-            blobs: None,
-            signature: Signature::new(U256::ZERO, U256::ZERO, false),
+            ..Transaction::unsigned(0)
         };
         let transaction = Some(Arc::new(transaction));
         self.entries.push(Entry { hash: B256::ZERO, transaction, refusal: None });
