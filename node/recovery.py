@@ -19,14 +19,18 @@ from shardyard.ids import Hash32
 
 def recover_shard(
     log: BlockLog, replica: ShardReplica, core: _native.Core, index: ChainIndex, genesis_block: Block
-) -> None:
-    """Bring machine, executor and index to where the log ends; raises ``HaltedError`` if a recorded state is wrong."""
+) -> list[Record]:
+    """Bring machine, executor and index to where the log ends; return the log's records.
+
+    Raises ``HaltedError`` if a recorded state is wrong.
+    """
     records, diffs = restore_index(log, index, genesis_block)
     replica.recover(records)
     restore_state(core, log, diffs, replica.recovered_height)
     if index.height > replica.recovered_height:
         # Final blocks beyond it are executed and indexed again.
         index.rollback_to(replica.recovered_height)
+    return records
 
 
 def restore_index(

@@ -16,6 +16,7 @@ from node.admission import restore_journal
 from node.backend import ShardBackend
 from node.bus.mqtt import MqttBus
 from node.bus.watch import WatchMirror
+from node.doppelganger import DoppelgangerWatch
 from node.driver import Driver
 from node.executor import ShardExecutor
 from node.index.records import IndexedBlock
@@ -29,9 +30,11 @@ from node.rpc.server import RpcServer
 from node.runtime import (
     HaltedError,
     LagMeter,
+    begin_watch,
     build_bus,
     choose_executors,
     open_node_data,
+    open_signer,
     pump_messages,
     run_until_ended,
     serve_control,
@@ -139,14 +142,20 @@ class ShardNode:
         self.replica = ShardReplica(
             genesis, self.chain, BlsCrypto(), validators, stores.log, build_engine=SimplexEngine
         )
-        recover_shard(stores.log, self.replica, self.core, stores.index, genesis_block)
+        records = recover_shard(stores.log, self.replica, self.core, stores.index, genesis_block)
+        stores.signer.verify_covers(records)
         self.mempool = Mempool(
             MempoolLimits(max_gas=genesis.preset.block_gas, min_fee=genesis.preset.min_base_fee)
         )
         stores.journal.attach(lambda: self.mempool.encode_bodies(MAX_BODY_BYTES))
         self.backend = self._build_backend()
         self.driver = Driver(
-            chain=self.chain, machine=self.replica, bus=bus, log=stores.log, signer=stores.signer
+            chain=self.chain,
+            machine=self.replica,
+            bus=bus,
+            log=stores.log,
+            signer=stores.signer,
+            on_records=stores.signer.take_records,
         )
         self.executor = self._build_executor()
         mirror = WatchMirror(bus)
@@ -203,11 +212,12 @@ class ShardNode:
             "uptime_s": round(time.monotonic() - self._started, 1),
             "loop_lag_ms": self._lag.read_ms(),
             "bus": {"connected": self._bus.is_connected, "refused": dict(self._bus.counters.refused)},
+            "signer": self._stores.signer.describe(),
             "driver": dict(self.driver.counters),
             "stages": dict(self.executor.counters),
         }
 
-    async def run(self, ended: asyncio.Event) -> None:
+    async def run(self, ended: asyncio.Event, watch: DoppelgangerWatch) -> None:
         """Refill the mempool, open JSON-RPC, and run until ``ended``."""
         pending = self._stores.journal.pending
         restored = await restore_journal(self.core, self.mempool, pending)
@@ -233,7 +243,7 @@ class ShardNode:
                     self.driver.run(),
                     self.backend.run(),
                     self._lag.run(),
-                    pump_messages(self._bus, self.driver, self._receive),
+                    pump_messages(self._bus, self.driver, watch, self._receive),
                 )
         finally:
             self.executor.close()
@@ -247,19 +257,20 @@ async def run_shard(network: Network, node: str, *, executors: int, sync_mempool
     ended = watch_for_end()
     chain, _ = parse_node(node)
     genesis = network.genesis
-    secrets = network.read_validator_secrets(chain, get_local_validators(network, node))
-    locks = network.root / "keys" / "locks"
     with (
         open_node_data(network, node, chain) as data,
         BlockLog(data.log_path, data.owner) as log,
-        Signer(data, genesis.get_domain(chain), secrets, lock_dir=locks) as signer,
+        open_signer(network, node, data) as signer,
         MempoolJournal(data.journal_path, data.owner, is_synced=sync_mempool) as journal,
         ChainIndex(data.index_path, network=genesis.network, shard=chain) as index,
     ):
         async with build_bus(network, node, chain, data) as bus:
             stores = Stores(log, signer, journal, index)
             threads = choose_executors(executors, network.options.shards)
-            await ShardNode(network, node, stores, bus, threads=threads).run(ended)
+            shard_node = ShardNode(network, node, stores, bus, threads=threads)
+            heads = shard_node.replica
+            watch = begin_watch(network, chain, signer, data, lambda: heads.recovered_height)
+            await shard_node.run(ended, watch)
 
 
 def list_urls(network: Network) -> dict[int, list[str]]:

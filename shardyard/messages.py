@@ -10,6 +10,7 @@ import msgspec
 
 from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode, encode
+from shardyard.consensus.rejoin import Rejoin
 from shardyard.consensus.votes import Certificate, Vote
 from shardyard.crosslinks import Bundle, CrosslinkSubmission
 from shardyard.ids import Hash32, Height, ShardId, Slot
@@ -119,6 +120,12 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag=14):
     final_hash: Hash32
 
 
+class Rejoins(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """Validators whose signer record was lost ask the beacon's leaders to put their fresh nonces into a block."""
+
+    rejoins: tuple[Rejoin, ...]
+
+
 Message = (
     Proposal
     | Votes
@@ -134,6 +141,7 @@ Message = (
     | BundleRequest
     | Transactions
     | Status
+    | Rejoins
 )
 
 _MESSAGE: Final = cast("type[Message]", Message)  # a union is no type to mypy

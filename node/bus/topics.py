@@ -34,6 +34,7 @@ from shardyard.messages import (
     Proposal,
     RangeRequest,
     RangeResponse,
+    Rejoins,
     Status,
     SubmitCrosslink,
     Transactions,
@@ -59,6 +60,7 @@ class MessageClass(StrEnum):
     REQUEST = "request"
     RESPONSE = "response"
     STATUS = "status"
+    REJOIN = "rejoin"
 
 
 CLASS_OF: Final[dict[type[Message], MessageClass]] = {
@@ -76,6 +78,7 @@ CLASS_OF: Final[dict[type[Message], MessageClass]] = {
     BlockResponse: MessageClass.RESPONSE,
     RangeResponse: MessageClass.RESPONSE,
     Status: MessageClass.STATUS,
+    Rejoins: MessageClass.REJOIN,
 }
 EVERY_CLASS: Final = frozenset(MessageClass)
 
