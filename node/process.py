@@ -9,6 +9,7 @@ import uvloop
 
 from node.logs import configure_logging
 from node.network import open_network, parse_node
+from node.storage.key_locks import KeyInUseError
 from shardyard.errors import ConfigError, ShardyardError
 from shardyard.ids import BEACON
 
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
                     network, options.node, executors=options.executors, sync_mempool=options.sync_mempool
                 )
             )
-    except ConfigError as error:
+    except (ConfigError, KeyInUseError) as error:
         logger.error("%s", error)  # noqa: TRY400 - what a person reads is the message; there is nothing to debug
         return EXIT_REFUSED
     except (ShardyardError, OSError):
