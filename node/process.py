@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvloop
 
+from node.config import SNAPSHOT_DISTANCE
 from node.logs import configure_logging
 from node.network import open_network, parse_node
 from node.storage.key_locks import KeyInUseError
@@ -31,6 +32,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sync-mempool", action="store_true", help="sync the journal before a transaction is answered"
     )
+    parser.add_argument(
+        "--snapshot-distance",
+        type=int,
+        default=SNAPSHOT_DISTANCE,
+        help="blocks behind from which a replica comes by a snapshot",
+    )
     return parser.parse_args(arguments)
 
 
@@ -52,7 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
 
             uvloop.run(
                 run_shard(
-                    network, options.node, executors=options.executors, sync_mempool=options.sync_mempool
+                    network,
+                    options.node,
+                    executors=options.executors,
+                    sync_mempool=options.sync_mempool,
+                    snapshot_distance=options.snapshot_distance,
                 )
             )
     except (ConfigError, KeyInUseError) as error:

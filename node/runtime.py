@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -124,10 +124,16 @@ async def pump_messages(
     driver: Driver,
     watch: DoppelgangerWatch,
     on_transactions: Callable[[Transactions], None] | None = None,
+    serve: Callable[[NodeId, Message], Awaitable[None]] | None = None,
 ) -> None:
-    """Hand what the bus brings to the driver; transactions go to the mempool, not to the machine."""
+    """Hand what the bus brings to the driver; transactions go to the mempool, not to the machine.
+
+    ``serve`` answers what the process answers by itself.
+    """
     async for sender, chain, message in bus.messages():
         watch.observe(chain, message)
+        if serve is not None:
+            await serve(sender, message)
         route_message(sender, chain, message, driver, on_transactions)
 
 

@@ -28,6 +28,8 @@ from shardyard.messages import (
     BundleAnnouncement,
     BundleRequest,
     Certificates,
+    ChunkRequest,
+    ChunkResponse,
     CrosslinkRequest,
     FinalBlock,
     Message,
@@ -35,6 +37,8 @@ from shardyard.messages import (
     RangeRequest,
     RangeResponse,
     Rejoins,
+    SnapshotManifest,
+    SnapshotRequest,
     Status,
     SubmitCrosslink,
     Transactions,
@@ -79,6 +83,10 @@ CLASS_OF: Final[dict[type[Message], MessageClass]] = {
     RangeResponse: MessageClass.RESPONSE,
     Status: MessageClass.STATUS,
     Rejoins: MessageClass.REJOIN,
+    SnapshotRequest: MessageClass.REQUEST,
+    ChunkRequest: MessageClass.REQUEST,
+    SnapshotManifest: MessageClass.RESPONSE,
+    ChunkResponse: MessageClass.RESPONSE,
 }
 EVERY_CLASS: Final = frozenset(MessageClass)
 

@@ -54,6 +54,12 @@ STOP_TIMEOUT_S = 15.0
 @click.option(
     "--sync-mempool/--no-sync-mempool", default=None, help="Answer only after an fsync (survives power loss)."
 )
+@click.option(
+    "--snapshot-distance",
+    type=int,
+    default=None,
+    help="Blocks behind from which a replica comes by a snapshot of the state.  [default: 1024]",
+)
 @click.option("--seed", type=int, default=None, help="Derive all keys from this number, so that runs repeat.")
 @click.option(
     "--balance", default=None, help="Ether of each development account per shard.  [default: 10000ether]"
