@@ -108,6 +108,11 @@ class ShardApi:
         if block.tag == "pending":
             tip = self.backend.tip
             return StateView(tip.hash, tip, is_pending=True)
+        height, first = self.resolve_height(block), self.backend.index.first_height
+        if height is not None and 0 < height < first - 1:
+            raise build_server_error(
+                f"missing trie node: the state of block {height} is not available, this node has it from {first - 1} on"
+            )
         found = self.find_final(block, only_header=True)
         if found is None:
             raise build_server_error("header for hash not found" if block.hash else "header not found")
