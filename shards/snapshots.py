@@ -142,7 +142,9 @@ class SnapshotFetcher:
 
     def on_manifest(self, sender: NodeId, manifest: SnapshotManifest) -> list[SnapshotOutput]:
         """Take a manifest; what is wrong with it names its sender."""
-        if sender not in self._peers or sender in self._banned:
+        if sender in self._banned:
+            return []  # it is passed over
+        if sender not in self._peers:
             return [self._refuse(sender, UnsolicitedError(f"manifest: {sender} was not asked for one"))]
         key = manifest.id
         try:
@@ -159,12 +161,15 @@ class SnapshotFetcher:
             source.peers.append(sender)
         if len(self._sources) == 1 and len(source.peers) == 1:
             self._since = self._tick
-        if len(source.peers) == len(self._peers) - len(self._banned) and self._chosen is None:
+        heard = {peer for found in self._sources.values() for peer in found.peers}
+        if len(heard) == len(self._peers) - len(self._banned) and self._chosen is None:
             return self._choose()  # everybody is here
         return self._ask_chunks() if source is self._chosen else []
 
     def on_chunk(self, sender: NodeId, response: ChunkResponse) -> list[SnapshotOutput]:
         """Take a chunk that was asked for."""
+        if sender in self._banned:
+            return []
         source = self._chosen
         asked = self._asked.get(response.index)
         if source is None or asked is None or asked[0] != sender or response.snapshot != source.manifest.id:
@@ -216,10 +221,10 @@ class SnapshotFetcher:
         error = InvalidProofError(
             f"snapshot of block {header.height}: got {got}, expected {expected.hex()} as the header says"
         )
-        outputs: list[SnapshotOutput] = []
-        for peer in list(source.peers):
-            outputs += self._ban(peer, error)
-        return outputs
+        self._chosen = None
+        del self._sources[source.manifest.id]
+        refusals: list[SnapshotOutput] = [self._pass_over(peer, error) for peer in source.peers]
+        return refusals + self._turn_to_others()
 
     def _verify_manifest(self, manifest: SnapshotManifest) -> None:
         block, proof = manifest.block, manifest.proof
@@ -283,9 +288,16 @@ class SnapshotFetcher:
         return outputs
 
     def _ban(self, peer: NodeId, error: RemoteProtocolError) -> list[SnapshotOutput]:
-        """Pass ``peer`` over from now on; what it was asked for is asked of others."""
+        """Pass ``peer`` over from now on, and go on with the others."""
+        refusal = self._pass_over(peer, error)
+        return [refusal, *(self._ask_chunks() if self._chosen is not None else self._turn_to_others())]
+
+    def _turn_to_others(self) -> list[SnapshotOutput]:
+        return self._choose() if self._sources else self._ask_manifests()
+
+    def _pass_over(self, peer: NodeId, error: RemoteProtocolError) -> Notice:
+        """Believe nothing of ``peer`` any more; what it was asked for is missing again."""
         self._banned.add(peer)
-        outputs: list[SnapshotOutput] = [self._refuse(peer, error)]
         for index in [index for index, (asked, _) in self._asked.items() if asked == peer]:
             del self._asked[index]
             self._missing.append(index)
@@ -296,9 +308,7 @@ class SnapshotFetcher:
                 del self._sources[key]
         if self._chosen is not None and not self._chosen.peers:
             self._chosen = None
-        if self._chosen is not None:
-            return outputs + self._ask_chunks()
-        return outputs + (self._choose() if self._sources else self._ask_manifests())
+        return self._refuse(peer, error)
 
     def _refuse(self, sender: NodeId, error: RemoteProtocolError) -> Notice:
         data: dict[str, int | str | bytes] = {
