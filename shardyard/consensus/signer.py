@@ -138,6 +138,9 @@ def _explain_refusal(entry: SignerEntry, request: SignRequest) -> str:
         case VoteKind.NOTAR:  # S1
             if entry.notar not in {b"", wanted}:
                 return "S1: another block was notarized in this slot"
+            if entry.skip and not entry.notar:
+                # Nothing needs such a vote, and a Rejoin rests on its absence (consensus/rejoin.py).
+                return "S1: this slot was skipped before"
             return "" if entry.final in {b"", wanted} else "S1: another block was finalized in this slot"
         case VoteKind.SKIP:  # S2
             return "S2: a block was finalized in this slot" if entry.final else ""
