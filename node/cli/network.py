@@ -281,6 +281,8 @@ def status(*, name: str, as_json: bool) -> int:
     else:
         supply = "holds" if beacon["supply_holds"] else "BROKEN"
         say(f"beacon height {beacon['height']} slot {beacon['slot']}, supply {supply}")
+        if beacon["signer"]["silent"]:
+            say(f"beacon: {beacon['signer']['silent']} keys sign nothing: {beacon['signer']['reason']}")
     print_table(
         ("Node", "Pid", "Restarts", "Memory"),
         [
