@@ -36,7 +36,6 @@ from shardyard.consensus.engine import (
     RequestBuild,
     RequestValidation,
 )
-from shardyard.consensus.rejoin import Rejoin
 from shardyard.consensus.simplex import SimplexEngine
 from shardyard.consensus.votes import Crypto
 from shardyard.crosslinks import Bundle, Crosslink, CrosslinkSubmission
@@ -69,6 +68,7 @@ from shardyard.messages import (
     SubmitCrosslink,
     Votes,
 )
+from shardyard.rejoins import Rejoin
 
 MAX_WAITING_BLOCKS: Final = 64
 """Blocks whose validation waits for bodies; above it the oldest is never voted for."""

@@ -14,12 +14,12 @@ from crosslink.state import BeaconState, CrosslinkFacts, apply_crosslinks, build
 from crosslink.validity import FindRef, verify_position
 from shardyard.blocks import BeaconContent, BeaconRef, Block, BlockKind, compute_body_hash
 from shardyard.codec import decode, encode
-from shardyard.consensus.rejoin import Rejoin, verify_rejoins
 from shardyard.consensus.votes import Crypto
 from shardyard.crosslinks import BeaconBody, Crosslink, compute_crosslinks_root, compute_visit_order
 from shardyard.errors import InvalidBlockError, InvalidCrosslinkError, LocalProtocolError, RemoteProtocolError
 from shardyard.genesis import Genesis
 from shardyard.ids import BEACON, Hash32, ShardId
+from shardyard.rejoins import Rejoin, verify_rejoins
 
 MAX_CACHED_STATES: Final = 128
 MAX_CACHED_REFS: Final = 4096

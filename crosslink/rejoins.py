@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Final
 
-from shardyard.consensus.rejoin import MAX_BLOCK_REJOINS, Rejoin, verify_rejoins
 from shardyard.consensus.votes import Crypto
 from shardyard.effects import Broadcast, Effect, SetTimer
 from shardyard.genesis import Genesis
 from shardyard.ids import BEACON
 from shardyard.messages import Rejoins
+from shardyard.rejoins import MAX_BLOCK_REJOINS, Rejoin, verify_rejoins
 
 REJOIN_TIMER: Final = "beacon.rejoin"
 REJOIN_PERIOD: Final = 4

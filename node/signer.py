@@ -30,13 +30,13 @@ from node.storage.signer_record import (
     create_record,
 )
 from shardyard import _native
-from shardyard.consensus.rejoin import NONCE_BYTES, Rejoin, compute_rejoin_message
 from shardyard.consensus.signer import BLOCKED, SignerEntry, SignerState
 from shardyard.consensus.votes import Certificate, Domain, Vote, compute_vote_message
 from shardyard.effects import CertificateRecord, FinalRecord, Record, SignRequest
 from shardyard.errors import ShardyardError
 from shardyard.events import Signed
 from shardyard.ids import describe_shard
+from shardyard.rejoins import NONCE_BYTES, Rejoin, compute_rejoin_message
 
 __all__ = ["KeyInUseError", "Signer", "SignerFailedError", "SignerRecordError", "build_witness"]
 

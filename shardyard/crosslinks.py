@@ -6,11 +6,11 @@ import msgspec
 
 from shardyard.blocks import FinalityProof, Header
 from shardyard.codec import encode
-from shardyard.consensus.rejoin import Rejoin
 from shardyard.hashing import TAG_CROSSLINK, hash_struct
 from shardyard.ids import Epoch, Hash32, Height, ShardId
 from shardyard.merkle import compute_root
 from shardyard.receipts import LinkSummary
+from shardyard.rejoins import Rejoin
 
 
 class Crosslink(msgspec.Struct, frozen=True, array_like=True):

@@ -10,11 +10,11 @@ import msgspec
 
 from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode, encode
-from shardyard.consensus.rejoin import Rejoin
 from shardyard.consensus.votes import Certificate, Vote
 from shardyard.crosslinks import Bundle, CrosslinkSubmission
 from shardyard.hashing import TAG_SNAPSHOT, hash_struct
 from shardyard.ids import Hash32, Height, ShardId, Slot
+from shardyard.rejoins import Rejoin
 
 
 class Proposal(msgspec.Struct, frozen=True, array_like=True, tag=1):

@@ -23,7 +23,6 @@ from shardyard import effects as fx
 from shardyard.blocks import Block
 from shardyard.codec import decode
 from shardyard.consensus.registry import get_engine
-from shardyard.consensus.rejoin import NONCE_BYTES, Rejoin, compute_rejoin_message
 from shardyard.consensus.signer import SignerState
 from shardyard.consensus.votes import Vote
 from shardyard.crosslinks import BeaconBody
@@ -31,6 +30,7 @@ from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
 from shardyard.genesis import Genesis
 from shardyard.ids import BEACON, Hash32, NodeId, ShardId
 from shardyard.messages import Message
+from shardyard.rejoins import NONCE_BYTES, Rejoin, compute_rejoin_message
 
 CRYPTO: Final = MockCrypto()
 SIGN_MS: Final = (1, 4)

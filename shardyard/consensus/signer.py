@@ -139,7 +139,7 @@ def _explain_refusal(entry: SignerEntry, request: SignRequest) -> str:
             if entry.notar not in {b"", wanted}:
                 return "S1: another block was notarized in this slot"
             if entry.skip and not entry.notar:
-                # Nothing needs such a vote, and a Rejoin rests on its absence (consensus/rejoin.py).
+                # Nothing needs such a vote, and a Rejoin rests on its absence (shardyard/rejoins.py).
                 return "S1: this slot was skipped before"
             return "" if entry.final in {b"", wanted} else "S1: another block was finalized in this slot"
         case VoteKind.SKIP:  # S2

@@ -10,7 +10,6 @@ from node.storage.data_dir import build_stamp, open_data_dir
 from node.storage.key_locks import build_lock_name, get_lock_dir, read_holder
 from node.storage.signer_record import SignerRecord
 from shardyard import _native
-from shardyard.consensus.rejoin import Rejoin, verify_rejoins
 from shardyard.consensus.votes import Certificate, Domain, Vote, VoteKind, compute_vote_message
 from shardyard.effects import CertificateRecord, SignRequest
 from shardyard.errors import InvalidBlockError
@@ -18,6 +17,7 @@ from shardyard.ids import BEACON, ZERO_HASH, Address, Hash32, Height, NodeId, Sh
 from shardyard.keys import BlsCrypto
 from shardyard.messages import Status, Votes
 from shardyard.quorum import encode_bitmap
+from shardyard.rejoins import Rejoin, verify_rejoins
 from shardyard.validators import Validator, ValidatorSet
 
 NETWORK = Hash32(b"n" * 32)
