@@ -206,7 +206,15 @@ class SnapshotFetcher:
             if peer in self._chosen.peers:  # to the end of the line: it may be gone
                 self._chosen.peers.remove(peer)
                 self._chosen.peers.append(peer)
-        return self._ask_chunks()
+        return [*self._remind(), *self._ask_chunks()]
+
+    def _remind(self) -> list[SnapshotOutput]:
+        """Ask those for their manifest who did not answer yet: the bus loses messages, and more sources are faster."""
+        if self._tick % ASK_AGAIN_TICKS:
+            return []
+        heard = {peer for found in self._sources.values() for peer in found.peers}
+        silent = [peer for peer in self._peers if peer not in heard and peer not in self._banned]
+        return [Send(peer, SnapshotRequest(self._shard, self._asked_for)) for peer in silent]
 
     def on_root(self, root: bytes | None, reason: str = "") -> list[SnapshotOutput]:
         """Take the root of the state made of all chunks, or why none could be made."""
