@@ -9,8 +9,10 @@ kernel's and ends with its process; the file says who holds it, and goes when th
 import fcntl
 import os
 import pwd
+import time
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final, Self
 
@@ -20,6 +22,8 @@ from shardyard.consensus.votes import Domain
 from shardyard.errors import ShardyardError
 from shardyard.ids import describe_shard
 
+SWEEP_AFTER_S: Final = 24 * 3600.0
+MAX_SWEPT: Final = 256
 _HOLDER_BYTES: Final = 4096
 
 
@@ -52,6 +56,7 @@ class KeyLocks:
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._held: list[tuple[Path, int]] = []
+        _sweep(directory)
         try:
             for secret in secrets:
                 path = directory / build_lock_name(domain, _native.bls_public_key(secret))
@@ -112,6 +117,22 @@ def _lock(path: Path, domain: Domain, owner: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its holder removed it between our opening and locking it
+
+
+def _sweep(directory: Path) -> None:
+    """Remove a few files that killed processes of networks long gone left behind; what is held stays."""
+    old = time.time() - SWEEP_AFTER_S
+    for path in islice(directory.glob("*.lock"), MAX_SWEPT):
+        with suppress(OSError):
+            if path.stat().st_mtime > old:
+                continue
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_named(descriptor, path):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _is_named(descriptor: int, path: Path) -> bool:

@@ -1,6 +1,7 @@
 """What keeps a key silent while its node follows on: a lost or old record, somebody else with the key, a watch, a floor."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -269,6 +270,22 @@ async def test_a_lock_ends_with_its_holder_and_leaves_nothing(start, home):
     assert list((home / "locks").iterdir()) == []
     assert read_holder(home / "locks", DOMAIN, COMMITTEE.validators[1].public_key) == ""
     start()
+
+
+async def test_files_that_killed_processes_left_long_ago_are_swept_and_held_ones_are_not(start, home):
+    start()
+    (held,) = (home / "locks").iterdir()
+    stale, fresh = home / "locks" / "stale.lock", home / "locks" / "fresh.lock"
+    for path in (stale, fresh):
+        path.touch()
+    for path in (stale, held):
+        os.utime(path, (0, 0))
+    start("other", domain=Domain(NETWORK, ShardId(7), DOMAIN.valset_root))
+    assert not stale.exists()
+    assert fresh.exists()
+    assert held.exists()
+    with pytest.raises(KeyInUseError):
+        start("copy")
 
 
 def test_locks_are_where_no_environment_moves_them(monkeypatch, tmp_path):
