@@ -71,8 +71,15 @@ def begin_watch(
     watch = DoppelgangerWatch(signer, BlsCrypto(), genesis.get_domain(chain), committee, get_final_height)
     has_peers = len(signer.validators) < len(committee)
     seconds = (WATCH_SLOTS * genesis.preset.block_time_ms + 2 * genesis.preset.delta_ms) / 1000
-    watch.begin(seconds, is_needed=has_peers and (signer.is_unused or not is_recent(data.signer_path)))
+    watch.begin(seconds, is_needed=has_peers and was_away(network, signer, data))
     return watch
+
+
+def was_away(network: Network, signer: Signer, data: DataDir) -> bool:
+    """Tell whether others may have gone on without this process: it is neither restarted at once nor started with the network."""
+    if signer.is_unused:
+        return not is_recent(network.root / "network.json")
+    return not is_recent(data.signer_path)
 
 
 def list_subscriptions(chain: ShardId) -> tuple[Subscription, ...]:

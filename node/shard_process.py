@@ -16,7 +16,7 @@ from node.admission import restore_journal
 from node.backend import ShardBackend
 from node.bus.mqtt import MqttBus
 from node.bus.watch import WatchMirror
-from node.doppelganger import DoppelgangerWatch, is_recent
+from node.doppelganger import DoppelgangerWatch
 from node.driver import Driver
 from node.executor import ShardExecutor
 from node.index.records import IndexedBlock
@@ -38,6 +38,7 @@ from node.runtime import (
     pump_messages,
     run_until_ended,
     serve_control,
+    was_away,
     watch_for_end,
 )
 from node.signer import Signer
@@ -294,7 +295,7 @@ async def run_shard(
         ChainIndex(data.index_path, network=genesis.network, shard=chain) as index,
     ):
         async with build_bus(network, node, chain, data) as bus:
-            if network.options.nodes_per_shard > 1 and (signer.is_unused or not is_recent(data.signer_path)):
+            if network.options.nodes_per_shard > 1 and was_away(network, signer, data):
                 await catch_up_by_snapshot(network, node, log, bus, distance=snapshot_distance)
             stores = Stores(log, signer, journal, index)
             threads = choose_executors(executors, network.options.shards)

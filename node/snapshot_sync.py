@@ -1,8 +1,9 @@
 """Coming by a snapshot before anything else of a replica starts: bus, log and clock around ``shards.snapshots``.
 
-Whether one is wanted is decided by what peers say of their final heights: with fewer than ``distance`` blocks missing they are
-fetched one by one. Chunks go into the block log as they come, so that an attempt that was cut short goes on where it
-ended; a ``SnapshotRecord`` behind them makes them the state. Then the replica recovers from its log like after any start.
+Whether one is wanted is decided by what peers say of their final heights: with no more than ``distance`` blocks missing
+they are fetched one by one, unless nobody has the next one any more. Chunks go into the block log as they come, so that
+an attempt that was cut short goes on where it ended; a ``SnapshotRecord`` behind them makes them the state. Then the
+replica recovers from its log like after any start.
 """
 
 import asyncio
@@ -25,9 +26,9 @@ from shards.snapshots import (
 )
 from shardyard import _native
 from shardyard.effects import Notice, Send, SnapshotRecord
-from shardyard.ids import NodeId, ShardId, compute_chain_id
+from shardyard.ids import Height, NodeId, ShardId, compute_chain_id
 from shardyard.keys import BlsCrypto
-from shardyard.messages import ChunkResponse, SnapshotManifest, Status
+from shardyard.messages import ChunkResponse, RangeRequest, RangeResponse, SnapshotManifest, Status
 
 LOOK_S: Final = 0.5
 """How long peers are listened to before it is decided; what they said last is kept by the broker."""
@@ -46,9 +47,9 @@ async def catch_up_by_snapshot(
     chain, _ = parse_node(node)
     heights = await _hear_heights(bus, chain)
     lag = max(heights.values(), default=0) - log.final_height
-    if lag <= distance:
+    if lag <= 0 or (lag <= distance and await _is_served(bus, chain, heights, log.final_height + 1)):
         return None
-    logger.info("%s: %d blocks behind, %d is the distance for a snapshot", node, lag, distance)
+    logger.info("%s: %d blocks behind, coming by a snapshot (distance %d)", node, lag, distance)
     fetcher = SnapshotFetcher(network.genesis, chain, BlsCrypto(), log.final_height, log.has_chunk)
     sync = _SnapshotSync(network, chain, log, bus, fetcher)
     async with serve_control(network, node, lambda: {"state": "fetching a snapshot", **fetcher.progress}):
@@ -68,6 +69,25 @@ async def _hear_heights(bus: Bus, chain: ShardId) -> dict[NodeId, int]:
         async with asyncio.timeout(LOOK_S):
             await listen()
     return heights
+
+
+async def _is_served(bus: Bus, chain: ShardId, heights: dict[NodeId, int], first: int) -> bool:
+    """Tell whether a peer still has the next block; those that came by a snapshot themselves may not."""
+    for peer in heights:
+        await bus.send(peer, chain, RangeRequest(chain, Height(first), 1))
+    answers: list[bool] = []
+
+    async def listen() -> None:
+        async for _, _, message in bus.messages():
+            if isinstance(message, RangeResponse) and message.shard == chain:
+                answers.append(bool(message.blocks))
+                if answers[-1] or len(answers) == len(heights):
+                    return
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LOOK_S):
+            await listen()
+    return any(answers) or not answers
 
 
 class _SnapshotSync:

@@ -29,7 +29,7 @@ from shardyard.codec import encode
 from shardyard.consensus.votes import Vote, VoteKind, build_certificate, compute_vote_message
 from shardyard.ids import Hash32, Height, NodeId, ShardId, Slot
 from shardyard.keys import BlsCrypto
-from shardyard.messages import ChunkRequest, SnapshotRequest, Status
+from shardyard.messages import ChunkRequest, RangeRequest, RangeResponse, SnapshotRequest, Status
 
 SHARD = ShardId(0)
 HEIGHT = 40
@@ -107,6 +107,7 @@ class Peer:
         self.network, self.core, self.block, self.proof = world
         self.bus, self.lies = bus, lies
         self.served = 0
+        self.has_blocks = True
         self.server = SnapshotServer(SHARD, self.cut, self.run_work, self.send, lambda: HEIGHT - 3)
 
     def cut(self):
@@ -125,6 +126,9 @@ class Peer:
                 await self.server.on_request(sender, message)
                 if not self.server.held_height:
                     self.server.on_final(self.block, self.proof)
+            elif isinstance(message, RangeRequest):
+                blocks = (self.block,) if self.has_blocks else ()
+                await self.send(sender, RangeResponse(SHARD, blocks, self.proof if blocks else None))
             elif isinstance(message, ChunkRequest):
                 self.served += 1
                 if self.lies:
@@ -204,16 +208,21 @@ async def test_an_attempt_that_was_cut_short_goes_on_with_what_it_has(world, tmp
     read_back(world, place)
 
 
-async def test_nobody_is_asked_when_little_is_missing(world, tmp_path):
+@pytest.mark.parametrize("has_blocks", [True, False])
+async def test_when_little_is_missing_a_snapshot_comes_only_if_nobody_has_the_blocks(
+    world, tmp_path, has_blocks
+):
     network = world[0]
     hub = MemoryHub()
     async with build_bus(network, hub, "shard-0-0") as own, build_bus(network, hub, "shard-0-1") as other:
         peer = Peer(world, other)
+        peer.has_blocks = has_blocks
         task = asyncio.create_task(peer.run())
         with BlockLog(tmp_path / "log", network.genesis.network) as log:
-            assert await catch_up_by_snapshot(network, "shard-0-0", log, own, distance=HEIGHT) is None
+            found = await catch_up_by_snapshot(network, "shard-0-0", log, own, distance=HEIGHT)
         task.cancel()
-    assert peer.server.held_height == 0
+    assert (found is None) is has_blocks
+    assert peer.server.held_height == (0 if has_blocks else HEIGHT)
 
 
 async def test_a_log_that_lost_a_chunk_is_refused_with_the_way_out(world, tmp_path, monkeypatch):
