@@ -77,6 +77,8 @@ def begin_watch(
 
 def was_away(network: Network, signer: Signer, data: DataDir) -> bool:
     """Tell whether others may have gone on without this process: it is neither restarted at once nor started with the network."""
+    if signer.reason:
+        return True
     if signer.is_unused:
         return not is_recent(network.root / "network.json")
     return not is_recent(data.signer_path)
