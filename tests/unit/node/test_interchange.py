@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from node.interchange import InterchangeError, build_interchange, merge_interchange, read_interchange
+from shardyard.consensus.evidence import is_slashable
 from shardyard.consensus.signer import BLOCKED, SignerState
-from shardyard.consensus.votes import Domain, VoteKind, compute_vote_message
+from shardyard.consensus.votes import Domain, Vote, VoteKind, compute_vote_message
 from shardyard.effects import SignRequest
 from shardyard.ids import ZERO_HASH, Hash32, ShardId, Slot
 
@@ -172,3 +175,32 @@ def test_keys_of_others_are_passed_over(state):
     moved, merged = load(export(state), keys={4: KEYS[1]})
     assert [merge.validator for merge in merged] == [4]
     assert [entry.validator for entry in moved.entries()] == [4]
+
+
+KINDS = st.sampled_from([VoteKind.PROPOSE, VoteKind.NOTAR, VoteKind.SKIP, VoteKind.FINAL])
+REQUESTS = st.lists(st.tuples(KINDS, st.integers(1, 3), st.sampled_from([A, B])), max_size=12)
+
+
+def sign_all(requests):
+    """Sign what the rules allow, as two processes with one key and no knowledge of each other would."""
+    state, votes = SignerState(), []
+    for kind, slot, block_hash in requests:
+        found = ask(kind, slot, ZERO_HASH if kind is VoteKind.SKIP else block_hash)
+        if state.check(found):
+            state.record(found)
+            votes.append(Vote(found.kind, found.slot, found.block_hash, 0, b""))
+    return state, votes
+
+
+@given(REQUESTS, REQUESTS, st.booleans())
+def test_after_an_import_nothing_can_be_signed_against_either_side(one, other, is_minimal):
+    there, votes = sign_all(one)
+    here, own = sign_all(other)
+    load(export(there, is_minimal=is_minimal), here)
+    for kind in VoteKind:
+        for slot in range(1, 5):
+            for block_hash in (A, B):
+                wanted = ask(kind, slot, ZERO_HASH if kind is VoteKind.SKIP else block_hash)
+                if here.check(wanted):
+                    vote = Vote(wanted.kind, wanted.slot, wanted.block_hash, 0, b"")
+                    assert not any(is_slashable(vote, given) for given in (*votes, *own))
