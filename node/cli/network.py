@@ -54,6 +54,12 @@ STOP_TIMEOUT_S = 15.0
 @click.option(
     "--sync-mempool/--no-sync-mempool", default=None, help="Answer only after an fsync (survives power loss)."
 )
+@click.option(
+    "--snapshot-distance",
+    type=int,
+    default=None,
+    help="Blocks behind from which a replica comes by a snapshot of the state.  [default: 1024]",
+)
 @click.option("--seed", type=int, default=None, help="Derive all keys from this number, so that runs repeat.")
 @click.option(
     "--balance", default=None, help="Ether of each development account per shard.  [default: 10000ether]"
@@ -220,8 +226,25 @@ def collect_status(session: Session) -> dict[str, Any]:
         "root": str(session.root),
         "beacon": beacon,
         "shards": shards,
-        "nodes": nodes,
+        "nodes": [{**node, **_describe_node(session, node)} for node in nodes],
     }
+
+
+def _describe_node(session: Session, found: dict[str, Any]) -> dict[str, Any]:
+    """Return what a running node does at the moment: signing, following only, or coming by a snapshot."""
+    if not found["pid"]:
+        return {"state": "stopped"}
+    try:
+        told = session.ask_briefly(found["node"], "status")
+    except ControlError:
+        return {"state": "running"}  # the broker, or a node that is not ready yet
+    if "signer" in told:
+        signer = told["signer"]
+        return {"state": signer["state"], "reason": signer["reason"]}
+    if not told["chunks"]:
+        return {"state": f"waiting for a snapshot of block {told['height']}"}
+    held = told["chunks"] - told["missing"]
+    return {"state": f"{told['state']} of block {told['height']}: {held} of {told['chunks']} chunks"}
 
 
 def _print_shards(session: Session) -> None:
@@ -276,12 +299,15 @@ def status(*, name: str, as_json: bool) -> int:
         supply = "holds" if beacon["supply_holds"] else "BROKEN"
         say(f"beacon height {beacon['height']} slot {beacon['slot']}, supply {supply}")
     print_table(
-        ("Node", "Pid", "Restarts", "Memory"),
+        ("Node", "Pid", "State", "Restarts", "Memory"),
         [
-            (n["node"], n["pid"] or "stopped", n["restarts"], describe_memory(n["pid"]))
+            (n["node"], n["pid"] or "-", n["state"], n["restarts"], describe_memory(n["pid"]))
             for n in found["nodes"]
         ],
     )
+    for n in found["nodes"]:
+        if n.get("reason", "-") != "-":
+            say(f"{n['node']}: {n['reason']}")
     return 0
 
 

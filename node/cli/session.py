@@ -22,6 +22,7 @@ from node.control import ControlError, NoAnswerError, ask
 from node.network import Network, open_network
 
 RPC_TIMEOUT_S = 30.0
+BRIEF_TIMEOUT_S = 1.0
 CONTROL_TIMEOUT_S = 20.0
 """Stopping a process may take all the seconds its supervisor gives it."""
 
@@ -201,6 +202,10 @@ class Session:
             raise ControlError(self._describe_absence()) from error
         except ControlError as error:
             raise CliError(str(error)) from error
+
+    def ask_briefly(self, node: str, method: str) -> Any:
+        """Ask the control socket of ``node`` for something it has at hand; raises ``ControlError`` after a second."""
+        return asyncio.run(ask(self.network.get_control_path(node), method, timeout_s=BRIEF_TIMEOUT_S))
 
     def is_running(self) -> bool:
         """Tell whether the launcher answers."""

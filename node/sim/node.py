@@ -21,13 +21,16 @@ from node.sim.workload import TransactionPool
 from shards.replica import ShardReplica
 from shardyard import effects as fx
 from shardyard.blocks import Block
+from shardyard.codec import decode
 from shardyard.consensus.registry import get_engine
 from shardyard.consensus.signer import SignerState
 from shardyard.consensus.votes import Vote
+from shardyard.crosslinks import BeaconBody
 from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
 from shardyard.genesis import Genesis
 from shardyard.ids import BEACON, Hash32, NodeId, ShardId
 from shardyard.messages import Message
+from shardyard.rejoins import NONCE_BYTES, Rejoin, compute_rejoin_message
 
 CRYPTO: Final = MockCrypto()
 SIGN_MS: Final = (1, 4)
@@ -72,6 +75,11 @@ class SimNode:
         self.keys = keys
         self.disk = SimDisk()
         self.signer = SignerState()
+        self.signed_batches = 0
+        """What the witness beside the keys says of the record; a lost or old one is behind it."""
+        self.is_record_lost = False
+        self.nonce = b""
+        self._rejoined: set[int] = set()
         self.is_up = False
         self.is_frozen = False
         self.is_byzantine = False
@@ -123,6 +131,7 @@ class SimNode:
                 self.disk,
                 build_engine=self._build_engine,
                 submissions=self.disk,
+                rejoins=self._build_rejoins(),
             )
             self.machine.recover(records)
         else:
@@ -155,6 +164,38 @@ class SimNode:
             header = found[0].header
             needed.append((states[header.hash], header.shard_content.state_root))
         self.executor.restore(needed)
+
+    def lose_record(self, copy: SignerState | None = None) -> None:
+        """Find the signer's record deleted, or replaced by an old ``copy``; the witness shows it at the next start."""
+        assert not self.is_up, "a record goes while its process is down"
+        self.signer = copy or SignerState()
+        self.is_record_lost = self.signed_batches > 0
+        self.nonce = self._chance.randbytes(NONCE_BYTES)
+        self._rejoined = set()
+
+    def _build_rejoins(self) -> tuple[Rejoin, ...]:
+        if not self.is_record_lost:
+            return ()
+        domain = self._genesis.get_domain(self.chain)
+        return tuple(
+            Rejoin(
+                key,
+                self.nonce,
+                sign_mock(
+                    self._committee.validators[key].public_key,
+                    compute_rejoin_message(domain, key, self.nonce),
+                ),
+            )
+            for key in self.keys
+        )
+
+    def _rejoin(self, block: Block) -> None:
+        """Sign again above the final ``block`` that has this process's nonce, as ``node.signer`` does."""
+        body = decode(block.body, BeaconBody, max_bytes=self._genesis.preset.max_body_bytes)
+        self._rejoined |= {rejoin.validator for rejoin in body.rejoins if rejoin.nonce == self.nonce}
+        if self._rejoined.issuperset(self.keys):
+            self.signer = SignerState(block.header.slot)
+            self.is_record_lost = False
 
     def crash(self) -> int:
         """Kill the process and its power; return how many records are lost."""
@@ -257,8 +298,11 @@ class SimNode:
                 case fx.Sign(requests):
                     self._sign(requests)  # behind its Persist (S5)
                 case fx.Finalise(block):
-                    self._executor.finalise(block.hash)
+                    if self.executor is not None:
+                        self.executor.finalise(block.hash)
                     self.signer.prune(block.header.slot)
+                    if self.chain == BEACON and self.is_record_lost:
+                        self._rejoin(block)
                 case fx.Discard(block_hash):
                     self._executor.discard(block_hash)
                 case fx.Notice() as notice:
@@ -290,8 +334,9 @@ class SimNode:
 
     def _sign(self, requests: tuple[fx.SignRequest, ...]) -> None:
         votes: list[Vote] = []
+        self.signed_batches += 1
         for request in requests:
-            if self.signer.check(request):
+            if not self.is_record_lost and self.signer.check(request):
                 self.signer.record(request)
                 public_key = self._committee.validators[request.validator].public_key
                 signature = sign_mock(public_key, request.message)
