@@ -1,7 +1,6 @@
 """Who makes the faults: draws instants and victims from the seed, and puts everything right again at the end.
 
-Every class of fault has its number and its severity in the profile. Byzantine nodes are honest machines whose outputs are
-changed, or whose keys a second process uses as well: nothing here knows the machines from inside.
+Every class of fault has its number and its severity in the profile. What Byzantine nodes do is in ``byzantine``.
 """
 
 import random
@@ -9,21 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
-
 from node.sim.bus import SimBus
 from node.sim.clock import Clock
 from node.sim.node import SimNode
 from node.sim.scenario import Scenario
 from node.sim.strikes import Strike, draw_strikes
 from node.sim.trace import Trace
-from shardyard import effects as fx
-from shardyard.consensus.votes import VoteKind
-from shardyard.ids import Slot
-from shardyard.messages import Proposal, Votes
 
-GARBLE_CHANCE = 0.3
-TAMPER_CHANCE = 0.8
 GROUP_CHANCE = 0.2
 """How often a crash takes all processes of a chain."""
 DOOM_CHANCE = 0.7
@@ -59,6 +50,8 @@ class Nemesis:
             "slow disk": self._slow_down,
         }
         self.faults: Counter[str] = Counter()
+        self.acts: Counter[str] = Counter()
+        """What Byzantine nodes did."""
         self.coverage: Counter[str] = Counter()
         """Faults of one node by what it had done last: a phase that no fault ever hits proves nothing."""
 
@@ -184,61 +177,11 @@ class Nemesis:
 
     # Byzantine nodes
 
-    def corrupt(self, node: SimNode, kind: str) -> None:
-        """Make ``node`` misbehave in one way."""
-        node.is_byzantine = True
-        self._tell(kind, f"{node.name} is Byzantine: {kind}")
-        if kind == "withholder":
-            node.tamper = _withhold
-        elif kind == "garbler":
-            node.tamper = self._garble
-        elif kind == "tamperer":
-            node.tamper = self._change_list
+    def corrupt(self, node: SimNode, role: str) -> None:
+        """Note that ``node`` plays a Byzantine role."""
+        self._tell(role, f"{node.name} is Byzantine: {role}")
 
-    def _garble(self, effect: fx.Effect) -> fx.Effect:
-        """Send votes with wrong slots, wrong signatures and wrong kinds now and then."""
-        if not (isinstance(effect, fx.Broadcast) and isinstance(effect.message, Votes)):
-            return effect
-        if self._chance.random() > GARBLE_CHANCE:
-            return effect
-        self.faults["garbled"] += 1
-        votes = []
-        for vote in effect.message.votes:
-            match self._chance.randrange(4):
-                case 0:
-                    changed = msgspec.structs.replace(
-                        vote, slot=Slot(vote.slot + self._chance.choice([-1, 1, 1 << 20]))
-                    )
-                case 1:
-                    changed = msgspec.structs.replace(vote, signature=bytes(96))
-                case 2:
-                    changed = msgspec.structs.replace(vote, kind=self._chance.choice(list(VoteKind)))
-                case _:
-                    changed = msgspec.structs.replace(vote, validator=vote.validator + 1)
-            votes.append(changed)
-        return fx.Broadcast(Votes(tuple(votes)))
-
-    def _change_list(self, effect: fx.Effect) -> fx.Effect:
-        """Send most proposals with another access list than the block's: one byte changed, cut, another one, or none."""
-        if not (isinstance(effect, fx.Broadcast) and isinstance(effect.message, Proposal)):
-            return effect
-        good = effect.message.access_list
-        if not good or self._chance.random() > TAMPER_CHANCE:
-            return effect
-        self.faults["tampered"] += 1
-        place = self._chance.randrange(len(good))
-        bad = self._chance.choice(
-            [
-                good[:place] + bytes((good[place] ^ 1 << self._chance.randrange(8),)) + good[place + 1 :],
-                good[:place],
-                b"\xc0",
-                b"",
-            ]
-        )
-        return fx.Broadcast(msgspec.structs.replace(effect.message, access_list=bad))
-
-
-def _withhold(effect: fx.Effect) -> fx.Effect | None:
-    """Keep proposals back."""
-    is_proposal = isinstance(effect, fx.Broadcast) and isinstance(effect.message, Proposal)
-    return None if is_proposal else effect
+    def act(self, node: SimNode, act: str) -> None:
+        """Note what a Byzantine node did."""
+        self.acts[act] += 1
+        self._trace.add(self._clock.now_ms, node.name, act)

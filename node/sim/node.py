@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from crosslink.beacon import BeaconMachine
+from node.sim.byzantine.role import Role
 from node.sim.clock import Clock
 from node.sim.disk import SimDisk, StateDiff
 from node.sim.executor import Execution, SimExecutor
@@ -81,7 +82,8 @@ class SimNode:
         self.disk_ms = profile.disk_ms
         self.doom: tuple[int, Callable[[], None]] | None = None
         """Effects until a fault strikes, and the fault: so crashes hit between the effects of one step."""
-        self.tamper: Callable[[fx.Effect], fx.Effect | None] | None = None
+        self.roles: tuple[Role, ...] = ()
+        """How it misbehaves, if it is Byzantine."""
         self.machine: ShardReplica | BeaconMachine
         self.executor: SimExecutor | None = None
         self._label = name
@@ -198,13 +200,30 @@ class SimNode:
         effects = self.machine.step(event, GENESIS_MS + clock.now_ms + self.clock_offset_ms)
         if trace.is_shown:
             trace.tell(clock.now_ms, self._label, describe_step(event, effects))
-        tamper = self.tamper
+        if self.roles:
+            effects = self._play_roles(event, effects)
         life = self._life
         for effect in effects:
-            changed = effect if tamper is None else tamper(effect)
-            if changed is not None and not self._is_struck(life):
-                self._perform(changed)
+            if not self._is_struck(life):
+                self._perform(effect)
         self._drain()
+
+    def _play_roles(self, event: Event, effects: list[fx.Effect]) -> list[fx.Effect]:
+        for role in self.roles:
+            role.hear(event)
+            effects = [said for effect in effects for said in role.say(effect)]
+        return effects
+
+    def say_later(self, delay_ms: int, effect: fx.Effect) -> None:
+        """Perform an effect of this life's after ``delay_ms``: what a Byzantine role holds back."""
+        life = self._life
+
+        def act() -> None:
+            if self.is_up and self._life == life and not self.is_frozen:
+                self._outbox.append(effect)
+                self._drain()
+
+        self._clock.schedule(delay_ms, act)
 
     def _is_struck(self, life: int) -> bool:
         """Tell whether the process of ``life`` is gone, or goes now because its doom has come."""

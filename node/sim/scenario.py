@@ -57,6 +57,16 @@ class FaultProfile(msgspec.Struct, frozen=True):
     """Nodes whose votes are sometimes nonsense."""
     tamperers: int = 0
     """Nodes whose proposals sometimes carry another access list than their block's."""
+    equivocators: int = 0
+    """Nodes that propose and vote twice."""
+    silents: int = 0
+    """Nodes that hear everything and say nothing."""
+    replayers: int = 0
+    """Nodes that say again what was said in other slots, epochs and chains."""
+    late_voters: int = 0
+    """Nodes that vote when others give a slot up."""
+    bad_proposers: int = 0
+    """Nodes that propose invalid blocks."""
 
     @property
     def strikes(self) -> dict[str, int]:
@@ -68,6 +78,21 @@ class FaultProfile(msgspec.Struct, frozen=True):
             "clock jump": self.clock_jumps,
             "outage": self.outages,
             "slow disk": self.slow_disks,
+        }
+
+    @property
+    def roles(self) -> dict[str, int]:
+        """How many nodes of every chain play each Byzantine role, in the order in which they are chosen."""
+        return {
+            "twin": self.twins,
+            "withholder": self.withholders,
+            "garbler": self.garblers,
+            "tamperer": self.tamperers,
+            "equivocator": self.equivocators,
+            "silent": self.silents,
+            "replayer": self.replayers,
+            "late voter": self.late_voters,
+            "bad proposer": self.bad_proposers,
         }
 
     @property

@@ -70,7 +70,7 @@ def test_b6_lists_are_tampered_with_and_cost_no_block_its_votes():
     assert peace.counters["executed by list"] > 100
     assert "refused InvalidAccessListError" not in peace.counters
     report = run_scenario(profile=FaultProfile(tamperers=1))
-    assert report.faults["tampered"] > 10
+    assert report.acts["tampered"] > 10
     assert report.counters["refused InvalidAccessListError"] > 10
     assert "block.invalid" not in report.counters
     assert min(report.heights.values()) >= 57
