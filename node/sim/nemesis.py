@@ -10,10 +10,13 @@ from functools import partial
 
 from node.sim.bus import SimBus
 from node.sim.clock import Clock
+from node.sim.disk_faults import DiskFaults
 from node.sim.node import SimNode
 from node.sim.scenario import Scenario
 from node.sim.strikes import Strike, draw_strikes
 from node.sim.trace import Trace
+from node.sim.weights import Weights
+from shardyard.ids import ShardId
 
 GROUP_CHANCE = 0.2
 """How often a crash takes all processes of a chain."""
@@ -33,6 +36,8 @@ class Nemesis:
         bus: SimBus,
         nodes: list[SimNode],
         trace: Trace,
+        weights: Weights,
+        accuse: Callable[[ShardId, tuple[int, ...]], None],
     ) -> None:
         self._scenario = scenario
         self._clock = clock
@@ -41,13 +46,28 @@ class Nemesis:
         self._nodes = nodes
         self._trace = trace
         self._is_over = False
-        self._blows = {
+        self._disks = DiskFaults(
+            nodes,
+            weights,
+            chance,
+            tell=self._tell,
+            later=self._later,
+            restart=self._restart,
+            accuse=accuse,
+        )
+        down_ms = scenario.profile.down_ms
+        self._blows: dict[str, Callable[[random.Random], None]] = {
             "crash": self._crash,
             "partition": self._cut,
             "freeze": self._freeze,
             "clock jump": self._jump,
             "outage": self._black_out,
             "slow disk": self._slow_down,
+            "full disk": partial(self._disks.fill, full_ms=scenario.profile.cut_ms),
+            "io error": partial(self._disks.fail_sync, down_ms=down_ms),
+            "bit flip": partial(self._disks.flip_bit, down_ms=down_ms),
+            "lost record": partial(self._disks.lose_record, down_ms=down_ms),
+            "old record": partial(self._disks.restore_record, down_ms=down_ms),
         }
         self.faults: Counter[str] = Counter()
         self.acts: Counter[str] = Counter()
@@ -72,6 +92,7 @@ class Nemesis:
         self._bus.cuts.clear()
         self._bus.is_out = False
         self._bus.drop = 0.0
+        self._disks.heal()
         for node in self._nodes:
             node.disk_ms = (0, 4)
             node.doom = None
@@ -122,6 +143,8 @@ class Nemesis:
         if not node.is_up:
             self._trace.tell(self._clock.now_ms, "nemesis", f"{node.name} starts again")
             node.start()
+            if node.refusal:
+                self._disks.replace_log(node)
 
     def _freeze(self, chance: random.Random) -> None:
         node = chance.choice(self._nodes)
@@ -174,6 +197,10 @@ class Nemesis:
             self._bus.is_out = False
 
         self._later(chance, (200, 8_000), heal)
+
+    def supervise(self, node: SimNode) -> None:
+        """Start ``node`` again whenever it ends by itself."""
+        node.on_failure = self._disks.fail_stop
 
     # Byzantine nodes
 

@@ -1,8 +1,8 @@
 """A simulated process: one machine with its driver, disk, signer, timers and, on shards, its executor.
 
 The driver here keeps the rules of the real one: what leaves the process waits in one FIFO outbox behind the ``Persist`` it
-follows, ``step`` never waits, completions come before messages. A crash loses everything but the synced log and the
-signer's record; what was handed to the signer is on record even if the signature never came back.
+follows, ``step`` never waits, completions come before messages. A crash loses everything but what is synced of the log and
+of the signer's record, and a torn piece of what was being written. A disk that fails ends the process.
 """
 
 import random
@@ -11,19 +11,21 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from crosslink.beacon import BeaconMachine
+from node.executor import StateRecord
 from node.sim.byzantine.role import Role
 from node.sim.clock import Clock
-from node.sim.disk import SimDisk, StateDiff
+from node.sim.disk import SignerDisk, SignerRecordLostError, SimDisk
 from node.sim.executor import Execution, SimExecutor
 from node.sim.mock_crypto import MockCrypto, sign_mock
 from node.sim.scenario import GENESIS_MS, FaultProfile
 from node.sim.trace import Trace
 from node.sim.workload import TransactionPool
+from node.storage.frames import CorruptFileError
 from shards.replica import ShardReplica
 from shardyard import effects as fx
 from shardyard.blocks import Block
 from shardyard.consensus.registry import get_engine
-from shardyard.consensus.signer import SignerState
+from shardyard.consensus.signer import SignerEntry, SignerState
 from shardyard.consensus.votes import Vote
 from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
 from shardyard.genesis import Genesis
@@ -71,8 +73,15 @@ class SimNode:
         self.name = name
         self.chain = chain
         self.keys = keys
-        self.disk = SimDisk()
+        self.disk = SimDisk(genesis.network)
+        self.record = SignerDisk(genesis.network)
         self.signer = SignerState()
+        self.is_signing = True
+        """Its signer's record is there and whole; without it, it follows and signs nothing."""
+        self.refusal = ""
+        """Why it did not start: its log is damaged."""
+        self.on_failure: Callable[[SimNode], object] = SimNode.crash
+        """Who ends it when its disk fails."""
         self.is_up = False
         self.is_frozen = False
         self.is_byzantine = False
@@ -99,7 +108,7 @@ class SimNode:
         self._pool = pool
         self._executions = executions
         self._life = 0
-        self._outbox: deque[fx.Effect | StateDiff] = deque()
+        self._outbox: deque[fx.Effect | StateRecord] = deque()
         self._is_syncing = False
         self._timers: dict[str, int] = {}
         self._timer_count = 0
@@ -108,8 +117,14 @@ class SimNode:
     # Life
 
     def start(self) -> None:
-        """Start the process, or start it again from its disk."""
-        records, states = self.disk.read()
+        """Start the process, or start it again from its disk; with a damaged log it does not start."""
+        try:
+            records, states = self.disk.read()
+        except CorruptFileError as error:
+            self.refusal = str(error)
+            return
+        self.refusal = ""
+        self._open_signer()
         self._life += 1
         self._outbox.clear()
         self._is_syncing = False
@@ -117,11 +132,12 @@ class SimNode:
         self._thawed.clear()
         self.doom = None
         self.is_up, self.is_frozen = True, False
+        keys = self.keys if self.is_signing else ()
         if self.chain == BEACON:
             self.machine = BeaconMachine(
                 self._genesis,
                 CRYPTO,
-                self.keys,
+                keys,
                 self.disk,
                 build_engine=self._build_engine,
                 submissions=self.disk,
@@ -129,7 +145,7 @@ class SimNode:
             self.machine.recover(records)
         else:
             self.machine = ShardReplica(
-                self._genesis, self.chain, CRYPTO, self.keys, self.disk, build_engine=self._build_engine
+                self._genesis, self.chain, CRYPTO, keys, self.disk, build_engine=self._build_engine
             )
             self.machine.recover(records)
             self._start_executor(self.machine.recovered_height, states)
@@ -137,7 +153,15 @@ class SimNode:
             self._observer.on_record(self, record)
         self.step(Started())
 
-    def _start_executor(self, height: int, states: dict[Hash32, StateDiff]) -> None:
+    def _open_signer(self) -> None:
+        try:
+            self.signer = self.record.read()
+        except SignerRecordLostError as error:
+            self.signer = SignerState()
+            self.is_signing = False
+            self._trace.tell(self._clock.now_ms, self._label, f"signs nothing: {error}")
+
+    def _start_executor(self, height: int, states: dict[Hash32, StateRecord]) -> None:
         assert self._pool is not None, "shards have a pool of transactions"
         if self.executor is not None:
             self.executor.stop()
@@ -163,6 +187,7 @@ class SimNode:
         self.is_up = False
         self._life += 1
         self._outbox.clear()
+        self.record.crash(self._chance)
         if self.executor is not None:
             self.executor.stop()
         return self.disk.crash(self._chance)
@@ -254,7 +279,7 @@ class SimNode:
         assert self.executor is not None, "only shards execute"
         return self.executor
 
-    def _write_state(self, state: StateDiff) -> None:
+    def _write_state(self, state: StateRecord) -> None:
         self._outbox.append(state)
         self._drain()
 
@@ -267,7 +292,7 @@ class SimNode:
                     for record in records:
                         self.disk.append(record)
                     self._start_sync(records)
-                case StateDiff() as state:
+                case StateRecord() as state:
                     self.disk.append_state(state)
                 case fx.Broadcast(message):
                     self._publish(self, message)
@@ -303,30 +328,37 @@ class SimNode:
         self._clock.schedule(delay, finish)
 
     def _finish_sync(self, records: tuple[fx.Record, ...]) -> None:
+        if self.disk.is_failing:
+            self.on_failure(self)
+            return
         self.disk.sync()
         for record in records:
             self._observer.on_record(self, record)
 
     def _sign(self, requests: tuple[fx.SignRequest, ...]) -> None:
         votes: list[Vote] = []
+        entries: list[SignerEntry] = []
         for request in requests:
             if self.signer.check(request):
-                self.signer.record(request)
+                entries.append(self.signer.record(request))
                 public_key = self._committee.validators[request.validator].public_key
                 signature = sign_mock(public_key, request.message)
                 votes.append(
                     Vote(request.kind, request.slot, request.block_hash, request.validator, signature)
                 )
-        self._later(self._chance.randint(*SIGN_MS), Signed(tuple(votes)))
-
-    def _later(self, delay_ms: int, event: Event) -> None:
+        if entries:
+            self.record.append(tuple(entries))
         life = self._life
 
-        def act() -> None:
+        def finish() -> None:
             if self.is_up and self._life == life:
-                self._take(event)
+                if self.record.is_failing:
+                    self.on_failure(self)
+                    return
+                self.record.sync()
+                self._take(Signed(tuple(votes)))
 
-        self._clock.schedule(delay_ms, act)
+        self._clock.schedule(self._chance.randint(*SIGN_MS), finish)
 
     def _set_timer(self, name: str, delay_ms: int) -> None:
         self._timer_count += 1

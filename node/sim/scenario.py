@@ -49,6 +49,16 @@ class FaultProfile(msgspec.Struct, frozen=True):
     outages: int = 0
     """Times at which the bus loses everything for a while."""
     slow_disks: int = 0
+    full_disks: int = 0
+    """Times at which a disk has no room for a while (ENOSPC)."""
+    io_errors: int = 0
+    """Syncs that fail (EIO)."""
+    bit_flips: int = 0
+    """Nodes in whose log or signer's record a durable bit flips."""
+    lost_records: int = 0
+    """Nodes whose signer's record vanishes."""
+    old_records: int = 0
+    """Nodes whose signer's record is replaced by an older copy."""
     twins: int = 0
     """Nodes whose keys a second process uses as well."""
     withholders: int = 0
@@ -78,6 +88,11 @@ class FaultProfile(msgspec.Struct, frozen=True):
             "clock jump": self.clock_jumps,
             "outage": self.outages,
             "slow disk": self.slow_disks,
+            "full disk": self.full_disks,
+            "io error": self.io_errors,
+            "bit flip": self.bit_flips,
+            "lost record": self.lost_records,
+            "old record": self.old_records,
         }
 
     @property

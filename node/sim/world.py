@@ -64,11 +64,20 @@ class World:
             for index in range(scenario.replicas):
                 keys = range(index, scenario.validators, scenario.replicas)
                 self._add_node(f"shard-{shard}-{index}", ShardId(shard), keys)
-        self.nemesis = Nemesis(
-            scenario, self.clock, random.Random(f"nemesis {seed}"), self.bus, self.nodes, self.trace
-        )
         self.weights = Weights(self.genesis)
+        self.nemesis = Nemesis(
+            scenario,
+            self.clock,
+            random.Random(f"nemesis {seed}"),
+            self.bus,
+            self.nodes,
+            self.trace,
+            self.weights,
+            self.checker.accuse,
+        )
         self._corrupt()
+        for node in self.nodes:
+            self.nemesis.supervise(node)
 
     def _add_node(self, name: str, chain: ShardId, keys: range) -> SimNode:
         node = SimNode(
