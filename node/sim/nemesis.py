@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from node.sim.bus import SimBus
+from node.sim.bus_faults import BusFaults
 from node.sim.clock import Clock
 from node.sim.disk_faults import DiskFaults
 from node.sim.node import SimNode
@@ -55,6 +56,7 @@ class Nemesis:
             restart=self._restart,
             accuse=accuse,
         )
+        self._between = BusFaults(bus, nodes, tell=self._tell, later=self._later)
         down_ms = scenario.profile.down_ms
         self._blows: dict[str, Callable[[random.Random], None]] = {
             "crash": self._crash,
@@ -62,6 +64,9 @@ class Nemesis:
             "freeze": self._freeze,
             "clock jump": self._jump,
             "outage": self._black_out,
+            "flap": self._between.flap,
+            "lost session": partial(self._between.lose_session, gone_ms=scenario.profile.cut_ms),
+            "overflow": partial(self._between.overflow, slow_ms=scenario.profile.cut_ms),
             "slow disk": self._slow_down,
             "full disk": partial(self._disks.fill, full_ms=scenario.profile.cut_ms),
             "io error": partial(self._disks.fail_sync, down_ms=down_ms),
@@ -89,9 +94,7 @@ class Nemesis:
     def stop(self) -> None:
         """The faults are over: heal, thaw, restart."""
         self._is_over = True
-        self._bus.cuts.clear()
-        self._bus.is_out = False
-        self._bus.drop = 0.0
+        self._bus.heal()
         self._disks.heal()
         for node in self._nodes:
             node.disk_ms = (0, 4)
@@ -190,7 +193,7 @@ class Nemesis:
         self._later(chance, self._scenario.profile.cut_ms, heal)
 
     def _black_out(self, chance: random.Random) -> None:
-        self._bus.is_out = True
+        self._bus.go_down()
         self._tell("outage", "the broker is down")
 
         def heal() -> None:

@@ -35,6 +35,13 @@ class FaultProfile(msgspec.Struct, frozen=True):
     """How the world misbehaves. Times in milliseconds, chances from 0 to 1, counts per run."""
 
     latency_ms: tuple[int, int] = (1, 20)
+    """Evenly drawn, on top of what regions and jitter give."""
+    regions: str = ""
+    """A table of round trips between regions (``links``): lan, continent or world; nodes are spread over them."""
+    jitter_ms: int = 0
+    """Scale of a jitter with a tail: the median; now and then dozens of times as much."""
+    bandwidth: int = 0
+    """Bytes per second of every node's link, in each direction; 0 for no limit."""
     drop: float = 0.0
     duplicate: float = 0.0
     disk_ms: tuple[int, int] = (0, 4)
@@ -48,6 +55,12 @@ class FaultProfile(msgspec.Struct, frozen=True):
     jump_ms: int = 3_600_000
     outages: int = 0
     """Times at which the bus loses everything for a while."""
+    flaps: int = 0
+    """Nodes cut off from some others, on and off."""
+    lost_sessions: int = 0
+    """Nodes whose session at the broker is gone for a while."""
+    overflows: int = 0
+    """Nodes whose queue at the broker overflows for a while."""
     slow_disks: int = 0
     full_disks: int = 0
     """Times at which a disk has no room for a while (ENOSPC)."""
@@ -87,6 +100,9 @@ class FaultProfile(msgspec.Struct, frozen=True):
             "freeze": self.freezes,
             "clock jump": self.clock_jumps,
             "outage": self.outages,
+            "flap": self.flaps,
+            "lost session": self.lost_sessions,
+            "overflow": self.overflows,
             "slow disk": self.slow_disks,
             "full disk": self.full_disks,
             "io error": self.io_errors,
