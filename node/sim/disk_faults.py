@@ -24,6 +24,7 @@ MAX_LACKING: Final = 60
 """Batches that an old copy of a signer's record lacks at most."""
 
 Tell = Callable[[str, str, SimNode], None]
+Ambush = Callable[[random.Random, SimNode, Callable[[], None]], None]
 Later = Callable[[random.Random, tuple[int, int], Callable[[], None]], None]
 
 
@@ -38,6 +39,7 @@ class DiskFaults:
         *,
         tell: Tell,
         later: Later,
+        ambush: Ambush,
         restart: Callable[[SimNode], None],
         accuse: Callable[[ShardId, tuple[int, ...]], None],
     ) -> None:
@@ -46,6 +48,7 @@ class DiskFaults:
         self._chance = chance
         self._tell = tell
         self._later = later
+        self._ambush = ambush
         self._restart = restart
         self._accuse = accuse
 
@@ -75,64 +78,79 @@ class DiskFaults:
     def fill(self, chance: random.Random, full_ms: tuple[int, int]) -> None:
         """No room is left for a while (ENOSPC): whatever is written fails."""
         node = chance.choice(self._nodes)
-        node.disk.is_failing = node.record.is_failing = True
-        self._tell("full disk", f"the disk of {node.name} is full", node)
-        self._later(chance, full_ms, partial(self._mend, node))
+
+        def begin() -> None:
+            node.disk.is_failing = node.record.is_failing = True
+            self._tell("full disk", f"the disk of {node.name} is full", node)
+            self._later(chance, full_ms, partial(self._mend, node))
+
+        self._ambush(chance, node, begin)
 
     def fail_sync(self, chance: random.Random, down_ms: tuple[int, int]) -> None:
-        """The next sync of log or record fails once (EIO); what it should have made durable may be there or not."""
+        """The next sync of log or record fails (EIO); what it should have made durable may be there or not."""
         node = chance.choice(self._nodes)
-        if chance.random() < 0.5:
-            node.disk.is_failing = True
-        else:
-            node.record.is_failing = True
-        self._tell("io error", f"a sync of {node.name} fails", node)
-        self._later(chance, down_ms, partial(self._mend, node))
+        target = node.disk if chance.random() < 0.5 else node.record
+
+        def begin() -> None:
+            target.is_failing = True
+            self._tell("io error", f"a sync of {node.name} fails", node)
+            self._later(chance, down_ms, partial(self._mend, node))
+
+        self._ambush(chance, node, begin)
 
     def flip_bit(self, chance: random.Random, down_ms: tuple[int, int]) -> None:
         """A bit of what was durable flips while a node is down: in its log, or in its signer's record."""
-        node = self._take_down(chance, down_ms)
-        if node is None:
-            return
         is_log = chance.random() < 0.5
-        place = (node.disk if is_log else node.record).flip_bit(chance)
-        what = "log" if is_log else "signer's record"
-        self._tell("bit flip", f"a bit flips in the {what} of {node.name}, at byte {place}", node)
+
+        def rot(node: SimNode) -> None:
+            place = (node.disk if is_log else node.record).flip_bit(chance)
+            what = "log" if is_log else "signer's record"
+            self._tell("bit flip", f"a bit flips in the {what} of {node.name}, at byte {place}", node)
+
+        self._take_down(chance, down_ms, rot)
 
     def lose_record(self, chance: random.Random, down_ms: tuple[int, int]) -> None:
         """Somebody removes a signer's record while its node is down."""
-        node = self._take_down(chance, down_ms)
-        if node is not None:
+
+        def remove(node: SimNode) -> None:
             node.record.is_missing = True
             self._tell("lost record", f"the signer's record of {node.name} is gone", node)
 
+        self._take_down(chance, down_ms, remove)
+
     def restore_record(self, chance: random.Random, down_ms: tuple[int, int]) -> None:
         """Somebody puts an older copy of a signer's record in its place while its node is down."""
-        node = self._take_down(chance, down_ms)
-        if node is not None:
+
+        def restore(node: SimNode) -> None:
             lacking = node.record.restore_copy(chance, MAX_LACKING)
             self._accuse(node.chain, node.keys)
             self._tell(
-                "old record", f"the signer's record of {node.name} lacks the last {lacking} batches", node
+                "old record", f"the signer's record of {node.name} lacks its last {lacking} batches", node
             )
 
-    def _take_down(self, chance: random.Random, down_ms: tuple[int, int]) -> SimNode | None:
-        """Crash a node that may lose what its promises rest on and return it, to start again later; None if none may."""
-        victims = [
-            node
-            for node in self._nodes
-            if node.is_up
-            and not node.is_byzantine
-            and node.keys
-            and self._weights.can_fail(node.chain, node.keys)
-        ]
+        self._take_down(chance, down_ms, restore)
+
+    def _take_down(
+        self, chance: random.Random, down_ms: tuple[int, int], spoil: Callable[[SimNode], None]
+    ) -> None:
+        """Crash a node that may lose what its promises rest on, spoil it, and start it again later; nobody if none may."""
+        victims = [node for node in self._nodes if self._may_lose(node)]
         if not victims:
-            return None
+            return
         node = chance.choice(victims)
-        self._weights.fail(node.chain, node.keys)
-        node.crash()
-        self._later(chance, down_ms, partial(self._restart, node))
-        return node
+
+        def strike() -> None:
+            if self._may_lose(node):  # it may have changed since
+                self._weights.fail(node.chain, node.keys)
+                node.crash()
+                spoil(node)
+                self._later(chance, down_ms, partial(self._restart, node))
+
+        self._ambush(chance, node, strike)
+
+    def _may_lose(self, node: SimNode) -> bool:
+        is_whole = node.is_up and not node.is_byzantine and bool(node.keys)
+        return is_whole and self._weights.can_fail(node.chain, node.keys)
 
     def _mend(self, node: SimNode) -> None:
         node.disk.is_failing = node.record.is_failing = False

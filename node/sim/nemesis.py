@@ -12,7 +12,8 @@ from node.sim.bus import SimBus
 from node.sim.bus_faults import BusFaults
 from node.sim.clock import Clock
 from node.sim.disk_faults import DiskFaults
-from node.sim.node import SimNode
+from node.sim.node import Doom, SimNode
+from node.sim.phases import PHASES, Phase
 from node.sim.scenario import Scenario
 from node.sim.strikes import Strike, draw_strikes
 from node.sim.trace import Trace
@@ -23,7 +24,8 @@ GROUP_CHANCE = 0.2
 """How often a crash takes all processes of a chain."""
 DOOM_CHANCE = 0.7
 """How often a crash comes between effects, where it hurts, instead of at an idle instant."""
-MAX_DOOM = 40
+MAX_PATIENCE = 400
+"""Effects for which a fault waits at most until its victim is in the phase that it aims at: some seconds."""
 
 
 class Nemesis:
@@ -53,10 +55,11 @@ class Nemesis:
             chance,
             tell=self._tell,
             later=self._later,
+            ambush=self._ambush,
             restart=self._restart,
             accuse=accuse,
         )
-        self._between = BusFaults(bus, nodes, tell=self._tell, later=self._later)
+        self._between = BusFaults(bus, nodes, tell=self._tell, later=self._later, ambush=self._ambush)
         down_ms = scenario.profile.down_ms
         self._blows: dict[str, Callable[[random.Random], None]] = {
             "crash": self._crash,
@@ -78,7 +81,7 @@ class Nemesis:
         self.acts: Counter[str] = Counter()
         """What Byzantine nodes did."""
         self.coverage: Counter[str] = Counter()
-        """Faults of one node by what it had done last: a phase that no fault ever hits proves nothing."""
+        """Faults by the phase in which they hit a node: a phase that no fault ever hits proves nothing."""
 
     def schedule(self, seed: int) -> None:
         """Put all strikes of the run on the clock; those left out do nothing, and so change nothing before their instant."""
@@ -114,10 +117,20 @@ class Nemesis:
     def _later(self, chance: random.Random, bounds: tuple[int, int], action: Callable[[], None]) -> None:
         self._clock.schedule(chance.randint(*bounds), self._guard(action))
 
+    def _ambush(self, chance: random.Random, node: SimNode, strike: Callable[[], None]) -> None:
+        """Strike at once, or, where it hurts more, between two of the next effects of ``node``."""
+        if node.doom is None and chance.random() < DOOM_CHANCE:
+            aim = chance.choice(PHASES) if node.is_up else Phase.STARTING
+            node.doom = Doom(aim, chance.randint(1, MAX_PATIENCE), self._guard(strike))
+        else:
+            strike()
+
     def _tell(self, fault: str, text: str, victim: SimNode | None = None) -> None:
+        """Count a fault, for ``victim`` in the phase that it hits; without a victim it hits everybody."""
         self.faults[fault] += 1
-        if victim is not None:
-            self.coverage[f"{fault} after {victim.last_kind}"] += 1
+        for node in self._nodes if victim is None else (victim,):
+            if node.is_up or victim is not None:
+                self.coverage[f"{fault} while {node.phase}"] += 1
         self._trace.add(self._clock.now_ms, "nemesis", fault, text.encode())
         self._trace.tell(self._clock.now_ms, "nemesis", text)
 
@@ -129,10 +142,7 @@ class Nemesis:
         if chance.random() < GROUP_CHANCE:
             victims = [node for node in self._nodes if node.chain == victims[0].chain]
         for node in victims:
-            if chance.random() < DOOM_CHANCE:
-                node.doom = (chance.randint(1, MAX_DOOM), self._guard(partial(self._kill, chance, node)))
-            else:
-                self._kill(chance, node)
+            self._ambush(chance, node, partial(self._kill, chance, node))
 
     def _kill(self, chance: random.Random, node: SimNode) -> None:
         if node.is_up:
@@ -151,6 +161,9 @@ class Nemesis:
 
     def _freeze(self, chance: random.Random) -> None:
         node = chance.choice(self._nodes)
+        self._ambush(chance, node, partial(self._stop, chance, node))
+
+    def _stop(self, chance: random.Random, node: SimNode) -> None:
         if node.is_up and not node.is_frozen:
             node.freeze()
             self._tell("freeze", f"{node.name} is stopped", node)
@@ -158,11 +171,17 @@ class Nemesis:
 
     def _jump(self, chance: random.Random) -> None:
         node = chance.choice(self._nodes)
+        self._ambush(chance, node, partial(self._put_off, chance, node))
+
+    def _put_off(self, chance: random.Random, node: SimNode) -> None:
         node.clock_offset_ms = chance.randint(-1, 1) * chance.randint(0, self._scenario.profile.jump_ms)
-        self._tell("clock", f"the clock of {node.name} is off by {node.clock_offset_ms} ms")
+        self._tell("clock", f"the clock of {node.name} is off by {node.clock_offset_ms} ms", node)
 
     def _slow_down(self, chance: random.Random) -> None:
         node = chance.choice(self._nodes)
+        self._ambush(chance, node, partial(self._weigh_down, chance, node))
+
+    def _weigh_down(self, chance: random.Random, node: SimNode) -> None:
         before = self._scenario.profile.disk_ms
         node.disk_ms = (200, 1_500)
         self._tell("slow disk", f"the disk of {node.name} is slow", node)
@@ -175,6 +194,9 @@ class Nemesis:
     # Faults of the bus
 
     def _cut(self, chance: random.Random) -> None:
+        self._ambush(chance, chance.choice(self._nodes), partial(self._divide, chance))
+
+    def _divide(self, chance: random.Random) -> None:
         names = sorted({node.name for node in self._nodes})
         side = {name for name in names if chance.random() < 0.5}
         one_way = chance.random() < 0.3
@@ -193,6 +215,9 @@ class Nemesis:
         self._later(chance, self._scenario.profile.cut_ms, heal)
 
     def _black_out(self, chance: random.Random) -> None:
+        self._ambush(chance, chance.choice(self._nodes), partial(self._kill_broker, chance))
+
+    def _kill_broker(self, chance: random.Random) -> None:
         self._bus.go_down()
         self._tell("outage", "the broker is down")
 
@@ -211,7 +236,10 @@ class Nemesis:
         """Note that ``node`` plays a Byzantine role."""
         self._tell(role, f"{node.name} is Byzantine: {role}")
 
-    def act(self, node: SimNode, act: str) -> None:
-        """Note what a Byzantine node did."""
+    def act(self, node: SimNode, role: str, act: str) -> None:
+        """Note what a Byzantine node did, and what the others of its chain were doing then."""
         self.acts[act] += 1
+        for other in self._nodes:
+            if other.chain == node.chain and other is not node and other.is_up:
+                self.coverage[f"{role} while {other.phase}"] += 1
         self._trace.add(self._clock.now_ms, node.name, act)

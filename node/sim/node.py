@@ -7,8 +7,10 @@ of the signer's record, and a torn piece of what was being written. A disk that 
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
+
+import msgspec
 
 from crosslink.beacon import BeaconMachine
 from node.executor import StateRecord
@@ -17,6 +19,7 @@ from node.sim.clock import Clock
 from node.sim.disk import SignerDisk, SignerRecordLostError, SimDisk
 from node.sim.executor import Execution, SimExecutor
 from node.sim.mock_crypto import MockCrypto, sign_mock
+from node.sim.phases import Phase, find_phase
 from node.sim.scenario import GENESIS_MS, FaultProfile
 from node.sim.trace import Trace
 from node.sim.workload import TransactionPool
@@ -48,6 +51,14 @@ class Observer(Protocol):
     def on_notice(self, node: "SimNode", notice: fx.Notice) -> None:
         """The machine told something."""
         ...
+
+
+class Doom(msgspec.Struct):
+    """A fault that strikes before the first effect of a phase, or when it has waited for ``patience`` effects."""
+
+    aim: Phase
+    patience: int
+    strike: Callable[[], None]
 
 
 class SimNode:
@@ -86,11 +97,13 @@ class SimNode:
         self.is_frozen = False
         self.is_byzantine = False
         self.clock_offset_ms = 0
-        self.last_kind = "Started"
-        """What it was doing when a fault strikes: the last event, for the report of coverage."""
+        self._last_step: tuple[Event, Sequence[fx.Effect]] = (Started(), ())
+        """The last step that did anything: what a fault interrupts."""
+        self._next: object = None
+        """The effect that comes next, while a fault is about to strike before it."""
         self.disk_ms = profile.disk_ms
-        self.doom: tuple[int, Callable[[], None]] | None = None
-        """Effects until a fault strikes, and the fault: so crashes hit between the effects of one step."""
+        self.doom: Doom | None = None
+        """A fault that waits for its moment between two effects."""
         self.roles: tuple[Role, ...] = ()
         """How it misbehaves, if it is Byzantine."""
         self.machine: ShardReplica | BeaconMachine
@@ -130,7 +143,8 @@ class SimNode:
         self._is_syncing = False
         self._timers.clear()
         self._thawed.clear()
-        self.doom = None
+        if self.doom is not None and self.doom.aim is not Phase.STARTING:
+            self.doom = None
         self.is_up, self.is_frozen = True, False
         keys = self.keys if self.is_signing else ()
         if self.chain == BEACON:
@@ -221,15 +235,16 @@ class SimNode:
         clock, trace = self._clock, self._trace
         kind = type(event.message).__name__ if isinstance(event, MessageReceived) else type(event).__name__
         trace.add(clock.now_ms, self._label, kind)
-        self.last_kind = kind
         effects = self.machine.step(event, GENESIS_MS + clock.now_ms + self.clock_offset_ms)
         if trace.is_shown:
             trace.tell(clock.now_ms, self._label, describe_step(event, effects))
         if self.roles:
             effects = self._play_roles(event, effects)
+        if effects:
+            self._last_step = (event, effects)
         life = self._life
         for effect in effects:
-            if not self._is_struck(life):
+            if not self._is_struck(life, effect):
                 self._perform(effect)
         self._drain()
 
@@ -250,14 +265,22 @@ class SimNode:
 
         self._clock.schedule(delay_ms, act)
 
-    def _is_struck(self, life: int) -> bool:
-        """Tell whether the process of ``life`` is gone, or goes now because its doom has come."""
+    def _is_struck(self, life: int, effect: object) -> bool:
+        """Tell whether the process of ``life`` is gone, or goes now, before ``effect``, because its doom has come."""
         if self.doom is not None and self.is_up:
-            effects_left, strike = self.doom
-            self.doom = (effects_left - 1, strike) if effects_left > 1 else None
-            if self.doom is None:
+            self._next = effect
+            self.doom.patience -= 1
+            if self.doom.patience <= 0 or self.phase is self.doom.aim:
+                strike, self.doom = self.doom.strike, None
                 strike()
+            self._next = None
         return self._life != life
+
+    @property
+    def phase(self) -> Phase:
+        """What it is doing."""
+        event, effects = self._last_step
+        return find_phase(event, effects, self._next)
 
     def _perform(self, effect: fx.Effect) -> None:
         match effect:
@@ -286,7 +309,7 @@ class SimNode:
     def _drain(self) -> None:
         """Perform the outbox up to the next barrier that is not on disk yet."""
         life = self._life
-        while self._outbox and not self._is_syncing and not self._is_struck(life):
+        while self._outbox and not self._is_syncing and not self._is_struck(life, self._outbox[0]):
             match self._outbox.popleft():
                 case fx.Persist(records):
                     for record in records:

@@ -15,7 +15,7 @@ from node.sim.weights import Weights
 from shardyard.genesis import Genesis
 from shardyard.ids import ShardId
 
-Tell = Callable[[SimNode, str], None]
+Tell = Callable[[SimNode, str, str], None]
 
 
 class Casting:
@@ -24,7 +24,7 @@ class Casting:
     def __init__(
         self, genesis: Genesis, weights: Weights, chance: random.Random, nodes: list[SimNode], tell: Tell
     ) -> None:
-        """``tell`` counts what a Byzantine node does."""
+        """``tell`` counts what a Byzantine node does, by its role and act."""
         self._genesis = genesis
         self._weights = weights
         self._chance = chance
@@ -40,7 +40,7 @@ class Casting:
         self._weights.fail(chain, node.keys)
         node.is_byzantine = True
         if role != TWIN:
-            node.roles = (*node.roles, build_role(role, self._build_seat(node), self._spool))
+            node.roles = (*node.roles, build_role(role, self._build_seat(node, role), self._spool))
         return node
 
     def _choose(self, chain: ShardId, role: str) -> SimNode | None:
@@ -56,7 +56,7 @@ class Casting:
         choices = honest or idle
         return self._chance.choice(choices) if choices else None
 
-    def _build_seat(self, node: SimNode) -> Seat:
+    def _build_seat(self, node: SimNode, role: str) -> Seat:
         names: Iterable[SimNode] = (other for other in self._nodes if other.chain == node.chain)
         return Seat(
             name=node.name,
@@ -67,5 +67,5 @@ class Casting:
             peers=tuple(sorted({other.name for other in names} - {node.name})),
             chance=random.Random(self._chance.getrandbits(64)),
             later=node.say_later,
-            tell=lambda act: self._tell(node, act),
+            tell=lambda act: self._tell(node, role, act),
         )
