@@ -123,23 +123,28 @@ class SimBus:
                 counters["overflown"] += 1
                 return
             left_ms = waited
+        sent, lost, drop, duplicate = counters["sent"], 0, self.drop, self._duplicate
+        low_ms, span_ms, links, schedule = self._low_ms, self._span_ms, self._links, self._clock.schedule
         for receiver in receivers:
             if receiver is sender:
                 continue
-            counters["sent"] += 1
-            if draw() < self.drop or (is_disturbed and self._is_lost(sender.name, receiver.name)):
-                counters["lost"] += 1
+            sent += 1
+            if draw() < drop or (is_disturbed and self._is_lost(sender.name, receiver.name)):
+                lost += 1
                 continue
-            if counters["sent"] % WIRE_SAMPLE == 0:
+            if sent % WIRE_SAMPLE == 0:
                 message = decode_message(encode_message(message))
-            for _ in range(2 if draw() < self._duplicate else 1):
-                delay_ms = self._low_ms + int(draw() * self._span_ms)
-                if self._links is not None:
+            for _ in range(2 if draw() < duplicate else 1):
+                delay_ms = low_ms + int(draw() * span_ms)
+                if links is not None:
                     travelled = self._travel(sender.name, receiver.name, left_ms + delay_ms, size)
                     if travelled is None:
                         continue
                     delay_ms = travelled
-                self._clock.schedule(delay_ms, self._delivery(receiver, sender, message))
+                schedule(delay_ms, self._delivery(receiver, sender, message))
+        counters["sent"] = sent
+        if lost:
+            counters["lost"] += lost
 
     def _travel(self, sender: NodeId, receiver: NodeId, delay_ms: int, size: int) -> int | None:
         """Return when a message arrives that leaves after ``delay_ms``; None when it is lost in a full queue."""

@@ -244,9 +244,13 @@ class SimNode:
             self._last_step = (event, effects)
         life = self._life
         for effect in effects:
-            if not self._is_struck(life, effect):
-                self._perform(effect)
-        self._drain()
+            if self.doom is not None:
+                self._meet_doom(effect)
+            if self._life != life:
+                return
+            self._perform(effect)
+        if self._outbox and not self._is_syncing:
+            self._drain()
 
     def _play_roles(self, event: Event, effects: list[fx.Effect]) -> list[fx.Effect]:
         for role in self.roles:
@@ -265,8 +269,8 @@ class SimNode:
 
         self._clock.schedule(delay_ms, act)
 
-    def _is_struck(self, life: int, effect: object) -> bool:
-        """Tell whether the process of ``life`` is gone, or goes now, before ``effect``, because its doom has come."""
+    def _meet_doom(self, effect: object) -> None:
+        """Let the fault that waits strike before ``effect``, if it is time."""
         if self.doom is not None and self.is_up:
             self._next = effect
             self.doom.patience -= 1
@@ -274,7 +278,6 @@ class SimNode:
                 strike, self.doom = self.doom.strike, None
                 strike()
             self._next = None
-        return self._life != life
 
     @property
     def phase(self) -> Phase:
@@ -308,28 +311,32 @@ class SimNode:
 
     def _drain(self) -> None:
         """Perform the outbox up to the next barrier that is not on disk yet."""
-        life = self._life
-        while self._outbox and not self._is_syncing and not self._is_struck(life, self._outbox[0]):
-            match self._outbox.popleft():
+        life, outbox = self._life, self._outbox
+        while outbox and not self._is_syncing:
+            if self.doom is not None:
+                self._meet_doom(outbox[0])
+                if self._life != life:
+                    return
+            match outbox.popleft():
+                case fx.Broadcast(message):
+                    self._publish(self, message)
                 case fx.Persist(records):
                     for record in records:
                         self.disk.append(record)
                     self._start_sync(records)
-                case StateRecord() as state:
-                    self.disk.append_state(state)
-                case fx.Broadcast(message):
-                    self._publish(self, message)
-                case fx.Send(to, message):
-                    self._send(self, to, message)
+                case fx.Notice() as notice:
+                    self._observer.on_notice(self, notice)
                 case fx.Sign(requests):
                     self._sign(requests)  # behind its Persist (S5)
+                case StateRecord() as state:
+                    self.disk.append_state(state)
+                case fx.Send(to, message):
+                    self._send(self, to, message)
                 case fx.Finalise(block):
                     self._executor.finalise(block.hash)
                     self.signer.prune(block.header.slot)
                 case fx.Discard(block_hash):
                     self._executor.discard(block_hash)
-                case fx.Notice() as notice:
-                    self._observer.on_notice(self, notice)
                 case other:
                     raise AssertionError(f"effect {other!r} does not belong into the outbox")
 

@@ -6,6 +6,9 @@ iteration order of a set and no wall clock can enter, so a difference means that
 
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import Final
+
+LINES_AT_A_TIME: Final = 512
 
 
 class Trace:
@@ -13,6 +16,7 @@ class Trace:
 
     def __init__(self, show: Callable[[str], None] | None = None) -> None:
         self._hasher = blake2b(digest_size=16)
+        self._lines: list[str] = []
         self._show = show
         self.count = 0
 
@@ -24,7 +28,9 @@ class Trace:
     def add(self, now_ms: int, node: str, kind: str, detail: bytes = b"") -> None:
         """Take one event into the hash."""
         self.count += 1
-        self._hasher.update(b"%d %s %s %s\n" % (now_ms, node.encode(), kind.encode(), detail))
+        self._lines.append(f"{now_ms} {node} {kind} {detail.hex() if detail else ''}")
+        if len(self._lines) >= LINES_AT_A_TIME:
+            self._hash_lines()
 
     def tell(self, now_ms: int, node: str, text: str) -> None:
         """Show a line to whoever reads along."""
@@ -33,4 +39,9 @@ class Trace:
 
     def compute_hash(self) -> str:
         """Return the hash of everything so far."""
+        self._hash_lines()
         return self._hasher.hexdigest()
+
+    def _hash_lines(self) -> None:
+        self._hasher.update("".join(f"{line}\n" for line in self._lines).encode())
+        self._lines.clear()
