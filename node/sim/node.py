@@ -143,8 +143,6 @@ class SimNode:
         self._is_syncing = False
         self._timers.clear()
         self._thawed.clear()
-        if self.doom is not None and self.doom.aim is not Phase.STARTING:
-            self.doom = None
         self.is_up, self.is_frozen = True, False
         keys = self.keys if self.is_signing else ()
         if self.chain == BEACON:
