@@ -10,8 +10,10 @@ from collections.abc import Callable
 import msgspec
 
 from node.sim.invariants import InvariantError
+from node.sim.narration import Narrator
 from node.sim.recipe import DEFAULT_MINUTES, MIN_MINUTES, Recipe
 from node.sim.scenario import Scenario
+from node.sim.trace import Listener
 from node.sim.world import Report, World
 
 
@@ -27,6 +29,8 @@ class Result(msgspec.Struct, frozen=True):
     simulated_s: float
     report: Report | None
     """None when the run did not come to its end."""
+    story: tuple[str, ...] = ()
+    """Of a run that failed, when it was asked for: its faults and last steps, a line each."""
 
     @property
     def seed(self) -> int:
@@ -59,18 +63,19 @@ def run(
 ) -> Result:
     """Run ``seed`` for ``minutes`` of virtual time, or a scenario of one's own."""
     recipe = Recipe(seed, minutes=max(minutes, MIN_MINUTES), faults=faults)
-    return run_recipe(recipe, scenario=scenario, show=show)
+    listener = None if show is None else Narrator(lambda line: show(str(line)))
+    return run_recipe(recipe, scenario=scenario, listener=listener)
 
 
 def run_recipe(
-    recipe: Recipe, *, scenario: Scenario | None = None, show: Callable[[str], None] | None = None
+    recipe: Recipe, *, scenario: Scenario | None = None, listener: Listener | None = None
 ) -> Result:
     """Run what ``recipe`` says; an exception of a machine is a violation like any other (I12).
 
     Raises ``RecipeError`` when the recipe cannot be run.
     """
     scenario = scenario or recipe.build_scenario()
-    world = World(recipe.seed, scenario, show)
+    world = World(recipe.seed, scenario, listener)
     started = time.process_time()
     report: Report | None = None
     violation = ""
@@ -89,18 +94,6 @@ def run_recipe(
         simulated_s=world.clock.now_ms / 1000,
         report=report,
     )
-
-
-def replay(
-    seed: int,
-    *,
-    minutes: float = DEFAULT_MINUTES,
-    faults: bool = True,
-    scenario: Scenario | None = None,
-    show: Callable[[str], None] = print,
-) -> Result:
-    """Run ``seed`` again and show every step."""
-    return run(seed, minutes=minutes, faults=faults, scenario=scenario, show=show)
 
 
 def describe_result(result: Result) -> str:

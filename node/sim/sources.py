@@ -87,6 +87,7 @@ def _find_module(name: str) -> Path | None:
     return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
+@cache
 def describe_commit() -> str:
     """Return the commit of this clone, with a plus when files differ from it; "unknown" outside of a clone."""
     try:

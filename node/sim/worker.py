@@ -27,6 +27,13 @@ CPU_S_PER_MINUTE: Final = 60
 MEMORY_BYTES: Final = 4 << 30
 
 
+class _Order(msgspec.Struct, frozen=True):
+    """What the process is asked for; the recipe is read by the child, once its bug is planted."""
+
+    recipe: msgspec.Raw
+    tells: bool
+
+
 class Worker:
     """The parent's side of one process; started when it is first needed."""
 
@@ -41,15 +48,16 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, recipe: "Recipe") -> "Result":
-        """Run ``recipe`` in the process and return what became of it."""
+    def run(self, recipe: "Recipe", *, tells: bool = False) -> "Result":
+        """Run ``recipe`` in the process and return what became of it, with its story if it ``tells``."""
         from node.sim.run import Result
 
         process = self._process = self._process or self._start()
         assert process.stdin is not None, "the process reads from a pipe"
         assert process.stdout is not None, "the process writes to a pipe"
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(msgspec.json.encode(recipe) + b"\n")
+            order = _Order(msgspec.Raw(msgspec.json.encode(recipe)), tells)
+            process.stdin.write(msgspec.json.encode(order) + b"\n")
             process.stdin.flush()
         line = process.stdout.readline()
         if line.endswith(b"\n"):
@@ -96,17 +104,24 @@ def serve(plant: str) -> None:
     """Run recipes from standard input until it ends."""
     if plant:
         install_plant(get_plant(plant))
+    from node.sim.narration import Epilogue
     from node.sim.recipe import Recipe
     from node.sim.run import run_recipe
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     for line in sys.stdin.buffer:
-        recipe = msgspec.json.decode(line, type=Recipe)
+        order = msgspec.json.decode(line, type=_Order)
+        recipe = msgspec.json.decode(order.recipe, type=Recipe)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         spent = int(usage.ru_utime + usage.ru_stime) + 1
         _limit(resource.RLIMIT_CPU, spent + CPU_S + int(CPU_S_PER_MINUTE * recipe.minutes))
-        sys.stdout.buffer.write(msgspec.json.encode(run_recipe(recipe)) + b"\n")
+        epilogue = Epilogue() if order.tells else None
+        result = run_recipe(recipe, listener=epilogue)
+        if epilogue is not None and not result.is_ok:
+            story = tuple(map(str, epilogue.tell(result.violation)))
+            result = msgspec.structs.replace(result, story=story)
+        sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
         sys.stdout.buffer.flush()
 
 
