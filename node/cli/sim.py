@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_SHARDS: Final = 64
 MAX_VALIDATORS: Final = 64
 MAX_SEED: Final = 1 << 31
+PROFILE_HELP: Final = (
+    "Fault profile: calm, default, crashy, byzantine, wan, disk or chaos.  [default: default]"
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,6 +81,7 @@ def recipe_options(function: F) -> F:
             "--validators", type=click.IntRange(1, MAX_VALIDATORS), help="Validators per shard.  [default: 4]"
         ),
         click.option("--shards", type=click.IntRange(1, MAX_SHARDS), help=f"Shards.{drawn}"),
+        click.option("--profile", default="default", metavar="NAME", help=PROFILE_HELP),
         click.option(
             "--faults/--no-faults", default=True, show_default=True, help="Crashes, losses, partitions, …"
         ),
@@ -185,6 +189,7 @@ def _report(result: "Result") -> int:
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="The first of them.")
 @click.option("--minutes", default=2.0, show_default=True, help="Minutes of virtual time per seed.")
 @click.option("--faults/--no-faults", default=True, show_default=True, help="Crashes, losses, partitions, …")
+@click.option("--profile", default="default", metavar="NAME", help=PROFILE_HELP)
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per core]")
 @click.option("--within", type=click.FloatRange(0), metavar="SECONDS", help="End after so many seconds.")
 @click.option("--at-least", type=click.IntRange(0), default=0, help="Fail (exit 6) with fewer seeds.")

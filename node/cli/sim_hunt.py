@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +63,15 @@ def hunt_range(options: dict[str, Any]) -> int:
         for text in missed:
             say(f"missed: {text}")
     return 0 if found.is_ok and not missed else EXIT_CHECK_FAILED
+
+
+def _build_recipes(options: dict[str, Any], plant: str = "") -> list[Recipe]:
+    """Return a recipe per seed; raises ``ConfigError`` when they cannot be run."""
+    fields = {name: options[name] for name in ("minutes", "faults", "profile")}
+    start = options["start"]
+    recipes = [Recipe(seed, **fields, plant=plant) for seed in range(start, start + options["seeds"])]
+    recipes[0].build_scenario()
+    return recipes
 
 
 def _build_deadline(within_s: float | None) -> Any:
@@ -129,17 +137,14 @@ def hunt_plant(name: str, options: dict[str, Any]) -> int:
     plant = get_plant(name)
     for passage in plant.passages:
         apply_plant(plant, passage.module, read_module(passage.module))
-    start, count, minutes = options["start"], options["seeds"], options["minutes"]
-    recipes = (
-        Recipe(seed, minutes=minutes, faults=options["faults"], plant=plant.name)
-        for seed in range(start, start + count)
-    )
+    start, count = options["start"], options["seeds"]
+    recipes = _build_recipes(options, plant.name)
     say(f"planted {plant.name} ({plant.rule}) in {plant.module}: {plant.what}")
     progress = Progress(count)
     started = time.monotonic()
     try:
         found = hunt(
-            _check_first(recipes),
+            recipes,
             jobs=options["jobs"] or os.cpu_count() or 1,
             plant=plant.name,
             stop_at=1,
@@ -159,13 +164,6 @@ def hunt_plant(name: str, options: dict[str, Any]) -> int:
         click.echo(f"not found in {len(found.entries)} seeds, {format_duration(took_s)}")
         say(f"try: shardyard sim hunt --plant {plant.name} --start {start + count} --seeds {10 * count}")
     return 0 if found.failed else EXIT_CHECK_FAILED
-
-
-def _check_first(recipes: Iterator[Recipe]) -> Iterator[Recipe]:
-    for number, recipe in enumerate(recipes):
-        if number == 0:
-            recipe.build_scenario()
-        yield recipe
 
 
 def describe_ledger(path: Path | None, *, as_json: bool) -> int:

@@ -40,6 +40,8 @@ class Checker:
         self._executions = executions
         self._blocks: dict[Hash32, Block] = {}
         self._finals: dict[tuple[int, int], Hash32] = {}
+        self._claimed: dict[tuple[int, int], Hash32] = {}
+        """Heads of crosslinks in final beacon blocks that no honest node of their shard has finalised yet."""
         self._tips: dict[ShardId, int] = {}
         self._emitted: dict[Link, dict[int, bytes]] = {}
         self._crosslinked: dict[Link, int] = {}
@@ -48,6 +50,10 @@ class Checker:
         self._executed: set[Hash32] = set()
         self._nodes: list[SimNode] = []
         self._byzantine: dict[ShardId, set[int]] = {}
+        self._valid: set[Hash32] = set()
+        """Blocks that some node has executed and found valid."""
+        self.convicted: Counter[tuple[ShardId, int, str]] = Counter()
+        """Evidence found, by chain, validator and the kinds of the two votes."""
         self.counters: Counter[str] = Counter()
 
     def join(self, node: SimNode) -> None:
@@ -66,6 +72,8 @@ class Checker:
             self._blocks.setdefault(record.block.hash, record.block)
         elif isinstance(record, fx.FinalRecord) and not node.is_byzantine:
             self._on_final(node, record)
+        elif isinstance(record, fx.ExecutionRecord):
+            self._valid.add(record.block_hash)
 
     def on_notice(self, node: SimNode, notice: fx.Notice) -> None:
         """Look at what a machine tells."""
@@ -77,7 +85,7 @@ class Checker:
                 raise InvariantError(f"I12: {node.name} halted: {notice.data}")
             case "refused" if isinstance(error := notice.data["error"], str):
                 self.counters[f"refused {error}"] += 1
-            case "block.invalid" if notice.data["hash"] in self._executions:
+            case "block.invalid" if notice.data["hash"] in self._valid:
                 raise InvariantError(
                     f"I9: {node.name} calls a block invalid that was executed: {notice.data}"
                 )
@@ -89,6 +97,7 @@ class Checker:
     def _check_evidence(self, node: SimNode, notice: fx.Notice) -> None:
         evidence = decode(notice.data["evidence"], VoteEvidence, max_bytes=4096)  # type: ignore[arg-type]  # bytes
         first, second = evidence.first, evidence.second
+        self.convicted[notice.shard, first.validator, f"{first.kind.name} {second.kind.name}"] += 1
         if first.validator not in self._byzantine.get(notice.shard, set()):
             raise InvariantError(
                 f"I6: {node.name} holds evidence against honest validator {first.validator} of "
@@ -110,6 +119,12 @@ class Checker:
         block = self._blocks[record.block_hash]
         if record.height != self._tips.get(node.chain, 0) + 1:
             raise InvariantError(f"I5: {node.name} finalised height {record.height} before the one below")
+        claimed = self._claimed.pop(key, record.block_hash)
+        if claimed != record.block_hash:
+            raise InvariantError(
+                f"I5: {node.name} finalised {record.block_hash.hex()[:16]} at height {record.height} of "
+                f"{describe_shard(node.chain)}, the beacon {claimed.hex()[:16]}"
+            )
         self._finals[key] = record.block_hash
         self._tips[node.chain] = record.height
         self.counters["final_blocks"] += 1
@@ -128,7 +143,10 @@ class Checker:
 
     def _on_crosslink(self, crosslink: Crosslink) -> None:
         key = (crosslink.shard, crosslink.last_height)
-        if self._finals.get(key) != crosslink.head_hash:
+        if self._finals.get(key) is None:
+            # Proven final, and so far only a Byzantine node has told; honest ones must come to the same block.
+            self._claimed[key] = crosslink.head_hash
+        elif self._finals[key] != crosslink.head_hash:
             raise InvariantError(
                 f"I5: the beacon finalised head {crosslink.head_hash.hex()[:16]} of shard {crosslink.shard} at height "
                 f"{crosslink.last_height}, which the shard did not"
@@ -213,6 +231,8 @@ class Checker:
                     f"expected {blocks} blocks more"
                 )
         for node in self._nodes:
+            if node.is_byzantine:
+                continue
             height = node.final_block.header.height
             if height < before[node.chain] + blocks // 2:
                 raise InvariantError(
@@ -220,7 +240,11 @@ class Checker:
                 )
 
     def check_delivered(self) -> None:
-        """I2: everything that was emitted is executed."""
+        """I2: everything that was emitted is executed; I5: every crosslink's head is final on its shard."""
+        for (shard, height), head in self._claimed.items():
+            raise InvariantError(
+                f"I5: the beacon finalised head {head.hex()[:16]} of shard {shard} at height {height}, the shard never"
+            )
         for link, receipts in self._emitted.items():
             if receipts and self._delivered.get(link, 0) != max(receipts):
                 raise InvariantError(

@@ -7,7 +7,8 @@ from typing import Final
 
 import msgspec
 
-from node.sim.scenario import FaultProfile, Scenario, draw_scenario
+from node.sim.faults import DEFAULT_PROFILE, PEACE, FaultProfile
+from node.sim.scenario import Scenario, draw_scenario
 from node.sim.strikes import draw_strikes
 from shardyard.errors import ConfigError
 
@@ -15,7 +16,6 @@ DEFAULT_MINUTES: Final = 2.0
 MIN_MINUTES: Final = 0.25
 """Below this there is no time for faults and for quiet after them."""
 MAX_MINUTES: Final = 24 * 60.0
-PEACEFUL: Final = FaultProfile()
 
 
 class RecipeError(ConfigError):
@@ -29,6 +29,8 @@ class Recipe(msgspec.Struct, frozen=True):
     minutes: float = DEFAULT_MINUTES
     """Of virtual time."""
     faults: bool = True
+    profile: str = DEFAULT_PROFILE
+    """Name of the fault profile."""
     shards: int | None = None
     validators: int | None = None
     """Per shard."""
@@ -49,19 +51,21 @@ class Recipe(msgspec.Struct, frozen=True):
     def build_scenario(self) -> Scenario:
         """Return the scenario of this run.
 
-        Raises ``RecipeError`` when the line says something that this seed does not have.
+        Raises ``RecipeError`` when the line says something that this seed does not have, ``ConfigError`` for a profile that
+        there is not.
         """
         if not MIN_MINUTES <= self.minutes <= MAX_MINUTES:
             raise RecipeError(
                 f"--minutes: got {self.minutes:g}, expected {MIN_MINUTES:g} to {MAX_MINUTES:g}: faults need quiet after them"
             )
-        drawn = draw_scenario(self.seed, int(self.minutes * 60_000), faults=self.faults)
+        duration_ms = int(self.minutes * 60_000)
+        drawn = draw_scenario(self.seed, duration_ms, faults=self.faults, profile=self.profile)
         profile = drawn.profile
         for name in self.calm:
             if name not in FaultProfile.__struct_fields__:
                 known = ", ".join(list_knobs(profile)) or "none for this seed"
                 raise RecipeError(f"--calm: got {name!r}, expected knobs of the fault profile: {known}")
-            profile = msgspec.structs.replace(profile, **{name: getattr(PEACEFUL, name)})
+            profile = msgspec.structs.replace(profile, **{name: getattr(PEACE, name)})
         validators = drawn.validators if self.validators is None else self.validators
         replicas = drawn.replicas if self.replicas is None else self.replicas
         scenario = msgspec.structs.replace(
@@ -91,6 +95,8 @@ class Recipe(msgspec.Struct, frozen=True):
     def options(self) -> list[str]:
         """The words of a command line that say what is run."""
         words = [f"--seed {self.seed}", f"--minutes {self.minutes:g}"]
+        if self.profile != DEFAULT_PROFILE:
+            words.append(f"--profile {self.profile}")
         for flag, value in (
             ("--shards", self.shards),
             ("--validators", self.validators),
@@ -122,6 +128,6 @@ def list_knobs(profile: FaultProfile) -> list[str]:
     return [
         name
         for name in FaultProfile.__struct_fields__
-        if getattr(profile, name) != getattr(PEACEFUL, name)
-        and msgspec.structs.replace(profile, **{name: getattr(PEACEFUL, name)}).strikes == profile.strikes
+        if getattr(profile, name) != getattr(PEACE, name)
+        and msgspec.structs.replace(profile, **{name: getattr(PEACE, name)}).strikes == profile.strikes
     ]

@@ -6,10 +6,12 @@ iteration order of a set and no wall clock can enter, so a difference means that
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Protocol
+from typing import Final, Protocol
 
 from shardyard.effects import Effect
 from shardyard.events import Event
+
+LINES_AT_A_TIME: Final = 512
 
 
 class Listener(Protocol):
@@ -29,13 +31,16 @@ class Trace:
 
     def __init__(self, listener: Listener | None = None) -> None:
         self._hasher = blake2b(digest_size=16)
+        self._lines: list[str] = []
         self._listener = listener
         self.count = 0
 
     def add(self, now_ms: int, node: str, kind: str, detail: bytes = b"") -> None:
         """Take one event into the hash."""
         self.count += 1
-        self._hasher.update(b"%d %s %s %s\n" % (now_ms, node.encode(), kind.encode(), detail))
+        self._lines.append(f"{now_ms} {node} {kind} {detail.hex() if detail else ''}")
+        if len(self._lines) >= LINES_AT_A_TIME:
+            self._hash_lines()
 
     def step(self, now_ms: int, node: str, event: Event, effects: Sequence[Effect]) -> None:
         """Say what a machine did, if anybody listens."""
@@ -49,4 +54,9 @@ class Trace:
 
     def compute_hash(self) -> str:
         """Return the hash of everything so far."""
+        self._hash_lines()
         return self._hasher.hexdigest()
+
+    def _hash_lines(self) -> None:
+        self._hasher.update("".join(f"{line}\n" for line in self._lines).encode())
+        self._lines.clear()

@@ -9,6 +9,8 @@ from typing import Final
 import msgspec
 
 from node.sim.bus import SimBus
+from node.sim.byzantine.casting import Casting
+from node.sim.byzantine.roles import TWIN
 from node.sim.clock import MAX_PENDING, Clock
 from node.sim.executor import Execution
 from node.sim.invariants import Checker, InvariantError
@@ -16,6 +18,7 @@ from node.sim.nemesis import Nemesis
 from node.sim.node import SimNode
 from node.sim.scenario import ACCOUNTS, Scenario, build_sim_genesis
 from node.sim.trace import Listener, Trace
+from node.sim.weights import Weights
 from node.sim.workload import TransactionPool
 from shardyard.consensus.view import ChainView
 from shardyard.ids import BEACON, Hash32, NodeId, ShardId
@@ -35,6 +38,8 @@ class Report(msgspec.Struct, frozen=True):
     faults: dict[str, int]
     coverage: dict[str, int]
     bus: dict[str, int]
+    acts: dict[str, int] = {}
+    """What Byzantine nodes did."""
 
 
 class World:
@@ -59,10 +64,20 @@ class World:
             for index in range(scenario.replicas):
                 keys = range(index, scenario.validators, scenario.replicas)
                 self._add_node(f"shard-{shard}-{index}", ShardId(shard), keys)
+        self.weights = Weights(self.genesis)
         self.nemesis = Nemesis(
-            scenario, self.clock, random.Random(f"nemesis {seed}"), self.bus, self.nodes, self.trace
+            scenario,
+            self.clock,
+            random.Random(f"nemesis {seed}"),
+            self.bus,
+            self.nodes,
+            self.trace,
+            self.weights,
+            self.checker.accuse,
         )
         self._corrupt()
+        for node in self.nodes:
+            self.nemesis.supervise(node)
 
     def _add_node(self, name: str, chain: ShardId, keys: range) -> SimNode:
         node = SimNode(
@@ -87,24 +102,22 @@ class World:
         return node
 
     def _corrupt(self) -> None:
-        """Make one node of one chain Byzantine per count in the profile; a twin is a second process with the same keys."""
-        profile = self.scenario.profile
-        for kind, count in (
-            ("twin", profile.twins),
-            ("withholder", profile.withholders),
-            ("garbler", profile.garblers),
-            ("tamperer", profile.tamperers),
-        ):
+        """Hand out the Byzantine roles of the profile; a twin is a second process with the same keys."""
+        casting = Casting(self.genesis, self.weights, self._chance, self.nodes, self.nemesis.act)
+        for role, count in self.scenario.profile.roles.items():
             for _ in range(count):
                 for chain in [BEACON, *(ShardId(shard) for shard in range(self.scenario.shards))]:
-                    members = [node for node in self.nodes if node.chain == chain and not node.is_byzantine]
-                    node = self._chance.choice(members)
-                    self.nemesis.corrupt(node, kind)
-                    self.checker.accuse(chain, node.keys)
-                    if kind == "twin":
-                        twin = self._add_node(node.name, chain, range(0))
-                        twin.keys = node.keys
-                        twin.is_byzantine = True
+                    node = casting.cast(chain, role)
+                    if node is not None:
+                        self.nemesis.corrupt(node, role)
+                        self.checker.accuse(chain, node.keys)
+                        if role == TWIN:
+                            self._add_twin(node)
+
+    def _add_twin(self, node: SimNode) -> None:
+        twin = self._add_node(node.name, node.chain, range(0))
+        twin.keys = node.keys
+        twin.is_byzantine = True
 
     def run(self) -> Report:
         """Run the scenario to its end; raises ``InvariantError`` at the first broken promise."""
@@ -150,7 +163,7 @@ class World:
     def _check_included(self) -> None:
         """I13: every transaction that was offered is in the final chain."""
         for pool in self.pools:
-            node = next(node for node in self.nodes if node.chain == pool.shard)
+            node = next(node for node in self.nodes if node.chain == pool.shard and not node.is_byzantine)
             assert node.executor is not None, "shards execute"
             nonces = pool.get_nonces(node.executor.core, node.final_block.hash)
             if nonces != pool.offered:
@@ -174,4 +187,5 @@ class World:
             faults=dict(self.nemesis.faults),
             coverage=dict(self.nemesis.coverage),
             bus=dict(self.bus.counters),
+            acts=dict(self.nemesis.acts),
         )
