@@ -234,12 +234,11 @@ class SimNode:
         kind = type(event.message).__name__ if isinstance(event, MessageReceived) else type(event).__name__
         trace.add(clock.now_ms, self._label, kind)
         effects = self.machine.step(event, GENESIS_MS + clock.now_ms + self.clock_offset_ms)
-        if trace.is_shown:
-            trace.tell(clock.now_ms, self._label, describe_step(event, effects))
         if self.roles:
             effects = self._play_roles(event, effects)
         if effects:
             self._last_step = (event, effects)
+        trace.step(clock.now_ms, self._label, event, effects)
         life = self._life
         for effect in effects:
             if self.doom is not None:
@@ -406,54 +405,3 @@ class SimNode:
     def final_block(self) -> Block:
         """The engine's final block."""
         return self.machine.engine.final_block
-
-
-def describe_step(event: Event, effects: "list[fx.Effect]") -> str:
-    """Return one line for people: what came in and what went out."""
-    match event:
-        case MessageReceived(sender, _, message):
-            said = f"<- {sender} {describe_message(message)}"
-        case TimerFired(name):
-            said = f"timer {name}"
-        case Signed(votes):
-            said = "signed " + ", ".join(
-                f"{vote.kind.name} {vote.slot} by {vote.validator}" for vote in votes
-            )
-        case _:
-            said = type(event).__name__.lower()
-    done = ", ".join(describe_effect(effect) for effect in effects)
-    return f"{said}  =>  {done}" if done else said
-
-
-def describe_message(message: Message) -> str:
-    """Return a message in a few words."""
-    name = type(message).__name__
-    votes = getattr(message, "votes", None)
-    if votes is not None:
-        return f"{name} " + " ".join(f"{vote.kind.name}({vote.slot})/{vote.validator}" for vote in votes[:6])
-    certificates = getattr(message, "certificates", None)
-    if certificates is not None:
-        return f"{name} " + " ".join(f"{item.kind.name}({item.slot})" for item in certificates[:6])
-    block = getattr(message, "block", None)
-    if block is not None:
-        return f"{name} slot {block.header.slot} height {block.header.height} {block.hash.hex()[:8]}"
-    return name
-
-
-def describe_effect(effect: fx.Effect) -> str:
-    """Return an effect in a few words."""
-    match effect:
-        case fx.Persist(records):
-            return "persist " + "+".join(type(record).__name__.removesuffix("Record") for record in records)
-        case fx.Broadcast(message):
-            return f"-> all {describe_message(message)}"
-        case fx.Send(to, message):
-            return f"-> {to} {describe_message(message)}"
-        case fx.SetTimer(name, delay_ms):
-            return f"timer {name} in {delay_ms}"
-        case fx.Sign(requests):
-            return "sign " + " ".join(f"{request.kind.name}({request.slot})" for request in requests)
-        case fx.Notice(kind):
-            return f"notice {kind}"
-        case _:
-            return type(effect).__name__.lower()

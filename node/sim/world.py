@@ -17,7 +17,7 @@ from node.sim.invariants import Checker, InvariantError
 from node.sim.nemesis import Nemesis
 from node.sim.node import SimNode
 from node.sim.scenario import ACCOUNTS, Scenario, build_sim_genesis
-from node.sim.trace import Trace
+from node.sim.trace import Listener, Trace
 from node.sim.weights import Weights
 from node.sim.workload import TransactionPool
 from shardyard.consensus.view import ChainView
@@ -45,10 +45,10 @@ class Report(msgspec.Struct, frozen=True):
 class World:
     """One run."""
 
-    def __init__(self, seed: int, scenario: Scenario, show: Callable[[str], None] | None = None) -> None:
+    def __init__(self, seed: int, scenario: Scenario, listener: Listener | None = None) -> None:
         self.seed = seed
         self.scenario = scenario
-        self.trace = Trace(show)
+        self.trace = Trace(listener)
         self._chance = random.Random(f"world {seed}")
         self.clock = Clock(random.Random(f"order {seed}"))
         self.genesis = build_sim_genesis(scenario.shards, scenario.validators)
