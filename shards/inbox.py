@@ -192,6 +192,7 @@ class BeaconFollower:
     def on_final_block(self, sender: NodeId, block: Block, proof: FinalityProof) -> list[FollowerOutput]:
         """Take a final beacon block that was announced."""
         height = block.header.height
+        self._note_node(sender)
         if height <= self._head.ref.height:
             return []
         outputs = self._note_height(height)
@@ -364,8 +365,6 @@ class BeaconFollower:
             if proven.hash != block.hash:
                 raise InvalidProofError(f"beacon block {block.header.height}: the proof is another block's")
         body = decode_beacon_body(self._genesis, block)
-        if item.sender not in self._beacon_nodes and len(self._beacon_nodes) < MAX_BEACON_NODES:
-            self._beacon_nodes.append(item.sender)
         wanted = self._list_wanted(body.crosslinks)
         pending = _Pending(block, item.proof, body.crosslinks, wanted, {})
         for want in wanted:
@@ -430,6 +429,17 @@ class BeaconFollower:
         """Return the next look at what is missing: two block times, doubling while the beacon is silent."""
         factor = min(2 << min(self._idle_rounds, 8), MAX_BACKOFF)
         return SetTimer(FOLLOW_TIMER, factor * self._genesis.preset.block_time_ms)
+
+    def _note_node(self, node: NodeId) -> None:
+        """Remember whom to ask: all who tell of final beacon blocks, the newest ones where there are many.
+
+        Whoever told only of blocks far ahead counts as well: else a replica that missed one block knows nobody but the first
+        beacon node, which may be silent. A node has one place here, whatever it sends.
+        """
+        if node not in self._beacon_nodes:
+            self._beacon_nodes.append(node)
+            if len(self._beacon_nodes) > MAX_BEACON_NODES:
+                del self._beacon_nodes[0]
 
     def _choose_node(self) -> NodeId:
         self._attempts += 1

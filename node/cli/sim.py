@@ -1,25 +1,30 @@
 """``sim``: the same network from a seed in virtual time; the simulator itself is ``node.sim``.
 
-A seed draws network, load and faults; ``--shards`` and ``--validators`` put a number of one's own in place of the drawn
+A seed draws network, load and faults; every option that says what is run puts a choice of one's own in place of the drawn
 one. The same options and commit give the same run on every machine, so a violation is replayed by its command line.
 """
 
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import msgspec
 import rich_click as click
 
 from node.cli.output import json_option, print_json, say
 from node.cli.root import EXIT_CHECK_FAILED, NamingGroup
 
 if TYPE_CHECKING:
+    from node.sim.recipe import Recipe
     from node.sim.run import Result
+    from node.sim.trace import Listener
 
 MAX_SHARDS: Final = 64
 MAX_VALIDATORS: Final = 64
 MAX_SEED: Final = 1 << 31
+PROFILE_HELP: Final = (
+    "Fault profile: calm, default, crashy, byzantine, wan, disk or chaos.  [default: default]"
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,109 +34,191 @@ def sim() -> None:
     """Run the same network from a seed in virtual time."""
 
 
-def scenario_options(function: F) -> F:
+def parse_strikes(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Return the indices in ``3,7``, and none of them for ``none``."""
+    if value is None:
+        return None
+    try:
+        return () if value == "none" else tuple(sorted({int(word) for word in value.split(",")}))
+    except ValueError:
+        text = f"got {value!r}, expected indices such as 3,7, or none"
+        raise click.BadParameter(text, ctx, param) from None
+
+
+def parse_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """Return the names in ``drop,duplicate``."""
+    del ctx, param
+    return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+
+
+def recipe_options(function: F) -> F:
     """Add the options that say what is run."""
+    drawn = "  [default: as the seed draws]"
     for option in (
+        click.option("--plant", default="", metavar="NAME", help="Run with this bug planted."),
+        click.option("--calm-from", type=click.FloatRange(0), help="Second at which faults and load end."),
+        click.option(
+            "--only-strikes",
+            callback=parse_strikes,
+            metavar="INDICES",
+            help="Only these strikes hit: 3,7 or none.",
+        ),
+        click.option(
+            "--calm",
+            callback=parse_names,
+            default="",
+            metavar="NAMES",
+            help="Knobs of the fault profile put to rest.",
+        ),
+        click.option("--tps", type=click.FloatRange(0, 1000), help=f"Transactions per second.{drawn}"),
+        click.option(
+            "--beacon-replicas", type=click.IntRange(1, MAX_VALIDATORS), help=f"Beacon processes.{drawn}"
+        ),
+        click.option(
+            "--replicas", type=click.IntRange(1, MAX_VALIDATORS), help=f"Processes per shard.{drawn}"
+        ),
+        click.option(
+            "--validators", type=click.IntRange(1, MAX_VALIDATORS), help="Validators per shard.  [default: 4]"
+        ),
+        click.option("--shards", type=click.IntRange(1, MAX_SHARDS), help=f"Shards.{drawn}"),
+        click.option("--profile", default="default", metavar="NAME", help=PROFILE_HELP),
         click.option(
             "--faults/--no-faults", default=True, show_default=True, help="Crashes, losses, partitions, …"
         ),
         click.option("--minutes", default=2.0, show_default=True, help="Minutes of virtual time."),
-        click.option(
-            "--validators", type=click.IntRange(1, MAX_VALIDATORS), help="Validators per shard.  [default: 4]"
-        ),
-        click.option(
-            "--shards", type=click.IntRange(1, MAX_SHARDS), help="Shards.  [default: as the seed draws]"
-        ),
     ):
         function = option(function)
     return function
+
+
+def build_recipe(seed: int, options: dict[str, Any]) -> "Recipe":
+    """Return what the command line says, with the planted bug in this process.
+
+    Raises ``PlantError`` or ``RecipeError``.
+    """
+    if plant := options["plant"]:
+        from node.sim.mutants import get_plant
+        from node.sim.plants import install_plant
+
+        install_plant(get_plant(plant))
+    from node.sim.recipe import Recipe
+
+    names = {"calm_from": "calm_from_s"}
+    recipe = Recipe(seed, **{names.get(name, name): value for name, value in options.items()})
+    recipe.build_scenario()
+    return recipe
 
 
 @sim.command("run")
 @click.option(
     "--seed", type=click.IntRange(0), default=None, help="What everything is drawn from.  [default: random]"
 )
-@scenario_options
+@recipe_options
 @json_option
-def run_seed(
-    *,
-    seed: int | None,
-    shards: int | None,
-    validators: int | None,
-    minutes: float,
-    faults: bool,
-    as_json: bool,
-) -> int:
+def run_seed(*, seed: int | None, as_json: bool, **options: Any) -> int:
     """Run one seed, check every invariant, say in one line what became of it."""
+    import msgspec
+
     chosen = secrets.randbelow(MAX_SEED) if seed is None else seed
+    recipe = build_recipe(chosen, options)
     if not as_json:
-        say(f"seed {chosen}, {minutes:g} simulated minutes; the same seed gives the same run")
-    result = _run(chosen, shards, validators, minutes, faults=faults, show=None)
+        say(f"seed {chosen}, {recipe.minutes:g} simulated minutes; the same seed gives the same run")
+    result = _run(recipe, None)
     if as_json:
-        command = build_replay_command(chosen, shards, validators, minutes, faults=faults)
-        print_json(msgspec.to_builtins(result) | {"command": command})
+        print_json(msgspec.to_builtins(result) | {"command": recipe.command})
         return 0 if result.is_ok else EXIT_CHECK_FAILED
-    return _report(result, build_replay_command(chosen, shards, validators, minutes, faults=faults))
+    return _report(result)
 
 
 @sim.command()
 @click.option("--seed", type=click.IntRange(0), required=True, help="Of the run to see again.")
-@click.option("--grep", default="", help="Only steps with this text in them.")
-@scenario_options
+@click.option("--grep", default="", metavar="TEXT", help="Only lines with this text in them.")
+@click.option("--node", "nodes", multiple=True, help="Only this node, or all nodes of a chain: shard-0.")
+@click.option("--from", "from_s", type=click.FloatRange(0), default=0.0, help="Only from this second on.")
+@click.option("--to", "to_s", type=click.FloatRange(0), help="Only up to this second.")
+@click.option("--all", "is_thorough", is_flag=True, help="Also steps that change nothing, writes and timers.")
+@recipe_options
 def replay(
-    *, seed: int, grep: str, shards: int | None, validators: int | None, minutes: float, faults: bool
-) -> int:
-    """Run one seed again and show every step."""
-
-    def show(line: str) -> None:
-        if grep in line:
-            click.echo(line)
-
-    result = _run(seed, shards, validators, minutes, faults=faults, show=show)
-    return _report(result, build_replay_command(seed, shards, validators, minutes, faults=faults))
-
-
-def _run(
-    seed: int,
-    shards: int | None,
-    validators: int | None,
-    minutes: float,
     *,
-    faults: bool,
-    show: Callable[[str], None] | None,
-) -> "Result":
-    from node.sim.run import MIN_MINUTES, run
-    from node.sim.scenario import draw_scenario
+    seed: int,
+    grep: str,
+    nodes: tuple[str, ...],
+    from_s: float,
+    to_s: float | None,
+    is_thorough: bool,
+    **options: Any,
+) -> int:
+    """Run one seed again and tell what happened, line by line: who did what when."""
+    recipe = build_recipe(seed, options)
+    from node.sim.narration import Filter, Line, Narrator
 
-    if minutes < MIN_MINUTES:
-        raise click.BadParameter(
-            f"minutes: got {minutes:g}, expected at least {MIN_MINUTES:g}: faults need quiet after them"
-        )
-    scenario = draw_scenario(seed, int(minutes * 60_000), faults=faults)
-    if shards is not None:
-        scenario = msgspec.structs.replace(scenario, shards=shards)
-    if validators is not None:
-        replicas = min(scenario.replicas, validators)
-        scenario = msgspec.structs.replace(scenario, validators=validators, replicas=replicas)
-    return run(seed, minutes=minutes, faults=faults, scenario=scenario, show=show)
+    wanted = Filter(grep, nodes, int(from_s * 1000), None if to_s is None else int(to_s * 1000))
+    shown = 0
 
+    def show(line: Line) -> None:
+        nonlocal shown
+        if wanted.admits(line):
+            shown += 1
+            click.echo(str(line))
 
-def build_replay_command(
-    seed: int, shards: int | None, validators: int | None, minutes: float, *, faults: bool
-) -> str:
-    """Return the command line that shows this very run step by step."""
-    words = ["shardyard sim replay", f"--seed {seed}", f"--minutes {minutes:g}"]
-    words += [f"--shards {shards}"] if shards is not None else []
-    words += [f"--validators {validators}"] if validators is not None else []
-    return " ".join([*words, *([] if faults else ["--no-faults"])])
+    result = _run(recipe, Narrator(show, is_thorough=is_thorough))
+    if not shown:
+        say("no line fits; try: without --grep, --node, --from and --to, or with --all")
+    return _report(result)
 
 
-def _report(result: "Result", command: str) -> int:
+def _run(recipe: "Recipe", listener: "Listener | None") -> "Result":
+    from node.sim.run import run_recipe
+
+    return run_recipe(recipe, listener=listener)
+
+
+def _report(result: "Result") -> int:
     from node.sim.run import describe_result
 
     if result.is_ok:
         click.echo(describe_result(result))
         return 0
     click.echo(f"seed {result.seed}: {result.violation}\n  at {result.simulated_s:.3f} s of virtual time")
-    say(f"try: {command}")
+    say(f"try: {result.command}")
     return EXIT_CHECK_FAILED
+
+
+@sim.command("hunt")
+@click.option("--seeds", type=click.IntRange(1), default=100, show_default=True, help="How many seeds.")
+@click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="The first of them.")
+@click.option("--minutes", default=2.0, show_default=True, help="Minutes of virtual time per seed.")
+@click.option("--faults/--no-faults", default=True, show_default=True, help="Crashes, losses, partitions, …")
+@click.option("--profile", default="default", metavar="NAME", help=PROFILE_HELP)
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per core]")
+@click.option("--within", type=click.FloatRange(0), metavar="SECONDS", help="End after so many seconds.")
+@click.option("--at-least", type=click.IntRange(0), default=0, help="Fail (exit 6) with fewer seeds.")
+@click.option(
+    "--min-speed", type=float, default=0.0, help="Fail (exit 6) below so many simulated s/s per core."
+)
+@click.option(
+    "--plant",
+    default="",
+    metavar="NAME",
+    help="Plant this bug (a name, a rule, or list) and look until it is found.",
+)
+@click.option("--ledger", type=click.Path(path_type=Path), help="Where finished seeds are kept.")
+@click.option("--no-ledger", is_flag=True, help="Run all seeds anew and keep nothing.")
+@json_option
+def hunt_seeds(*, plant: str, **options: Any) -> int:
+    """Look for a seed that breaks an invariant: on all cores, resumable, violations made small."""
+    from node.cli.sim_hunt import hunt_plant, hunt_range, list_plants
+
+    if plant == "list":
+        return list_plants(as_json=options["as_json"])
+    return hunt_plant(plant, options) if plant else hunt_range(options)
+
+
+@sim.command("ledger")
+@click.option("--ledger", type=click.Path(path_type=Path), help="Where finished seeds are kept.")
+@json_option
+def show_ledger(*, ledger: Path | None, as_json: bool) -> int:
+    """Say what the ledger holds for the present sources: seeds, faults, and what they hit."""
+    from node.cli.sim_hunt import describe_ledger
+
+    return describe_ledger(ledger, as_json=as_json)

@@ -1,11 +1,17 @@
-"""The bus of a run: who hears what, as the topics say, and what of it is lost, late, doubled or cut off."""
+"""The bus of a run: who hears what, as the topics say, and what of it is lost, late, doubled or cut off.
+
+A message takes as long as ``links`` says where the profile has regions, jitter or a bandwidth, and besides that what the
+profile draws. When the broker goes down, everything on its way is lost with it. A node whose session is gone speaks and
+hears nothing until it has subscribed again; one whose queue is short loses what does not fit.
+"""
 
 import random
 from collections import Counter
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 from node.sim.clock import Clock
+from node.sim.links import Links
 from node.sim.scenario import FaultProfile
 from shardyard.ids import BEACON, NodeId, ShardId
 from shardyard.messages import (
@@ -18,7 +24,7 @@ from shardyard.messages import (
     encode_message,
 )
 
-WIRE_SAMPLE = 32
+WIRE_SAMPLE: Final = 32
 """One message in so many takes the way through the codec; the others are passed as they are, frozen structs."""
 
 
@@ -39,32 +45,56 @@ class SimBus:
     def __init__(self, clock: Clock, chance: random.Random, profile: FaultProfile) -> None:
         self._clock = clock
         self._random = chance.random
-        self._profile = profile
+        self._low_ms, high_ms = profile.latency_ms
+        self._span_ms = high_ms - self._low_ms + 1
+        self._duplicate = profile.duplicate
+        self._links: Links | None = None
+        if profile.regions or profile.jitter_ms or profile.bandwidth:
+            self._links = Links(chance, profile.regions, profile.jitter_ms, profile.bandwidth)
         self._nodes: dict[NodeId, list[Receiver]] = {}
         self._audience: dict[tuple[ShardId, str, int], list[Receiver]] = {}
         self.cuts: set[tuple[NodeId, NodeId]] = set()
         """Ordered pairs that do not hear each other: (sender, receiver)."""
         self.is_out = False
         """The broker is down."""
+        self.deaf: set[NodeId] = set()
+        """Nodes whose session at the broker is gone."""
+        self.short: dict[NodeId, int] = {}
+        """Nodes whose queue at the broker is short, and how many messages it holds at most."""
+        self._waiting: Counter[NodeId] = Counter()
+        """Messages on their way to nodes with a short queue."""
         self.drop = profile.drop
+        self.life = 0
+        """Of the broker; what was on its way in an earlier one is lost."""
         self.counters: Counter[str] = Counter()
 
     def join(self, node: Receiver) -> None:
         """Add a node; two processes may bear one name, and both hear what is sent to it."""
         self._nodes.setdefault(node.name, []).append(node)
         self._audience.clear()
+        if self._links is not None:
+            self._links.place(node.name)
+
+    def go_down(self) -> None:
+        """The broker dies, and everything on its way with it."""
+        self.is_out = True
+        self.life += 1
+
+    def heal(self) -> None:
+        """Everybody hears everybody again."""
+        self.cuts.clear()
+        self.deaf.clear()
+        self.short.clear()
+        self.is_out = False
+        self.drop = 0.0
 
     def publish(self, sender: Receiver, message: Message) -> None:
         """Send to everybody who subscribes to the message's topic."""
-        for node in self._get_audience(sender.chain, message):
-            if node is not sender:
-                self._post(sender, node, message)
+        self._spread(sender, self._get_audience(sender.chain, message), message)
 
     def send(self, sender: Receiver, to: NodeId, message: Message) -> None:
         """Send to one node."""
-        for node in self._nodes.get(to, ()):
-            if node is not sender:
-                self._post(sender, node, message)
+        self._spread(sender, self._nodes.get(to, ()), message)
 
     def _get_audience(self, chain: ShardId, message: Message) -> list[Receiver]:
         """The subscriptions of real processes: the own chain, and across chains only what ties them together."""
@@ -81,24 +111,81 @@ class SimBus:
             self._audience[key] = found
         return found
 
-    def _post(self, sender: Receiver, receiver: Receiver, message: Message) -> None:
-        counters = self.counters
-        counters["sent"] += 1
-        draw = self._random()
-        if self.is_out or draw < self.drop or (self.cuts and (sender.name, receiver.name) in self.cuts):
-            counters["lost"] += 1
-            return
-        low, high = self._profile.latency_ms
-        copies = 2 if self._random() < self._profile.duplicate else 1
-        if counters["sent"] % WIRE_SAMPLE == 0:
-            message = decode_message(encode_message(message))
-        for _ in range(copies):
-            delay = low + int(self._random() * (high - low + 1))
-            self._clock.schedule(delay, _delivery(receiver, sender.name, sender.chain, message))
+    def _spread(self, sender: Receiver, receivers: Iterable[Receiver], message: Message) -> None:
+        """Put a message on its way to each of ``receivers``."""
+        draw, counters = self._random, self.counters
+        is_disturbed = self.is_out or self.cuts or self.deaf or self.short
+        size, left_ms = 0, 0
+        if self._links is not None and self._links.bandwidth:
+            size = len(encode_message(message))
+            waited = self._links.send_up(self._clock.now_ms, sender.name, size)
+            if waited is None:
+                counters["overflown"] += 1
+                return
+            left_ms = waited
+        sent, lost, drop, duplicate = counters["sent"], 0, self.drop, self._duplicate
+        low_ms, span_ms, links, schedule = self._low_ms, self._span_ms, self._links, self._clock.schedule
+        for receiver in receivers:
+            if receiver is sender:
+                continue
+            sent += 1
+            if draw() < drop or (is_disturbed and self._is_lost(sender.name, receiver.name)):
+                lost += 1
+                continue
+            if sent % WIRE_SAMPLE == 0:
+                message = decode_message(encode_message(message))
+            for _ in range(2 if draw() < duplicate else 1):
+                delay_ms = low_ms + int(draw() * span_ms)
+                if links is not None:
+                    travelled = self._travel(sender.name, receiver.name, left_ms + delay_ms, size)
+                    if travelled is None:
+                        continue
+                    delay_ms = travelled
+                schedule(delay_ms, self._delivery(receiver, sender, message))
+        counters["sent"] = sent
+        if lost:
+            counters["lost"] += lost
 
+    def _travel(self, sender: NodeId, receiver: NodeId, delay_ms: int, size: int) -> int | None:
+        """Return when a message arrives that leaves after ``delay_ms``; None when it is lost in a full queue."""
+        assert self._links is not None, "without links nothing travels"
+        delay_ms += self._links.draw_latency(sender, receiver)
+        waited = self._links.send_down(self._clock.now_ms + delay_ms, receiver, size)
+        if waited is None:
+            self.counters["overflown"] += 1
+            return None
+        return delay_ms + waited
 
-def _delivery(receiver: Receiver, sender: NodeId, chain: ShardId, message: Message) -> Callable[[], None]:
-    return lambda: receiver.receive(sender, chain, message)
+    def _is_lost(self, sender: NodeId, receiver: NodeId) -> bool:
+        if self.is_out or sender in self.deaf or receiver in self.deaf or (sender, receiver) in self.cuts:
+            return True
+        if receiver in self.short and self._waiting[receiver] >= self.short[receiver]:
+            self.counters["overflown"] += 1
+            return True
+        return False
+
+    def _delivery(self, receiver: Receiver, sender: Receiver, message: Message) -> Callable[[], None]:
+        life, name, chain = self.life, sender.name, sender.chain
+        if receiver.name in self.short:
+            return self._counted_delivery(receiver, sender, message)
+
+        def deliver() -> None:
+            if self.life == life:
+                receiver.receive(name, chain, message)
+
+        return deliver
+
+    def _counted_delivery(self, receiver: Receiver, sender: Receiver, message: Message) -> Callable[[], None]:
+        """Deliver to a node whose queue is short: whatever is on its way is in that queue."""
+        life = self.life
+        self._waiting[receiver.name] += 1
+
+        def deliver() -> None:
+            self._waiting[receiver.name] -= 1
+            if self.life == life:
+                receiver.receive(sender.name, sender.chain, message)
+
+        return deliver
 
 
 def _is_subscribed(own: ShardId, chain: ShardId, message: Message) -> bool:

@@ -10,9 +10,8 @@ from typing import Final
 
 import msgspec
 
-from node.executor import build_native_env, decode_body, summarise
+from node.executor import StateRecord, build_native_env, decode_body, summarise
 from node.sim.clock import Clock
-from node.sim.disk import StateDiff
 from node.sim.scenario import build_sim_alloc
 from node.sim.workload import TransactionPool
 from shardyard import _native
@@ -20,7 +19,7 @@ from shardyard import effects as fx
 from shardyard.errors import InvalidBlockError
 from shardyard.events import Built, Event, Executed
 from shardyard.genesis import Genesis
-from shardyard.ids import Hash32, ShardId, compute_chain_id
+from shardyard.ids import Hash32, Height, ShardId, compute_chain_id
 
 GAS_PER_MS: Final = 1_000_000
 BASE_MS: Final = 1
@@ -43,7 +42,7 @@ class SimExecutor:
         pool: TransactionPool,
         clock: Clock,
         complete: Callable[[Event], None],
-        write_state: Callable[[StateDiff], None],
+        write_state: Callable[[StateRecord], None],
         executions: dict[Hash32, Execution],
     ) -> None:
         self._genesis = genesis
@@ -64,7 +63,7 @@ class SimExecutor:
         self.core.init_genesis(build_sim_alloc(genesis.shard_count))
         self.core.set_base(genesis.build_shard_block(shard).hash, 0)
 
-    def restore(self, states: list[tuple[StateDiff, Hash32]]) -> None:
+    def restore(self, states: list[tuple[StateRecord, Hash32]]) -> None:
         """Bring the state from genesis up by recorded diffs, each checked against its header's state root."""
         for state, root in states:
             found = self.core.apply_diff(state.block_hash, state.height, state.diff)
@@ -103,12 +102,13 @@ class SimExecutor:
 
     def _build(self, effect: fx.Build) -> None:
         env = effect.env
-        if not self.core.has(env.parent_hash):
+        try:  # by now a later block may be final, and the parent only history, or gone
+            raw, ends = self._pool.select(self.core, env.parent_hash)
+            batch = self.core.prepare(raw, (0, *ends))
+            result = self.core.execute(env.parent_hash, batch, build_native_env(env), "build", effect.inbox)
+        except (_native.UnknownParent, _native.MissingState):
             self._complete(Built(effect.request, b"", None))
             return
-        raw, ends = self._pool.select(self.core, env.parent_hash)
-        batch = self.core.prepare(raw, (0, *ends))
-        result = self.core.execute(env.parent_hash, batch, build_native_env(env), "build", effect.inbox)
         body = batch.encode_body(result.included)
         self._built = {effect.request: (effect, result)}
         summary = summarise(result, len(result.included) // 4)
@@ -134,7 +134,7 @@ class SimExecutor:
         self, block_hash: Hash32, env: fx.EnvSpec, inbox: tuple[bytes, ...], result: _native.BlockResult
     ) -> None:
         """The state goes to the log ahead of the block's own record."""
-        self._write_state(StateDiff(block_hash, env.number, result.diff))
+        self._write_state(StateRecord(block_hash, Height(env.number), result.diff, b""))
         self._executions[block_hash] = Execution(inbox[: result.inbox_taken], tuple(result.outbox))
 
     def _enqueue(self, duration_ms: int, job: Callable[[], None]) -> None:

@@ -1,210 +1,119 @@
-"""Looks for a seed that breaks an invariant: ``python -m node.sim.hunt --seeds 300 --minutes 2``.
+"""Looks for a run that breaks an invariant: recipe after recipe on all cores, each finished one in the ledger.
 
-Runs seeds one after the other (or ``--jobs`` at a time), prints what it finds with the line that replays it, ends with a
-summary of one line. One seed in a hundred is run again in another process under another hash seed: its trace must be the
-same (I15). With ``--check`` a violation, too few seeds or too little speed ends with exit code 6.
+What the ledger holds already is counted and not run again. One run in a hundred is run once more in another process under
+another hash seed: its trace must be the same (I15). Violations are shrunk, the first few of a hunt.
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from pathlib import Path
+from contextlib import closing
 from typing import Final
 
 import msgspec
 
-from node.sim.run import DEFAULT_MINUTES, Result, describe_result, run
+from node.sim.crew import Crew
+from node.sim.ledger import Entry, Ledger, Totals, add_up, build_entry
+from node.sim.progress import Progress
+from node.sim.recipe import Recipe
+from node.sim.run import Result, describe_result
+from node.sim.shrink import Shrinker, Shrunk
+from node.sim.sources import describe_commit
 
-EXIT_BROKEN: Final = 1
-EXIT_MISSED: Final = 6
 REPEAT_EVERY: Final = 100
-TARGET_SPEED: Final = 20
-"""Simulated seconds per second and process, over all topologies and faults that seeds draw."""
-OTHER_HASH_SEED: Final = "12345"
+MAX_SHRUNK: Final = 3
 
 
 class Hunt(msgspec.Struct):
-    """What a hunt has found so far."""
+    """What a hunt has found."""
 
-    minutes: float
-    seeds: int = 0
-    violations: list[dict[str, object]] = msgspec.field(default_factory=list)
+    entries: list[Entry] = msgspec.field(default_factory=list)
+    """All of its runs, those that the ledger held already included."""
+    known: int = 0
+    """Runs that the ledger held already."""
     repeated: int = 0
-    simulated_s: float = 0.0
-    run_s: float = 0.0
-    faults: Counter[str] = msgspec.field(default_factory=Counter)
-    coverage: Counter[str] = msgspec.field(default_factory=Counter)
-    counters: Counter[str] = msgspec.field(default_factory=Counter)
+    """Runs that were run again in another process."""
+    failed: list[Result] = msgspec.field(default_factory=list)
+    """Runs of this hunt that broke an invariant."""
+    shrunk: list[Shrunk] = msgspec.field(default_factory=list)
 
     @property
-    def speed(self) -> float:
-        """Simulated seconds per second of one process."""
-        return self.simulated_s / self.run_s if self.run_s else 0.0
+    def totals(self) -> Totals:
+        """All runs added up."""
+        return add_up(self.entries)
 
-    def add(self, result: Result) -> None:
-        """Count a finished seed."""
-        self.seeds += 1
-        self.simulated_s += result.simulated_s
-        self.run_s += result.cpu_s
-        if result.report is not None:
-            self.faults.update(result.report.faults)
-            self.coverage.update(result.report.coverage)
-            self.counters.update(result.report.counters)
-        if not result.is_ok:
-            self.violations.append(
-                {"seed": result.seed, "violation": result.violation, "command": result.command}
-            )
-
-
-def compute_trace_hash_elsewhere(seed: int, minutes: float, *, faults: bool) -> str:
-    """Return the trace hash of a seed as another process with another hash seed computes it."""
-    code = (
-        "from node.sim.run import run\n"
-        f"result = run({seed}, minutes={minutes!r}, faults={faults!r})\n"
-        "print(result.report.trace_hash if result.report else result.violation)"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": OTHER_HASH_SEED}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=_get_root(),
-    )
-    return done.stdout.strip()
+    @property
+    def is_ok(self) -> bool:
+        """Whether every invariant held in every run."""
+        return not any(entry.violation for entry in self.entries)
 
 
 def hunt(
-    seeds: Iterable[int],
+    recipes: Iterable[Recipe],
     *,
-    minutes: float = DEFAULT_MINUTES,
-    faults: bool = True,
     jobs: int = 1,
-    within_s: float | None = None,
-    say: Callable[[str], None] = print,
+    ledger: Ledger | None = None,
+    plant: str = "",
+    stop_at: int = 0,
+    is_over: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
 ) -> Hunt:
-    """Run ``seeds`` and return what was found; stops early after ``within_s`` seconds."""
-    found = Hunt(minutes=minutes)
-    deadline = None if within_s is None else time.monotonic() + within_s
-    for result in _run_all(seeds, minutes, faults, jobs):
-        found.add(result)
-        if not result.is_ok:
-            say(describe_result(result))
-        elif (found.seeds - 1) % REPEAT_EVERY == 0 and result.report is not None:
-            _check_repeat(found, result, say)
-        if found.seeds % 10 == 0:
-            say(f"  {found.seeds} seeds, {len(found.violations)} violations, {found.speed:.0f} simulated s/s")
-        if deadline is not None and time.monotonic() > deadline:
-            break
+    """Run ``recipes`` and return what was found.
+
+    Ends early after ``stop_at`` violations, unless that is 0, or when ``is_over`` says so between two runs.
+    """
+    found = Hunt()
+    with Crew(jobs, plant, repeat_every=0 if plant else REPEAT_EVERY) as crew:
+        with closing(crew.run(_leave_out(recipes, ledger, found))) as results:
+            for result in results:
+                found.entries.append(build_entry(result) if ledger is None else ledger.append(result))
+                if not result.is_ok:
+                    found.failed.append(result)
+                    if progress:
+                        progress.say(describe_result(result))
+                if progress:
+                    progress.update(len(found.entries), _describe(found))
+                if is_over() or (stop_at and len(found.failed) >= stop_at):
+                    break
+        found.repeated = crew.repeated
+        for result in found.failed[:MAX_SHRUNK]:
+            if not result.violation.startswith("I15"):  # a run that is never the same twice cannot be shrunk
+                found.shrunk.append(_shrink(crew, result, progress))
     return found
 
 
-def _run_all(seeds: Iterable[int], minutes: float, faults: bool, jobs: int) -> Iterator[Result]:
-    work = partial(_run_one, minutes=minutes, faults=faults)
-    if jobs <= 1:
-        yield from map(work, seeds)
-        return
-    with ProcessPoolExecutor(max_workers=jobs) as pool:
-        yield from pool.map(work, seeds)
+def _leave_out(recipes: Iterable[Recipe], ledger: Ledger | None, found: Hunt) -> Iterator[Recipe]:
+    """Yield the recipes that are still to be run; the others are found already."""
+    for recipe in recipes:
+        if ledger is not None and recipe in ledger:
+            found.entries.append(ledger.entries[recipe])
+            found.known += 1
+        else:
+            yield recipe
 
 
-def _run_one(seed: int, *, minutes: float, faults: bool) -> Result:
-    return run(seed, minutes=minutes, faults=faults)
+def _shrink(crew: Crew, result: Result, progress: Progress | None) -> Shrunk:
+    def say(runs: int, smaller: Result) -> None:
+        if progress:
+            progress.update(
+                0, f"shrinking seed {result.seed}: {runs} runs, {len(smaller.command)} characters"
+            )
+
+    return Shrinker(crew, result, say).shrink()
 
 
-def _check_repeat(found: Hunt, result: Result, say: Callable[[str], None]) -> None:
-    """I15: the same seed, the same trace."""
-    assert result.report is not None, "only finished runs are repeated"
-    elsewhere = compute_trace_hash_elsewhere(result.seed, result.minutes, faults=result.faults)
-    found.repeated += 1
-    if elsewhere != result.report.trace_hash:
-        text = (
-            f"I15: seed {result.seed}: trace {result.report.trace_hash} here, {elsewhere} in another process"
-        )
-        say(text)
-        found.violations.append({"seed": result.seed, "violation": text, "command": result.command})
-
-
-def _get_root() -> Path:
-    return Path(__file__).resolve().parents[2]
-
-
-def _describe_commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=_get_root(),
-        )
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+def _describe(found: Hunt) -> str:
+    fresh = len(found.entries) - found.known
+    known = f", {found.known} in the ledger" if found.known else ""
+    return f"{fresh} runs{known}, {len(found.failed)} violations"
 
 
 def summarise(found: Hunt) -> str:
     """Return the line a hunt ends with."""
-    verdict = "all held" if not found.violations else f"{len(found.violations)} VIOLATIONS"
+    totals = found.totals
+    runs = " + ".join(f"{count} seeds x {minutes:g}" for minutes, count in sorted(totals.seeds.items()))
+    known = f" ({found.known} of them from the ledger)" if found.known else ""
+    verdict = f"{len(totals.violations)} VIOLATIONS" if totals.violations else "all held"
     return (
-        f"hunt: {found.seeds} seeds x {found.minutes:g} simulated minutes, {sum(found.faults.values())} faults, "
-        f"{found.counters.get('delivered', 0)} messages delivered, {found.repeated} repeated elsewhere, "
-        f"{found.speed:.0f} simulated seconds per second, commit {_describe_commit()}: {verdict}"
+        f"hunt: {runs or 'no seeds x 0'} simulated minutes{known}, {sum(totals.faults.values())} faults, "
+        f"{totals.delivered} messages delivered, {found.repeated} repeated elsewhere, "
+        f"{totals.speed:.0f} simulated seconds per second of one core, commit {describe_commit()}: {verdict}"
     )
-
-
-def write_json(found: Hunt, path: Path) -> None:
-    """Write what a hunt found."""
-    content = msgspec.to_builtins(found) | {"simulated_s_per_s": found.speed, "commit": _describe_commit()}
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/hunt", description="Looks for a seed that breaks an invariant."
-    )
-    parser.add_argument("--seeds", type=int, default=100, help="how many seeds to run (default %(default)s)")
-    parser.add_argument("--start", type=int, default=0, help="the first seed (default %(default)s)")
-    parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="simulated minutes per seed")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default %(default)s)")
-    parser.add_argument("--within", type=float, metavar="SECONDS", help="stop after so many seconds")
-    parser.add_argument(
-        "--at-least", type=int, default=0, help="with --check: fewer seeds than this miss the target"
-    )
-    parser.add_argument("--no-faults", action="store_true", help="run in peace")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write what was found")
-    parser.add_argument("--check", action="store_true", help=f"exit {EXIT_MISSED} when a target is missed")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Hunt as the command line says; return the exit code."""
-    options = build_parser().parse_args(arguments)
-    found = hunt(
-        range(options.start, options.start + options.seeds),
-        minutes=options.minutes,
-        faults=not options.no_faults,
-        jobs=options.jobs,
-        within_s=options.within,
-        say=partial(print, file=sys.stderr),
-    )
-    sys.stdout.write(summarise(found) + "\n")
-    if options.json:
-        write_json(found, options.json)
-    if options.check:
-        missed = found.violations or found.seeds < options.at_least or found.speed < TARGET_SPEED
-        return EXIT_MISSED if missed else 0
-    return EXIT_BROKEN if found.violations else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -40,7 +40,11 @@ class Checker:
         self._executions = executions
         self._blocks: dict[Hash32, Block] = {}
         self._finals: dict[tuple[int, int], Hash32] = {}
+        self._claimed: dict[tuple[int, int], Hash32] = {}
+        """Heads of crosslinks in final beacon blocks that no honest node of their shard has finalised yet."""
         self._tips: dict[ShardId, int] = {}
+        self._unexplained: dict[tuple[Link, int], bytes] = {}
+        """What was delivered of blocks below those heads, by link and seq."""
         self._emitted: dict[Link, dict[int, bytes]] = {}
         self._crosslinked: dict[Link, int] = {}
         """Last seq of each link that a final beacon block carries."""
@@ -48,6 +52,10 @@ class Checker:
         self._executed: set[Hash32] = set()
         self._nodes: list[SimNode] = []
         self._byzantine: dict[ShardId, set[int]] = {}
+        self._valid: set[Hash32] = set()
+        """Blocks that some node has executed and found valid."""
+        self.convicted: Counter[tuple[ShardId, int, str]] = Counter()
+        """Evidence found, by chain, validator and the kinds of the two votes."""
         self.counters: Counter[str] = Counter()
 
     def join(self, node: SimNode) -> None:
@@ -66,6 +74,8 @@ class Checker:
             self._blocks.setdefault(record.block.hash, record.block)
         elif isinstance(record, fx.FinalRecord) and not node.is_byzantine:
             self._on_final(node, record)
+        elif isinstance(record, fx.ExecutionRecord):
+            self._valid.add(record.block_hash)
 
     def on_notice(self, node: SimNode, notice: fx.Notice) -> None:
         """Look at what a machine tells."""
@@ -77,7 +87,7 @@ class Checker:
                 raise InvariantError(f"I12: {node.name} halted: {notice.data}")
             case "refused" if isinstance(error := notice.data["error"], str):
                 self.counters[f"refused {error}"] += 1
-            case "block.invalid" if notice.data["hash"] in self._executions:
+            case "block.invalid" if notice.data["hash"] in self._valid:
                 raise InvariantError(
                     f"I9: {node.name} calls a block invalid that was executed: {notice.data}"
                 )
@@ -89,6 +99,7 @@ class Checker:
     def _check_evidence(self, node: SimNode, notice: fx.Notice) -> None:
         evidence = decode(notice.data["evidence"], VoteEvidence, max_bytes=4096)  # type: ignore[arg-type]  # bytes
         first, second = evidence.first, evidence.second
+        self.convicted[notice.shard, first.validator, f"{first.kind.name} {second.kind.name}"] += 1
         if first.validator not in self._byzantine.get(notice.shard, set()):
             raise InvariantError(
                 f"I6: {node.name} holds evidence against honest validator {first.validator} of "
@@ -110,6 +121,12 @@ class Checker:
         block = self._blocks[record.block_hash]
         if record.height != self._tips.get(node.chain, 0) + 1:
             raise InvariantError(f"I5: {node.name} finalised height {record.height} before the one below")
+        claimed = self._claimed.pop(key, record.block_hash)
+        if claimed != record.block_hash:
+            raise InvariantError(
+                f"I5: {node.name} finalised {record.block_hash.hex()[:16]} at height {record.height} of "
+                f"{describe_shard(node.chain)}, the beacon {claimed.hex()[:16]}"
+            )
         self._finals[key] = record.block_hash
         self._tips[node.chain] = record.height
         self.counters["final_blocks"] += 1
@@ -128,7 +145,10 @@ class Checker:
 
     def _on_crosslink(self, crosslink: Crosslink) -> None:
         key = (crosslink.shard, crosslink.last_height)
-        if self._finals.get(key) != crosslink.head_hash:
+        if self._finals.get(key) is None:
+            # Proven final, and so far only a Byzantine node has told; honest ones must come to the same block.
+            self._claimed[key] = crosslink.head_hash
+        elif self._finals[key] != crosslink.head_hash:
             raise InvariantError(
                 f"I5: the beacon finalised head {crosslink.head_hash.hex()[:16]} of shard {crosslink.shard} at height "
                 f"{crosslink.last_height}, which the shard did not"
@@ -139,13 +159,25 @@ class Checker:
 
     def _on_shard_block(self, shard: ShardId, block: Block) -> None:
         execution = self._executions[block.hash]
-        for data in execution.outbox:
-            receipt = decode_receipt(data)
-            self._emitted.setdefault((receipt.src, receipt.dst), {})[receipt.seq] = data
-            self.counters["emitted"] += 1
         for data in execution.deliveries:
             self._on_delivery(shard, block, data, decode_receipt(data))
+        for data in execution.outbox:
+            receipt = decode_receipt(data)
+            key = (receipt.src, receipt.dst), receipt.seq
+            if key in self._unexplained:
+                self._explain(receipt, data)
+            self._emitted.setdefault((receipt.src, receipt.dst), {})[receipt.seq] = data
+            self.counters["emitted"] += 1
         self.counters["transactions"] += block.header.shard_content.transaction_count
+
+    def _explain(self, receipt: Receipt, data: bytes) -> None:
+        """Look at a receipt that was delivered before an honest node told of the block that emitted it (I2, I4)."""
+        link = (receipt.src, receipt.dst)
+        place = f"{receipt.kind.name} {receipt.src}->{receipt.dst} #{receipt.seq}"
+        if self._unexplained.pop((link, receipt.seq)) != data:
+            raise InvariantError(f"I2: {place}: it was delivered before, and otherwise")
+        if receipt.parent_id != ZERO_HASH and receipt.parent_id not in self._executed:
+            raise InvariantError(f"I4: {place}: its parent {receipt.parent_id.hex()[:16]} was not executed")
 
     def _on_delivery(self, shard: ShardId, block: Block, data: bytes, receipt: Receipt) -> None:
         link = (receipt.src, receipt.dst)
@@ -157,11 +189,17 @@ class Checker:
             raise InvariantError(f"I2: {place}: executed twice, or on shard {shard}")
         if receipt.seq > expected:
             raise InvariantError(f"I3: {place}: executed before #{expected}")
-        if self._emitted.get(link, {}).get(receipt.seq) != data:
+        emitted = self._emitted.get(link, {}).get(receipt.seq)
+        if emitted is None and any(src == receipt.src for src, _ in self._claimed):
+            self._unexplained[link, receipt.seq] = (
+                data  # emitted by a block of which no honest node has told yet
+            )
+        elif emitted != data:
             raise InvariantError(f"I2: {place}: it was never emitted like that")
         if receipt.seq > self._crosslinked.get(link, 0):
             raise InvariantError(f"I8: {place}: no final beacon block carries it")
-        if receipt.parent_id != ZERO_HASH and receipt.parent_id not in self._executed:
+        is_explained = (link, receipt.seq) not in self._unexplained
+        if receipt.parent_id != ZERO_HASH and receipt.parent_id not in self._executed and is_explained:
             raise InvariantError(f"I4: {place}: its parent {receipt.parent_id.hex()[:16]} was not executed")
         self._delivered[link] = receipt.seq
         self._executed.add(receipt.id)
@@ -213,6 +251,8 @@ class Checker:
                     f"expected {blocks} blocks more"
                 )
         for node in self._nodes:
+            if node.is_byzantine:
+                continue
             height = node.final_block.header.height
             if height < before[node.chain] + blocks // 2:
                 raise InvariantError(
@@ -220,7 +260,13 @@ class Checker:
                 )
 
     def check_delivered(self) -> None:
-        """I2: everything that was emitted is executed."""
+        """I2: everything that was emitted is executed; I5: every crosslink's head is final on its shard."""
+        for (shard, height), head in self._claimed.items():
+            raise InvariantError(
+                f"I5: the beacon finalised head {head.hex()[:16]} of shard {shard} at height {height}, the shard never"
+            )
+        for link, seq in self._unexplained:
+            raise InvariantError(f"I2: #{seq} of link {link} was delivered and never emitted")
         for link, receipts in self._emitted.items():
             if receipts and self._delivered.get(link, 0) != max(receipts):
                 raise InvariantError(

@@ -14,6 +14,7 @@ from shardyard.ids import Address
 from shardyard.quorum import decode_bitmap
 from shardyard.validators import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Validator, ValidatorSet
 
+MAX_REMEMBERED = 4096
 _TAG_BYTES = 32
 _PADDING = bytes(SIGNATURE_BYTES - _TAG_BYTES)
 
@@ -33,20 +34,22 @@ def sign_mock(public_key: bytes, message: bytes) -> bytes:
 
 
 class MockCrypto:
-    """Implements ``Crypto`` over keyed tags."""
+    """Implements ``Crypto`` over keyed tags; the aggregates that it expects are remembered for the next who asks."""
+
+    def __init__(self) -> None:
+        self._aggregates: dict[tuple[bytes, bytes], bytes] = {}
 
     def verify_aggregate(
         self, committee: ValidatorSet, bitmap: bytes, message: bytes, signature: bytes
     ) -> bool:
         """Tell whether ``signature`` aggregates the signatures of the validators in ``bitmap`` over ``message``."""
-        try:
-            signers = decode_bitmap(bitmap, len(committee))
-        except InvalidCertificateError:
-            return False
-        if not signers:
-            return False
-        tags = [sign_mock(committee.validators[index].public_key, message) for index in signers]
-        return self.aggregate(tags) == signature
+        key = (bitmap, message)  # what is signed names the committee (D1)
+        expected = self._aggregates.get(key)
+        if expected is None:
+            expected = self._aggregates[key] = _aggregate_mock(committee, bitmap, message)
+            if len(self._aggregates) > MAX_REMEMBERED:
+                del self._aggregates[next(iter(self._aggregates))]
+        return bool(signature) and expected == signature
 
     def verify_votes(self, committee: ValidatorSet, items: Sequence[tuple[int, bytes, bytes]]) -> list[bool]:
         """Tell for each ``(validator, message, signature)`` whether it verifies."""
@@ -57,7 +60,20 @@ class MockCrypto:
 
     def aggregate(self, signatures: Sequence[bytes]) -> bytes:
         """Return the aggregate of ``signatures``, which must not be empty."""
-        total = 0
-        for signature in signatures:
-            total ^= int.from_bytes(signature, "big")
-        return total.to_bytes(SIGNATURE_BYTES, "big")
+        return _add(signatures)
+
+
+def _aggregate_mock(committee: ValidatorSet, bitmap: bytes, message: bytes) -> bytes:
+    """Return what the signatures of the validators in ``bitmap`` add up to; empty when there are none or too many."""
+    try:
+        signers = decode_bitmap(bitmap, len(committee))
+    except InvalidCertificateError:
+        return b""
+    return _add([sign_mock(committee.validators[index].public_key, message) for index in signers])
+
+
+def _add(signatures: Sequence[bytes]) -> bytes:
+    total = 0
+    for signature in signatures:
+        total ^= int.from_bytes(signature, "big")
+    return total.to_bytes(SIGNATURE_BYTES, "big") if signatures else b""

@@ -1,7 +1,6 @@
 """Who makes the faults: draws instants and victims from the seed, and puts everything right again at the end.
 
-Every class of fault has its number and its severity in the profile. Byzantine nodes are honest machines whose outputs are
-changed, or whose keys a second process uses as well: nothing here knows the machines from inside.
+Every class of fault has its number and its severity in the profile. What Byzantine nodes do is in ``byzantine``.
 """
 
 import random
@@ -9,25 +8,24 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
-
 from node.sim.bus import SimBus
+from node.sim.bus_faults import BusFaults
 from node.sim.clock import Clock
-from node.sim.node import SimNode
+from node.sim.disk_faults import DiskFaults
+from node.sim.node import Doom, SimNode
+from node.sim.phases import PHASES, Phase
 from node.sim.scenario import Scenario
+from node.sim.strikes import Strike, draw_strikes
 from node.sim.trace import Trace
-from shardyard import effects as fx
-from shardyard.consensus.votes import VoteKind
-from shardyard.ids import Slot
-from shardyard.messages import Proposal, Votes
+from node.sim.weights import Weights
+from shardyard.ids import ShardId
 
-GARBLE_CHANCE = 0.3
-TAMPER_CHANCE = 0.8
 GROUP_CHANCE = 0.2
 """How often a crash takes all processes of a chain."""
 DOOM_CHANCE = 0.7
 """How often a crash comes between effects, where it hurts, instead of at an idle instant."""
-MAX_DOOM = 40
+MAX_PATIENCE = 400
+"""Effects for which a fault waits at most until its victim is in the phase that it aims at: some seconds."""
 
 
 class Nemesis:
@@ -41,6 +39,8 @@ class Nemesis:
         bus: SimBus,
         nodes: list[SimNode],
         trace: Trace,
+        weights: Weights,
+        accuse: Callable[[ShardId, tuple[int, ...]], None],
     ) -> None:
         self._scenario = scenario
         self._clock = clock
@@ -49,32 +49,56 @@ class Nemesis:
         self._nodes = nodes
         self._trace = trace
         self._is_over = False
+        self._disks = DiskFaults(
+            nodes,
+            weights,
+            chance,
+            tell=self._tell,
+            later=self._later,
+            ambush=self._ambush,
+            restart=self._restart,
+            accuse=accuse,
+        )
+        self._between = BusFaults(bus, nodes, tell=self._tell, later=self._later, ambush=self._ambush)
+        down_ms = scenario.profile.down_ms
+        self._blows: dict[str, Callable[[random.Random], None]] = {
+            "crash": self._crash,
+            "partition": self._cut,
+            "freeze": self._freeze,
+            "clock jump": self._jump,
+            "outage": self._black_out,
+            "flap": self._between.flap,
+            "lost session": partial(self._between.lose_session, gone_ms=scenario.profile.cut_ms),
+            "overflow": partial(self._between.overflow, slow_ms=scenario.profile.cut_ms),
+            "slow disk": self._slow_down,
+            "full disk": partial(self._disks.fill, full_ms=scenario.profile.cut_ms),
+            "io error": partial(self._disks.fail_sync, down_ms=down_ms),
+            "bit flip": partial(self._disks.flip_bit, down_ms=down_ms),
+            "lost record": partial(self._disks.lose_record, down_ms=down_ms),
+            "old record": partial(self._disks.restore_record, down_ms=down_ms),
+        }
         self.faults: Counter[str] = Counter()
+        self.acts: Counter[str] = Counter()
+        """What Byzantine nodes did."""
         self.coverage: Counter[str] = Counter()
-        """Faults of one node by what it had done last: a phase that no fault ever hits proves nothing."""
+        """Faults by the phase in which they hit a node: a phase that no fault ever hits proves nothing."""
 
-    def schedule(self) -> None:
-        """Draw all instants of the run."""
-        profile = self._scenario.profile
-        strikes: list[tuple[int, Callable[[], None]]] = [
-            (profile.crashes, self._crash),
-            (profile.partitions, self._cut),
-            (profile.freezes, self._freeze),
-            (profile.clock_jumps, self._jump),
-            (profile.outages, self._black_out),
-            (profile.slow_disks, self._slow_down),
-        ]
-        end_ms = max(1, self._scenario.duration_ms - self._scenario.settle_ms)
-        for count, strike in strikes:
-            for _ in range(count):
-                self._clock.schedule(self._chance.randrange(end_ms), self._guard(strike))
+    def schedule(self, seed: int) -> None:
+        """Put all strikes of the run on the clock; those left out do nothing, and so change nothing before their instant."""
+        scenario = self._scenario
+        for strike in draw_strikes(seed, scenario.profile, scenario.fault_ms):
+            self._clock.schedule(strike.at_ms, self._guard(partial(self._strike, strike)))
+
+    def _strike(self, strike: Strike) -> None:
+        if self._scenario.has_strike(strike.index):
+            self._trace.tell(self._clock.now_ms, "nemesis", f"strike {strike.index}: {strike.kind}")
+            self._blows[strike.kind](strike.build_chance())
 
     def stop(self) -> None:
         """The faults are over: heal, thaw, restart."""
         self._is_over = True
-        self._bus.cuts.clear()
-        self._bus.is_out = False
-        self._bus.drop = 0.0
+        self._bus.heal()
+        self._disks.heal()
         for node in self._nodes:
             node.disk_ms = (0, 4)
             node.doom = None
@@ -90,58 +114,74 @@ class Nemesis:
 
         return act
 
-    def _later(self, bounds: tuple[int, int], action: Callable[[], None]) -> None:
-        self._clock.schedule(self._chance.randint(*bounds), self._guard(action))
+    def _later(self, chance: random.Random, bounds: tuple[int, int], action: Callable[[], None]) -> None:
+        self._clock.schedule(chance.randint(*bounds), self._guard(action))
+
+    def _ambush(self, chance: random.Random, node: SimNode, strike: Callable[[], None]) -> None:
+        """Strike at once, or, where it hurts more, between two of the next effects of ``node``."""
+        if node.doom is None and chance.random() < DOOM_CHANCE:
+            aim = chance.choice(PHASES) if node.is_up else Phase.STARTING
+            node.doom = Doom(aim, chance.randint(1, MAX_PATIENCE), self._guard(strike))
+        else:
+            strike()
 
     def _tell(self, fault: str, text: str, victim: SimNode | None = None) -> None:
+        """Count a fault, for ``victim`` in the phase that it hits; without a victim it hits everybody."""
         self.faults[fault] += 1
-        if victim is not None:
-            self.coverage[f"{fault} after {victim.last_kind}"] += 1
+        for node in self._nodes if victim is None else (victim,):
+            if node.is_up or victim is not None:
+                self.coverage[f"{fault} while {node.phase}"] += 1
         self._trace.add(self._clock.now_ms, "nemesis", fault, text.encode())
         self._trace.tell(self._clock.now_ms, "nemesis", text)
 
     # Faults of processes
 
-    def _crash(self) -> None:
+    def _crash(self, chance: random.Random) -> None:
         """One node, or now and then all of a kind; at once, or between two of the next effects."""
-        victims = [self._chance.choice(self._nodes)]
-        if self._chance.random() < GROUP_CHANCE:
+        victims = [chance.choice(self._nodes)]
+        if chance.random() < GROUP_CHANCE:
             victims = [node for node in self._nodes if node.chain == victims[0].chain]
         for node in victims:
-            if self._chance.random() < DOOM_CHANCE:
-                node.doom = (self._chance.randint(1, MAX_DOOM), self._guard(partial(self._kill, node)))
-            else:
-                self._kill(node)
+            self._ambush(chance, node, partial(self._kill, chance, node))
 
-    def _kill(self, node: SimNode) -> None:
+    def _kill(self, chance: random.Random, node: SimNode) -> None:
         if node.is_up:
             lost = node.crash()
             self._tell("crash", f"{node.name} crashes, {lost} records lost", node)
             if lost:
                 self.faults["torn"] += 1
-            self._later(self._scenario.profile.down_ms, partial(self._restart, node))
+            self._later(chance, self._scenario.profile.down_ms, partial(self._restart, node))
 
     def _restart(self, node: SimNode) -> None:
         if not node.is_up:
             self._trace.tell(self._clock.now_ms, "nemesis", f"{node.name} starts again")
             node.start()
+            if node.refusal:
+                self._disks.replace_log(node)
 
-    def _freeze(self) -> None:
-        node = self._chance.choice(self._nodes)
+    def _freeze(self, chance: random.Random) -> None:
+        node = chance.choice(self._nodes)
+        self._ambush(chance, node, partial(self._stop, chance, node))
+
+    def _stop(self, chance: random.Random, node: SimNode) -> None:
         if node.is_up and not node.is_frozen:
             node.freeze()
             self._tell("freeze", f"{node.name} is stopped", node)
-            self._later(self._scenario.profile.freeze_ms, node.thaw)
+            self._later(chance, self._scenario.profile.freeze_ms, node.thaw)
 
-    def _jump(self) -> None:
-        node = self._chance.choice(self._nodes)
-        node.clock_offset_ms = self._chance.randint(-1, 1) * self._chance.randint(
-            0, self._scenario.profile.jump_ms
-        )
-        self._tell("clock", f"the clock of {node.name} is off by {node.clock_offset_ms} ms")
+    def _jump(self, chance: random.Random) -> None:
+        node = chance.choice(self._nodes)
+        self._ambush(chance, node, partial(self._put_off, chance, node))
 
-    def _slow_down(self) -> None:
-        node = self._chance.choice(self._nodes)
+    def _put_off(self, chance: random.Random, node: SimNode) -> None:
+        node.clock_offset_ms = chance.randint(-1, 1) * chance.randint(0, self._scenario.profile.jump_ms)
+        self._tell("clock", f"the clock of {node.name} is off by {node.clock_offset_ms} ms", node)
+
+    def _slow_down(self, chance: random.Random) -> None:
+        node = chance.choice(self._nodes)
+        self._ambush(chance, node, partial(self._weigh_down, chance, node))
+
+    def _weigh_down(self, chance: random.Random, node: SimNode) -> None:
         before = self._scenario.profile.disk_ms
         node.disk_ms = (200, 1_500)
         self._tell("slow disk", f"the disk of {node.name} is slow", node)
@@ -149,14 +189,17 @@ class Nemesis:
         def recover() -> None:
             node.disk_ms = before
 
-        self._later(self._scenario.profile.cut_ms, recover)
+        self._later(chance, self._scenario.profile.cut_ms, recover)
 
     # Faults of the bus
 
-    def _cut(self) -> None:
+    def _cut(self, chance: random.Random) -> None:
+        self._ambush(chance, chance.choice(self._nodes), partial(self._divide, chance))
+
+    def _divide(self, chance: random.Random) -> None:
         names = sorted({node.name for node in self._nodes})
-        side = {name for name in names if self._chance.random() < 0.5}
-        one_way = self._chance.random() < 0.3
+        side = {name for name in names if chance.random() < 0.5}
+        one_way = chance.random() < 0.3
         cut = {
             (one, other)
             for one in names
@@ -169,74 +212,34 @@ class Nemesis:
         def heal() -> None:
             self._bus.cuts -= cut
 
-        self._later(self._scenario.profile.cut_ms, heal)
+        self._later(chance, self._scenario.profile.cut_ms, heal)
 
-    def _black_out(self) -> None:
-        self._bus.is_out = True
+    def _black_out(self, chance: random.Random) -> None:
+        self._ambush(chance, chance.choice(self._nodes), partial(self._kill_broker, chance))
+
+    def _kill_broker(self, chance: random.Random) -> None:
+        self._bus.go_down()
         self._tell("outage", "the broker is down")
 
         def heal() -> None:
             self._bus.is_out = False
 
-        self._later((200, 8_000), heal)
+        self._later(chance, (200, 8_000), heal)
+
+    def supervise(self, node: SimNode) -> None:
+        """Start ``node`` again whenever it ends by itself."""
+        node.on_failure = self._disks.fail_stop
 
     # Byzantine nodes
 
-    def corrupt(self, node: SimNode, kind: str) -> None:
-        """Make ``node`` misbehave in one way."""
-        node.is_byzantine = True
-        self._tell(kind, f"{node.name} is Byzantine: {kind}")
-        if kind == "withholder":
-            node.tamper = _withhold
-        elif kind == "garbler":
-            node.tamper = self._garble
-        elif kind == "tamperer":
-            node.tamper = self._change_list
+    def corrupt(self, node: SimNode, role: str) -> None:
+        """Note that ``node`` plays a Byzantine role."""
+        self._tell(role, f"{node.name} is Byzantine: {role}")
 
-    def _garble(self, effect: fx.Effect) -> fx.Effect:
-        """Send votes with wrong slots, wrong signatures and wrong kinds now and then."""
-        if not (isinstance(effect, fx.Broadcast) and isinstance(effect.message, Votes)):
-            return effect
-        if self._chance.random() > GARBLE_CHANCE:
-            return effect
-        self.faults["garbled"] += 1
-        votes = []
-        for vote in effect.message.votes:
-            match self._chance.randrange(4):
-                case 0:
-                    changed = msgspec.structs.replace(
-                        vote, slot=Slot(vote.slot + self._chance.choice([-1, 1, 1 << 20]))
-                    )
-                case 1:
-                    changed = msgspec.structs.replace(vote, signature=bytes(96))
-                case 2:
-                    changed = msgspec.structs.replace(vote, kind=self._chance.choice(list(VoteKind)))
-                case _:
-                    changed = msgspec.structs.replace(vote, validator=vote.validator + 1)
-            votes.append(changed)
-        return fx.Broadcast(Votes(tuple(votes)))
-
-    def _change_list(self, effect: fx.Effect) -> fx.Effect:
-        """Send most proposals with another access list than the block's: one byte changed, cut, another one, or none."""
-        if not (isinstance(effect, fx.Broadcast) and isinstance(effect.message, Proposal)):
-            return effect
-        good = effect.message.access_list
-        if not good or self._chance.random() > TAMPER_CHANCE:
-            return effect
-        self.faults["tampered"] += 1
-        place = self._chance.randrange(len(good))
-        bad = self._chance.choice(
-            [
-                good[:place] + bytes((good[place] ^ 1 << self._chance.randrange(8),)) + good[place + 1 :],
-                good[:place],
-                b"\xc0",
-                b"",
-            ]
-        )
-        return fx.Broadcast(msgspec.structs.replace(effect.message, access_list=bad))
-
-
-def _withhold(effect: fx.Effect) -> fx.Effect | None:
-    """Keep proposals back."""
-    is_proposal = isinstance(effect, fx.Broadcast) and isinstance(effect.message, Proposal)
-    return None if is_proposal else effect
+    def act(self, node: SimNode, role: str, act: str) -> None:
+        """Note what a Byzantine node did, and what the others of its chain were doing then."""
+        self.acts[act] += 1
+        for other in self._nodes:
+            if other.chain == node.chain and other is not node and other.is_up:
+                self.coverage[f"{role} while {other.phase}"] += 1
+        self._trace.add(self._clock.now_ms, node.name, act)

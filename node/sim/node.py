@@ -1,29 +1,36 @@
 """A simulated process: one machine with its driver, disk, signer, timers and, on shards, its executor.
 
 The driver here keeps the rules of the real one: what leaves the process waits in one FIFO outbox behind the ``Persist`` it
-follows, ``step`` never waits, completions come before messages. A crash loses everything but the synced log and the
-signer's record; what was handed to the signer is on record even if the signature never came back.
+follows, ``step`` never waits, completions come before messages. A crash loses everything but what is synced of the log and
+of the signer's record, and a torn piece of what was being written. A disk that fails ends the process.
 """
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+import msgspec
+
 from crosslink.beacon import BeaconMachine
+from node.executor import StateRecord
+from node.sim.byzantine.role import Role
 from node.sim.clock import Clock
-from node.sim.disk import SimDisk, StateDiff
+from node.sim.disk import SignerDisk, SimDisk
 from node.sim.executor import Execution, SimExecutor
 from node.sim.mock_crypto import MockCrypto, sign_mock
+from node.sim.phases import Phase, find_phase
 from node.sim.scenario import GENESIS_MS, FaultProfile
 from node.sim.trace import Trace
 from node.sim.workload import TransactionPool
+from node.storage.frames import CorruptFileError
+from node.storage.signer_record import SignerRecordError
 from shards.replica import ShardReplica
 from shardyard import effects as fx
 from shardyard.blocks import Block
 from shardyard.codec import decode
 from shardyard.consensus.registry import get_engine
-from shardyard.consensus.signer import SignerState
+from shardyard.consensus.signer import SignerEntry, SignerState
 from shardyard.consensus.votes import Vote
 from shardyard.crosslinks import BeaconBody
 from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
@@ -50,6 +57,14 @@ class Observer(Protocol):
         ...
 
 
+class Doom(msgspec.Struct):
+    """A fault that strikes before the first effect of a phase, or when it has waited for ``patience`` effects."""
+
+    aim: Phase
+    patience: int
+    strike: Callable[[], None]
+
+
 class SimNode:
     """One process of the network."""
 
@@ -73,23 +88,31 @@ class SimNode:
         self.name = name
         self.chain = chain
         self.keys = keys
-        self.disk = SimDisk()
+        self.disk = SimDisk(genesis.network)
+        self.record = SignerDisk(genesis.network)
         self.signer = SignerState()
-        self.signed_batches = 0
-        """What the witness beside the keys says of the record; a lost or old one is behind it."""
         self.is_record_lost = False
+        """Its signer's record is missing, damaged or old: it follows and signs nothing."""
         self.nonce = b""
+        """Of its Rejoins while the record is lost; another one in every life."""
         self._rejoined: set[int] = set()
+        self.refusal = ""
+        """Why it did not start: its log is damaged."""
+        self.on_failure: Callable[[SimNode], object] = SimNode.crash
+        """Who ends it when its disk fails."""
         self.is_up = False
         self.is_frozen = False
         self.is_byzantine = False
         self.clock_offset_ms = 0
-        self.last_kind = "Started"
-        """What it was doing when a fault strikes: the last event, for the report of coverage."""
+        self._last_step: tuple[Event, Sequence[fx.Effect]] = (Started(), ())
+        """The last step that did anything: what a fault interrupts."""
+        self._next: object = None
+        """The effect that comes next, while a fault is about to strike before it."""
         self.disk_ms = profile.disk_ms
-        self.doom: tuple[int, Callable[[], None]] | None = None
-        """Effects until a fault strikes, and the fault: so crashes hit between the effects of one step."""
-        self.tamper: Callable[[fx.Effect], fx.Effect | None] | None = None
+        self.doom: Doom | None = None
+        """A fault that waits for its moment between two effects."""
+        self.roles: tuple[Role, ...] = ()
+        """How it misbehaves, if it is Byzantine."""
         self.machine: ShardReplica | BeaconMachine
         self.executor: SimExecutor | None = None
         self._label = name
@@ -105,7 +128,7 @@ class SimNode:
         self._pool = pool
         self._executions = executions
         self._life = 0
-        self._outbox: deque[fx.Effect | StateDiff] = deque()
+        self._outbox: deque[fx.Effect | StateRecord] = deque()
         self._is_syncing = False
         self._timers: dict[str, int] = {}
         self._timer_count = 0
@@ -114,14 +137,19 @@ class SimNode:
     # Life
 
     def start(self) -> None:
-        """Start the process, or start it again from its disk."""
-        records, states = self.disk.read()
+        """Start the process, or start it again from its disk; with a damaged log it does not start."""
+        try:
+            records, states = self.disk.read()
+        except CorruptFileError as error:
+            self.refusal = str(error)
+            return
+        self.refusal = ""
+        self._open_signer()
         self._life += 1
         self._outbox.clear()
         self._is_syncing = False
         self._timers.clear()
         self._thawed.clear()
-        self.doom = None
         self.is_up, self.is_frozen = True, False
         if self.chain == BEACON:
             self.machine = BeaconMachine(
@@ -144,7 +172,17 @@ class SimNode:
             self._observer.on_record(self, record)
         self.step(Started())
 
-    def _start_executor(self, height: int, states: dict[Hash32, StateDiff]) -> None:
+    def _open_signer(self) -> None:
+        self.signer, self.is_record_lost = SignerState(), False
+        try:
+            self.signer = self.record.read()
+        except SignerRecordError as error:
+            self.is_record_lost = True
+            self.nonce = self._chance.randbytes(NONCE_BYTES)
+            self._rejoined = set()
+            self._trace.tell(self._clock.now_ms, self._label, f"signs nothing: {error}")
+
+    def _start_executor(self, height: int, states: dict[Hash32, StateRecord]) -> None:
         assert self._pool is not None, "shards have a pool of transactions"
         if self.executor is not None:
             self.executor.stop()
@@ -164,14 +202,6 @@ class SimNode:
             header = found[0].header
             needed.append((states[header.hash], header.shard_content.state_root))
         self.executor.restore(needed)
-
-    def lose_record(self, copy: SignerState | None = None) -> None:
-        """Find the signer's record deleted, or replaced by an old ``copy``; the witness shows it at the next start."""
-        assert not self.is_up, "a record goes while its process is down"
-        self.signer = copy or SignerState()
-        self.is_record_lost = self.signed_batches > 0
-        self.nonce = self._chance.randbytes(NONCE_BYTES)
-        self._rejoined = set()
 
     def _build_rejoins(self) -> tuple[Rejoin, ...]:
         if not self.is_record_lost:
@@ -195,6 +225,7 @@ class SimNode:
         self._rejoined |= {rejoin.validator for rejoin in body.rejoins if rejoin.nonce == self.nonce}
         if self._rejoined.issuperset(self.keys):
             self.signer = SignerState(block.header.slot)
+            self.record.begin_anew(block.header.slot)
             self.is_record_lost = False
 
     def crash(self) -> int:
@@ -202,6 +233,7 @@ class SimNode:
         self.is_up = False
         self._life += 1
         self._outbox.clear()
+        self.record.crash(self._chance)
         if self.executor is not None:
             self.executor.stop()
         return self.disk.crash(self._chance)
@@ -235,26 +267,54 @@ class SimNode:
         clock, trace = self._clock, self._trace
         kind = type(event.message).__name__ if isinstance(event, MessageReceived) else type(event).__name__
         trace.add(clock.now_ms, self._label, kind)
-        self.last_kind = kind
         effects = self.machine.step(event, GENESIS_MS + clock.now_ms + self.clock_offset_ms)
-        if trace.is_shown:
-            trace.tell(clock.now_ms, self._label, describe_step(event, effects))
-        tamper = self.tamper
+        if self.roles:
+            effects = self._play_roles(event, effects)
+        if effects:
+            self._last_step = (event, effects)
+        trace.step(clock.now_ms, self._label, event, effects)
         life = self._life
         for effect in effects:
-            changed = effect if tamper is None else tamper(effect)
-            if changed is not None and not self._is_struck(life):
-                self._perform(changed)
-        self._drain()
+            if self.doom is not None:
+                self._meet_doom(effect)
+            if self._life != life:
+                return
+            self._perform(effect)
+        if self._outbox and not self._is_syncing:
+            self._drain()
 
-    def _is_struck(self, life: int) -> bool:
-        """Tell whether the process of ``life`` is gone, or goes now because its doom has come."""
+    def _play_roles(self, event: Event, effects: list[fx.Effect]) -> list[fx.Effect]:
+        for role in self.roles:
+            role.hear(event)
+            effects = [said for effect in effects for said in role.say(effect)]
+        return effects
+
+    def say_later(self, delay_ms: int, effect: fx.Effect) -> None:
+        """Perform an effect of this life's after ``delay_ms``: what a Byzantine role holds back."""
+        life = self._life
+
+        def act() -> None:
+            if self.is_up and self._life == life and not self.is_frozen:
+                self._outbox.append(effect)
+                self._drain()
+
+        self._clock.schedule(delay_ms, act)
+
+    def _meet_doom(self, effect: object) -> None:
+        """Let the fault that waits strike before ``effect``, if it is time."""
         if self.doom is not None and self.is_up:
-            effects_left, strike = self.doom
-            self.doom = (effects_left - 1, strike) if effects_left > 1 else None
-            if self.doom is None:
+            self._next = effect
+            self.doom.patience -= 1
+            if self.doom.patience <= 0 or self.phase is self.doom.aim:
+                strike, self.doom = self.doom.strike, None
                 strike()
-        return self._life != life
+            self._next = None
+
+    @property
+    def phase(self) -> Phase:
+        """What it is doing."""
+        event, effects = self._last_step
+        return find_phase(event, effects, self._next)
 
     def _perform(self, effect: fx.Effect) -> None:
         match effect:
@@ -276,27 +336,33 @@ class SimNode:
         assert self.executor is not None, "only shards execute"
         return self.executor
 
-    def _write_state(self, state: StateDiff) -> None:
+    def _write_state(self, state: StateRecord) -> None:
         self._outbox.append(state)
         self._drain()
 
     def _drain(self) -> None:
         """Perform the outbox up to the next barrier that is not on disk yet."""
-        life = self._life
-        while self._outbox and not self._is_syncing and not self._is_struck(life):
-            match self._outbox.popleft():
+        life, outbox = self._life, self._outbox
+        while outbox and not self._is_syncing:
+            if self.doom is not None:
+                self._meet_doom(outbox[0])
+                if self._life != life:
+                    return
+            match outbox.popleft():
+                case fx.Broadcast(message):
+                    self._publish(self, message)
                 case fx.Persist(records):
                     for record in records:
                         self.disk.append(record)
                     self._start_sync(records)
-                case StateDiff() as state:
-                    self.disk.append_state(state)
-                case fx.Broadcast(message):
-                    self._publish(self, message)
-                case fx.Send(to, message):
-                    self._send(self, to, message)
+                case fx.Notice() as notice:
+                    self._observer.on_notice(self, notice)
                 case fx.Sign(requests):
                     self._sign(requests)  # behind its Persist (S5)
+                case StateRecord() as state:
+                    self.disk.append_state(state)
+                case fx.Send(to, message):
+                    self._send(self, to, message)
                 case fx.Finalise(block):
                     if self.executor is not None:
                         self.executor.finalise(block.hash)
@@ -305,8 +371,6 @@ class SimNode:
                         self._rejoin(block)
                 case fx.Discard(block_hash):
                     self._executor.discard(block_hash)
-                case fx.Notice() as notice:
-                    self._observer.on_notice(self, notice)
                 case other:
                     raise AssertionError(f"effect {other!r} does not belong into the outbox")
 
@@ -328,31 +392,37 @@ class SimNode:
         self._clock.schedule(delay, finish)
 
     def _finish_sync(self, records: tuple[fx.Record, ...]) -> None:
+        if self.disk.is_failing:
+            self.on_failure(self)
+            return
         self.disk.sync()
         for record in records:
             self._observer.on_record(self, record)
 
     def _sign(self, requests: tuple[fx.SignRequest, ...]) -> None:
         votes: list[Vote] = []
-        self.signed_batches += 1
+        entries: list[SignerEntry] = []
         for request in requests:
             if not self.is_record_lost and self.signer.check(request):
-                self.signer.record(request)
+                entries.append(self.signer.record(request))
                 public_key = self._committee.validators[request.validator].public_key
                 signature = sign_mock(public_key, request.message)
                 votes.append(
                     Vote(request.kind, request.slot, request.block_hash, request.validator, signature)
                 )
-        self._later(self._chance.randint(*SIGN_MS), Signed(tuple(votes)))
-
-    def _later(self, delay_ms: int, event: Event) -> None:
+        if entries:
+            self.record.append(tuple(entries))
         life = self._life
 
-        def act() -> None:
+        def finish() -> None:
             if self.is_up and self._life == life:
-                self._take(event)
+                if self.record.is_failing:
+                    self.on_failure(self)
+                    return
+                self.record.sync()
+                self._take(Signed(tuple(votes)))
 
-        self._clock.schedule(delay_ms, act)
+        self._clock.schedule(self._chance.randint(*SIGN_MS), finish)
 
     def _set_timer(self, name: str, delay_ms: int) -> None:
         self._timer_count += 1
@@ -372,54 +442,3 @@ class SimNode:
     def final_block(self) -> Block:
         """The engine's final block."""
         return self.machine.engine.final_block
-
-
-def describe_step(event: Event, effects: "list[fx.Effect]") -> str:
-    """Return one line for people: what came in and what went out."""
-    match event:
-        case MessageReceived(sender, _, message):
-            said = f"<- {sender} {describe_message(message)}"
-        case TimerFired(name):
-            said = f"timer {name}"
-        case Signed(votes):
-            said = "signed " + ", ".join(
-                f"{vote.kind.name} {vote.slot} by {vote.validator}" for vote in votes
-            )
-        case _:
-            said = type(event).__name__.lower()
-    done = ", ".join(describe_effect(effect) for effect in effects)
-    return f"{said}  =>  {done}" if done else said
-
-
-def describe_message(message: Message) -> str:
-    """Return a message in a few words."""
-    name = type(message).__name__
-    votes = getattr(message, "votes", None)
-    if votes is not None:
-        return f"{name} " + " ".join(f"{vote.kind.name}({vote.slot})/{vote.validator}" for vote in votes[:6])
-    certificates = getattr(message, "certificates", None)
-    if certificates is not None:
-        return f"{name} " + " ".join(f"{item.kind.name}({item.slot})" for item in certificates[:6])
-    block = getattr(message, "block", None)
-    if block is not None:
-        return f"{name} slot {block.header.slot} height {block.header.height} {block.hash.hex()[:8]}"
-    return name
-
-
-def describe_effect(effect: fx.Effect) -> str:
-    """Return an effect in a few words."""
-    match effect:
-        case fx.Persist(records):
-            return "persist " + "+".join(type(record).__name__.removesuffix("Record") for record in records)
-        case fx.Broadcast(message):
-            return f"-> all {describe_message(message)}"
-        case fx.Send(to, message):
-            return f"-> {to} {describe_message(message)}"
-        case fx.SetTimer(name, delay_ms):
-            return f"timer {name} in {delay_ms}"
-        case fx.Sign(requests):
-            return "sign " + " ".join(f"{request.kind.name}({request.slot})" for request in requests)
-        case fx.Notice(kind):
-            return f"notice {kind}"
-        case _:
-            return type(effect).__name__.lower()

@@ -1,8 +1,4 @@
-"""What a run is: its network, its load, its faults. A seed draws one; the same seed draws the same for ever.
-
-A fault profile says which classes of faults a run has and how hard they strike; the nemesis draws the instants. Byzantine
-weight stays below a third of every committee: more of it breaks promises by design.
-"""
+"""What a run is: its network, its load, its faults. A seed draws one; the same seed draws the same for ever."""
 
 import random
 from functools import lru_cache
@@ -13,12 +9,36 @@ import msgspec
 from node.artifacts import load_artifact
 from node.genesis_alloc import build_alloc, compute_alloc_supply, encode_alloc
 from node.load.keys import derive_account
+from node.sim.faults import (
+    DEFAULT_PROFILE,
+    PEACE,
+    WHOLE_COMMITTEES,
+    FaultProfile,
+    draw_profile,
+    verify_profile,
+)
 from node.sim.mock_crypto import build_mock_validator
 from shardyard import _native
 from shardyard.consensus.registry import DEFAULT_ENGINE
 from shardyard.genesis import Genesis, ShardGenesis
 from shardyard.ids import Address, Hash32, compute_chain_id
 from shardyard.preset import get_preset
+
+__all__ = [
+    "ACCOUNTS",
+    "ACCOUNT_BALANCE",
+    "ACCOUNT_SEED",
+    "COUNTER",
+    "GENESIS_MS",
+    "PEACE",
+    "STAKES",
+    "TOPOLOGIES",
+    "FaultProfile",
+    "Scenario",
+    "build_sim_alloc",
+    "build_sim_genesis",
+    "draw_scenario",
+]
 
 GENESIS_MS: Final = 1_700_000_000_000
 ACCOUNTS: Final = 6
@@ -27,43 +47,9 @@ ACCOUNT_SEED: Final = 7
 ACCOUNT_BALANCE: Final = 10_000 * 10**18
 COUNTER: Final = Address(bytes.fromhex("00000000000000000000000000000000000c0de1"))
 """A contract on every shard that takes messages."""
-TAMPER_CHANCE: Final = 0.5
+TOPOLOGIES: Final = ((1, 1), (2, 2), (1, 4), (4, 1), (2, 4), (4, 2), *((4, 4),) * 6)
+"""Processes per shard and on the beacon; only where both are four may anybody be Byzantine."""
 STAKES: Final = (32, 32, 32, 32)
-
-
-class FaultProfile(msgspec.Struct, frozen=True):
-    """How the world misbehaves. Times in milliseconds, chances from 0 to 1, counts per run."""
-
-    latency_ms: tuple[int, int] = (1, 20)
-    drop: float = 0.0
-    duplicate: float = 0.0
-    disk_ms: tuple[int, int] = (0, 4)
-    crashes: int = 0
-    down_ms: tuple[int, int] = (50, 20_000)
-    partitions: int = 0
-    cut_ms: tuple[int, int] = (500, 20_000)
-    freezes: int = 0
-    freeze_ms: tuple[int, int] = (200, 30_000)
-    clock_jumps: int = 0
-    jump_ms: int = 3_600_000
-    outages: int = 0
-    """Times at which the bus loses everything for a while."""
-    slow_disks: int = 0
-    twins: int = 0
-    """Nodes whose keys a second process uses as well."""
-    withholders: int = 0
-    """Nodes that keep their proposals to themselves."""
-    garblers: int = 0
-    """Nodes whose votes are sometimes nonsense."""
-    tamperers: int = 0
-    """Nodes whose proposals sometimes carry another access list than their block's."""
-
-    @property
-    def count(self) -> int:
-        """Number of faults that strike at an instant."""
-        return (
-            self.crashes + self.partitions + self.freezes + self.clock_jumps + self.outages + self.slow_disks
-        )
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -82,20 +68,47 @@ class Scenario(msgspec.Struct, frozen=True):
     """Transactions per second over the whole network."""
     engine: str = DEFAULT_ENGINE
     profile: FaultProfile = FaultProfile()
+    only_strikes: tuple[int, ...] | None = None
+    """Indices of the strikes that hit; all of them when None."""
+    calm_from_ms: int | None = None
+    """When faults and load end, if earlier than ``fault_ms``; what is drawn before stays as it is."""
+
+    @property
+    def fault_ms(self) -> int:
+        """From the start of the run: the time in which instants of faults and load are drawn."""
+        return max(1, self.duration_ms - self.settle_ms)
+
+    @property
+    def calm_ms(self) -> int:
+        """From the start of the run: when faults and load are over; ``settle_ms`` of quiet follow."""
+        return self.fault_ms if self.calm_from_ms is None else min(self.calm_from_ms, self.fault_ms)
+
+    @property
+    def end_ms(self) -> int:
+        """From the start of the run: its end."""
+        return self.calm_ms + self.settle_ms
+
+    def has_strike(self, index: int) -> bool:
+        """Tell whether the strike of that index hits."""
+        return self.only_strikes is None or index in self.only_strikes
 
 
-PEACE: Final = FaultProfile()
-
-
-def draw_scenario(seed: int, duration_ms: int, *, faults: bool = True) -> Scenario:
-    """Return the scenario of ``seed``."""
+def draw_scenario(
+    seed: int, duration_ms: int, *, faults: bool = True, profile: str = DEFAULT_PROFILE
+) -> Scenario:
+    """Return the scenario of ``seed`` with the faults of the profile of that name; raises ``ConfigError`` for another name."""
+    verify_profile(profile)
     chance = random.Random(f"scenario {seed}")
     shards = chance.choice([2, 2, 2, 3])
-    replicas = chance.choice([1, 2, 4, 4])
-    beacon_replicas = chance.choice([1, 2, 4, 4])
+    if profile in WHOLE_COMMITTEES:
+        replicas = beacon_replicas = 4
+    else:
+        replicas, beacon_replicas = chance.choice(TOPOLOGIES)
     settle_ms = min(45_000, duration_ms // 2)
-    other = random.Random(f"tamperers {seed}")
-    profile = _draw_profile(chance, other, replicas, beacon_replicas) if faults else PEACE
+    drawn = PEACE
+    if faults:
+        draw = random.Random(f"faults {profile} {seed}")
+        drawn = draw_profile(profile, draw, duration_ms - settle_ms, replicas == beacon_replicas == 4)
     return Scenario(
         shards=shards,
         replicas=replicas,
@@ -103,32 +116,7 @@ def draw_scenario(seed: int, duration_ms: int, *, faults: bool = True) -> Scenar
         duration_ms=duration_ms,
         settle_ms=settle_ms,
         tps=chance.choice([0.5, 2.0, 6.0]),
-        profile=profile,
-    )
-
-
-def _draw_profile(
-    chance: random.Random, other: random.Random, replicas: int, beacon_replicas: int
-) -> FaultProfile:
-    """Draw at least ten faults of several classes."""
-    can_be_byzantine = replicas == 4 and beacon_replicas == 4
-    byzantine = chance.choice(["", "", "twins", "withholders", "garblers"]) if can_be_byzantine else ""
-    return FaultProfile(
-        latency_ms=chance.choice([(1, 20), (1, 100), (20, 250), (1, 600)]),
-        drop=chance.choice([0.0, 0.02, 0.1, 0.3]),
-        duplicate=chance.choice([0.0, 0.1, 0.3]),
-        disk_ms=chance.choice([(0, 4), (1, 30), (5, 120)]),
-        crashes=chance.randint(4, 16),
-        partitions=chance.randint(2, 8),
-        freezes=chance.randint(1, 4),
-        clock_jumps=chance.randint(0, 3),
-        outages=chance.randint(1, 3),
-        slow_disks=chance.randint(1, 4),
-        twins=int(byzantine == "twins"),
-        withholders=int(byzantine == "withholders"),
-        garblers=int(byzantine == "garblers"),
-        # From a generator of its own, so that all else stays what a seed always drew.
-        tamperers=int(can_be_byzantine and not byzantine and other.random() < TAMPER_CHANCE),
+        profile=drawn,
     )
 
 

@@ -9,13 +9,16 @@ from typing import Final
 import msgspec
 
 from node.sim.bus import SimBus
+from node.sim.byzantine.roles import TWIN
+from node.sim.casting import Casting
 from node.sim.clock import MAX_PENDING, Clock
 from node.sim.executor import Execution
 from node.sim.invariants import Checker, InvariantError
 from node.sim.nemesis import Nemesis
 from node.sim.node import SimNode
 from node.sim.scenario import ACCOUNTS, Scenario, build_sim_genesis
-from node.sim.trace import Trace
+from node.sim.trace import Listener, Trace
+from node.sim.weights import Weights
 from node.sim.workload import TransactionPool
 from shardyard.consensus.view import ChainView
 from shardyard.ids import BEACON, Hash32, NodeId, ShardId
@@ -35,15 +38,17 @@ class Report(msgspec.Struct, frozen=True):
     faults: dict[str, int]
     coverage: dict[str, int]
     bus: dict[str, int]
+    acts: dict[str, int] = {}
+    """What Byzantine nodes did."""
 
 
 class World:
     """One run."""
 
-    def __init__(self, seed: int, scenario: Scenario, show: Callable[[str], None] | None = None) -> None:
+    def __init__(self, seed: int, scenario: Scenario, listener: Listener | None = None) -> None:
         self.seed = seed
         self.scenario = scenario
-        self.trace = Trace(show)
+        self.trace = Trace(listener)
         self._chance = random.Random(f"world {seed}")
         self.clock = Clock(random.Random(f"order {seed}"))
         self.genesis = build_sim_genesis(scenario.shards, scenario.validators)
@@ -59,10 +64,20 @@ class World:
             for index in range(scenario.replicas):
                 keys = range(index, scenario.validators, scenario.replicas)
                 self._add_node(f"shard-{shard}-{index}", ShardId(shard), keys)
+        self.weights = Weights(self.genesis)
         self.nemesis = Nemesis(
-            scenario, self.clock, random.Random(f"nemesis {seed}"), self.bus, self.nodes, self.trace
+            scenario,
+            self.clock,
+            random.Random(f"nemesis {seed}"),
+            self.bus,
+            self.nodes,
+            self.trace,
+            self.weights,
+            self.checker.accuse,
         )
         self._corrupt()
+        for node in self.nodes:
+            self.nemesis.supervise(node)
 
     def _add_node(self, name: str, chain: ShardId, keys: range) -> SimNode:
         node = SimNode(
@@ -87,24 +102,22 @@ class World:
         return node
 
     def _corrupt(self) -> None:
-        """Make one node of one chain Byzantine per count in the profile; a twin is a second process with the same keys."""
-        profile = self.scenario.profile
-        for kind, count in (
-            ("twin", profile.twins),
-            ("withholder", profile.withholders),
-            ("garbler", profile.garblers),
-            ("tamperer", profile.tamperers),
-        ):
+        """Hand out the Byzantine roles of the profile; a twin is a second process with the same keys."""
+        casting = Casting(self.genesis, self.weights, self._chance, self.nodes, self.nemesis.act)
+        for role, count in self.scenario.profile.roles.items():
             for _ in range(count):
                 for chain in [BEACON, *(ShardId(shard) for shard in range(self.scenario.shards))]:
-                    members = [node for node in self.nodes if node.chain == chain and not node.is_byzantine]
-                    node = self._chance.choice(members)
-                    self.nemesis.corrupt(node, kind)
-                    self.checker.accuse(chain, node.keys)
-                    if kind == "twin":
-                        twin = self._add_node(node.name, chain, range(0))
-                        twin.keys = node.keys
-                        twin.is_byzantine = True
+                    node = casting.cast(chain, role)
+                    if node is not None:
+                        self.nemesis.corrupt(node, role)
+                        self.checker.accuse(chain, node.keys)
+                        if role == TWIN:
+                            self._add_twin(node)
+
+    def _add_twin(self, node: SimNode) -> None:
+        twin = self._add_node(node.name, node.chain, range(0))
+        twin.keys = node.keys
+        twin.is_byzantine = True
 
     def run(self) -> Report:
         """Run the scenario to its end; raises ``InvariantError`` at the first broken promise."""
@@ -112,8 +125,8 @@ class World:
         for node in self.nodes:
             self.clock.schedule(self._chance.randint(0, 500), self._start(node))
         self._schedule_load()
-        self.nemesis.schedule()
-        self.clock.run_until(scenario.duration_ms - scenario.settle_ms)
+        self.nemesis.schedule(self.seed)
+        self.clock.run_until(scenario.calm_ms)
         if len(self.clock) > MAX_PENDING:
             raise InvariantError(
                 f"I14: {len(self.clock)} actions are waiting, expected at most {MAX_PENDING}"
@@ -121,7 +134,7 @@ class World:
         self.nemesis.stop()
         self.clock.run_until(self.clock.now_ms + min(QUIET_MS, scenario.settle_ms // 2))
         before = self.checker.get_heights()
-        self.clock.run_until(scenario.duration_ms)
+        self.clock.run_until(scenario.end_ms)
         quiet_blocks = (scenario.settle_ms - min(QUIET_MS, scenario.settle_ms // 2)) // 2_500
         self.checker.check_progress(before, min(MIN_GROWTH, max(1, quiet_blocks)))
         self.checker.check_delivered()
@@ -138,16 +151,19 @@ class World:
     def _schedule_load(self) -> None:
         """Offer transactions until the faults stop."""
         scenario = self.scenario
-        end_ms = scenario.duration_ms - scenario.settle_ms
-        for _ in range(int(scenario.tps * end_ms / 1000)):
+        for _ in range(int(scenario.tps * scenario.fault_ms / 1000)):
             pool = self._chance.choice(self.pools)
             index = self._chance.randrange(ACCOUNTS)
-            self.clock.schedule(self._chance.randrange(end_ms), partial(pool.offer, index))
+            self.clock.schedule(self._chance.randrange(scenario.fault_ms), partial(self._offer, pool, index))
+
+    def _offer(self, pool: TransactionPool, index: int) -> None:
+        if self.clock.now_ms < self.scenario.calm_ms:
+            pool.offer(index)
 
     def _check_included(self) -> None:
         """I13: every transaction that was offered is in the final chain."""
         for pool in self.pools:
-            node = next(node for node in self.nodes if node.chain == pool.shard)
+            node = next(node for node in self.nodes if node.chain == pool.shard and not node.is_byzantine)
             assert node.executor is not None, "shards execute"
             nonces = pool.get_nonces(node.executor.core, node.final_block.hash)
             if nonces != pool.offered:
@@ -171,4 +187,5 @@ class World:
             faults=dict(self.nemesis.faults),
             coverage=dict(self.nemesis.coverage),
             bus=dict(self.bus.counters),
+            acts=dict(self.nemesis.acts),
         )

@@ -159,7 +159,7 @@ class BlockLog:
     def append_records(self, records: Sequence[Record]) -> None:
         """Queue kernel records."""
         for record in records:
-            self.append(EntryKind.KERNEL, encode(record), label=_compute_label(record))
+            self.append(EntryKind.KERNEL, encode(record), label=compute_label(record))
 
     def append_node(self, record: msgspec.Struct) -> None:
         """Queue a record of the shell's own, such as the state a block led to."""
@@ -464,8 +464,8 @@ def decode_access_list_label(label: bytes) -> Hash32:
     return Hash32(label[9:])
 
 
-def _compute_label(record: Record) -> bytes:
-    """Return what the index must know of ``record`` without decoding it."""
+def compute_label(record: Record) -> bytes:
+    """Return the label of a record's entry: what the index must know of it without decoding it."""
     match record:
         case BlockRecord(block):
             return b"\x00" + block.header.height.to_bytes(8, "big") + block.hash

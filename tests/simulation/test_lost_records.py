@@ -1,15 +1,14 @@
 """Signer records that are lost or restored from an old copy: never two conflicting signatures, and the beacon's way back."""
 
-import copy
+import random
 from itertools import combinations
 
 import pytest
 
-from node.sim.disk import SimDisk
+from node.sim.disk import SignerDisk, SimDisk
 from node.sim.scenario import FaultProfile, Scenario
 from node.sim.world import World
 from shardyard.consensus.evidence import is_slashable
-from shardyard.consensus.signer import SignerState
 from shardyard.events import Signed
 
 LOSS_MS = 15_000
@@ -54,21 +53,22 @@ def find_conflicts(votes):
 
 
 def lose_at(world, name, *, with_copy, check=None):
-    """Crash ``name`` at LOSS_MS and take its record; an old copy is of eight seconds before."""
+    """Crash ``name`` at LOSS_MS and take its record; an old copy lacks some batches."""
     node = next(node for node in world.nodes if node.name == name)
-    copies = []
 
     def strike():
         if node.is_up:
             node.crash()
-        node.lose_record(copies[0] if with_copy else None)
+        if with_copy:
+            assert node.record.restore_copy(random.Random(1), 40) > 0
+            node.record.witness = 1 << 20  # it was not set back
+        else:
+            node.record.is_missing = True
         world.clock.schedule(500, node.start)
 
-    if with_copy:
-        world.clock.schedule(LOSS_MS - 8_000, lambda: copies.append(copy.deepcopy(node.signer)))
     world.clock.schedule(LOSS_MS, strike)
     if check is not None:
-        world.clock.schedule(LOSS_MS + 490, lambda: check(node))
+        world.clock.schedule(LOSS_MS + 510, lambda: check(node))
     return node
 
 
@@ -113,7 +113,7 @@ def test_a_record_that_is_simply_begun_anew_signs_conflicts():
 
     def begin_anew():
         node.crash()
-        node.disk, node.signer = SimDisk(), SignerState()
+        node.disk, node.record = SimDisk(world.genesis.network), SignerDisk(world.genesis.network)
         node.start()
 
     world.clock.schedule(LOSS_MS, begin_anew)

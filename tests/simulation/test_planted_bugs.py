@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from node.sim.disk import SignerDisk, SimDisk
 from node.sim.executor import SimExecutor
 from node.sim.invariants import InvariantError
 from node.sim.node import SimNode
@@ -111,7 +112,7 @@ def test_i5_a_log_that_is_not_synced_before_votes_leave(monkeypatch):
     original = SimNode.crash
 
     def forgetful(self):
-        self.signer = SignerState()
+        self.record = SignerDisk(self._genesis.network)
         return original(self)
 
     monkeypatch.setattr(SimNode, "crash", forgetful)
@@ -164,10 +165,8 @@ def test_i12_a_machine_that_raises(monkeypatch):
 
 
 def test_i12_i13_a_disk_that_forgets_everything(monkeypatch):
-    from node.sim.disk import SimDisk
-
     def forget(self, chance):
-        self.__init__()
+        self.wipe()
         return 1
 
     monkeypatch.setattr(SimDisk, "crash", forget)

@@ -229,6 +229,33 @@ def test_a_lying_height_asks_once_and_then_waits_for_the_timer(follower):
     assert len(sent(follower.on_timer(FOLLOW_TIMER), RangeRequest)) == 1
 
 
+def asked(outputs):
+    return {
+        item.to for item in outputs if isinstance(item, fx.Send) and isinstance(item.message, RangeRequest)
+    }
+
+
+def test_l9_whoever_tells_of_blocks_far_ahead_is_asked_for_those_that_were_missed(chain, follower):
+    """A silent first beacon node must not strand a replica that missed one block."""
+    chain.add()
+    nodes = set()
+    for number in range(8):
+        nodes |= asked(announce(follower, chain.add(), sender=f"beacon-{1 + number % 3}"))
+        nodes |= asked(follower.on_timer(FOLLOW_TIMER))
+    assert follower.head.ref.height == 0
+    assert nodes == {"beacon-0", "beacon-1", "beacon-2", "beacon-3"}
+
+
+def test_i14_nodes_that_may_be_asked_are_bounded_and_each_has_one_place(chain, follower):
+    pair = chain.add()
+    for number in range(3 * inbox_module.MAX_BEACON_NODES):
+        announce(follower, pair, sender=f"node-{number}")
+        announce(follower, pair, sender="again")
+    nodes = follower._beacon_nodes
+    assert len(nodes) == len(set(nodes)) == inbox_module.MAX_BEACON_NODES
+    assert "again" in nodes
+
+
 def test_a_silent_beacon_is_asked_ever_more_seldom(follower):
     delays = []
     for _ in range(6):

@@ -1,0 +1,114 @@
+"""Several workers side by side: recipes in, results out as they come, the same seed twice for I15."""
+
+import queue
+import threading
+from collections.abc import Generator, Iterable, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from node.sim.recipe import Recipe
+from node.sim.run import Result
+from node.sim.worker import Worker
+
+OTHER_HASH_SEED: Final = "12345"
+
+
+class Crew:
+    """``jobs`` processes that run recipes, all with the same bug planted if any."""
+
+    def __init__(self, jobs: int, plant: str = "", *, repeat_every: int = 0) -> None:
+        """One recipe in ``repeat_every``, the first included, runs again under another hash seed; 0 means none."""
+        self._workers = [Worker(plant) for _ in range(jobs)]
+        self._repeaters = [Worker(plant, OTHER_HASH_SEED) for _ in range(jobs)]
+        self._repeat_every = repeat_every
+        self.repeated = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes, whatever they run."""
+        for worker in [*self._workers, *self._repeaters]:
+            worker.close()
+
+    def run(self, recipes: Iterable[Recipe]) -> Generator[Result]:
+        """Run ``recipes``, taken one by one as workers are free; give up the rest when the caller stops listening."""
+        waiting = enumerate(recipes)
+        taking = threading.Lock()
+        results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
+        is_over = threading.Event()
+
+        def work(worker: Worker, repeater: Worker) -> None:
+            try:
+                while not is_over.is_set():
+                    with taking:
+                        number, recipe = next(waiting, (0, None))
+                    if recipe is None:
+                        break
+                    result = worker.run(recipe)
+                    if self._repeat_every and number % self._repeat_every == 0:
+                        result = self._repeat(repeater, result)
+                    results.put(result)
+            except Exception as error:  # noqa: BLE001  # raised again where the results are read
+                if not is_over.is_set():
+                    results.put(error)
+            finally:
+                results.put(None)
+
+        threads = [
+            threading.Thread(target=work, args=pair, daemon=True)
+            for pair in zip(self._workers, self._repeaters, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            at_work = len(threads)
+            while at_work:
+                item = results.get()
+                if item is None:
+                    at_work -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            is_over.set()
+            for worker in [*self._workers, *self._repeaters]:
+                if any(thread.is_alive() for thread in threads):
+                    worker.kill()
+            for thread in threads:
+                thread.join()
+
+    def tell(self, recipe: Recipe) -> Result:
+        """Return the result of ``recipe`` with its story."""
+        return self._workers[0].run(recipe, tells=True)
+
+    def find_first(self, recipes: Sequence[Recipe], invariant: str) -> Result | None:
+        """Return the result of the first of ``recipes`` that breaks ``invariant``; later ones may not be run."""
+        jobs = len(self._workers)
+        for start in range(0, len(recipes), jobs):
+            batch = recipes[start : start + jobs]
+            found = {result.recipe: result for result in self.run(batch)}
+            for recipe in batch:
+                if recipe in found and found[recipe].invariant == invariant:
+                    return found[recipe]
+        return None
+
+    def _repeat(self, repeater: Worker, result: Result) -> Result:
+        """I15: the same seed, the same trace."""
+        if result.report is None:
+            return result
+        again = repeater.run(result.recipe)
+        self.repeated += 1
+        elsewhere = again.report.trace_hash if again.report is not None else again.violation
+        if elsewhere == result.report.trace_hash:
+            return result
+        text = f"I15: trace {result.report.trace_hash} here, {elsewhere} in another process"
+        return msgspec.structs.replace(result, violation=text)
