@@ -32,9 +32,8 @@ DRIVER_PLANTS: tuple[Plant, ...] = (
         "driver-forgets-what-was-signed",
         "S4",
         DRIVER,
-        "        if self.executor is not None:\n            self.executor.stop()\n        return self.disk.crash(self._chance)\n",
-        "        if self.executor is not None:\n            self.executor.stop()\n"
-        "        self.signer = SignerState()\n        return self.disk.crash(self._chance)\n",
+        "            self.signer = self.record.read()\n",
+        "            self.signer = self.record.read() and SignerState()\n",
         "a restart begins with an empty record of what was signed",
         is_safety=True,
     ),
