@@ -4,9 +4,8 @@ import json
 import re
 
 import pytest
-from click.testing import CliRunner
 
-from node.cli.sim import sim
+from node.cli.root import run as run_command
 from node.sim.recipe import Recipe
 from node.sim.recording import MARK, TEMPLATE, Recorder, write_page
 from node.sim.run import run_recipe
@@ -79,7 +78,6 @@ def test_what_a_run_says_cannot_leave_its_script(recorded, tmp_path):
     assert path.read_text(encoding="utf-8").count("</script>") == 1
 
 
-def test_a_page_that_cannot_be_written_is_refused_before_the_run(tmp_path):
-    told = CliRunner().invoke(sim, ["run", "--seed", "1", "--minutes", "0.25", "--html", str(tmp_path)])
-    assert told.exit_code == 2
-    assert "is a directory" in told.output
+def test_a_page_that_cannot_be_written_is_refused_before_the_run(tmp_path, capsys):
+    assert run_command(["sim", "run", "--seed", "1", "--minutes", "0.25", "--html", str(tmp_path)]) == 2
+    assert "is a directory" in capsys.readouterr().err
