@@ -206,7 +206,7 @@ def _report(result: "Result") -> int:
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="The first of them.")
 @click.option("--minutes", default=2.0, show_default=True, help="Minutes of virtual time per seed.")
 @click.option("--faults/--no-faults", default=True, show_default=True, help="Crashes, losses, partitions, …")
-@click.option("--profile", default="default", metavar="NAME", help=PROFILE_HELP)
+@click.option("--profile", metavar="NAME", help=PROFILE_HELP)
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per core]")
 @click.option("--within", type=click.FloatRange(0), metavar="SECONDS", help="End after so many seconds.")
 @click.option("--at-least", type=click.IntRange(0), default=0, help="Fail (exit 6) with fewer seeds.")
