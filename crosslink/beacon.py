@@ -12,7 +12,8 @@ from typing import Final
 
 from crosslink.availability import BodyStore, NoSubmissionSource, SubmissionSource
 from crosslink.fetching import FETCH_TIMER, BodyFetcher
-from crosslink.ledger import Ledger
+from crosslink.ledger import Ledger, read_body
+from crosslink.rejoins import REJOIN_TIMER, RejoinPool
 from crosslink.reports import (
     describe_block,
     describe_crosslink,
@@ -41,6 +42,7 @@ from shardyard.crosslinks import Bundle, Crosslink, CrosslinkSubmission
 from shardyard.effects import (
     Broadcast,
     Effect,
+    Finalise,
     Persist,
     Record,
     Send,
@@ -61,10 +63,12 @@ from shardyard.messages import (
     Proposal,
     RangeRequest,
     RangeResponse,
+    Rejoins,
     Status,
     SubmitCrosslink,
     Votes,
 )
+from shardyard.rejoins import Rejoin
 
 MAX_WAITING_BLOCKS: Final = 64
 """Blocks whose validation waits for bodies; above it the oldest is never voted for."""
@@ -95,7 +99,9 @@ class BeaconMachine:
         *,
         build_engine: EngineFactory = SimplexEngine,
         submissions: SubmissionSource | None = None,
+        rejoins: Sequence[Rejoin] = (),
     ) -> None:
+        """``rejoins`` are those of local keys whose signer record was lost."""
         self._genesis = genesis
         self._crypto = crypto
         self._submissions = submissions or NoSubmissionSource()
@@ -111,7 +117,10 @@ class BeaconMachine:
         )
         self.engine = build_engine(config, crypto, blocks)
         self._bodies = BodyStore()
-        self._ledger = Ledger(genesis, self._bodies, self.engine.get_block, self.engine.get_final_block)
+        self._ledger = Ledger(
+            genesis, crypto, self._bodies, self.engine.get_block, self.engine.get_final_block
+        )
+        self._rejoins = RejoinPool(genesis, crypto, rejoins)
         self._waiting_builds: list[RequestBuild] = []
         self._waiting_blocks: OrderedDict[Hash32, RequestValidation] = OrderedDict()
         self._fetcher = BodyFetcher(genesis.preset)
@@ -179,13 +188,15 @@ class BeaconMachine:
     def _dispatch(self, event: Event, now_ms: int) -> list[Effect]:
         match event:
             case Started():
-                return self._run(self.engine.start(now_ms), now_ms)
+                return self._run(self.engine.start(now_ms), now_ms) + self._rejoins.start()
             case MessageReceived():
                 return self._on_message(event, now_ms)
             case TimerFired(name=name) if name.startswith(TIMER_PREFIX):
                 return self._run(self.engine.on_timer(name, now_ms), now_ms)
             case TimerFired(name=name) if name == FETCH_TIMER:
                 return self._fetch_again(now_ms)
+            case TimerFired(name=name) if name == REJOIN_TIMER:
+                return self._rejoins.start()
             case Signed(votes=votes):
                 return self._run(self.engine.on_signed(votes, now_ms), now_ms)
             case _:
@@ -203,6 +214,9 @@ class BeaconMachine:
                 if bundle is None or bundle.src != src:
                     return []
                 return [Send(event.sender, BundleAnnouncement(bundle))]
+            case Rejoins(rejoins=rejoins) if event.chain == BEACON:
+                self._rejoins.add(rejoins)
+                return []
             case RangeRequest(shard=shard) as request if shard == BEACON and event.chain != BEACON:
                 # Shards follow the beacon, and ask for its blocks by their own chain's topics.
                 return self._run(self.engine.on_message(event.sender, request, now_ms), now_ms)
@@ -249,7 +263,7 @@ class BeaconMachine:
             self._waiting_builds = [request]
             effects += self._fetcher.want(missing)
             return []
-        content, body, accepted = self._ledger.build(request.parent, state)
+        content, body, accepted = self._ledger.build(request.parent, state, self._rejoins.choose())
         effects += self._log_bodies(facts.hash for facts in accepted)
         header, justification = self.engine.build_header(
             request.slot, request.parent, BlockKind.NORMAL, request.timestamp_ms, content, body
@@ -311,7 +325,8 @@ class BeaconMachine:
         )
 
     def _announce(self, block: Block, proof: FinalityProof, accepted: list[CrosslinkFacts]) -> list[Effect]:
-        effects: list[Effect] = []
+        effects: list[Effect] = [Finalise(block, proof)]
+        self._rejoins.on_final(read_body(self._genesis, block).rejoins)
         if not self._is_catching_up:  # old blocks are fetched by whoever needs them
             effects.append(Broadcast(FinalBlock(block=block, proof=proof)))
         effects.append(describe_block(block, self.state))

@@ -14,10 +14,12 @@ from crosslink.state import BeaconState, CrosslinkFacts, apply_crosslinks, build
 from crosslink.validity import FindRef, verify_position
 from shardyard.blocks import BeaconContent, BeaconRef, Block, BlockKind, compute_body_hash
 from shardyard.codec import decode, encode
+from shardyard.consensus.votes import Crypto
 from shardyard.crosslinks import BeaconBody, Crosslink, compute_crosslinks_root, compute_visit_order
 from shardyard.errors import InvalidBlockError, InvalidCrosslinkError, LocalProtocolError, RemoteProtocolError
 from shardyard.genesis import Genesis
 from shardyard.ids import BEACON, Hash32, ShardId
+from shardyard.rejoins import Rejoin, verify_rejoins
 
 MAX_CACHED_STATES: Final = 128
 MAX_CACHED_REFS: Final = 4096
@@ -70,9 +72,15 @@ class Ledger:
     """Final state, states of unfinalised blocks, and the references that shards may make to them."""
 
     def __init__(
-        self, genesis: Genesis, bodies: BodyStore, get_block: GetBlock, get_final_block: GetFinalBlock
+        self,
+        genesis: Genesis,
+        crypto: Crypto,
+        bodies: BodyStore,
+        get_block: GetBlock,
+        get_final_block: GetFinalBlock,
     ) -> None:
         self._genesis = genesis
+        self._crypto = crypto
         self._bodies = bodies
         self._get_block = get_block
         self._get_final_block = get_final_block
@@ -131,6 +139,8 @@ class Ledger:
     def execute(self, parent: Block, before: BeaconState, block: Block) -> BeaconState:
         """Return the state after ``block``, all bodies of which are held; raises ``InvalidBlockError``."""
         body = read_body(self._genesis, block)
+        committee = self._genesis.committees[BEACON]
+        verify_rejoins(self._crypto, self._genesis.get_domain(BEACON), committee, body.rejoins)
         find_ref = self.build_find_ref(parent)
         accepted: list[CrosslinkFacts] = []
         for crosslink in body.crosslinks:
@@ -151,8 +161,13 @@ class Ledger:
         self._remember(block.hash, after)
         return after
 
-    def build(self, parent: Block, before: BeaconState) -> tuple[BeaconContent, bytes, list[CrosslinkFacts]]:
-        """Return content and body of a block on ``parent`` with every crosslink that is valid there, and its facts."""
+    def build(
+        self, parent: Block, before: BeaconState, rejoins: Sequence[Rejoin] = ()
+    ) -> tuple[BeaconContent, bytes, list[CrosslinkFacts]]:
+        """Return content and body of a block on ``parent`` with every crosslink that is valid there, and its facts.
+
+        ``rejoins`` are verified, ordered by validator and few enough.
+        """
         height = parent.header.height + 1
         find_ref = self.build_find_ref(parent)
         accepted: list[CrosslinkFacts] = []
@@ -167,7 +182,7 @@ class Ledger:
             state_root=apply_crosslinks(before, accepted).compute_root(),
             registry_root=self._genesis.committees[BEACON].root,
         )
-        return content, encode(BeaconBody(crosslinks=crosslinks)), accepted
+        return content, encode(BeaconBody(crosslinks, tuple(rejoins))), accepted
 
     def _choose(self, before: BeaconState, shard: ShardId, find_ref: FindRef) -> CrosslinkFacts | None:
         for checked in self._bodies.get_children(shard, before.shards[shard].crosslink):

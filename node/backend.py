@@ -249,8 +249,9 @@ class ShardBackend:
 
     @property
     def finalized_height(self) -> Height:
-        """Height up to which this shard is beacon-final."""
-        return min(self._beacon_final, self._latest.height)
+        """Height up to which this shard is beacon-final; 0 while that lies below the snapshot this node came by."""
+        found = min(self._beacon_final, self._latest.height)
+        return found if found >= self.index.first_height - 1 else Height(0)
 
     def get_pending_nonce(self, address: Address) -> int:
         """Return the nonce after everything that waits and can run."""

@@ -14,8 +14,10 @@ from node.network import Network, get_local_validators
 from node.runtime import (
     HaltedError,
     LagMeter,
+    begin_watch,
     build_bus,
     open_node_data,
+    open_signer,
     pump_messages,
     run_until_ended,
     serve_control,
@@ -24,6 +26,8 @@ from node.runtime import (
 from node.signer import Signer
 from node.storage.log import BlockLog, EntryKind
 from shardyard import effects as fx
+from shardyard.codec import decode
+from shardyard.crosslinks import BeaconBody
 from shardyard.ids import BEACON
 from shardyard.keys import BlsCrypto
 
@@ -33,7 +37,8 @@ logger = logging.getLogger("shardyard.beacon")
 class BeaconHost:
     """What the beacon's driver needs of its process: somebody to watch."""
 
-    def __init__(self, mirror: WatchMirror, signer: Signer) -> None:
+    def __init__(self, mirror: WatchMirror, signer: Signer, max_body_bytes: int) -> None:
+        self._max_body_bytes = max_body_bytes
         self._mirror = mirror
         self._signer = signer
 
@@ -50,8 +55,9 @@ class BeaconHost:
         raise AssertionError(f"the beacon executes nothing, got {effect!r}")
 
     async def finalise(self, effect: fx.Finalise) -> None:
-        """Forget what was signed up to the final slot."""
-        await self._signer.prune(effect.block.header.slot)
+        """Forget what was signed up to the final slot; sign again above it when the block says that we may."""
+        rejoins = decode(effect.block.body, BeaconBody, max_bytes=self._max_body_bytes).rejoins
+        await self._signer.on_final(effect.block.header.slot, rejoins)
 
     def discard(self, effect: fx.Discard) -> None:
         """Nothing is kept for a block that is dropped."""
@@ -94,25 +100,39 @@ async def run_beacon(network: Network, node: str) -> None:
     with (
         open_node_data(network, node, BEACON) as data,
         BlockLog(data.log_path, data.owner) as log,
-        Signer(
-            data,
-            network.genesis.get_domain(BEACON),
-            network.read_validator_secrets(BEACON, validators),
-            lock_dir=network.root / "keys" / "locks",
-        ) as signer,
+        open_signer(network, node, data) as signer,
     ):
-        machine = BeaconMachine(network.genesis, BlsCrypto(), validators, log, submissions=log)
-        machine.recover([entry.decode_record() for entry in log.iterate() if entry.kind is EntryKind.KERNEL])
+        records = [entry.decode_record() for entry in log.iterate() if entry.kind is EntryKind.KERNEL]
+        signer.verify_covers(records)
+        machine = BeaconMachine(
+            network.genesis,
+            BlsCrypto(),
+            validators,
+            log,
+            submissions=log,
+            rejoins=signer.build_rejoins(),
+        )
+        machine.recover(records)
         async with build_bus(network, node, BEACON, data) as bus:
-            driver = Driver(chain=BEACON, machine=machine, bus=bus, log=log, signer=signer)
-            driver.attach(BeaconHost(WatchMirror(bus), signer))
+            driver = Driver(
+                chain=BEACON,
+                machine=machine,
+                bus=bus,
+                log=log,
+                signer=signer,
+                on_records=signer.take_records,
+            )
+            watch = begin_watch(network, BEACON, signer, data, lambda: machine.final_block.header.height)
+            driver.attach(BeaconHost(WatchMirror(bus), signer, network.genesis.preset.max_body_bytes))
             lag = LagMeter()
             async with serve_control(
-                network, node, lambda: describe_beacon(machine, driver, bus, lag, started)
+                network,
+                node,
+                lambda: describe_beacon(machine, driver, bus, lag, started) | {"signer": signer.describe()},
             ):
                 logger.info(
                     "beacon at height %d, ready after %.2f s",
                     machine.final_block.header.height,
                     time.monotonic() - started,
                 )
-                await run_until_ended(ended, driver.run(), pump_messages(bus, driver, None), lag.run())
+                await run_until_ended(ended, driver.run(), pump_messages(bus, driver, watch), lag.run())

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -27,6 +27,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 MAX_SHARDS = 256
 MAX_NODES_PER_SHARD = 16
 MAX_VALIDATORS = 64
+
+
+SNAPSHOT_DISTANCE: Final = 1024
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +54,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0
     """0 draws fresh keys; any other number derives them, so that runs repeat."""
     balance: str = "10000ether"
+    snapshot_distance: int = SNAPSHOT_DISTANCE
+    """Blocks behind from which a replica comes by a snapshot of the state instead of executing them."""
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -151,6 +156,7 @@ def check_options(options: Options) -> None:
         ("port_base", 0, 65_000),
         ("broker_port", 0, 65_535),
         ("executors", 0, 1024),
+        ("snapshot_distance", 1, 1 << 32),
     ):
         value = getattr(options, key)
         if not low <= value <= high:

@@ -92,7 +92,9 @@ class Driver:
         log: RecordLog,
         signer: Signer,
         get_time_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        on_records: Callable[[Sequence[fx.Record]], None] = lambda _: None,
     ) -> None:
+        """``on_records`` sees every record on its way to the log."""
         self.chain = chain
         self.counters: Counter[str] = Counter()
         self._machine = machine
@@ -100,6 +102,7 @@ class Driver:
         self._log = log
         self._signer = signer
         self._get_time_ms = get_time_ms
+        self._on_records = on_records
         self._host: Host | None = None
         self._completions: deque[Event] = deque()
         self._messages: deque[Event] = deque()
@@ -221,6 +224,7 @@ class Driver:
                 self._wakeup.set()  # they may have waited for room in here
             match item:
                 case fx.Persist(records):
+                    self._on_records(records)
                     self._log.append_records(records)
                     # Barriers that queued up meanwhile share one sync: the log is FIFO.
                     await self._log.sync()

@@ -39,7 +39,7 @@ from shardyard.keys import NodeKey
 from shardyard.preset import get_preset
 from shardyard.validators import Validator
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STAKE_WEI = 32 * 10**18
 MAX_GENESIS_BYTES = 16 * 1024 * 1024
 _FIXED_OPTIONS = ("shards", "nodes_per_shard", "validators", "preset", "block_time_ms", "seed", "balance")
@@ -68,6 +68,11 @@ class Network(msgspec.Struct, frozen=True):
         """Where the control sockets are: short, because the path of a Unix socket has some hundred characters."""
         digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"shardyard-{os.getuid()}" / digest
+
+    @property
+    def witness_dir(self) -> Path:
+        """Where it stands, beside the keys, how far the signers' records went."""
+        return self.root / "keys" / "witness"
 
     def get_control_path(self, node: str) -> Path:
         """Return the control socket of ``node`` or of ``launcher``."""

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import uvloop
 
+from node.config import SNAPSHOT_DISTANCE
 from node.logs import configure_logging
 from node.network import open_network, parse_node
+from node.storage.key_locks import KeyInUseError
 from shardyard.errors import ConfigError, ShardyardError
 from shardyard.ids import BEACON
 
@@ -29,6 +31,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--sync-mempool", action="store_true", help="sync the journal before a transaction is answered"
+    )
+    parser.add_argument(
+        "--snapshot-distance",
+        type=int,
+        default=SNAPSHOT_DISTANCE,
+        help="blocks behind from which a replica comes by a snapshot",
     )
     return parser.parse_args(arguments)
 
@@ -51,10 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
 
             uvloop.run(
                 run_shard(
-                    network, options.node, executors=options.executors, sync_mempool=options.sync_mempool
+                    network,
+                    options.node,
+                    executors=options.executors,
+                    sync_mempool=options.sync_mempool,
+                    snapshot_distance=options.snapshot_distance,
                 )
             )
-    except ConfigError as error:
+    except (ConfigError, KeyInUseError) as error:
         logger.error("%s", error)  # noqa: TRY400 - what a person reads is the message; there is nothing to debug
         return EXIT_REFUSED
     except (ShardyardError, OSError):

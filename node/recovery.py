@@ -4,6 +4,8 @@ Order: the log gives the machine its records; the machine says at which height t
 the recorded diffs up to there, and the root of each is compared with its header.
 """
 
+from collections.abc import Sequence
+
 from node.executor import StateRecord
 from node.index.rebuild import IndexRebuilder
 from node.index.store import ChainIndex
@@ -13,20 +15,25 @@ from shards.replica import ShardReplica
 from shardyard import _native
 from shardyard.blocks import Block
 from shardyard.codec import decode
-from shardyard.effects import Record
+from shardyard.effects import Record, SnapshotRecord
 from shardyard.ids import Hash32
 
 
 def recover_shard(
     log: BlockLog, replica: ShardReplica, core: _native.Core, index: ChainIndex, genesis_block: Block
-) -> None:
-    """Bring machine, executor and index to where the log ends; raises ``HaltedError`` if a recorded state is wrong."""
+) -> list[Record]:
+    """Bring machine, executor and index to where the log ends; return the log's records.
+
+    Raises ``HaltedError`` if a recorded state is wrong.
+    """
     records, diffs = restore_index(log, index, genesis_block)
     replica.recover(records)
-    restore_state(core, log, diffs, replica.recovered_height)
+    base = restore_snapshot(core, log, records)
+    restore_state(core, log, diffs, replica.recovered_height, first=base + 1)
     if index.height > replica.recovered_height:
         # Final blocks beyond it are executed and indexed again.
         index.rollback_to(replica.recovered_height)
+    return records
 
 
 def restore_index(
@@ -49,9 +56,32 @@ def restore_index(
     return records, diffs
 
 
-def restore_state(core: _native.Core, log: BlockLog, diffs: dict[Hash32, bytes], height: int) -> None:
-    """Bring the executor from genesis to ``height`` by the recorded diffs; raises ``HaltedError`` if a root differs."""
-    for number in range(1, height + 1):
+def restore_snapshot(core: _native.Core, log: BlockLog, records: Sequence[Record]) -> int:
+    """Give the executor the state of the last snapshot in ``records``, if there is one; return the height it stands at.
+
+    Raises ``HaltedError`` when the chunks in the log do not make the state that the block's header commits to.
+    """
+    found = next((record for record in reversed(records) if isinstance(record, SnapshotRecord)), None)
+    if found is None:
+        return 0
+    header = found.block.header
+    chunks = [log.get_chunk(chunk) for chunk in found.chunks]
+    root = core.restore([chunk for chunk in chunks if chunk is not None])
+    if root != header.shard_content.state_root:
+        raise HaltedError(
+            f"snapshot of block {header.height}: {chunks.count(None)} of {len(chunks)} chunks are missing in the log, and "
+            f"the rest leads to {root.hex()}, its header says {header.shard_content.state_root.hex()}; "
+            "try: delete the data directory of this node, it comes back by a snapshot"
+        )
+    core.set_base(header.hash, header.height)
+    return header.height
+
+
+def restore_state(
+    core: _native.Core, log: BlockLog, diffs: dict[Hash32, bytes], height: int, *, first: int = 1
+) -> None:
+    """Bring the executor from below ``first`` to ``height`` by the recorded diffs; ``HaltedError`` if a root differs."""
+    for number in range(first, height + 1):
         found = log.get_final(number)
         assert found is not None, f"the machine recovered to {height}, but the log lacks block {number}"
         header = found[0].header

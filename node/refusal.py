@@ -14,6 +14,8 @@ METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 SERVER_ERROR: Final = -32000
+PRUNED_HISTORY: Final = 4444
+"""EIP-4444 in geth: blocks that were once there for everybody, and are not here."""
 TIMED_OUT: Final = -32002
 RESPONSE_TOO_LARGE: Final = -32003
 NOT_SUPPORTED: Final = -32004

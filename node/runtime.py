@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,11 +17,15 @@ from node.bus.endpoint import BusConfig, BusIdentity
 from node.bus.mqtt import BrokerAddress, MqttBus
 from node.bus.topics import MessageClass, Subscription
 from node.control import ControlError, ControlServer
+from node.doppelganger import WATCH_SLOTS, DoppelgangerWatch, is_recent
 from node.driver import Driver
-from node.network import Network
+from node.network import Network, get_local_validators, parse_node
+from node.signer import Signer
 from node.storage.data_dir import DataDir, build_stamp, open_data_dir
+from node.storage.key_locks import get_lock_dir
 from shardyard.errors import ShardyardError
 from shardyard.ids import BEACON, NodeId, ShardId
+from shardyard.keys import BlsCrypto
 from shardyard.messages import Message, Transactions
 
 logger = logging.getLogger("shardyard.node")
@@ -43,6 +47,32 @@ def open_node_data(network: Network, node: str, chain: ShardId) -> DataDir:
     return open_data_dir(
         network.get_data_dir(node), build_stamp(network.genesis.network, NodeId(node), chain)
     )
+
+
+def open_signer(network: Network, node: str, data: DataDir) -> Signer:
+    """Return the signer of ``node``; without a sound record it signs nothing, and the node follows its chain."""
+    chain, _ = parse_node(node)
+    return Signer(
+        data,
+        network.genesis.get_domain(chain),
+        network.read_validator_secrets(chain, get_local_validators(network, node)),
+        lock_dir=get_lock_dir(),
+        witness_dir=network.witness_dir,
+        follows_without_record=True,
+    )
+
+
+def begin_watch(
+    network: Network, chain: ShardId, signer: Signer, data: DataDir, get_final_height: Callable[[], int]
+) -> DoppelgangerWatch:
+    """Return the watch over the signer's keys, listening already when that is needed."""
+    genesis = network.genesis
+    committee = genesis.committees[chain]
+    watch = DoppelgangerWatch(signer, BlsCrypto(), genesis.get_domain(chain), committee, get_final_height)
+    has_peers = len(signer.validators) < len(committee)
+    seconds = (WATCH_SLOTS * genesis.preset.block_time_ms + 2 * genesis.preset.delta_ms) / 1000
+    watch.begin(seconds, is_needed=has_peers and (signer.is_unused or not is_recent(data.signer_path)))
+    return watch
 
 
 def list_subscriptions(chain: ShardId) -> tuple[Subscription, ...]:
@@ -90,10 +120,20 @@ def build_bus(network: Network, node: str, chain: ShardId, data: DataDir) -> Mqt
 
 
 async def pump_messages(
-    bus: MqttBus, driver: Driver, on_transactions: Callable[[Transactions], None] | None
+    bus: MqttBus,
+    driver: Driver,
+    watch: DoppelgangerWatch,
+    on_transactions: Callable[[Transactions], None] | None = None,
+    serve: Callable[[NodeId, Message], Awaitable[None]] | None = None,
 ) -> None:
-    """Hand what the bus brings to the driver; transactions go to the mempool, not to the machine."""
+    """Hand what the bus brings to the driver; transactions go to the mempool, not to the machine.
+
+    ``serve`` answers what the process answers by itself.
+    """
     async for sender, chain, message in bus.messages():
+        watch.observe(chain, message)
+        if serve is not None:
+            await serve(sender, message)
         route_message(sender, chain, message, driver, on_transactions)
 
 

@@ -16,6 +16,7 @@ from node.admission import restore_journal
 from node.backend import ShardBackend
 from node.bus.mqtt import MqttBus
 from node.bus.watch import WatchMirror
+from node.doppelganger import DoppelgangerWatch, is_recent
 from node.driver import Driver
 from node.executor import ShardExecutor
 from node.index.records import IndexedBlock
@@ -29,15 +30,19 @@ from node.rpc.server import RpcServer
 from node.runtime import (
     HaltedError,
     LagMeter,
+    begin_watch,
     build_bus,
     choose_executors,
     open_node_data,
+    open_signer,
     pump_messages,
     run_until_ended,
     serve_control,
     watch_for_end,
 )
 from node.signer import Signer
+from node.snapshot_server import SnapshotServer
+from node.snapshot_sync import catch_up_by_snapshot
 from node.storage.journal import MAX_BODY_BYTES, MempoolJournal
 from node.storage.log import BlockLog
 from shards.mempool import Mempool, MempoolLimits
@@ -45,9 +50,9 @@ from shards.replica import ShardReplica
 from shardyard import _native
 from shardyard import effects as fx
 from shardyard.consensus.simplex import SimplexEngine
-from shardyard.ids import Hash32, Height, ShardId, compute_chain_id
+from shardyard.ids import Hash32, Height, NodeId, ShardId, compute_chain_id
 from shardyard.keys import BlsCrypto
-from shardyard.messages import Transactions
+from shardyard.messages import ChunkRequest, Message, SnapshotRequest, Transactions
 
 logger = logging.getLogger("shardyard.shard")
 
@@ -56,8 +61,14 @@ class ShardHost:
     """What the driver of a shard asks of its process: execution, finality, and somebody to watch."""
 
     def __init__(
-        self, executor: ShardExecutor, backend: ShardBackend, mirror: WatchMirror, signer: Signer
+        self,
+        executor: ShardExecutor,
+        backend: ShardBackend,
+        mirror: WatchMirror,
+        signer: Signer,
+        snapshots: SnapshotServer,
     ) -> None:
+        self._snapshots = snapshots
         self._executor = executor
         self._backend = backend
         self._mirror = mirror
@@ -78,6 +89,7 @@ class ShardHost:
     async def finalise(self, effect: fx.Finalise) -> None:
         """Fold a final block into state, index and mempool."""
         await self._executor.finalise(effect.block.hash)
+        self._snapshots.on_final(effect.block, effect.proof)
         await self._backend.on_final(effect.block)
         await self._signer.prune(effect.block.header.slot)
 
@@ -139,18 +151,31 @@ class ShardNode:
         self.replica = ShardReplica(
             genesis, self.chain, BlsCrypto(), validators, stores.log, build_engine=SimplexEngine
         )
-        recover_shard(stores.log, self.replica, self.core, stores.index, genesis_block)
+        records = recover_shard(stores.log, self.replica, self.core, stores.index, genesis_block)
+        stores.signer.verify_covers(records)
         self.mempool = Mempool(
             MempoolLimits(max_gas=genesis.preset.block_gas, min_fee=genesis.preset.min_base_fee)
         )
         stores.journal.attach(lambda: self.mempool.encode_bodies(MAX_BODY_BYTES))
         self.backend = self._build_backend()
         self.driver = Driver(
-            chain=self.chain, machine=self.replica, bus=bus, log=stores.log, signer=stores.signer
+            chain=self.chain,
+            machine=self.replica,
+            bus=bus,
+            log=stores.log,
+            signer=stores.signer,
+            on_records=stores.signer.take_records,
         )
         self.executor = self._build_executor()
         mirror = WatchMirror(bus)
-        self.driver.attach(ShardHost(self.executor, self.backend, mirror, stores.signer))
+        self.snapshots = SnapshotServer(
+            self.chain,
+            self.core.snapshot,
+            self.executor.run,
+            lambda to, message: self._bus.send(to, self.chain, message),
+            lambda: self.replica.recovered_height,
+        )
+        self.driver.attach(ShardHost(self.executor, self.backend, mirror, stores.signer, self.snapshots))
         self.backend.on_head.append(lambda block: mirror_messages(mirror, self.chain, block))
         self._lag = LagMeter()
         self.backend.status_sources["node"] = self.describe
@@ -203,11 +228,14 @@ class ShardNode:
             "uptime_s": round(time.monotonic() - self._started, 1),
             "loop_lag_ms": self._lag.read_ms(),
             "bus": {"connected": self._bus.is_connected, "refused": dict(self._bus.counters.refused)},
+            "first_block": self._stores.index.first_height,
+            "snapshot_held": self.snapshots.held_height,
+            "signer": self._stores.signer.describe(),
             "driver": dict(self.driver.counters),
             "stages": dict(self.executor.counters),
         }
 
-    async def run(self, ended: asyncio.Event) -> None:
+    async def run(self, ended: asyncio.Event, watch: DoppelgangerWatch) -> None:
         """Refill the mempool, open JSON-RPC, and run until ``ended``."""
         pending = self._stores.journal.pending
         restored = await restore_journal(self.core, self.mempool, pending)
@@ -233,33 +261,47 @@ class ShardNode:
                     self.driver.run(),
                     self.backend.run(),
                     self._lag.run(),
-                    pump_messages(self._bus, self.driver, self._receive),
+                    pump_messages(self._bus, self.driver, watch, self._receive, self._serve),
                 )
         finally:
             self.executor.close()
+
+    async def _serve(self, sender: NodeId, message: Message) -> None:
+        match message:
+            case SnapshotRequest():
+                await self.snapshots.on_request(sender, message)
+            case ChunkRequest():
+                await self.snapshots.on_chunk_request(sender, message)
+            case _:
+                pass
 
     def _receive(self, message: Transactions) -> None:
         self.backend.receive(message.raw, message.ends)
 
 
-async def run_shard(network: Network, node: str, *, executors: int, sync_mempool: bool) -> None:
+async def run_shard(
+    network: Network, node: str, *, executors: int, sync_mempool: bool, snapshot_distance: int
+) -> None:
     """Run one replica of one shard until it is told to end."""
     ended = watch_for_end()
     chain, _ = parse_node(node)
     genesis = network.genesis
-    secrets = network.read_validator_secrets(chain, get_local_validators(network, node))
-    locks = network.root / "keys" / "locks"
     with (
         open_node_data(network, node, chain) as data,
         BlockLog(data.log_path, data.owner) as log,
-        Signer(data, genesis.get_domain(chain), secrets, lock_dir=locks) as signer,
+        open_signer(network, node, data) as signer,
         MempoolJournal(data.journal_path, data.owner, is_synced=sync_mempool) as journal,
         ChainIndex(data.index_path, network=genesis.network, shard=chain) as index,
     ):
         async with build_bus(network, node, chain, data) as bus:
+            if network.options.nodes_per_shard > 1 and (signer.is_unused or not is_recent(data.signer_path)):
+                await catch_up_by_snapshot(network, node, log, bus, distance=snapshot_distance)
             stores = Stores(log, signer, journal, index)
             threads = choose_executors(executors, network.options.shards)
-            await ShardNode(network, node, stores, bus, threads=threads).run(ended)
+            shard_node = ShardNode(network, node, stores, bus, threads=threads)
+            heads = shard_node.replica
+            watch = begin_watch(network, chain, signer, data, lambda: heads.recovered_height)
+            await shard_node.run(ended, watch)
 
 
 def list_urls(network: Network) -> dict[int, list[str]]:

@@ -1,77 +1,66 @@
 """The signer: no signature leaves this process before the record of it is on disk.
 
-Rules S1 to S4 are the kernel's (``shardyard.consensus.signer``); the file, the locks and the keys are here. One record per
-process and chain holds the entries of all its keys; a batch of requests costs one sync, and requests that come together
-share it. Each key is locked per chain, so that no second process signs with it on this machine.
+Rules S1 to S4 are the kernel's (``shardyard.consensus.signer``), the file is ``node.storage.signer_record``'s; the keys
+and their locks are here. A batch of requests costs one sync, and requests that come together share it.
 
-It refuses to open, and so to sign, when the record is missing although its directory was in use, when it is damaged, and
-when its end is whole but wrong: a batch whose signatures may have left would be forgotten. A write or sync that fails ends
-the signer for good.
+Four things keep a key silent while the node goes on to follow its chain. Its *record* is lost (missing, damaged or old):
+nothing is signed, on the beacon until a Rejoin is final. The *watch* after a start is not over (``node.doppelganger``):
+requests wait. A vote of the key was seen that is *not on record*: somebody else signs with it, and it signs no more here.
+Its *floor* is not passed yet. A write or sync that fails ends the signer, and its process, for good.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 
-from node.storage.data_dir import SIGNER_FILE_KIND, DataDir
-from node.storage.frames import (
-    HEADER_BYTES,
-    CorruptFileError,
-    Frame,
-    ScanEnd,
-    Tail,
-    encode_frame,
-    encode_header,
-    scan,
-    sync_directory,
-    verify_header,
-    write_all,
+from node.storage.data_dir import DataDir
+from node.storage.key_locks import KeyInUseError, KeyLocks
+from node.storage.signer_record import (
+    COMPACT_ABOVE_BYTES,
+    SignerRecord,
+    SignerRecordError,
+    Witness,
+    create_record,
 )
 from shardyard import _native
-from shardyard.codec import decode, encode
-from shardyard.consensus.signer import SignerEntry, SignerState
-from shardyard.consensus.votes import Domain, Vote, compute_vote_message
-from shardyard.effects import SignRequest
-from shardyard.errors import DecodeError, ShardyardError
+from shardyard.consensus.signer import BLOCKED, SignerEntry, SignerState
+from shardyard.consensus.votes import Certificate, Domain, Vote, compute_vote_message
+from shardyard.effects import CertificateRecord, FinalRecord, Record, SignRequest
+from shardyard.errors import ShardyardError
 from shardyard.events import Signed
 from shardyard.ids import describe_shard
+from shardyard.rejoins import NONCE_BYTES, Rejoin, compute_rejoin_message
 
-COMPACT_ABOVE_BYTES: Final = 1024 * 1024
-MAX_BATCH_ENTRIES: Final = 4096
-MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
-_ENTRIES: Final = 0
-_FLOOR: Final = 1
+__all__ = ["KeyInUseError", "Signer", "SignerFailedError", "SignerRecordError", "build_witness"]
+
+MAX_REFUSALS_LOGGED: Final = 32
+"""Refusals written to the log, each a line; after that they are only counted."""
 
 _log = logging.getLogger(__name__)
-
-
-class SignerRecordError(ShardyardError):
-    """The record of what was signed is missing or damaged: nothing may be signed."""
-
-
-class KeyInUseError(ShardyardError):
-    """Another process signs with this key on this chain."""
 
 
 class SignerFailedError(ShardyardError):
     """Writing the record failed; the process must stop."""
 
 
-class _Batch(msgspec.Struct, frozen=True, array_like=True):
-    entries: tuple[SignerEntry, ...]
-
-
 class _Waiting(msgspec.Struct):
     request: SignRequest
     answer: Vote | None = None
+
+
+def build_witness(directory: Path, domain: Domain, secrets: Iterable[bytes]) -> Witness:
+    """Return the witness of the keys in ``secrets`` on the chain of ``domain``."""
+    chain = describe_shard(domain.shard)
+    return Witness(
+        directory / f"{chain}-{_native.bls_public_key(secret).hex()[:40]}.seen" for secret in secrets
+    )
 
 
 class Signer:
@@ -84,31 +73,46 @@ class Signer:
         secrets: Mapping[int, bytes],
         *,
         lock_dir: Path,
+        witness_dir: Path | None = None,
+        follows_without_record: bool = False,
         compact_above_bytes: int = COMPACT_ABOVE_BYTES,
     ) -> None:
         """``secrets`` maps positions in the committee of ``domain`` to BLS secrets; ``lock_dir`` is the same for all
-        processes that may hold these keys.
+        processes that may hold these keys, ``witness_dir`` lies beside the keys.
 
-        Raises ``SignerRecordError``, ``KeyInUseError`` or ``OSError``.
+        Raises ``SignerRecordError``, unless the signer ``follows_without_record``; ``KeyInUseError`` or ``OSError``.
         """
         self.counters: Counter[str] = Counter()
-        self._path = directory.signer_path
-        self._owner = directory.owner
+        self.reason = ""
+        """Why nothing is signed although nothing failed; empty when the record is sound."""
+        self.stopped: dict[int, str] = {}
+        """Keys that somebody else signs with, and what shows it."""
+        self._directory = directory
         self._domain = domain
         self._secrets = dict(secrets)
-        self._compact_above_bytes = compact_above_bytes
         self._state = SignerState()
+        self._record: SignerRecord | None = None
+        self._nonce = b""
+        self._rejoined: set[int] = set()
+        """Keys whose Rejoin of this life is beacon-final."""
         self._failure: BaseException | None = None
         self._waiting: list[_Waiting] = []
         self._turn = asyncio.Lock()
-        self._locks: list[int] = []
-        self._descriptor = -1
-        self._end = HEADER_BYTES
+        self._released = asyncio.Event()
+        self._released.set()
+        self._locks = KeyLocks(lock_dir, domain, self._secrets.values(), directory.path)
         try:
-            self._lock_keys(lock_dir)
-            self._open()
+            paths = () if witness_dir is None else self._secrets.values()
+            self._witness = build_witness(witness_dir or Path(), domain, paths)
+            try:
+                self._record = SignerRecord(directory, self._witness, compact_above_bytes=compact_above_bytes)
+                self._state = self._record.state
+            except SignerRecordError as error:
+                if not follows_without_record:
+                    raise
+                self.lose_record(str(error))
         except BaseException:
-            self._close_descriptors()
+            self._locks.close()
             raise
         self._worker = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix=f"{describe_shard(domain.shard)}-signer"
@@ -119,11 +123,99 @@ class Signer:
         """At and below this slot nothing is signed any more."""
         return self._state.floor
 
+    @property
+    def is_unused(self) -> bool:
+        """Tell whether nothing is on record: the keys are new here."""
+        return self._record is None or self._record.number == 0
+
+    @property
+    def state(self) -> SignerState:
+        """What is on record; its owner alone changes it."""
+        return self._state
+
+    @property
+    def validators(self) -> list[int]:
+        """Positions whose keys are here."""
+        return list(self._secrets)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what people may want to know: how many keys sign, and why the others do not."""
+        blocked = [key for key in self._secrets if self._state.get_floor(key) == BLOCKED]
+        silent = len(self._secrets) if self.reason else len({*self.stopped, *blocked})
+        state = "signing" if silent < len(self._secrets) else "following only"
+        if not self._released.is_set() and not self.reason:
+            state = "watching for other processes with these keys"
+        reasons = [self.reason, *self.stopped.values(), *("no record of this key" for _ in blocked)]
+        return {
+            "state": state,
+            "keys": len(self._secrets),
+            "silent": silent,
+            "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)) or "-",
+        }
+
+    # --- what keeps keys silent ---
+
+    def lose_record(self, reason: str) -> None:
+        """Sign nothing from now on: what was signed before is not known."""
+        if self._record is not None:
+            self._record.close()
+            self._record = None
+        self.reason = reason
+        self._nonce = os.urandom(NONCE_BYTES)
+        _log.error("%s: this node follows and signs nothing: %s", describe_shard(self._domain.shard), reason)
+
+    def verify_covers(self, records: Iterable[Record]) -> None:
+        """Compare the record with the chain's own log: a certificate with a newer vote of a local key means an old copy."""
+        if self.reason:
+            return
+        newest = {
+            key: max(self._state.get_newest_slot(key), self._state.get_floor(key)) for key in self._secrets
+        }
+        for certificate in _list_certificates(records):
+            signers = int.from_bytes(certificate.bitmap, "little")
+            for key, slot in newest.items():
+                if signers >> key & 1 and certificate.slot > slot:
+                    self.lose_record(
+                        f"the record ends at slot {slot} for validator {key}, but the chain's log has its "
+                        f"{certificate.kind.name} vote of slot {certificate.slot}: the record is an old copy, or the "
+                        "key is used elsewhere. Try: shardyard validator import with an export from there"
+                    )
+                    return
+
+    def take_records(self, records: Iterable[Record]) -> None:
+        """Look through certificates, verified by the engine, for votes of local keys that were not given here."""
+        for certificate in _list_certificates(records):
+            for key in self._state.find_foreign(certificate, self._secrets):
+                self.stop_key(
+                    key, f"a certificate has its {certificate.kind.name} vote of slot {certificate.slot}"
+                )
+
+    def stop_key(self, validator: int, evidence: str) -> None:
+        """Sign nothing more with the key of ``validator``: another process does."""
+        if validator in self.stopped or self.reason:
+            return
+        self.stopped[validator] = (
+            f"validator {validator}: {evidence}, which is not on record here: another process signs with this key, "
+            "or the record is an old copy. Try: stop the other one, shardyard validator export there, import here"
+        )
+        _log.error("%s: %s", describe_shard(self._domain.shard), self.stopped[validator])
+
+    def hold(self) -> None:
+        """Let requests wait until ``release``."""
+        self._released.clear()
+
+    def release(self) -> None:
+        """Serve what waits."""
+        self._released.set()
+
+    # --- signing ---
+
     async def sign(self, requests: Sequence[SignRequest]) -> Signed:
         """Return the votes for those of ``requests`` that the rules allow, once their record is on disk.
 
         Raises ``SignerFailedError`` when it cannot be written.
         """
+        await self._released.wait()
         own = [_Waiting(request) for request in requests]
         self._waiting.extend(own)
         async with self._turn:
@@ -150,33 +242,38 @@ class Signer:
     def _verify_alive(self) -> None:
         if self._failure is not None:
             raise SignerFailedError(
-                f"{self._path}: {self._failure}; this process must stop before it signs again"
+                f"{self._directory.signer_path}: {self._failure}; this process must stop before it signs again"
             ) from self._failure
 
     def _serve(self, batch: Sequence[_Waiting]) -> None:
         """Check, record, sync, then sign; runs in the signer's thread."""
+        record = self._record
         allowed: list[_Waiting] = []
         changed: dict[tuple[int, int], SignerEntry] = {}
         for item in batch:
             request = item.request
-            if reason := self._explain_refusal(request):
-                self.counters["refused"] += 1
-                _log.warning("%s: refused to sign: %s", describe_shard(self._domain.shard), reason)
+            if record is None or (reason := self._explain_refusal(request)):
+                self._count_refusal("" if record is None else reason)
                 continue
             before = self._state.get_entry(request.validator, request.slot)
             entry = self._state.record(request)
             if entry != before:
                 changed[entry.validator, entry.slot] = entry
             allowed.append(item)
-        if changed:
-            self._write(_ENTRIES, encode(_Batch(tuple(changed.values()))))
+        if changed and record is not None:
+            record.append(tuple(changed.values()))
         self._sign(allowed)
-        if self._end > self._compact_above_bytes:
-            self._compact()
+
+    def _count_refusal(self, reason: str) -> None:
+        self.counters["refused"] += 1
+        if reason and self.counters["refused"] <= MAX_REFUSALS_LOGGED:
+            _log.warning("%s: refused to sign: %s", describe_shard(self._domain.shard), reason)
 
     def _explain_refusal(self, request: SignRequest) -> str:
         if request.validator not in self._secrets:
             return f"validator {request.validator} is not one of this process"
+        if request.validator in self.stopped:
+            return self.stopped[request.validator]
         # The rules judge kind, slot and hash; the signature covers the message: they must be one and the same.
         expected = compute_vote_message(self._domain, request.kind, request.slot, request.block_hash)
         if request.message != expected:
@@ -206,103 +303,50 @@ class Signer:
             self._verify_alive()
             self._state.prune(final_slot)
 
-    # --- the record ---
+    # --- a lost record ---
 
-    def _write(self, kind: int, payload: bytes) -> None:
-        # Every frame says that all before it was synced, because a batch is synced before the next one begins.
-        frame = encode_frame(self._end, 0, kind, payload, synced=self._end)
-        write_all(self._descriptor, frame)
-        os.fdatasync(self._descriptor)
-        self._end += len(frame)
+    def build_rejoins(self) -> tuple[Rejoin, ...]:
+        """Return a Rejoin per key while the record is lost, all with this life's nonce; none otherwise."""
+        if not self.reason:
+            return ()
+        found = []
+        for validator, secret in self._secrets.items():
+            message = compute_rejoin_message(self._domain, validator, self._nonce)
+            (signature,) = _native.bls_sign_many([secret], message)
+            found.append(Rejoin(validator, self._nonce, signature))
+        return tuple(found)
 
-    def _compact(self) -> None:
-        """Write the record anew without pruned slots; a crash leaves the old file or the new one, both whole."""
-        staged = self._path.with_suffix(".new")
-        descriptor = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            end = HEADER_BYTES
-            write_all(descriptor, encode_header(SIGNER_FILE_KIND, self._owner, 0))
-            for kind, payload in self._encode_state():
-                frame = encode_frame(end, 0, kind, payload)
-                write_all(descriptor, frame)
-                end += len(frame)
-            os.fsync(descriptor)
-            staged.replace(self._path)
-            sync_directory(self._path.parent)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(self._descriptor)
-        self._descriptor, self._end = descriptor, end
-        # What is still needed may be large by itself: do not write it anew for every batch.
-        self._compact_above_bytes = max(self._compact_above_bytes, 2 * end)
-
-    def _encode_state(self) -> Iterator[tuple[int, bytes]]:
-        yield _FLOOR, self._state.floor.to_bytes(8, "big")
-        entries = self._state.entries()
-        for start in range(0, len(entries), MAX_BATCH_ENTRIES):
-            yield _ENTRIES, encode(_Batch(tuple(entries[start : start + MAX_BATCH_ENTRIES])))
-
-    def _open(self) -> None:
-        try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise SignerRecordError(
-                f"{self._path}: missing, although its directory was in use; what was signed is unknown. {_WAYS_OUT}"
-            ) from None
-        try:
-            if not verify_header(self._descriptor, SIGNER_FILE_KIND, self._owner, 0, str(self._path)):
-                raise SignerRecordError(f"{self._path}: it lost its beginning. {_WAYS_OUT}")
-            for item in scan(self._descriptor, 0):
-                if isinstance(item, Frame):
-                    self._replay(item)
-                else:
-                    self._cut_tail(item)
-        except (CorruptFileError, DecodeError) as error:
-            raise SignerRecordError(f"{error}. {_WAYS_OUT}") from error
-
-    def _replay(self, frame: Frame) -> None:
-        if frame.kind == _FLOOR:
-            self._state.prune(int.from_bytes(frame.payload, "big"))
+    async def on_final(self, slot: int, rejoins: Sequence[Rejoin]) -> None:
+        """Take a final beacon block: forget its slot, and sign again above it when all keys here have rejoined."""
+        await self.prune(slot)
+        if not self.reason:
             return
-        for entry in decode(frame.payload, _Batch, max_bytes=MAX_BATCH_BYTES).entries:
-            self._state.replay(entry)
+        self._rejoined |= {rejoin.validator for rejoin in rejoins if rejoin.nonce == self._nonce}
+        if not self._rejoined.issuperset(self._secrets):
+            return
+        async with self._turn:
+            await asyncio.get_running_loop().run_in_executor(self._worker, self._begin_record, slot)
+        _log.warning(
+            "%s: validators %s rejoined and sign above slot %d",
+            describe_shard(self._domain.shard),
+            self.validators,
+            slot,
+        )
 
-    def _cut_tail(self, end: ScanEnd) -> None:
-        if end.tail in {Tail.DAMAGED, Tail.CORRUPT}:
-            raise SignerRecordError(f"{self._path}: damaged at offset {end.offset}. {_WAYS_OUT}")
-        if end.tail is Tail.TORN:
-            # This batch was never synced, so none of its signatures has left.
-            os.ftruncate(self._descriptor, end.offset)
-            os.fsync(self._descriptor)
-        self._end = end.offset
-
-    def _lock_keys(self, lock_dir: Path) -> None:
-        lock_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for secret in self._secrets.values():
-            name = f"{_native.bls_public_key(secret).hex()[:40]}-{describe_shard(self._domain.shard)}.lock"
-            descriptor = os.open(lock_dir / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._locks.append(descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise KeyInUseError(
-                    f"{lock_dir / name}: another process signs with this key on {describe_shard(self._domain.shard)}; "
-                    "try: shardyard status"
-                ) from None
+    def _begin_record(self, slot: int) -> None:
+        create_record(self._directory, SignerState(slot), self._witness)
+        self._record = SignerRecord(self._directory, self._witness)
+        self._state = self._record.state
+        self.reason = ""
 
     def close(self) -> None:
         """Give the record and the keys back."""
         self._worker.shutdown(wait=True)
         self._failure = self._failure or SignerFailedError("the signer was closed")
-        self._close_descriptors()
-
-    def _close_descriptors(self) -> None:
-        for descriptor in (*self._locks, self._descriptor):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._locks.clear()
-        self._descriptor = -1
+        if self._record is not None:
+            self._record.close()
+        self._witness.close()
+        self._locks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -311,4 +355,14 @@ class Signer:
         self.close()
 
 
-_WAYS_OUT: Final = "Try: restore it, or shardyard up --fresh to start the network anew"
+def _list_certificates(records: Iterable[Record]) -> list[Certificate]:
+    found: list[Certificate] = []
+    for record in records:
+        match record:
+            case CertificateRecord(certificate):
+                found.append(certificate)
+            case FinalRecord(proof=proof):
+                found += (proof.notarization, proof.finalization)
+            case _:
+                pass
+    return found

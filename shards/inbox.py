@@ -96,6 +96,8 @@ class _Wanted(msgspec.Struct, frozen=True):
     crosslink: Hash32
     src: ShardId
     link: LinkSummary
+    consumed: int
+    """Receipts at its beginning that the shard had executed before its snapshot: they are not kept."""
 
 
 class _Pending(msgspec.Struct):
@@ -132,6 +134,9 @@ class BeaconFollower:
         self._gas: list[int] = []
         self._inbox_bytes = 0
         self._pruned = 0
+        """Position up to which receipts are gone, because blocks up to here consumed them."""
+        self._skipped_to = 0
+        """Beacon height up to which the shard's snapshot already is: nothing below it is referred to any more."""
         self._pending: _Pending | None = None
         self._ahead: dict[int, _Ahead] = {}
         self._early: dict[tuple[Hash32, ShardId], tuple[bytes, ...]] = {}
@@ -187,6 +192,7 @@ class BeaconFollower:
     def on_final_block(self, sender: NodeId, block: Block, proof: FinalityProof) -> list[FollowerOutput]:
         """Take a final beacon block that was announced."""
         height = block.header.height
+        self._note_node(sender)
         if height <= self._head.ref.height:
             return []
         outputs = self._note_height(height)
@@ -259,9 +265,23 @@ class BeaconFollower:
             self._inbox_bytes -= sum(len(receipt) for receipt in self._receipts[:count])
             del self._receipts[:count], self._gas[:count]
             self._pruned = inbox_position
-        for height in sorted(height for height in self._views if height < beacon_ref.height):
-            del self._views[height]
+        self._drop_views(beacon_ref.height)
         return self._advance()
+
+    def _drop_views(self, below: int) -> None:
+        for height in sorted(height for height in self._views if height < below):
+            del self._views[height]
+
+    def skip_to(self, beacon_ref: BeaconRef, inbox_position: int) -> None:
+        """Go on for a shard whose state came as a snapshot: what it has consumed is counted, not fetched."""
+        self._skipped_to = beacon_ref.height
+        count = max(0, inbox_position - self._pruned)
+        self._inbox_bytes -= sum(len(receipt) for receipt in self._receipts[:count])
+        del self._receipts[:count], self._gas[:count]
+        self._pruned = max(self._pruned, inbox_position)
+        self._drop_views(min(self._skipped_to, self._head.ref.height))
+        self._pending = None
+        self._ahead.clear()
 
     def recover(self, record: BeaconRecord) -> BeaconFollowed:
         """Replay a beacon block from the chain's own log; raises ``LocalProtocolError`` for a log with a
@@ -319,7 +339,9 @@ class BeaconFollower:
             pending = self._pending
             if not self._is_complete(pending):
                 break
-            bundles = tuple(pending.bundles[wanted.crosslink, wanted.src] for wanted in pending.wanted)
+            bundles = tuple(
+                pending.bundles[wanted.crosslink, wanted.src][wanted.consumed :] for wanted in pending.wanted
+            )
             self._pending = None
             outputs.append(Persist((BeaconRecord(pending.block, pending.proof, bundles),)))
             outputs.append(self._complete(pending.block, pending.proof, pending.crosslinks, bundles))
@@ -343,20 +365,26 @@ class BeaconFollower:
             if proven.hash != block.hash:
                 raise InvalidProofError(f"beacon block {block.header.height}: the proof is another block's")
         body = decode_beacon_body(self._genesis, block)
-        if item.sender not in self._beacon_nodes and len(self._beacon_nodes) < MAX_BEACON_NODES:
-            self._beacon_nodes.append(item.sender)
-        wanted = tuple(
-            _Wanted(crosslink=crosslink.hash, src=crosslink.shard, link=link)
-            for crosslink in body.crosslinks
-            for link in crosslink.links
-            if link.dst == self._shard
-        )
+        wanted = self._list_wanted(body.crosslinks)
         pending = _Pending(block, item.proof, body.crosslinks, wanted, {})
         for want in wanted:
             receipts = self._drop_early((want.crosslink, want.src))
             if receipts is not None and _is_bundle_valid(want.link, receipts):
                 pending.bundles[want.crosslink, want.src] = receipts
         return pending
+
+    def _list_wanted(self, crosslinks: Sequence[Crosslink]) -> tuple[_Wanted, ...]:
+        """Return the links to this shard, in visit order, that the shard has not consumed wholly."""
+        found: list[_Wanted] = []
+        length = self._head.inbox_length
+        for crosslink in crosslinks:
+            for link in crosslink.links:
+                if link.dst == self._shard:
+                    consumed = min(max(self._pruned - length, 0), link.count)
+                    length += link.count
+                    if consumed < link.count:
+                        found.append(_Wanted(crosslink.hash, crosslink.shard, link, consumed))
+        return tuple(found)
 
     def _complete(
         self,
@@ -375,7 +403,10 @@ class BeaconFollower:
         header = block.header
         self._head = BeaconView(
             ref=BeaconRef(height=header.height, hash=header.hash, epoch=header.epoch),
-            inbox_length=self._head.inbox_length + len(receipts),
+            inbox_length=self._head.inbox_length
+            + sum(
+                link.count for crosslink in crosslinks for link in crosslink.links if link.dst == self._shard
+            ),
             link_base_fees=tuple(sorted(fees.items())),
             proof=encode(proof),
             crosslink=own[0],
@@ -383,6 +414,8 @@ class BeaconFollower:
             crosslink_head=own[2],
         )
         self._views[header.height] = self._head
+        if header.height <= self._skipped_to:
+            self._drop_views(header.height)
         self._receipts.extend(receipts)
         self._gas.extend(compute_delivery_gas(decode_receipt(receipt)) for receipt in receipts)
         self._inbox_bytes += sum(len(receipt) for receipt in receipts)
@@ -396,6 +429,17 @@ class BeaconFollower:
         """Return the next look at what is missing: two block times, doubling while the beacon is silent."""
         factor = min(2 << min(self._idle_rounds, 8), MAX_BACKOFF)
         return SetTimer(FOLLOW_TIMER, factor * self._genesis.preset.block_time_ms)
+
+    def _note_node(self, node: NodeId) -> None:
+        """Remember whom to ask: all who tell of final beacon blocks, the newest ones where there are many.
+
+        Whoever told only of blocks far ahead counts as well: else a replica that missed one block knows nobody but the first
+        beacon node, which may be silent. A node has one place here, whatever it sends.
+        """
+        if node not in self._beacon_nodes:
+            self._beacon_nodes.append(node)
+            if len(self._beacon_nodes) > MAX_BEACON_NODES:
+                del self._beacon_nodes[0]
 
     def _choose_node(self) -> NodeId:
         self._attempts += 1

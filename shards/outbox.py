@@ -58,6 +58,8 @@ class CrosslinkAssembler:
         self._congestion: dict[int, int] = {}
         self._bytes = 0
         self._final_height = 0
+        self._first_height = 1
+        """What blocks below it emitted is not here: the state after them came as a snapshot."""
         self._last_hash = ZERO_HASH
         self._last_height = 0
         self._beacon_height = 0
@@ -87,6 +89,13 @@ class CrosslinkAssembler:
         if height > self._last_height:
             self._congestion[height] = congestion
         self._release()
+
+    def begin_after(self, header: Header) -> None:
+        """Go on after a block whose state came as a snapshot; crosslinks that reach below it are offered by others."""
+        self._final_height = header.height
+        self._first_height = header.height + 1
+        self._outboxes.clear()
+        self._bytes = 0
 
     def on_beacon_block(self, height: int, crosslinks: Sequence[Crosslink]) -> None:
         """Follow a final beacon block: what it accepted of us, and what others consumed."""
@@ -125,7 +134,8 @@ class CrosslinkAssembler:
 
     def offer(self) -> list[Effect]:
         """Return the submission of a crosslink when one is due."""
-        if not self._is_offering or self._final_height <= self._last_height:
+        is_known = self._last_height + 1 >= self._first_height
+        if not self._is_offering or not is_known or self._final_height <= self._last_height:
             return []
         if self._in_flight is not None and self._beacon_height < self._offered_at + PATIENCE:
             return []
@@ -208,6 +218,8 @@ class CrosslinkAssembler:
         if accepted is None or accepted.crosslink.last_height > self._final_height:
             return []
         crosslink = accepted.crosslink
+        if crosslink.first_height < self._first_height:
+            return []
         receipts = tuple(
             receipt
             for height in range(crosslink.first_height, crosslink.last_height + 1)

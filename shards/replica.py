@@ -43,6 +43,7 @@ from shards.policy import (
     verify_emission,
     verify_results,
 )
+from shards.reports import describe_block
 from shardyard.blocks import Block, BlockKind, FinalityProof, Header
 from shardyard.consensus.engine import (
     TIMER_PREFIX,
@@ -73,6 +74,7 @@ from shardyard.effects import (
     Persist,
     Record,
     SetTimer,
+    SnapshotRecord,
 )
 from shardyard.errors import InvalidBlockError, RemoteProtocolError
 from shardyard.events import (
@@ -208,6 +210,10 @@ class ShardReplica:
 
     def recover(self, records: Sequence[Record]) -> None:
         """Replay the chain's log, in order, before ``Started``: the same records give the same heads."""
+        places = [place for place, item in enumerate(records) if isinstance(item, SnapshotRecord)]
+        if places:
+            self._recover_snapshot(records[: places[-1] + 1])
+            records = records[places[-1] + 1 :]
         outboxes = {item.block_hash: item.outbox for item in records if isinstance(item, ExecutionRecord)}
         beacon = deque(item for item in records if isinstance(item, BeaconRecord))
         self._finals.extend(self.engine.recover(records))
@@ -225,6 +231,19 @@ class ShardReplica:
         for final in self._finals:
             self._candidates.ensure(final.block)
         self._effects = []  # what this says was said before the restart
+
+    def _recover_snapshot(self, records: Sequence[Record]) -> None:
+        """Begin at the snapshot that ends ``records``; of what was before only the beacon counts."""
+        for record in records:
+            if isinstance(record, BeaconRecord):
+                self._follow(self.follower.recover(record))
+            elif isinstance(record, SnapshotRecord):
+                content = record.block.header.shard_content
+                self.follower.skip_to(content.beacon_ref, content.inbox_position)
+        self.engine.recover(records[-1:])
+        header = self.engine.final_block.header
+        self._candidates.advance(header)
+        self.assembler.begin_after(header)
 
     def step(self, event: Event, now_ms: int) -> list[Effect]:
         """Take one event; return what the driver shall do, in order."""
@@ -318,7 +337,7 @@ class ShardReplica:
                 case RequestValidation(block=block):
                     self._on_validation_wanted(block, now_ms)
                 case BlockNotarized(block=block):
-                    self._emit(self._describe("block.notarized", block.header))
+                    self._emit(describe_block("block.notarized", block.header))
                 case BlockFinal(block=block):
                     self._finals.append(output)
                     self._candidates.ensure(block)
@@ -359,20 +378,6 @@ class ShardReplica:
             if block is not None and block.hash != view.crosslink_head:
                 self._halt(block.header, f"the beacon holds {view.crosslink_head.hex()} to be final instead")
 
-    def _describe(self, kind: str, header: Header) -> Notice:
-        content = header.shard_content
-        data: dict[str, int | str | bytes] = {
-            "height": header.height,
-            "hash": header.hash,
-            "slot": header.slot,
-            "timestamp_ms": header.timestamp_ms,
-            "transactions": content.transaction_count,
-            "deliveries": content.delivery_count,
-            "gas_used": content.gas_used,
-            "base_fee": content.base_fee,
-        }
-        return Notice(kind, self._shard, data)
-
     def _find_final(self, height: int) -> tuple[Header, FinalityProof] | None:
         block, proof = self.engine.get_final_block(height), self.engine.final_proof(height)
         return (block.header, proof) if block is not None and proof is not None else None
@@ -389,8 +394,10 @@ class ShardReplica:
         parent = self._candidates.get_executed(request.parent.hash) if request is not None else None
         if request is None or parent is None:
             return
-        self._wanted_build = None
         view = self.follower.head
+        if view.ref.height < parent.shard_content.beacon_ref.height:
+            return  # after a snapshot: the beacon is not followed that far yet, and a reference never moves back
+        self._wanted_build = None
         context = BlockContext(
             slot=request.slot,
             timestamp_ms=request.timestamp_ms,
@@ -570,7 +577,7 @@ class ShardReplica:
                 return
             self._finals.popleft()
             header = final.block.header
-            self._emit(Finalise(final.block, final.proof), self._describe("block.final", header))
+            self._emit(Finalise(final.block, final.proof), describe_block("block.final", header))
             self._fold(header, candidate.summary.outbox)
             waiting = {later.block.hash for later in self._finals}
             self._emit(*map(Discard, self._candidates.drop_overtaken(waiting)))

@@ -10,6 +10,7 @@ from shardyard.hashing import TAG_CROSSLINK, hash_struct
 from shardyard.ids import Epoch, Hash32, Height, ShardId
 from shardyard.merkle import compute_root
 from shardyard.receipts import LinkSummary
+from shardyard.rejoins import Rejoin
 
 
 class Crosslink(msgspec.Struct, frozen=True, array_like=True):
@@ -57,9 +58,10 @@ class Bundle(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BeaconBody(msgspec.Struct, frozen=True, array_like=True):
-    """What a beacon block carries: at most one crosslink per shard, in the order they are visited."""
+    """What a beacon block carries: at most one crosslink per shard in visit order, and Rejoins by validator."""
 
     crosslinks: tuple[Crosslink, ...]
+    rejoins: tuple[Rejoin, ...] = ()
 
 
 def compute_visit_order(beacon_height: int, shard_count: int) -> list[ShardId]:

@@ -59,7 +59,26 @@ class ExecutionRecord(msgspec.Struct, frozen=True, array_like=True, tag=6):
     outbox: tuple[bytes, ...]
 
 
-Record = BlockRecord | CertificateRecord | FinalRecord | SubmissionRecord | BeaconRecord | ExecutionRecord
+class SnapshotRecord(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """The chain goes on from here: a block that is proven final, and the chunks of the state after it.
+
+    What the log has of the chain before it is of no use any more; what it has of the beacon is.
+    """
+
+    block: Block
+    proof: FinalityProof
+    chunks: tuple[Hash32, ...]
+
+
+Record = (
+    BlockRecord
+    | CertificateRecord
+    | FinalRecord
+    | SubmissionRecord
+    | BeaconRecord
+    | ExecutionRecord
+    | SnapshotRecord
+)
 
 
 class EnvSpec(msgspec.Struct, frozen=True, array_like=True):

@@ -20,6 +20,8 @@ TAG_CROSSLINK: Final = b"shardyard/crosslink/v1"
 TAG_BEACON_STATE: Final = b"shardyard/beacon-state/v1"
 TAG_GENESIS: Final = b"shardyard/genesis/v1"
 TAG_RANDAO: Final = b"shardyard/randao/v1"
+TAG_REJOIN: Final = b"shardyard/rejoin/v1"
+TAG_SNAPSHOT: Final = b"shardyard/snapshot/v1"
 TAG_ENVELOPE: Final = b"shardyard/envelope/v1"
 
 

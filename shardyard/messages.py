@@ -12,7 +12,9 @@ from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode, encode
 from shardyard.consensus.votes import Certificate, Vote
 from shardyard.crosslinks import Bundle, CrosslinkSubmission
+from shardyard.hashing import TAG_SNAPSHOT, hash_struct
 from shardyard.ids import Hash32, Height, ShardId, Slot
+from shardyard.rejoins import Rejoin
 
 
 class Proposal(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -119,6 +121,53 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag=14):
     final_hash: Hash32
 
 
+class Rejoins(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """Validators whose signer record was lost ask the beacon's leaders to put their fresh nonces into a block."""
+
+    rejoins: tuple[Rejoin, ...]
+
+
+class SnapshotRequest(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """Asks for the manifest of the state after the final block at ``height``, or of what is held already."""
+
+    shard: ShardId
+    height: Height
+
+
+class SnapshotManifest(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """Answers ``SnapshotRequest``: a final block with its proof (A2), and the hashes of the chunks of the state after it.
+
+    The same state gives the same chunks everywhere, so whoever is at the same height has the same manifest.
+    """
+
+    shard: ShardId
+    block: Block
+    proof: FinalityProof
+    chunks: tuple[Hash32, ...]
+
+    @property
+    def id(self) -> Hash32:
+        """What two replicas with the same snapshot share: the proofs they hold may differ."""
+        return hash_struct(TAG_SNAPSHOT, (self.block.hash, self.chunks))
+
+
+class ChunkRequest(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """Asks for one chunk of a snapshot."""
+
+    shard: ShardId
+    snapshot: Hash32
+    index: int
+
+
+class ChunkResponse(msgspec.Struct, frozen=True, array_like=True, tag=24):
+    """Answers ``ChunkRequest``."""
+
+    shard: ShardId
+    snapshot: Hash32
+    index: int
+    data: bytes
+
+
 Message = (
     Proposal
     | Votes
@@ -134,6 +183,11 @@ Message = (
     | BundleRequest
     | Transactions
     | Status
+    | Rejoins
+    | SnapshotRequest
+    | SnapshotManifest
+    | ChunkRequest
+    | ChunkResponse
 )
 
 _MESSAGE: Final = cast("type[Message]", Message)  # a union is no type to mypy

@@ -18,8 +18,9 @@ from shardyard.blocks import BeaconRef, Block
 from shardyard.crosslinks import Crosslink, CrosslinkSubmission
 from shardyard.errors import InvalidBlockError, RemoteProtocolError, SupplyError
 from shardyard.genesis import Genesis
-from shardyard.ids import Hash32
+from shardyard.ids import BEACON, Hash32
 from shardyard.keys import BlsCrypto
+from shardyard.rejoins import verify_rejoins
 
 
 class BeaconReplay:
@@ -66,7 +67,10 @@ class BeaconReplay:
         height = block.header.height
         where = f"beacon block {height}"
         try:
-            crosslinks = read_body(self._genesis, block).crosslinks
+            body = read_body(self._genesis, block)
+            crosslinks = body.crosslinks
+            domain, committee = self._genesis.get_domain(BEACON), self._genesis.committees[BEACON]
+            verify_rejoins(self._crypto, domain, committee, body.rejoins)
         except InvalidBlockError as error:
             self._findings.add(
                 Promise.ORDER if "visit order" in str(error) else Promise.CROSSLINKS, where, str(error)

@@ -142,12 +142,21 @@ def _verify_finality(
 
 
 def compare_replicas(logs: Sequence[ChainLog], findings: Findings) -> list[ChainLog]:
-    """Return the logs of one chain, the longest first; the others must be prefixes of it (I5)."""
-    ordered = sorted(logs, key=lambda log: -log.height)
+    """Return the logs of one chain, the longest from genesis first; the others must agree with it (I5).
+
+    A log of a node that came by a snapshot begins later, and is compared from there on.
+    """
+    ordered = sorted(logs, key=lambda log: (log.base, -log.height))
     longest = ordered[0]
+    if longest.base:
+        findings.add(
+            Promise.CHAINS,
+            longest.node,
+            f"no log of this chain begins at genesis, the first one at {longest.base}: it cannot be executed again",
+        )
     for log in ordered[1:]:
-        for height, final in enumerate(log.finals, start=1):
-            if final.block_hash != longest.finals[height - 1].block_hash:
+        for height in range(max(log.base, 1), min(log.height, longest.height) + 1):
+            if log.find_final_hash(height) != longest.find_final_hash(height):
                 findings.add(
                     Promise.FINALITY,
                     f"{log.node} block {height}",

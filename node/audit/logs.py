@@ -21,6 +21,7 @@ from node.storage.log import (
     LogEntry,
     decode_access_list_label,
 )
+from shards.snapshots import compute_chunk_hash
 from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode
 from shardyard.consensus.votes import Certificate
@@ -31,6 +32,7 @@ from shardyard.effects import (
     CertificateRecord,
     ExecutionRecord,
     FinalRecord,
+    SnapshotRecord,
     SubmissionRecord,
 )
 from shardyard.errors import DecodeError
@@ -53,13 +55,17 @@ class ChainLog:
     def __init__(self, path: Path, node: NodeId, chain: ShardId, owner: bytes, findings: Findings) -> None:
         self.node = node
         self.chain = chain
+        self.base = 0
+        """Height of the block whose state came as a snapshot; 0 for a log that begins at genesis."""
         self.finals: list[FinalPlace] = []
-        """By height, from 1."""
+        """By height, from the one above ``base`` on."""
         self.certificates: list[Certificate] = []
         self.records = 0
         self.unfinished_bytes = 0
         self._findings = findings
         self._descriptors: list[int] = []
+        self._snapshot: Place | None = None
+        self._chunks: dict[Hash32, Place] = {}
         self._blocks: dict[Hash32, Place] = {}
         self._states: dict[Hash32, Place] = {}
         self._access_lists: dict[Hash32, Place] = {}
@@ -82,7 +88,7 @@ class ChainLog:
     @property
     def height(self) -> int:
         """Height of the last final block."""
-        return len(self.finals)
+        return self.base + len(self.finals)
 
     # --- reading by key ---
 
@@ -93,10 +99,27 @@ class ChainLog:
 
     def get_final(self, height: int) -> tuple[Block | None, FinalityProof]:
         """Return the final block at ``height``, None when the log lacks its bytes, and its proof."""
-        final = self.finals[height - 1]
+        final = self.finals[height - self.base - 1]
         record = self._read(final.place)
         assert isinstance(record, FinalRecord), "the place was taken from a final record"
         return self.get_block(final.block_hash), record.proof
+
+    def find_final_hash(self, height: int) -> Hash32 | None:
+        """Return the hash of the final block at ``height``; of a snapshot's block too, and None for what is not here."""
+        if self.base < height <= self.height:
+            return self.finals[height - self.base - 1].block_hash
+        snapshot = self.get_snapshot()
+        return snapshot.block.hash if snapshot is not None and height == self.base else None
+
+    def get_snapshot(self) -> SnapshotRecord | None:
+        """Return what the log begins with when that is not genesis."""
+        record = self._read(self._snapshot)
+        return record if isinstance(record, SnapshotRecord) else None
+
+    def get_chunk(self, chunk_hash: Hash32) -> bytes | None:
+        """Return a chunk of the snapshot."""
+        place = self._chunks.get(chunk_hash)
+        return None if place is None else self._read_entry(place).payload
 
     def get_submission(self, crosslink: Hash32) -> CrosslinkSubmission | None:
         """Return the bodies of a crosslink."""
@@ -175,6 +198,9 @@ class ChainLog:
             if frame.kind == EntryKind.ACCESS_LIST:
                 self._access_lists[decode_access_list_label(frame.label)] = place
                 return
+            if frame.kind == EntryKind.CHUNK:
+                self._chunks[compute_chunk_hash(frame.payload)] = place
+                return
             record = LogEntry(EntryKind(frame.kind), frame.payload).decode_record()
         except (DecodeError, ValueError) as error:
             self._findings.add(Promise.LOGS, f"{where} offset {frame.offset}", f"no record of ours: {error}")
@@ -186,6 +212,9 @@ class ChainLog:
                 self.certificates.append(certificate)
             case FinalRecord():
                 self._add_final(record, place, where)
+            case SnapshotRecord(block):
+                self.base, self._snapshot = block.header.height, place
+                self.finals.clear()
             case SubmissionRecord(submission):
                 self._submissions[submission.crosslink.hash] = place
             case BeaconRecord(block):
@@ -195,7 +224,7 @@ class ChainLog:
 
     def _add_final(self, record: FinalRecord, place: Place, where: str) -> None:
         if record.height <= self.height:
-            if self.finals[record.height - 1].block_hash != record.block_hash:
+            if self.find_final_hash(record.height) != record.block_hash:
                 self._findings.add(Promise.FINALITY, where, f"two final blocks at height {record.height}")
             return  # repeated after a restart
         if record.height != self.height + 1:
@@ -206,7 +235,7 @@ class ChainLog:
 
 def iterate_chain(log: ChainLog, findings: Findings) -> Iterator[tuple[Block, FinalityProof]]:
     """Yield the final blocks of ``log`` in order of height; stops at the first whose bytes are missing."""
-    for height in range(1, log.height + 1):
+    for height in range(log.base + 1, log.height + 1):
         block, proof = log.get_final(height)
         if block is None:
             findings.add(Promise.CHAINS, f"{log.node} block {height}", "the final block is not in the log")

@@ -85,7 +85,10 @@ class ShardReplay:
             if record is None:
                 continue
             self._findings.count(Promise.ORDER, len(arrivals))
-            if [data for bundle in record.bundles for data in bundle] != arrivals:
+            found = [data for bundle in record.bundles for data in bundle]
+            # Of what was consumed before its snapshot a node keeps nothing.
+            expected = arrivals[len(arrivals) - len(found) :] if log.base else arrivals
+            if found != list(expected):
                 self._findings.add(
                     Promise.ORDER,
                     f"{log.node} beacon block {beacon_height}",
@@ -153,8 +156,10 @@ class ShardReplay:
         except RemoteProtocolError as error:
             self._fail(header.height, f"its header is not what execution gives: {error}")
         for log in self._replicas:
-            if header.height <= log.height:
+            if log.base < header.height <= log.height:
                 self._compare_record(log, block, result)
+            elif header.height == log.base:
+                self._compare_snapshot(log, header)
         self._core.adopt(result, header.hash, header.height)
         self._core.finalise(header.hash)
         self.head, self.height = header, header.height
@@ -162,6 +167,24 @@ class ShardReplay:
         self._flow.on_executed(self.shard, header.height, deliveries[: result.inbox_taken], result.outbox)
         self._answered.on_block(self.shard, header.height, batch.hashes, deliveries)
         return not self.broken
+
+    def _compare_snapshot(self, log: ChainLog, header: Header) -> None:
+        """A node that came by a snapshot recovers from its chunks: they must make the state of the block."""
+        snapshot = log.get_snapshot()
+        assert snapshot is not None, "a log with a base has the record of it"
+        self._findings.count(Promise.EXECUTION)
+        chunks = [chunk for found in snapshot.chunks if (chunk := log.get_chunk(found)) is not None]
+        core = _native.Core(chain_id=compute_chain_id(self.shard), shard=self.shard, history=1)
+        try:
+            root = core.restore(chunks)
+        except _native.CoreError as error:
+            root = str(error).encode()
+        if root != header.shard_content.state_root or snapshot.block.hash != header.hash:
+            self._findings.add(
+                Promise.EXECUTION,
+                f"{log.node} block {header.height}",
+                "its snapshot is not the state of the block",
+            )
 
     def _compare_record(self, log: ChainLog, block: Block, result: _native.BlockResult) -> None:
         """A node recovers from what it wrote down, without executing: that must be the truth as well."""

@@ -28,12 +28,17 @@ from shardyard.messages import (
     BundleAnnouncement,
     BundleRequest,
     Certificates,
+    ChunkRequest,
+    ChunkResponse,
     CrosslinkRequest,
     FinalBlock,
     Message,
     Proposal,
     RangeRequest,
     RangeResponse,
+    Rejoins,
+    SnapshotManifest,
+    SnapshotRequest,
     Status,
     SubmitCrosslink,
     Transactions,
@@ -59,6 +64,7 @@ class MessageClass(StrEnum):
     REQUEST = "request"
     RESPONSE = "response"
     STATUS = "status"
+    REJOIN = "rejoin"
 
 
 CLASS_OF: Final[dict[type[Message], MessageClass]] = {
@@ -76,6 +82,11 @@ CLASS_OF: Final[dict[type[Message], MessageClass]] = {
     BlockResponse: MessageClass.RESPONSE,
     RangeResponse: MessageClass.RESPONSE,
     Status: MessageClass.STATUS,
+    Rejoins: MessageClass.REJOIN,
+    SnapshotRequest: MessageClass.REQUEST,
+    ChunkRequest: MessageClass.REQUEST,
+    SnapshotManifest: MessageClass.RESPONSE,
+    ChunkResponse: MessageClass.RESPONSE,
 }
 EVERY_CLASS: Final = frozenset(MessageClass)
 

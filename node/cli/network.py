@@ -54,6 +54,12 @@ STOP_TIMEOUT_S = 15.0
 @click.option(
     "--sync-mempool/--no-sync-mempool", default=None, help="Answer only after an fsync (survives power loss)."
 )
+@click.option(
+    "--snapshot-distance",
+    type=int,
+    default=None,
+    help="Blocks behind from which a replica comes by a snapshot of the state.  [default: 1024]",
+)
 @click.option("--seed", type=int, default=None, help="Derive all keys from this number, so that runs repeat.")
 @click.option(
     "--balance", default=None, help="Ether of each development account per shard.  [default: 10000ether]"
@@ -275,6 +281,8 @@ def status(*, name: str, as_json: bool) -> int:
     else:
         supply = "holds" if beacon["supply_holds"] else "BROKEN"
         say(f"beacon height {beacon['height']} slot {beacon['slot']}, supply {supply}")
+        if beacon["signer"]["silent"]:
+            say(f"beacon: {beacon['signer']['silent']} keys sign nothing: {beacon['signer']['reason']}")
     print_table(
         ("Node", "Pid", "Restarts", "Memory"),
         [

@@ -42,6 +42,7 @@ COMMANDS: Final = {
     "block": ("node.cli.block:block", "Show blocks."),
     "shard": ("node.cli.shard:shard", "List shards and the messages between them."),
     "node": ("node.cli.nodes:node", "List nodes; stop, start, kill and restart them."),
+    "validator": ("node.cli.validator:validator", "List validator keys; move what they have signed."),
     "load": ("node.cli.load:load", "Send load and measure what comes of it."),
     "audit": ("node.cli.audit:audit", "Re-execute every chain from its log and check every promise."),
     "sim": ("node.cli.sim:sim", "Run the same network from a seed in virtual time."),
@@ -134,6 +135,8 @@ def get_exit_code(error: ShardyardError) -> int:
     from node.launcher.lock import NetworkBusyError
     from node.launcher.ports import PortInUseError
     from node.network import NetworkMissingError
+    from node.storage.data_dir import DataDirBusyError
+    from node.storage.key_locks import KeyInUseError
 
     match error:
         case CliError():
@@ -142,7 +145,7 @@ def get_exit_code(error: ShardyardError) -> int:
             return EXIT_NOT_RUNNING
         case ConfigError():
             return EXIT_USAGE
-        case PortInUseError() | NetworkBusyError():
+        case PortInUseError() | NetworkBusyError() | DataDirBusyError() | KeyInUseError():
             return EXIT_CONFLICT
         case _:
             return EXIT_FAILURE

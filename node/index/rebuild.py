@@ -7,10 +7,13 @@ final and its results are known, whichever comes last. What the index has alread
 
 from collections import deque
 
+import msgspec
+
 from node.index.records import build_indexed_block
 from node.index.store import ChainIndex
-from shardyard.blocks import Block
-from shardyard.effects import BeaconRecord, BlockRecord, ExecutionRecord, FinalRecord, Record
+from shardyard.blocks import Block, ShardBody
+from shardyard.codec import encode
+from shardyard.effects import BeaconRecord, BlockRecord, ExecutionRecord, FinalRecord, Record, SnapshotRecord
 from shardyard.ids import Hash32
 
 
@@ -22,6 +25,7 @@ class IndexRebuilder:
         if index.get_hash(0) != genesis_block.hash:
             index.clear()
             index.append(build_indexed_block(genesis_block, b"", (), ()))
+        self._genesis_block = genesis_block
         self._blocks: dict[Hash32, Block] = {}
         self._outcomes: dict[Hash32, bytes] = {}
         self._outboxes: dict[Hash32, tuple[bytes, ...]] = {}
@@ -38,6 +42,8 @@ class IndexRebuilder:
                 self._blocks[block.hash] = block
             case ExecutionRecord(block_hash, outbox):
                 self._outboxes[block_hash] = outbox
+            case SnapshotRecord(block):
+                self._begin_at(block)
             case FinalRecord(_, block_hash, _):
                 self._finals.append(block_hash)
             case BeaconRecord(_, _, bundles):
@@ -46,6 +52,21 @@ class IndexRebuilder:
             case _:
                 return
         self._settle()
+
+    def _begin_at(self, block: Block) -> None:
+        """Go on from a snapshot; its own block is known by its header, for what it did was not executed here."""
+        position = block.header.shard_content.inbox_position
+        for _ in range(min(position - self._consumed, len(self._inbox))):
+            self._inbox.popleft()
+        self._consumed, self._height = position, block.header.height
+        self._blocks.clear()
+        self._outcomes.clear()
+        self._outboxes.clear()
+        self._finals.clear()
+        if self._index.get_hash(block.header.height) != block.hash or self._index.first_height == 1:
+            empty = msgspec.structs.replace(block, body=encode(ShardBody(b"", ())))
+            genesis = build_indexed_block(self._genesis_block, b"", (), ())
+            self._index.begin_at(build_indexed_block(empty, b"", (), ()), genesis)
 
     def take_outcomes(self, block_hash: Hash32, outcomes: bytes) -> None:
         """Read the results of executing a block."""

@@ -112,10 +112,29 @@ class ChainIndex:
             ):
                 txn.drop(table, delete=False)
             txn.put(b"stamp", self._stamp, db=self._meta)
+            txn.delete(b"first", db=self._meta)
         self._places.reload()
         self._forget_cached()
 
     # --- writing ---
+
+    def begin_at(self, block: IndexedBlock, genesis: IndexedBlock) -> None:
+        """Begin anew with ``block``, whose state came as a snapshot; of what was before only ``genesis`` is known."""
+        self.clear()
+        self.append(genesis)
+        key = _HEIGHT.pack(block.height)
+        with self._env.begin(write=True) as txn:
+            txn.put(key, encode(block), db=self._blocks)
+            txn.put(key, _encode_brief(block), db=self._brief)
+            txn.put(block.hash, key, db=self._hashes)
+            txn.put(b"first", _HEIGHT.pack(block.height + 1), db=self._meta)
+
+    @property
+    def first_height(self) -> int:
+        """The lowest height above 0 of which everything is known: 1, or the one above the last snapshot."""
+        with self._env.begin(db=self._meta) as txn:
+            data = txn.get(b"first")
+        return int(_HEIGHT.unpack(data)[0]) if data is not None else 1
 
     @property
     def height(self) -> int:
@@ -154,7 +173,7 @@ class ChainIndex:
 
     def rollback_to(self, height: int) -> None:
         """Drop every block above ``height``, with what it said of messages."""
-        if height < 0:
+        if height < self.first_height - 1:
             self.clear()
             return
         for above in range(self.height, height, -1):

@@ -179,6 +179,7 @@ class Launcher:
             name,
             str(self.network.root),
             f"--executors={options.executors}",
+            f"--snapshot-distance={options.snapshot_distance}",
             *(["--sync-mempool"] if options.sync_mempool else []),
         )
 

@@ -11,7 +11,7 @@ import msgspec
 
 from node.backend import ShardBackend
 from node.index.records import IndexedBlock
-from node.refusal import RpcError, build_server_error
+from node.refusal import PRUNED_HISTORY, RpcError, build_server_error
 from node.rpc.filters import FilterRegistry
 from node.rpc.params import BlockId
 from node.rpc.pending import PendingPreview
@@ -83,12 +83,17 @@ class ShardApi:
         assert block.number is not None, "one of the three is set"
         return block.number if block.number <= self.backend.latest.height else None
 
-    def find_final(self, block: BlockId) -> IndexedBlock | None:
-        """Return the final block that is meant, None when there is none."""
+    def find_final(self, block: BlockId, *, only_header: bool = False) -> IndexedBlock | None:
+        """Return the final block that is meant, None when there is none.
+
+        Raises ``RpcError`` for a block below the snapshot this node came by; of the snapshot's own the header is here.
+        """
         height = self.resolve_height(block)
         if height is None:
             return None
         latest = self.backend.latest
+        if 0 < height < self.backend.index.first_height - only_header:
+            raise build_missing_history(self.backend.index.first_height)
         return latest if height == latest.height else self.backend.index.get_block(height)
 
     async def find_block(self, block: BlockId) -> FoundBlock | None:
@@ -103,7 +108,12 @@ class ShardApi:
         if block.tag == "pending":
             tip = self.backend.tip
             return StateView(tip.hash, tip, is_pending=True)
-        found = self.find_final(block)
+        height, first = self.resolve_height(block), self.backend.index.first_height
+        if height is not None and 0 < height < first - 1:
+            raise build_server_error(
+                f"missing trie node: the state of block {height} is not available, this node has it from {first - 1} on"
+            )
+        found = self.find_final(block, only_header=True)
         if found is None:
             raise build_server_error("header for hash not found" if block.hash else "header not found")
         return StateView(found.hash, found.header, is_pending=False)
@@ -129,6 +139,11 @@ class CallContext(msgspec.Struct):
     session: Session | None = None
     is_overloaded: bool = False
     """Set when a request was refused because too much waits; HTTP says so in its status."""
+
+
+def build_missing_history(first: int) -> RpcError:
+    """Return what geth says of blocks it does not keep; this node came by a snapshot and has them from ``first`` on."""
+    return RpcError(PRUNED_HISTORY, f"pruned history unavailable: this node has blocks from {first} on")
 
 
 def build_missing_state(view: StateView) -> RpcError:

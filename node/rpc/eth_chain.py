@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from node.index.records import DELIVERY_TYPE, IndexedBlock
 from node.refusal import ParamError, build_server_error
-from node.rpc.api import CallContext
+from node.rpc.api import CallContext, build_missing_history
 from node.rpc.formats import Json, data, quantity
 from node.rpc.methods import MethodTable, Param
 from node.rpc.params import BlockId, read_block_number, read_count, read_data
@@ -145,7 +145,10 @@ async def fee_history(call: CallContext, count: int, newest: BlockId, percentile
         raise build_server_error("request beyond head block")
     if count == 0:
         return {"oldestBlock": "0x0", "gasUsedRatio": []}
-    first = max(0, last - min(count, MAX_FEE_HISTORY) + 1)
+    oldest = api.backend.index.first_height
+    first = max(0 if oldest == 1 else oldest, last - min(count, MAX_FEE_HISTORY) + 1)
+    if first > last:
+        raise build_missing_history(oldest)
     return await api.backend.read(lambda: _build_fee_history(call, first, last, percentiles))
 
 

@@ -12,7 +12,7 @@ from node.refusal import (
     build_invalid_argument,
     build_server_error,
 )
-from node.rpc.api import CallContext, Session
+from node.rpc.api import CallContext, Session, build_missing_history
 from node.rpc.filters import BlockFilter, LogFilter, build_not_found
 from node.rpc.formats import Json, data, format_log
 from node.rpc.methods import MethodTable, Param
@@ -51,6 +51,9 @@ def resolve_range(call: CallContext, query: LogQuery) -> tuple[int, int]:
         raise RpcError(INVALID_PARAMS, "invalid block range params")
     if last > backend.latest.height:
         raise RpcError(INVALID_PARAMS, "block range extends beyond current head block")
+    oldest = backend.index.first_height
+    if 1 < oldest > first:
+        raise build_missing_history(oldest)
     return first, last
 
 

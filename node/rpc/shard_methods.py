@@ -125,6 +125,7 @@ def status(call: CallContext) -> Json:
             "finalized": _format_head(backend.index.get_block(backend.finalized_height)),
             "notarized": {"height": backend.tip.height, "hash": data(backend.tip.hash)},
         },
+        "first_block": backend.index.first_height,
         "mempool": {"pending": pending, "queued": queued, "bytes": backend.mempool.size_bytes},
         "inbox": {"consumed": backend.latest.content.inbox_position},
         "admission": dict(backend.admission.counters),

@@ -1,8 +1,7 @@
 """The disk of a simulated process: its block log and its signer's record, written and read as real processes do.
 
-The log is opened by ``node.storage.log`` itself after every power cut: a torn end is cut off, a fault in front of something
-durable is refused. The signer's record follows ``node.signer``: a torn end is cut off, for none of its signatures has
-left; anything else that is wrong with it, or its absence, means that nothing is signed any more.
+After every power cut the log is opened by ``node.storage.log`` itself, and the signer's record by
+``node.storage.signer_record``: a torn end is cut off, a fault in front of something durable is refused.
 """
 
 import os
@@ -13,20 +12,22 @@ import msgspec
 
 from node.executor import StateRecord
 from node.sim.frame_file import FrameFile
-from node.storage.data_dir import SIGNER_FILE, SIGNER_FILE_KIND
-from node.storage.frames import CorruptFileError, Frame, Tail, scan, verify_header
+from node.storage.data_dir import SIGNER_FILE, SIGNER_FILE_KIND, DataDir, DataStamp
+from node.storage.frames import Frame, scan
 from node.storage.log import LOG_FILE_KIND, MAX_RECORD_BYTES, BlockLog, EntryKind, compute_label
+from node.storage.signer_record import FrameKind, SignerRecord, Witness
 from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode, encode
 from shardyard.consensus.signer import SignerEntry, SignerState
 from shardyard.crosslinks import CrosslinkSubmission
 from shardyard.effects import BlockRecord, FinalRecord, Record, SubmissionRecord
-from shardyard.errors import DecodeError
 from shardyard.ids import Hash32
 
 SEGMENT_BYTES: Final = 256 * 1024
 """Far below real ones, so that runs of minutes have several."""
-MAX_BATCH_BYTES: Final = 1 << 20
+WITNESS_CHANCE: Final = 0.3
+"""How often a power cut sets the witness of a signer's record back, which is never synced."""
+MAX_BEHIND: Final = 30
 
 
 class SimDisk:
@@ -112,41 +113,54 @@ def _encode_entry(value: object) -> tuple[bytes, bytes]:
     return encode(value), b"" if isinstance(value, StateRecord) else compute_label(value)  # type: ignore[arg-type]
 
 
-class SignerRecordLostError(Exception):
-    """The record of what was signed is missing or damaged: nothing may be signed."""
-
-
 class _Batch(msgspec.Struct, frozen=True, array_like=True):
     entries: tuple[SignerEntry, ...]
 
 
+class _Frame(msgspec.Struct, frozen=True):
+    """A frame of the signer's record with its number."""
+
+    number: int
+    payload: bytes
+
+
 class SignerDisk:
-    """The signer's record of one node: one frame per batch, synced before its signatures leave."""
+    """The signer's record of one node and its witness: one frame per batch, synced before its signatures leave."""
 
     def __init__(self, owner: bytes) -> None:
         self.is_failing = False
         self.is_missing = False
         """Somebody removed the file."""
+        self.witness = 0
+        """Number of the last frame, kept beside the keys; never synced, so a power cut may set it back."""
+        self._number = 0
         self._owner = owner
         # Its bytes end with what was written last: a batch is synced before the next one is written.
         self._file = FrameFile(
-            SIGNER_FILE_KIND,
-            owner,
-            lambda value: (encode(value), b""),
-            segment_bytes=1 << 40,
-            can_scramble=False,
+            SIGNER_FILE_KIND, owner, _encode_frame, segment_bytes=1 << 40, can_scramble=False
         )
 
     def append(self, entries: tuple[SignerEntry, ...]) -> None:
         """Write a batch without waiting for the disk."""
-        self._file.append(0, _Batch(entries))
+        self._write(FrameKind.ENTRIES, encode(_Batch(entries)))
 
     def sync(self) -> None:
         """Everything written is safe now."""
         self._file.sync()
+        self.witness = self._number
+
+    def begin_anew(self, floor: int) -> None:
+        """Put a record in place that signs nothing up to ``floor``, where the old one was lost."""
+        self._file.wipe()
+        self.is_missing = False
+        self._number = max(self._number, self.witness)
+        self._write(FrameKind.FLOOR, floor.to_bytes(8, "big"))
+        self.sync()
 
     def crash(self, chance: random.Random) -> int:
         """Lose power; return how many batches are lost."""
+        if chance.random() < WITNESS_CHANCE:
+            self.witness = chance.randint(max(0, self.witness - MAX_BEHIND), self.witness)
         return self._file.lose_power(chance)
 
     def flip_bit(self, chance: random.Random) -> int:
@@ -156,43 +170,48 @@ class SignerDisk:
     def restore_copy(self, chance: random.Random, batches: int) -> int:
         """Replace the record by an older copy that lacks up to ``batches`` batches; return how many it lacks."""
         with self._file.materialise(lambda _number: SIGNER_FILE) as path:
-            places = [frame.offset for frame in _read_frames(path / SIGNER_FILE, self._owner)]
+            places = _find_frames(path / SIGNER_FILE)
         lacking = min(len(places), chance.randint(1, batches))
         if lacking:
             self._file.cut_to(places[-lacking])
         return lacking
 
     def read(self) -> SignerState:
-        """Return what the record holds, as after a restart; raises ``SignerRecordLostError``."""
-        if self.is_missing:
-            raise SignerRecordLostError("missing, although its directory was in use")
-        state = SignerState()
-        if self._file.is_empty:
-            return state
-        try:
-            with self._file.materialise(lambda _number: SIGNER_FILE) as path:
-                for frame in _read_frames(path / SIGNER_FILE, self._owner):
-                    for entry in decode(frame.payload, _Batch, max_bytes=MAX_BATCH_BYTES).entries:
-                        state.replay(entry)
-        except (CorruptFileError, DecodeError) as error:
-            raise SignerRecordLostError(str(error)) from error
-        return state
+        """Return what the record holds, as after a restart.
+
+        Raises ``SignerRecordError`` when it is missing, damaged, or behind its witness.
+        """
+        if self._file.is_empty and not self.is_missing and not self.witness:
+            return SignerState()
+        with self._file.materialise(lambda _number: SIGNER_FILE) as path:
+            kept = (path / SIGNER_FILE).read_bytes()
+            if self.is_missing:
+                (path / SIGNER_FILE).unlink()
+            directory = DataDir(path, DataStamp(self._owner.hex(), "", ""), -1)
+            try:
+                with Witness([path / "witness"]) as witness:
+                    witness.write(self.witness)
+                    with SignerRecord(directory, witness) as record:
+                        self._number = record.number
+                        kept = (path / SIGNER_FILE).read_bytes()
+                        return record.state
+            finally:
+                (path / SIGNER_FILE).write_bytes(kept)
+
+    def _write(self, kind: FrameKind, payload: bytes) -> None:
+        self._number += 1
+        self._file.append(kind, _Frame(self._number, payload))
 
 
-def _read_frames(path: "os.PathLike[str]", owner: bytes) -> list[Frame]:
-    """Return the frames of a signer's record, cutting a torn end off; raises ``CorruptFileError``."""
-    frames: list[Frame] = []
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+def _encode_frame(value: object) -> tuple[bytes, bytes]:
+    assert isinstance(value, _Frame), "the record holds frames with numbers"
+    return value.payload, value.number.to_bytes(8, "big")
+
+
+def _find_frames(path: "os.PathLike[str]") -> list[int]:
+    """Return where the frames of a signer's record begin."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if not verify_header(descriptor, SIGNER_FILE_KIND, owner, 0, "signer's record"):
-            raise CorruptFileError("signer's record: it lost its beginning")
-        for item in scan(descriptor, 0):
-            if isinstance(item, Frame):
-                frames.append(item)
-            elif item.tail in {Tail.DAMAGED, Tail.CORRUPT}:
-                raise CorruptFileError(f"signer's record: damaged at offset {item.offset}")
-            elif item.tail is Tail.TORN:
-                os.ftruncate(descriptor, item.offset)
+        return [item.offset for item in scan(descriptor, 0) if isinstance(item, Frame)]
     finally:
         os.close(descriptor)
-    return frames

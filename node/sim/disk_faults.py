@@ -2,8 +2,9 @@
 
 What happens then is what real processes do. A write or sync that fails ends the process at once, and its supervisor
 starts it again. A damaged log is refused, and a person replaces it by an empty one, for the other replicas have the chain.
-Without its signer's record, or with a damaged one, a node follows and signs nothing. From an old copy of it a node signs
-again what it signed before, perhaps otherwise: nothing on that machine can know, so whoever does it counts as Byzantine.
+Without its signer's record, or with a damaged one, a node follows and signs nothing; on the beacon it rejoins. An old copy
+of the record is noticed by its witness beside the keys, unless a power cut set that back as well: then the node signs again
+what it signed before, perhaps otherwise, so whoever restores a copy counts as Byzantine.
 
 What a node's promises rest on is taken only where all who lost it weigh less than a third of their committee.
 """

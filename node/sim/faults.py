@@ -72,6 +72,8 @@ class FaultProfile(msgspec.Struct, frozen=True):
     """Nodes that vote when others give a slot up."""
     bad_proposers: int = 0
     """Nodes that propose invalid blocks."""
+    corrupters: int = 0
+    """Nodes that damage or withhold what others fetch from them."""
 
     @property
     def strikes(self) -> dict[str, int]:
@@ -106,6 +108,7 @@ class FaultProfile(msgspec.Struct, frozen=True):
             "replayer": self.replayers,
             "late voter": self.late_voters,
             "bad proposer": self.bad_proposers,
+            "corrupter": self.corrupters,
         }
 
     @property
@@ -130,6 +133,7 @@ _ROLES: Final = (
     "replayers",
     "late_voters",
     "bad_proposers",
+    "corrupters",
 )
 _LOSSES: Final = ("bit_flips", "lost_records", "old_records")
 

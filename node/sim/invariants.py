@@ -43,6 +43,8 @@ class Checker:
         self._claimed: dict[tuple[int, int], Hash32] = {}
         """Heads of crosslinks in final beacon blocks that no honest node of their shard has finalised yet."""
         self._tips: dict[ShardId, int] = {}
+        self._unexplained: dict[tuple[Link, int], bytes] = {}
+        """What was delivered of blocks below those heads, by link and seq."""
         self._emitted: dict[Link, dict[int, bytes]] = {}
         self._crosslinked: dict[Link, int] = {}
         """Last seq of each link that a final beacon block carries."""
@@ -157,13 +159,25 @@ class Checker:
 
     def _on_shard_block(self, shard: ShardId, block: Block) -> None:
         execution = self._executions[block.hash]
-        for data in execution.outbox:
-            receipt = decode_receipt(data)
-            self._emitted.setdefault((receipt.src, receipt.dst), {})[receipt.seq] = data
-            self.counters["emitted"] += 1
         for data in execution.deliveries:
             self._on_delivery(shard, block, data, decode_receipt(data))
+        for data in execution.outbox:
+            receipt = decode_receipt(data)
+            key = (receipt.src, receipt.dst), receipt.seq
+            if key in self._unexplained:
+                self._explain(receipt, data)
+            self._emitted.setdefault((receipt.src, receipt.dst), {})[receipt.seq] = data
+            self.counters["emitted"] += 1
         self.counters["transactions"] += block.header.shard_content.transaction_count
+
+    def _explain(self, receipt: Receipt, data: bytes) -> None:
+        """Look at a receipt that was delivered before an honest node told of the block that emitted it (I2, I4)."""
+        link = (receipt.src, receipt.dst)
+        place = f"{receipt.kind.name} {receipt.src}->{receipt.dst} #{receipt.seq}"
+        if self._unexplained.pop((link, receipt.seq)) != data:
+            raise InvariantError(f"I2: {place}: it was delivered before, and otherwise")
+        if receipt.parent_id != ZERO_HASH and receipt.parent_id not in self._executed:
+            raise InvariantError(f"I4: {place}: its parent {receipt.parent_id.hex()[:16]} was not executed")
 
     def _on_delivery(self, shard: ShardId, block: Block, data: bytes, receipt: Receipt) -> None:
         link = (receipt.src, receipt.dst)
@@ -175,11 +189,17 @@ class Checker:
             raise InvariantError(f"I2: {place}: executed twice, or on shard {shard}")
         if receipt.seq > expected:
             raise InvariantError(f"I3: {place}: executed before #{expected}")
-        if self._emitted.get(link, {}).get(receipt.seq) != data:
+        emitted = self._emitted.get(link, {}).get(receipt.seq)
+        if emitted is None and any(src == receipt.src for src, _ in self._claimed):
+            self._unexplained[link, receipt.seq] = (
+                data  # emitted by a block of which no honest node has told yet
+            )
+        elif emitted != data:
             raise InvariantError(f"I2: {place}: it was never emitted like that")
         if receipt.seq > self._crosslinked.get(link, 0):
             raise InvariantError(f"I8: {place}: no final beacon block carries it")
-        if receipt.parent_id != ZERO_HASH and receipt.parent_id not in self._executed:
+        is_explained = (link, receipt.seq) not in self._unexplained
+        if receipt.parent_id != ZERO_HASH and receipt.parent_id not in self._executed and is_explained:
             raise InvariantError(f"I4: {place}: its parent {receipt.parent_id.hex()[:16]} was not executed")
         self._delivered[link] = receipt.seq
         self._executed.add(receipt.id)
@@ -245,6 +265,8 @@ class Checker:
             raise InvariantError(
                 f"I5: the beacon finalised head {head.hex()[:16]} of shard {shard} at height {height}, the shard never"
             )
+        for link, seq in self._unexplained:
+            raise InvariantError(f"I2: #{seq} of link {link} was delivered and never emitted")
         for link, receipts in self._emitted.items():
             if receipts and self._delivered.get(link, 0) != max(receipts):
                 raise InvariantError(

@@ -16,7 +16,7 @@ from crosslink.beacon import BeaconMachine
 from node.executor import StateRecord
 from node.sim.byzantine.role import Role
 from node.sim.clock import Clock
-from node.sim.disk import SignerDisk, SignerRecordLostError, SimDisk
+from node.sim.disk import SignerDisk, SimDisk
 from node.sim.executor import Execution, SimExecutor
 from node.sim.mock_crypto import MockCrypto, sign_mock
 from node.sim.phases import Phase, find_phase
@@ -24,16 +24,20 @@ from node.sim.scenario import GENESIS_MS, FaultProfile
 from node.sim.trace import Trace
 from node.sim.workload import TransactionPool
 from node.storage.frames import CorruptFileError
+from node.storage.signer_record import SignerRecordError
 from shards.replica import ShardReplica
 from shardyard import effects as fx
 from shardyard.blocks import Block
+from shardyard.codec import decode
 from shardyard.consensus.registry import get_engine
 from shardyard.consensus.signer import SignerEntry, SignerState
 from shardyard.consensus.votes import Vote
+from shardyard.crosslinks import BeaconBody
 from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
 from shardyard.genesis import Genesis
 from shardyard.ids import BEACON, Hash32, NodeId, ShardId
 from shardyard.messages import Message
+from shardyard.rejoins import NONCE_BYTES, Rejoin, compute_rejoin_message
 
 CRYPTO: Final = MockCrypto()
 SIGN_MS: Final = (1, 4)
@@ -87,8 +91,11 @@ class SimNode:
         self.disk = SimDisk(genesis.network)
         self.record = SignerDisk(genesis.network)
         self.signer = SignerState()
-        self.is_signing = True
-        """Its signer's record is there and whole; without it, it follows and signs nothing."""
+        self.is_record_lost = False
+        """Its signer's record is missing, damaged or old: it follows and signs nothing."""
+        self.nonce = b""
+        """Of its Rejoins while the record is lost; another one in every life."""
+        self._rejoined: set[int] = set()
         self.refusal = ""
         """Why it did not start: its log is damaged."""
         self.on_failure: Callable[[SimNode], object] = SimNode.crash
@@ -143,23 +150,21 @@ class SimNode:
         self._is_syncing = False
         self._timers.clear()
         self._thawed.clear()
-        if self.doom is not None and self.doom.aim is not Phase.STARTING:
-            self.doom = None
         self.is_up, self.is_frozen = True, False
-        keys = self.keys if self.is_signing else ()
         if self.chain == BEACON:
             self.machine = BeaconMachine(
                 self._genesis,
                 CRYPTO,
-                keys,
+                self.keys,
                 self.disk,
                 build_engine=self._build_engine,
                 submissions=self.disk,
+                rejoins=self._build_rejoins(),
             )
             self.machine.recover(records)
         else:
             self.machine = ShardReplica(
-                self._genesis, self.chain, CRYPTO, keys, self.disk, build_engine=self._build_engine
+                self._genesis, self.chain, CRYPTO, self.keys, self.disk, build_engine=self._build_engine
             )
             self.machine.recover(records)
             self._start_executor(self.machine.recovered_height, states)
@@ -168,11 +173,13 @@ class SimNode:
         self.step(Started())
 
     def _open_signer(self) -> None:
+        self.signer, self.is_record_lost = SignerState(), False
         try:
             self.signer = self.record.read()
-        except SignerRecordLostError as error:
-            self.signer = SignerState()
-            self.is_signing = False
+        except SignerRecordError as error:
+            self.is_record_lost = True
+            self.nonce = self._chance.randbytes(NONCE_BYTES)
+            self._rejoined = set()
             self._trace.tell(self._clock.now_ms, self._label, f"signs nothing: {error}")
 
     def _start_executor(self, height: int, states: dict[Hash32, StateRecord]) -> None:
@@ -195,6 +202,31 @@ class SimNode:
             header = found[0].header
             needed.append((states[header.hash], header.shard_content.state_root))
         self.executor.restore(needed)
+
+    def _build_rejoins(self) -> tuple[Rejoin, ...]:
+        if not self.is_record_lost:
+            return ()
+        domain = self._genesis.get_domain(self.chain)
+        return tuple(
+            Rejoin(
+                key,
+                self.nonce,
+                sign_mock(
+                    self._committee.validators[key].public_key,
+                    compute_rejoin_message(domain, key, self.nonce),
+                ),
+            )
+            for key in self.keys
+        )
+
+    def _rejoin(self, block: Block) -> None:
+        """Sign again above the final ``block`` that has this process's nonce, as ``node.signer`` does."""
+        body = decode(block.body, BeaconBody, max_bytes=self._genesis.preset.max_body_bytes)
+        self._rejoined |= {rejoin.validator for rejoin in body.rejoins if rejoin.nonce == self.nonce}
+        if self._rejoined.issuperset(self.keys):
+            self.signer = SignerState(block.header.slot)
+            self.record.begin_anew(block.header.slot)
+            self.is_record_lost = False
 
     def crash(self) -> int:
         """Kill the process and its power; return how many records are lost."""
@@ -332,8 +364,11 @@ class SimNode:
                 case fx.Send(to, message):
                     self._send(self, to, message)
                 case fx.Finalise(block):
-                    self._executor.finalise(block.hash)
+                    if self.executor is not None:
+                        self.executor.finalise(block.hash)
                     self.signer.prune(block.header.slot)
+                    if self.chain == BEACON and self.is_record_lost:
+                        self._rejoin(block)
                 case fx.Discard(block_hash):
                     self._executor.discard(block_hash)
                 case other:
@@ -368,7 +403,7 @@ class SimNode:
         votes: list[Vote] = []
         entries: list[SignerEntry] = []
         for request in requests:
-            if self.signer.check(request):
+            if not self.is_record_lost and self.signer.check(request):
                 entries.append(self.signer.record(request))
                 public_key = self._committee.validators[request.validator].public_key
                 signature = sign_mock(public_key, request.message)

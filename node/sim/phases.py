@@ -82,6 +82,7 @@ _OF_MESSAGES: Final[dict[type, Phase]] = {
 }
 _OF_RECORDS: Final[dict[type, Phase]] = {
     fx.FinalRecord: Phase.FINALISING,
+    fx.SnapshotRecord: Phase.CATCHING_UP,
     fx.BeaconRecord: Phase.FOLLOWING,
     fx.CertificateRecord: Phase.CERTIFYING,
     fx.ExecutionRecord: Phase.EXECUTING,
@@ -127,7 +128,7 @@ def _find_phase_of(effect: object) -> Phase | None:
         case fx.Sign(requests):
             return _OF_VOTES[requests[0].kind]
         case fx.Persist(records):
-            return _OF_RECORDS[type(records[-1])]
+            return _OF_RECORDS.get(type(records[-1]))
         case fx.Finalise():
             return Phase.FINALISING
         case fx.Broadcast(message) | fx.Send(_, message):

@@ -132,7 +132,7 @@ SIGNING_PLANTS: tuple[Plant, ...] = (
     Plant(
         "s5-signer-record-unsynced",
         "S5",
-        "node.signer",
+        "node.storage.signer_record",
         "        os.fdatasync(self._descriptor)\n",
         "",
         "a signature leaves before its record is on disk",
@@ -141,7 +141,7 @@ SIGNING_PLANTS: tuple[Plant, ...] = (
     Plant(
         "s5-damaged-signer-record-believed",
         "S5",
-        "node.signer",
+        "node.storage.signer_record",
         "        if end.tail in {Tail.DAMAGED, Tail.CORRUPT}:\n",
         "        if end.tail in {Tail.DAMAGED, Tail.CORRUPT} and not end.offset:\n",
         "a signer goes on with a record whose end is damaged",

@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 
 from node.sim.bus import SimBus
-from node.sim.byzantine.casting import Casting
 from node.sim.byzantine.roles import TWIN
+from node.sim.casting import Casting
 from node.sim.clock import MAX_PENDING, Clock
 from node.sim.executor import Execution
 from node.sim.invariants import Checker, InvariantError

@@ -40,7 +40,7 @@ from node.storage.frames import (
 from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode, encode
 from shardyard.crosslinks import CrosslinkSubmission
-from shardyard.effects import BlockRecord, FinalRecord, Record, SubmissionRecord
+from shardyard.effects import BlockRecord, FinalRecord, Record, SnapshotRecord, SubmissionRecord
 from shardyard.errors import DecodeError, ShardyardError
 from shardyard.ids import Hash32
 
@@ -55,6 +55,8 @@ _OFFSET_BITS: Final = 40
 _LABEL_BYTES: Final = 40
 _SUBMISSION_LABEL: Final = b"\x02"
 _ACCESS_LIST_LABEL: Final = b"\x03"
+_CHUNK_LABEL: Final = b"\x04"
+_SNAPSHOT_LABEL: Final = b"\x05"
 _RECORD: Final = cast("type[Record]", Record)  # a union is no type to mypy
 
 
@@ -65,6 +67,8 @@ class EntryKind(IntEnum):
     NODE = 1
     ACCESS_LIST = 2
     """The bytes of a block's access list; the label has its height and hash."""
+    CHUNK = 3
+    """A chunk of a snapshot of the state; the label has its hash."""
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -121,6 +125,8 @@ class BlockLog:
         """Where the bodies of each crosslink stand."""
         self._access_lists: dict[bytes, int] = {}
         """Where the access lists of the newest blocks stand, by label."""
+        self._chunks: dict[bytes, int] = {}
+        """Where chunks of snapshots stand, by hash."""
         self._end = HEADER_BYTES
         """Offset in the last segment where the next frame will stand, queued frames included."""
         self._number = 0
@@ -162,6 +168,11 @@ class BlockLog:
     def append_access_list(self, height: int, block_hash: Hash32, access_list: bytes) -> None:
         """Queue the access list of a block that was executed."""
         self.append(EntryKind.ACCESS_LIST, access_list, label=encode_access_list_label(height, block_hash))
+
+    def append_chunk(self, chunk_hash: Hash32, chunk: bytes) -> None:
+        """Queue a chunk of a snapshot; a ``SnapshotRecord`` that names them all makes them the state."""
+        if chunk_hash not in self._chunks:
+            self.append(EntryKind.CHUNK, chunk, label=_CHUNK_LABEL + chunk_hash)
 
     async def sync(self) -> None:
         """Return when everything appended so far is on disk. Raises ``LogFailedError``."""
@@ -279,15 +290,34 @@ class BlockLog:
         frame = None if position is None else self._read_frame(position)
         return None if frame is None else frame.payload
 
+    def has_chunk(self, chunk_hash: Hash32) -> bool:
+        """Tell whether a chunk was appended, in this life or an earlier one."""
+        return chunk_hash in self._chunks
+
+    def get_chunk(self, chunk_hash: Hash32) -> bytes | None:
+        """Return a chunk of a snapshot, or None when it is not on disk."""
+        position = self._chunks.get(chunk_hash)
+        frame = None if position is None else self._read_frame(position)
+        return None if frame is None else frame.payload
+
     def _add_to_index(self, label: bytes, position: int) -> None:
         if label[:1] == _SUBMISSION_LABEL:
             self._submissions[label[1:]] = position
+        elif label[:1] == _CHUNK_LABEL:
+            self._chunks[label[1:]] = position
+        elif label[:1] == _SNAPSHOT_LABEL:
+            self._index = _FinalIndex(int.from_bytes(label[1:9], "big"))
         elif label[:1] == _ACCESS_LIST_LABEL:
             self._access_lists[label] = position
             if len(self._access_lists) > MAX_ACCESS_LISTS:
                 del self._access_lists[next(iter(self._access_lists))]
         else:
             self._index.add(label, position)
+
+    @property
+    def first_height(self) -> int:
+        """The lowest height whose block is held: 1, or above the last snapshot."""
+        return self._index.base + 1
 
     @property
     def final_height(self) -> int:
@@ -390,15 +420,16 @@ class BlockLog:
 
 
 class _FinalIndex:
-    """Where final blocks and their proofs stand: two positions per height, dense from height 1."""
+    """Where final blocks and their proofs stand: two positions per height, dense above ``base``."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: int = 0) -> None:
+        self.base = base
         self._places = array("Q")
         self._blocks: dict[bytes, int] = {}
 
     @property
     def height(self) -> int:
-        return len(self._places) // 2
+        return self.base + len(self._places) // 2
 
     def add(self, label: bytes, position: int) -> None:
         if len(label) != _LABEL_BYTES + 1:
@@ -415,9 +446,10 @@ class _FinalIndex:
         self._blocks = {other: place for other, place in self._blocks.items() if other[:8] > key[:8]}
 
     def get(self, height: int) -> tuple[int, int] | None:
-        if not 1 <= height <= self.height:
+        if not self.base < height <= self.height:
             return None
-        return self._places[2 * height - 2], self._places[2 * height - 1]
+        place = 2 * (height - self.base)
+        return self._places[place - 2], self._places[place - 1]
 
 
 def encode_access_list_label(height: int, block_hash: Hash32) -> bytes:
@@ -439,6 +471,8 @@ def compute_label(record: Record) -> bytes:
             return b"\x00" + block.header.height.to_bytes(8, "big") + block.hash
         case FinalRecord(height, block_hash):
             return b"\x01" + height.to_bytes(8, "big") + block_hash
+        case SnapshotRecord(block):
+            return _SNAPSHOT_LABEL + block.header.height.to_bytes(8, "big") + block.hash
         case SubmissionRecord(submission):
             return _SUBMISSION_LABEL + submission.crosslink.hash
         case _:

@@ -42,6 +42,12 @@ class FinalChain:
             dropped, _ = self._recent.popleft()
             self._bytes -= len(dropped.body)
 
+    def reset(self, block: Block, proof: FinalityProof) -> None:
+        """Go on from ``block``, which is proven final; what lies before it is not held."""
+        self.tip = block
+        self._recent = deque([(block, proof)])
+        self._bytes = len(block.body)
+
     def get(self, height: int) -> tuple[Block, FinalityProof] | None:
         """Return the final block at ``height`` with its proof; None for genesis and for what is not held."""
         first = self.tip.header.height - len(self._recent) + 1

@@ -46,7 +46,16 @@ from shardyard.consensus.tree import BlockState, TreeEntry
 from shardyard.consensus.view import ChainView
 from shardyard.consensus.voter import Voter
 from shardyard.consensus.votes import Certificate, Crypto, Vote, VoteKind
-from shardyard.effects import BlockRecord, Broadcast, FinalRecord, Notice, Persist, Record, SetTimer
+from shardyard.effects import (
+    BlockRecord,
+    Broadcast,
+    FinalRecord,
+    Notice,
+    Persist,
+    Record,
+    SetTimer,
+    SnapshotRecord,
+)
 from shardyard.errors import InvalidBlockError, InvalidProofError, LocalProtocolError, RemoteProtocolError
 from shardyard.ids import Hash32, NodeId, Slot
 from shardyard.messages import FinalBlock, RangeRequest, RangeResponse, Status
@@ -94,6 +103,10 @@ class InstantEngine(ChainView):
                         )
                     self._make_final(entry, record.proof)
                     finals.append(BlockFinal(entry.block, record.proof))
+                case SnapshotRecord(proof=proof):
+                    self._recover_snapshot(record)
+                    self._final_notarization = get_notarization(proof)
+                    finals.clear()
                 case _:
                     pass
         return finals

@@ -5,14 +5,23 @@ before its signature is back; the signer keeps one whose entries are on disk bef
 was signed already is allowed: that is how own votes return after a restart, with the same bytes.
 
 A slot belongs to one epoch and a position to one committee of that epoch (D2), so the pair names a key of one chain.
+
+Below a floor nothing is signed. There is one for the chain, the last final slot, and one for each key that came from
+somewhere else: after an import or a Rejoin it is the highest slot in which the key may have signed what is not on this record.
 """
+
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
-from shardyard.consensus.votes import VoteKind
+from shardyard.consensus.votes import Certificate, VoteKind
 from shardyard.effects import SignRequest
 from shardyard.errors import LocalProtocolError
-from shardyard.ids import GENESIS_SLOT
+from shardyard.ids import GENESIS_SLOT, Hash32
+
+BLOCKED: Final = (1 << 64) - 1
+"""The floor of a key that signs nothing: what it signed elsewhere is unknown."""
 
 
 class SignerEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -31,6 +40,8 @@ class SignerState:
 
     def __init__(self, floor: int = GENESIS_SLOT) -> None:
         self.floor = floor
+        self.key_floors: dict[int, int] = {}
+        """Floors of single keys, where they are above the chain's."""
         self._entries: dict[tuple[int, int], SignerEntry] = {}
 
     def get_entry(self, validator: int, slot: int) -> SignerEntry:
@@ -42,9 +53,49 @@ class SignerState:
 
     def explain_refusal(self, request: SignRequest) -> str:
         """Return which rule forbids ``request``, or an empty text when none does."""
-        if request.slot <= self.floor:
-            return f"D2: slot {request.slot} is not above {self.floor}"
+        floor = self.get_floor(request.validator)
+        if request.slot <= floor:
+            return f"D2: slot {request.slot} is not above {floor}"
         return _explain_refusal(self.get_entry(request.validator, request.slot), request)
+
+    def get_floor(self, validator: int) -> int:
+        """Return the slot up to which ``validator`` signs nothing."""
+        return max(self.floor, self.key_floors.get(validator, GENESIS_SLOT))
+
+    def raise_floor(self, validator: int, slot: int) -> None:
+        """Let ``validator`` sign only above ``slot``; a floor never sinks."""
+        if slot > self.get_floor(validator):
+            self.key_floors[validator] = slot
+
+    def get_newest_slot(self, validator: int) -> int:
+        """Return the highest slot in which ``validator`` signed, of those that are not forgotten."""
+        signed = (slot for position, slot in self._entries if position == validator)
+        return max(signed, default=GENESIS_SLOT)
+
+    def has_signed(self, validator: int, kind: VoteKind, slot: int, block_hash: Hash32) -> bool:
+        """Tell whether a vote of ``validator`` is on record, or may be forgotten because its slot is behind a floor."""
+        if slot <= self.get_floor(validator):
+            return True
+        entry = self.get_entry(validator, slot)
+        match kind:
+            case VoteKind.PROPOSE:
+                return entry.proposed == block_hash
+            case VoteKind.NOTAR:
+                return entry.notar == block_hash
+            case VoteKind.SKIP:
+                return entry.skip
+            case VoteKind.FINAL:
+                return entry.final == block_hash
+
+    def find_foreign(self, certificate: Certificate, keys: Iterable[int]) -> list[int]:
+        """Return those of ``keys`` whose vote is in ``certificate``, which verifies, and not on record."""
+        signers = int.from_bytes(certificate.bitmap, "little")
+        return [
+            validator
+            for validator in keys
+            if signers >> validator & 1
+            and not self.has_signed(validator, certificate.kind, certificate.slot, certificate.block_hash)
+        ]
 
     def check(self, request: SignRequest) -> bool:
         """Tell whether ``request`` may be signed."""
@@ -73,6 +124,7 @@ class SignerState:
         if floor > self.floor:
             self.floor = floor
             self._entries = {key: entry for key, entry in self._entries.items() if entry.slot > floor}
+            self.key_floors = {key: slot for key, slot in self.key_floors.items() if slot > floor}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -86,6 +138,9 @@ def _explain_refusal(entry: SignerEntry, request: SignRequest) -> str:
         case VoteKind.NOTAR:  # S1
             if entry.notar not in {b"", wanted}:
                 return "S1: another block was notarized in this slot"
+            if entry.skip and not entry.notar:
+                # Nothing needs such a vote, and a Rejoin rests on its absence (shardyard/rejoins.py).
+                return "S1: this slot was skipped before"
             return "" if entry.final in {b"", wanted} else "S1: another block was finalized in this slot"
         case VoteKind.SKIP:  # S2
             return "S2: a block was finalized in this slot" if entry.final else ""

@@ -51,10 +51,7 @@ from shardyard.consensus.pacing import (
     compute_standstill_period,
 )
 from shardyard.consensus.pool import MAX_ITEMS, MAX_SENDERS, MAX_STRIKES, VotePool
-from shardyard.consensus.proofs import (
-    get_notarization,
-    verify_proof_with,
-)
+from shardyard.consensus.proofs import get_notarization, verify_proof_with
 from shardyard.consensus.proposals import ProposalBook
 from shardyard.consensus.proposer import Proposer, build_header
 from shardyard.consensus.standstill import Standstill
@@ -74,6 +71,7 @@ from shardyard.effects import (
     Persist,
     Record,
     SetTimer,
+    SnapshotRecord,
 )
 from shardyard.errors import (
     InvalidBlockError,
@@ -138,6 +136,10 @@ class SimplexEngine(ChainView):
                     self._recover_certificate(certificate)
                 case FinalRecord():
                     finals.append(self._recover_final(record))
+                case SnapshotRecord(proof=proof):
+                    self._recover_snapshot(record)
+                    self._final_notarization = get_notarization(proof)
+                    finals.clear()
                 case _:  # records of the host
                     pass
         return finals

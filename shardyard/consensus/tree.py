@@ -130,6 +130,12 @@ class BlockTree:
             self._remove(other)
         return dead
 
+    def reset(self, root: Block) -> None:
+        """Begin anew above ``root``."""
+        self.root = root
+        self._entries.clear()
+        self._children.clear()
+
     def __len__(self) -> int:
         return len(self._entries)
 

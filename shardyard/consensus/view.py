@@ -6,6 +6,7 @@ from shardyard.blocks import Block, FinalityProof
 from shardyard.consensus.engine import BlockSource, EngineConfig
 from shardyard.consensus.finals import FinalChain
 from shardyard.consensus.tree import BlockTree
+from shardyard.effects import SnapshotRecord
 from shardyard.ids import Hash32, Slot
 
 
@@ -58,6 +59,11 @@ class ChainView:
         """Return the finality proof of the block at ``height``."""
         held = self._finals.get(height)
         return None if held is None else held[1]
+
+    def _recover_snapshot(self, record: SnapshotRecord) -> None:
+        """Go on from a block that is proven final, with the state after it at hand."""
+        self._tree.reset(record.block)
+        self._finals.reset(record.block, record.proof)
 
     def _recover_block(self, block: Block, *, is_justified: bool) -> None:
         """Take a block from the own log; what is final already is known."""

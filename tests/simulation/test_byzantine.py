@@ -28,6 +28,7 @@ FIELDS = {
     "bad proposer": "bad_proposers",
     "tamperer": "tamperers",
     "replayer": "replayers",
+    "corrupter": "corrupters",
 }
 ROUGH = {"latency_ms": (1, 150), "drop": 0.05, "duplicate": 0.1}
 
@@ -266,3 +267,22 @@ def test_garbled_votes_cost_their_sender_its_voice_and_nobody_else(reasons):
     for reason in ("aggregate signature does not verify", "got stake", "bitmap"):
         assert any(reason in text for text in texts), reason
     assert "evidence" not in report.counters
+
+
+def test_damaged_answers_are_refused_and_had_from_others(reasons):
+    """Crashes make catch-up happen, losses make bodies and bundles missing."""
+    acts = Counter()
+    profile = FaultProfile(corrupters=1, crashes=8, drop=0.15, latency_ms=(1, 200), down_ms=(3_000, 9_000))
+    for seed in range(4):
+        world = build_world(seed, profile=profile, duration_ms=80_000, settle_ms=35_000, tps=6.0)
+        acts.update(world.run().acts)  # I2 at its end: everything that was emitted is executed
+    for kind in ("BundleAnnouncement", "SubmitCrosslink", "BlockResponse", "RangeResponse", "FinalBlock"):
+        assert acts[f"damaged a {kind}"] > 3, acts
+        assert acts[f"withheld a {kind}"] > 0, acts
+    texts = {text for texts in reasons.values() for text in texts}
+    for reason in (
+        "the body is not the one",
+        "aggregate signature does not verify",
+        "got receipts of root",
+    ):
+        assert any(reason in text for text in texts), (reason, sorted(texts))

@@ -5,6 +5,7 @@ A twin is no role but a second process with the same keys; the world starts it.
 
 from typing import Final
 
+from node.sim.byzantine.answers import Corrupter
 from node.sim.byzantine.bad_proposer import BadProposer
 from node.sim.byzantine.equivocator import Equivocator
 from node.sim.byzantine.garbage import Garbler, Replayer, Spool, Tamperer
@@ -13,7 +14,8 @@ from node.sim.byzantine.role import Role, Seat
 
 TWIN: Final = "twin"
 _PLAIN: Final[dict[str, type[Role]]] = {
-    kind.name: kind for kind in (Equivocator, Withholder, Silent, Garbler, LateVoter, BadProposer, Tamperer)
+    kind.name: kind
+    for kind in (Equivocator, Withholder, Silent, Garbler, LateVoter, BadProposer, Tamperer, Corrupter)
 }
 ROLES: Final = (*_PLAIN, Replayer.name)
 

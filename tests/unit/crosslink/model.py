@@ -270,7 +270,7 @@ class World:
         self.blocks = {0: self.genesis.beacon_block}
         self.bodies = BodyStore()
         by_hash = self._get_block
-        self.ledger = Ledger(self.genesis, self.bodies, by_hash, self.blocks.get)
+        self.ledger = Ledger(self.genesis, self.crypto, self.bodies, by_hash, self.blocks.get)
 
     def _get_block(self, key):
         return next((block for block in self.blocks.values() if block.hash == key), None)

@@ -277,7 +277,7 @@ def test_x4_proposal_with_an_invalid_crosslink_is_voted_down(monkeypatch):
     network.inject(checked_in)
     build = liar._ledger.build
 
-    def build_with_lie(parent, state):
+    def build_with_lie(parent, state, _rejoins):
         content, _, _ = build(parent, state)
         crosslinks = (overspent.crosslink,)
         body = encode(BeaconBody(crosslinks=crosslinks))

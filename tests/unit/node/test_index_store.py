@@ -9,7 +9,14 @@ from node.index.records import Log
 from node.index.store import ChainIndex
 from shardyard.blocks import EMPTY_JUSTIFICATION, CertifiedHeader, FinalityProof
 from shardyard.consensus.votes import Certificate, VoteKind
-from shardyard.effects import BeaconRecord, BlockRecord, CertificateRecord, ExecutionRecord, FinalRecord
+from shardyard.effects import (
+    BeaconRecord,
+    BlockRecord,
+    CertificateRecord,
+    ExecutionRecord,
+    FinalRecord,
+    SnapshotRecord,
+)
 from shardyard.ids import ZERO_HASH
 from tests.unit.node.rpc_chain import CAROL, SHARD, RpcChain, build_transfer
 
@@ -180,3 +187,43 @@ def test_places_are_found_in_merged_runs_and_forgotten_with_their_blocks(tmp_pat
     assert list_places(blocks[101]) == [None]
     PlaceRuns(env, table)
     env.close()
+
+
+@pytest.mark.parametrize("is_begun_before", [False, True])
+async def test_an_index_that_begins_at_a_snapshot_knows_what_follows_it(chain, tmp_path, is_begun_before):
+    await fill(chain)
+    first, *rest = chain.logged
+    proof = FinalityProof(
+        (CertifiedHeader(chain.genesis.beacon_block.header, EMPTY_JUSTIFICATION),), CERTIFICATE, CERTIFICATE
+    )
+    snapshot = SnapshotRecord(first[0], proof, ())
+
+    def rebuild(index):
+        rebuilder = IndexRebuilder(index, chain.genesis.build_shard_block(SHARD))
+        rebuilder.take(snapshot)
+        receipts = tuple(receipt for _, _, deliveries, _ in rest for receipt in deliveries)
+        rebuilder.take(BeaconRecord(chain.genesis.beacon_block, proof, (receipts,)))
+        for block, outcomes, _, outbox in rest:
+            rebuilder.take(BlockRecord(block))
+            rebuilder.take_outcomes(block.hash, outcomes)
+            rebuilder.take(ExecutionRecord(block.hash, outbox))
+            rebuilder.take(FinalRecord(block.header.height, block.hash, proof))
+        rebuilder.finish()
+
+    index = open_another(chain, tmp_path / "another")
+    if is_begun_before:
+        feed(IndexRebuilder(index, chain.genesis.build_shard_block(SHARD)), chain)
+    rebuild(index)
+    assert index.first_height == 2
+    assert index.height == 3
+    assert index.get_hash(1) == first[0].hash
+    assert index.get_block(1).transaction_count == 0  # what it did was not executed here
+    assert index.get_block(2) == chain.backend.index.get_block(2)
+    assert index.find_transaction(index.get_block(2).transaction_hashes[0]) is not None
+    rebuild(index)  # the next start finds it as it is
+    assert (index.first_height, index.height) == (2, 3)
+    index.rollback_to(1)
+    assert (index.first_height, index.height) == (2, 1)
+    index.rollback_to(0)
+    assert (index.first_height, index.height) == (1, -1)
+    index.close()

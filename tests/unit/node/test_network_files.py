@@ -64,7 +64,7 @@ def test_data_of_another_format_is_refused_with_the_two_ways_out(network: Networ
     (network.root / "network.json").write_text(json.dumps({**stamp, "format": 99}))
     with pytest.raises(
         ConfigError,
-        match=r"got data format 99, expected 2; try: shardyard up --fresh --name small, or another --name",
+        match=r"got data format 99, expected 3; try: shardyard up --fresh --name small, or another --name",
     ):
         open_network(network.root)
 

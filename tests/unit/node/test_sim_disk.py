@@ -1,4 +1,4 @@
-"""The simulated disk: real frames, torn at every byte; and its signer's record judges as the real signer does."""
+"""The simulated disk: real frames, torn at every byte, as is its signer's record, which a witness watches."""
 
 import random
 from collections import Counter
@@ -6,14 +6,13 @@ from collections import Counter
 import pytest
 
 from node.executor import StateRecord
-from node.signer import Signer, SignerRecordError
-from node.sim.disk import SEGMENT_BYTES, SignerDisk, SignerRecordLostError, SimDisk
-from node.storage.data_dir import SIGNER_FILE, build_stamp, open_data_dir
+from node.sim import disk as disk_module
+from node.sim.disk import SEGMENT_BYTES, SignerDisk, SimDisk
 from node.storage.frames import HEADER_BYTES, CorruptFileError
+from node.storage.signer_record import SignerRecordError
 from shardyard.consensus.signer import SignerEntry
-from shardyard.consensus.votes import Domain
 from shardyard.effects import ExecutionRecord
-from shardyard.ids import BEACON, Hash32, Height, NodeId
+from shardyard.ids import Hash32, Height
 
 OWNER = Hash32(b"\x11" * 32)
 
@@ -168,39 +167,54 @@ def test_a_signers_record_torn_at_every_byte_forgets_unsynced_batches_alone():
 def test_a_missing_record_is_no_empty_record():
     record = write_batches(build_entries(1), synced=1)
     record.is_missing = True
-    with pytest.raises(SignerRecordLostError, match="missing"):
+    with pytest.raises(SignerRecordError, match="missing"):
         record.read()
 
 
-def test_an_old_copy_lacks_whole_batches_and_nobody_notices():
+def test_an_old_copy_is_behind_its_witness():
+    record = write_batches(build_entries(20), synced=20)
+    record.crash(Cut(0))
+    assert record.witness == 20
+    assert record.restore_copy(random.Random(3), 10) > 0
+    with pytest.raises(SignerRecordError, match="has seen entry 20"):
+        record.read()
+
+
+def test_an_old_copy_whose_witness_was_set_back_too_goes_unnoticed(monkeypatch):
+    monkeypatch.setattr(disk_module, "WITNESS_CHANCE", 1.0)
+    monkeypatch.setattr(disk_module, "MAX_BEHIND", 1000)
     entries = build_entries(20)
-    record = write_batches(entries, synced=20)
-    record.crash(random.Random(0))
-    lacking = record.restore_copy(random.Random(3), 10)
-    assert 1 <= lacking <= 10
-    assert record.read().entries() == entries[: 20 - lacking]
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_the_real_signer_judges_the_same_bytes_alike(seed, tmp_path):
-    chance = random.Random(seed)
-    record = write_batches(build_entries(6), synced=4)
-    record.crash(chance)
-    if seed % 2:
-        record.flip_bit(chance)
-    stamp = build_stamp(OWNER, NodeId("n"), BEACON)
-    with open_data_dir(tmp_path / "data", stamp) as data:
-        with record._file.materialise(lambda _number: SIGNER_FILE) as path:
-            data.signer_path.write_bytes((path / SIGNER_FILE).read_bytes())
+    seen = Counter()
+    for seed in range(40):
+        record = write_batches(entries, synced=20)
+        record.crash(random.Random(seed))
+        lacking = record.restore_copy(random.Random(seed), 10)
         try:
-            ours = record.read().entries()
-        except SignerRecordLostError:
-            ours = None
-        try:
-            domain = Domain(OWNER, BEACON, Hash32(bytes(32)))
-            with Signer(data, domain, {}, lock_dir=tmp_path / "locks") as signer:
-                theirs = signer._state.entries()
+            assert record.read().entries() == entries[: 20 - lacking]
+            seen["unnoticed"] += 1
         except SignerRecordError:
-            theirs = None
-    assert ours == theirs
-    assert ours is not None or seed % 2, "what only tore is recovered"
+            seen["noticed"] += 1
+    assert min(seen["noticed"], seen["unnoticed"]) > 5
+
+
+def test_a_record_begun_anew_signs_nothing_up_to_its_floor_and_is_ahead_of_its_witness():
+    record = write_batches(build_entries(3), synced=3)
+    record.is_missing = True
+    record.begin_anew(50)
+    record.crash(random.Random(0))
+    state = record.read()
+    assert state.floor == 50
+    assert state.entries() == []
+    record.append((build_entries(1)[0],))
+    record.sync()
+    record.crash(random.Random(0))
+    assert record.read().floor == 50
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_every_flipped_bit_of_a_record_is_noticed(seed):
+    record = write_batches(build_entries(6), synced=6)
+    record.crash(Cut(0))
+    record.flip_bit(random.Random(seed))
+    with pytest.raises(SignerRecordError):
+        record.read()

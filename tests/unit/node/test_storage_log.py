@@ -22,7 +22,7 @@ from node.storage.log import LOG_FILE_KIND, BlockLog, EntryKind, LogFailedError
 from shardyard.blocks import EMPTY_JUSTIFICATION, BeaconContent, FinalityProof, build_genesis_block
 from shardyard.consensus.votes import Certificate, VoteKind
 from shardyard.crosslinks import Crosslink, CrosslinkSubmission
-from shardyard.effects import BlockRecord, CertificateRecord, FinalRecord, SubmissionRecord
+from shardyard.effects import BlockRecord, CertificateRecord, FinalRecord, SnapshotRecord, SubmissionRecord
 from shardyard.ids import BEACON, ZERO_HASH, Epoch, Hash32, Height, ShardId, Slot
 
 OWNER = b"o" * 32
@@ -389,3 +389,36 @@ async def test_bodies_of_a_crosslink_are_found_by_its_hash_also_after_reopening(
         assert [log.get_submission(s.crosslink.hash) for s in submissions] == submissions
         assert log.get_submission(ZERO_HASH) is None
         assert log.final_height == 3
+
+
+async def test_a_snapshot_takes_the_place_of_what_was_before_also_after_reopening(tmp_path):
+    chunks = {Hash32(bytes([index]) * 32): b"chunk %d" % index for index in range(3)}
+    block = build_block(40)
+    with BlockLog(tmp_path, OWNER) as log:
+        for height in (1, 2, 3):
+            log.append_records(build_records(height))
+        for chunk_hash, chunk in chunks.items():
+            log.append_chunk(chunk_hash, chunk)
+        log.append_chunk(*next(iter(chunks.items())))  # once is enough
+        await log.sync()
+        assert (log.first_height, log.final_height) == (1, 3)
+        log.append_records([SnapshotRecord(block, PROOF, tuple(chunks))])
+        for height in (41, 42):
+            log.append_records(build_records(height))
+        await log.sync()
+        count = len(read_payloads(log))
+    with BlockLog(tmp_path, OWNER) as log:
+        assert len(read_payloads(log)) == count == 9 + 3 + 1 + 6
+        assert (log.first_height, log.final_height) == (41, 42)
+        assert [log.get_final(height) is not None for height in (1, 3, 40, 41, 42, 43)] == [
+            False,
+            False,
+            False,
+            True,
+            True,
+            False,
+        ]
+        assert log.get_final(42)[0] == build_block(42)
+        assert {chunk_hash: log.get_chunk(chunk_hash) for chunk_hash in chunks} == chunks
+        assert log.has_chunk(next(iter(chunks)))
+        assert log.get_chunk(Hash32(b"?" * 32)) is None

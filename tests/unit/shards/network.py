@@ -76,6 +76,8 @@ class Node:
                 self.later(WORK_MS, lambda: self.executor.execute(effect))
             case fx.Adopt():
                 self.executor.adopt(effect)
+            case fx.Finalise() if self.executor is None:
+                pass  # the beacon executes nothing
             case fx.Finalise():
                 self.executor.finalise(effect)
             case fx.Discard():

@@ -1,0 +1,59 @@
+"""Rejoins on their way into a beacon block: those of this replica's keys, and what other replicas ask for."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from shardyard.consensus.votes import Crypto
+from shardyard.effects import Broadcast, Effect, SetTimer
+from shardyard.genesis import Genesis
+from shardyard.ids import BEACON
+from shardyard.messages import Rejoins
+from shardyard.rejoins import MAX_BLOCK_REJOINS, Rejoin, verify_rejoins
+
+REJOIN_TIMER: Final = "beacon.rejoin"
+REJOIN_PERIOD: Final = 4
+"""Block times after which an own Rejoin that is not final yet is said again."""
+
+
+class RejoinPool:
+    """One Rejoin per validator, the newest heard; own ones are said until they are final."""
+
+    def __init__(self, genesis: Genesis, crypto: Crypto, own: Sequence[Rejoin]) -> None:
+        self._crypto = crypto
+        self._domain = genesis.get_domain(BEACON)
+        self._committee = genesis.committees[BEACON]
+        self._period_ms = REJOIN_PERIOD * genesis.preset.block_time_ms
+        self._own = {rejoin.validator: rejoin for rejoin in own}
+        self._waiting = dict(self._own)
+
+    def start(self) -> list[Effect]:
+        """Say the own ones, and set the timer to say them again; nothing once they are final."""
+        if not self._own:
+            return []
+        said = [self._own[validator] for validator in sorted(self._own)]
+        return [
+            *(
+                Broadcast(Rejoins(tuple(said[at : at + MAX_BLOCK_REJOINS])))
+                for at in range(0, len(said), MAX_BLOCK_REJOINS)
+            ),
+            SetTimer(REJOIN_TIMER, self._period_ms),
+        ]
+
+    def add(self, rejoins: Sequence[Rejoin]) -> None:
+        """Take what another replica asks for; raises ``InvalidBlockError`` for what no block may carry."""
+        fresh = [rejoin for rejoin in rejoins if self._waiting.get(rejoin.validator) != rejoin]
+        verify_rejoins(self._crypto, self._domain, self._committee, fresh)
+        for rejoin in fresh:
+            if rejoin.validator not in self._own:  # of an own key nobody else knows better
+                self._waiting[rejoin.validator] = rejoin
+
+    def choose(self) -> list[Rejoin]:
+        """Return what the next block shall carry."""
+        return [self._waiting[validator] for validator in sorted(self._waiting)][:MAX_BLOCK_REJOINS]
+
+    def on_final(self, rejoins: Sequence[Rejoin]) -> None:
+        """Forget what a final block carries."""
+        for held in (self._waiting, self._own):
+            for rejoin in rejoins:
+                if held.get(rejoin.validator) == rejoin:
+                    del held[rejoin.validator]

@@ -1,0 +1,253 @@
+"""``validator``: keys, what they have signed, and how that moves with them (EIP-3076)."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from node.cli.output import network_option, print_json, print_table, say
+from node.cli.root import EXIT_CONFLICT, EXIT_USAGE, CliError, NamingGroup
+from node.cli.session import Session
+from node.interchange import (
+    MAX_FILE_BYTES,
+    Interchange,
+    InterchangeError,
+    Merge,
+    build_interchange,
+    merge_interchange,
+    read_interchange,
+    summarise,
+)
+from node.network import Network, get_local_validators, parse_node
+from node.runtime import open_node_data
+from node.signer import build_witness
+from node.storage.data_dir import DataDir, DataDirBusyError
+from node.storage.key_locks import KeyLocks, get_lock_dir, read_holder
+from node.storage.signer_record import SignerRecord, SignerRecordError, Witness, create_record, peek_record
+from shardyard.consensus.signer import BLOCKED, SignerState
+from shardyard.ids import BEACON, Hash32, describe_shard
+
+
+@click.group(cls=NamingGroup)
+def validator() -> None:
+    """List validator keys; export and import what they have signed."""
+
+
+def _verify_node(session: Session, node: str) -> None:
+    known = [str(found) for found in session.network.nodes]
+    if node not in known:
+        raise CliError(
+            f"node: got {node!r}, expected one of {', '.join(known)}; try: shardyard validator list{session.name_flag}",
+            EXIT_USAGE,
+        )
+
+
+def _get_keys(network: Network, node: str) -> dict[int, bytes]:
+    """Return the public keys of ``node`` by validator."""
+    chain, _ = parse_node(node)
+    committee = network.genesis.committees[chain]
+    return {
+        position: committee.validators[position].public_key
+        for position in get_local_validators(network, node)
+    }
+
+
+def _open_witness(network: Network, node: str) -> Witness:
+    chain, _ = parse_node(node)
+    secrets = network.read_validator_secrets(chain, get_local_validators(network, node))
+    return build_witness(network.witness_dir, network.genesis.get_domain(chain), secrets.values())
+
+
+def _get_genesis_hash(network: Network, node: str) -> Hash32:
+    chain, _ = parse_node(node)
+    genesis = network.genesis
+    return genesis.beacon_block.hash if chain == BEACON else genesis.build_shard_block(chain).hash
+
+
+@contextmanager
+def _open_stopped(session: Session, node: str) -> Iterator[DataDir]:
+    """Open the data directory of ``node``, which must not run; its keys are locked meanwhile."""
+    _verify_node(session, node)
+    network = session.network
+    chain, _ = parse_node(node)
+    secrets = network.read_validator_secrets(chain, get_local_validators(network, node))
+    try:
+        with (
+            open_node_data(network, node, chain) as data,
+            KeyLocks(get_lock_dir(), network.genesis.get_domain(chain), secrets.values(), data.path),
+        ):
+            yield data
+    except DataDirBusyError as error:
+        raise CliError(
+            f"{node} is running, and signs while we look; try: shardyard node stop {node}{session.name_flag}",
+            EXIT_CONFLICT,
+        ) from error
+
+
+@validator.command("list")
+@network_option
+def list_validators(*, name: str, as_json: bool) -> int:
+    """List the keys of every node: how far each has signed, and who holds its lock."""
+    session = Session(name)
+    rows = [row for node in session.network.nodes for row in _describe_node(session.network, node)]
+    if as_json:
+        print_json(rows)
+        return 0
+    print_table(
+        ("Node", "Chain", "Validator", "Key", "Newest slot", "Signs above", "Record", "Lock"),
+        [
+            (
+                row["node"],
+                row["chain"],
+                row["validator"],
+                row["key"][:18] + "…",
+                row["newest_slot"],
+                row["floor"],
+                row["record"],
+                row["lock"] or "free",
+            )
+            for row in rows
+        ],
+    )
+    return 0
+
+
+def _describe_node(network: Network, node: str) -> list[dict[str, Any]]:
+    chain, _ = parse_node(node)
+    path = network.get_data_dir(node) / "signer.log"
+    record, state = "sound", SignerState()
+    if not path.parent.exists():
+        record = "none yet"
+    else:
+        try:
+            state = peek_record(path, network.genesis.network)
+        except SignerRecordError as error:
+            record = str(error)
+    domain = network.genesis.get_domain(chain)
+    return [
+        {
+            "node": str(node),
+            "chain": describe_shard(chain),
+            "validator": position,
+            "key": "0x" + key.hex(),
+            **summarise(state, position),
+            "record": record,
+            "lock": read_holder(get_lock_dir(), domain, key),
+        }
+        for position, key in _get_keys(network, node).items()
+    ]
+
+
+@validator.command("export")
+@click.argument("node_id")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to make.  [default: standard output]",
+)
+@click.option("--minimal", is_flag=True, help="Only the highest slot of each key, without its votes.")
+@network_option
+def export_(*, node_id: str, output: Path | None, minimal: bool, name: str, as_json: bool) -> int:
+    """Write what the keys of NODE_ID have signed, in EIP-3076's interchange form.
+
+    The node must be stopped, and stay so when its keys move: what it signs later is not in the file.
+    """
+    session = Session(name)
+    network = session.network
+    chain, _ = parse_node(node_id) if node_id in network.nodes else (BEACON, 0)
+    with (
+        _open_stopped(session, node_id) as data,
+        _open_witness(network, node_id) as witness,
+        SignerRecord(data, witness) as record,
+    ):
+        keys = _get_keys(network, node_id)
+        text = build_interchange(
+            network.genesis.get_domain(chain),
+            _get_genesis_hash(network, node_id),
+            keys,
+            record.state,
+            is_minimal=minimal,
+        )
+    if output is None:
+        click.echo(text.decode(), nl=False)
+        return 0
+    _write_new(output, text)
+    if as_json:
+        print_json({"node": node_id, "keys": len(keys), "file": str(output)})
+    else:
+        say(f"{len(keys)} keys of {node_id} written to {output}; keep {node_id} stopped if they move")
+    return 0
+
+
+def _write_new(path: Path, text: bytes) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise CliError(f"{path} exists and is left alone; try: another --output", EXIT_CONFLICT) from error
+    except OSError as error:
+        raise CliError(f"{path}: {error.strerror}; try: another --output", EXIT_USAGE) from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text)
+
+
+@validator.command("import")
+@click.argument("node_id")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@network_option
+def import_(*, node_id: str, file: Path, name: str, as_json: bool) -> int:
+    """Merge FILE, an export of what keys have signed, into the record of NODE_ID, which must be stopped.
+
+    Nothing that is on record is ever lowered. When the record is lost, keys that the file does not name stay silent.
+    """
+    session = Session(name)
+    network = session.network
+    with _open_stopped(session, node_id) as data, _open_witness(network, node_id) as witness:
+        found = read_interchange(_read_file(file), _get_genesis_hash(network, node_id), str(file))
+        merged = _merge(network, node_id, data, witness, found, str(file))
+    rows = [merge._asdict() for merge in merged]
+    if as_json:
+        print_json(rows)
+        return 0
+    print_table(("Validator", "Entries added", "Signs above"), [tuple(row.values()) for row in rows])
+    return 0
+
+
+def _merge(
+    network: Network, node: str, data: DataDir, witness: Witness, found: Interchange, name: str
+) -> list[Merge]:
+    chain, _ = parse_node(node)
+    domain, keys = network.genesis.get_domain(chain), _get_keys(network, node)
+    try:
+        with SignerRecord(data, witness) as record:
+            merged = merge_interchange(found, domain, keys, record.state, name)
+            record.rewrite()
+    except SignerRecordError as error:
+        say(f"the record of {node} is begun anew: {error}")
+        state = _salvage(data)
+        merged = merge_interchange(found, domain, keys, state, name)
+        for position in set(keys) - {merge.validator for merge in merged}:
+            state.raise_floor(position, BLOCKED)
+        create_record(data, state, witness)
+    return merged
+
+
+def _salvage(data: DataDir) -> SignerState:
+    """Return what an old record still says, which is true and not everything; nothing of a damaged one."""
+    try:
+        return peek_record(data.signer_path, data.owner)
+    except SignerRecordError:
+        return SignerState()
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InterchangeError(
+            f"{path}: {error.strerror}; try: shardyard validator export, where the key was last used"
+        ) from error

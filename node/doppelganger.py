@@ -1,0 +1,98 @@
+"""The doppelganger check: does somebody else sign with the keys of this process?
+
+On one machine the locks answer (``node.storage.key_locks``). Beyond it, every vote that is heard does: a signature is made
+only after its record, so a vote of an own key that verifies and is *not on record* was made elsewhere. That is no guess
+from timing; it holds at any moment, and the key stops for good. Certificates tell the same by their bitmaps and
+were verified by the engine; single votes of own keys are rare enough to be verified here.
+
+Before a process signs for the first time it listens for ``WATCH_SLOTS`` block times, within which a committee that goes on shows
+who votes in it; what the engine wants signed waits meanwhile. It does not listen when there is nothing to hear: no other process
+has keys of this chain; the record was written to within ``RECENT_S`` (a restart); or a peer tells that the chain has not
+moved since.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from node.signer import Signer
+from shardyard.consensus.votes import Crypto, Domain, Vote, VoteKind, compute_vote_message
+from shardyard.ids import ShardId
+from shardyard.messages import Message, Status, Votes
+from shardyard.validators import ValidatorSet
+
+WATCH_SLOTS: Final = 2
+RECENT_S: Final = 30.0
+MAX_CHECKS: Final = 64
+"""Votes of own keys that are verified in one life: a liar can make us verify no more."""
+
+
+def is_recent(record: Path, now_s: float | None = None) -> bool:
+    """Tell whether something was signed so lately that nobody else can have taken over and been heard."""
+    try:
+        age = (time.time() if now_s is None else now_s) - record.stat().st_mtime
+    except OSError:
+        return False
+    return 0 <= age < RECENT_S
+
+
+class DoppelgangerWatch:
+    """Listens for the signer's keys in what peers say."""
+
+    def __init__(
+        self,
+        signer: Signer,
+        crypto: Crypto,
+        domain: Domain,
+        committee: ValidatorSet,
+        get_final_height: Callable[[], int],
+    ) -> None:
+        self._signer = signer
+        self._crypto = crypto
+        self._domain = domain
+        self._committee = committee
+        self._get_final_height = get_final_height
+        self._keys = frozenset(signer.validators)
+        self._checks_left = MAX_CHECKS
+        self._is_listening = False
+
+    def begin(self, seconds: float, *, is_needed: bool) -> None:
+        """Hold the signer for ``seconds``, when there is somebody to listen to."""
+        if is_needed and self._keys and not self._signer.reason:
+            self._is_listening = True
+            self._signer.hold()
+            asyncio.get_running_loop().call_later(seconds, self._end)
+
+    def observe(self, chain: ShardId, message: Message) -> None:
+        """Look at a peer's message on its way to the machine."""
+        if chain != self._domain.shard:
+            return
+        match message:
+            case Votes(votes):
+                for vote in votes:
+                    if vote.validator in self._keys:
+                        self._check(vote)
+            case Status(shard=shard, final_height=height) if shard == chain and self._is_listening:
+                if height <= self._get_final_height():
+                    self._end()  # nobody voted while we were away
+            case _:
+                pass
+
+    def _end(self) -> None:
+        self._is_listening = False
+        self._signer.release()
+
+    def _check(self, vote: Vote) -> None:
+        if vote.kind is VoteKind.PROPOSE or self._checks_left <= 0 or vote.validator in self._signer.stopped:
+            return
+        if self._signer.state.has_signed(vote.validator, vote.kind, vote.slot, vote.block_hash):
+            return
+        self._checks_left -= 1
+        message = compute_vote_message(self._domain, vote.kind, vote.slot, vote.block_hash)
+        items = [(vote.validator, message, vote.signature)]
+        if self._crypto.verify_votes(self._committee, items)[0]:
+            self._signer.stop_key(
+                vote.validator, f"a peer sent its {vote.kind.name} vote of slot {vote.slot}"
+            )

@@ -1,0 +1,169 @@
+"""Coming by a snapshot before anything else of a replica starts: bus, log and clock around ``shards.snapshots``.
+
+Whether one is wanted is decided by what peers say of their final heights: with fewer than ``distance`` blocks missing they are
+fetched one by one. Chunks go into the block log as they come, so that an attempt that was cut short goes on where it
+ended; a ``SnapshotRecord`` behind them makes them the state. Then the replica recovers from its log like after any start.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import Final
+
+from node.bus.endpoint import Bus
+from node.network import Network, parse_node
+from node.runtime import serve_control
+from node.storage.log import BlockLog
+from shards.snapshots import (
+    KeepChunk,
+    RestoreState,
+    SnapshotFetcher,
+    SnapshotGivenUp,
+    SnapshotOutput,
+    SnapshotTaken,
+)
+from shardyard import _native
+from shardyard.effects import Notice, Send, SnapshotRecord
+from shardyard.ids import NodeId, ShardId, compute_chain_id
+from shardyard.keys import BlsCrypto
+from shardyard.messages import ChunkResponse, SnapshotManifest, Status
+
+LOOK_S: Final = 0.5
+"""How long peers are listened to before it is decided; what they said last is kept by the broker."""
+TELL_S: Final = 2.0
+SYNC_BYTES: Final = 16 * 1024 * 1024
+MAX_QUEUED: Final = 256
+
+logger = logging.getLogger("shardyard.snapshot")
+_Answer = tuple[NodeId, SnapshotManifest | ChunkResponse]
+
+
+async def catch_up_by_snapshot(
+    network: Network, node: str, log: BlockLog, bus: Bus, *, distance: int
+) -> SnapshotRecord | None:
+    """Bring the log to a recent block by a snapshot when more than ``distance`` blocks are missing; return what was taken."""
+    chain, _ = parse_node(node)
+    heights = await _hear_heights(bus, chain)
+    lag = max(heights.values(), default=0) - log.final_height
+    if lag <= distance:
+        return None
+    logger.info("%s: %d blocks behind, %d is the distance for a snapshot", node, lag, distance)
+    fetcher = SnapshotFetcher(network.genesis, chain, BlsCrypto(), log.final_height, log.has_chunk)
+    sync = _SnapshotSync(network, chain, log, bus, fetcher)
+    async with serve_control(network, node, lambda: {"state": "fetching a snapshot", **fetcher.progress}):
+        return await sync.run(heights)
+
+
+async def _hear_heights(bus: Bus, chain: ShardId) -> dict[NodeId, int]:
+    """Return the final heights that peers of ``chain`` tell."""
+    heights: dict[NodeId, int] = {}
+
+    async def listen() -> None:
+        async for sender, _, message in bus.messages():
+            if isinstance(message, Status) and message.shard == chain:
+                heights[sender] = max(heights.get(sender, 0), message.final_height)
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LOOK_S):
+            await listen()
+    return heights
+
+
+class _SnapshotSync:
+    """One attempt."""
+
+    def __init__(
+        self, network: Network, chain: ShardId, log: BlockLog, bus: Bus, fetcher: SnapshotFetcher
+    ) -> None:
+        self._chain = chain
+        self._log = log
+        self._bus = bus
+        self._fetcher = fetcher
+        self._tick_s = network.genesis.preset.block_time_ms / 1000
+        self._answers: asyncio.Queue[_Answer] = asyncio.Queue(MAX_QUEUED)
+        self._unsynced = 0
+        self._told_at = 0.0
+
+    async def run(self, heights: dict[NodeId, int]) -> SnapshotRecord | None:
+        listening = asyncio.create_task(self._listen(), name="snapshot-bus")
+        try:
+            return await self._drive(heights)
+        finally:
+            listening.cancel()
+
+    async def _listen(self) -> None:
+        async for sender, _, message in self._bus.messages():
+            if isinstance(message, SnapshotManifest | ChunkResponse) and not self._answers.full():
+                self._answers.put_nowait((sender, message))
+
+    async def _drive(self, heights: dict[NodeId, int]) -> SnapshotRecord | None:
+        outputs = self._fetcher.start(heights)
+        tick_at = time.monotonic() + self._tick_s
+        while True:
+            while outputs:
+                output = outputs.pop(0)
+                if isinstance(output, SnapshotTaken):
+                    return await self._finish(output.record)
+                if isinstance(output, SnapshotGivenUp):
+                    logger.warning("no snapshot: %s; fetching blocks one by one", output.reason)
+                    return None
+                outputs += await self._perform(output)
+            self._tell()
+            try:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + tick_at - time.monotonic()):
+                    sender, answer = await self._answers.get()
+            except TimeoutError:
+                tick_at = time.monotonic() + self._tick_s
+                outputs = self._fetcher.on_tick()
+            else:
+                if isinstance(answer, SnapshotManifest):
+                    outputs = self._fetcher.on_manifest(sender, answer)
+                else:
+                    outputs = self._fetcher.on_chunk(sender, answer)
+
+    async def _perform(self, output: SnapshotOutput) -> list[SnapshotOutput]:
+        match output:
+            case Send(to, message):
+                await self._bus.send(to, self._chain, message)
+            case KeepChunk(chunk_hash, data):
+                self._log.append_chunk(chunk_hash, data)
+                self._unsynced += len(data)
+                if self._unsynced >= SYNC_BYTES:
+                    self._unsynced = 0
+                    await self._log.sync()
+            case Notice(data=data):
+                logger.warning("refused %s from %s: %s", data["error"], data["sender"], data["reason"])
+            case RestoreState(record):
+                await self._log.sync()
+                try:
+                    root = await asyncio.to_thread(self._restore, record)
+                except _native.CoreError as error:
+                    return self._fetcher.on_root(None, str(error))
+                return self._fetcher.on_root(root)
+            case _:
+                raise AssertionError(f"output {output!r} is none of a snapshot's")
+        return []
+
+    def _restore(self, record: SnapshotRecord) -> bytes:
+        """Make the state in a core of its own: nothing that lives is touched before its root is known."""
+        chunks = [self._log.get_chunk(chunk) for chunk in record.chunks]
+        core = _native.Core(chain_id=compute_chain_id(self._chain), shard=self._chain)
+        return core.restore([chunk for chunk in chunks if chunk is not None])
+
+    async def _finish(self, record: SnapshotRecord) -> SnapshotRecord:
+        self._log.append_records([record])
+        await self._log.sync()
+        logger.info(
+            "snapshot of block %d taken: %d chunks; blocks follow from there",
+            record.block.header.height,
+            len(record.chunks),
+        )
+        return record
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        progress = self._fetcher.progress
+        if progress["chunks"] and now - self._told_at >= TELL_S:
+            self._told_at = now
+            logger.info("snapshot: %s", ", ".join(f"{key} {value}" for key, value in progress.items()))

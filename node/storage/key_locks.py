@@ -1,0 +1,127 @@
+"""Locks of validator keys: on one machine one process signs with a key on a chain, whichever files it started from.
+
+The lock files lie below the home of the user that the process runs as, as the system knows it: two directories of one
+network, two values of ``SHARDYARD_HOME`` or a copied network still meet there. A file's name says genesis, chain and key,
+because these are what a signature covers (D1): the same key in another network can contradict nothing. A lock is the
+kernel's and ends with its process; the file says who holds it, and goes when the holder closes in order.
+"""
+
+import fcntl
+import os
+import pwd
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Self
+
+from node.storage.frames import write_all
+from shardyard import _native
+from shardyard.consensus.votes import Domain
+from shardyard.errors import ShardyardError
+from shardyard.ids import describe_shard
+
+_HOLDER_BYTES: Final = 4096
+
+
+class KeyInUseError(ShardyardError):
+    """Another process signs with this key on this chain."""
+
+
+def get_lock_dir() -> Path:
+    """Return where the locks of this machine's user are, whatever the environment says."""
+    user = os.getuid()
+    with suppress(KeyError):
+        home = Path(pwd.getpwuid(user).pw_dir)
+        if os.access(home, os.W_OK):
+            return home / ".local" / "state" / "shardyard" / "locks"
+    return Path("/var/tmp") / f"shardyard-{user}" / "locks"  # noqa: S108  # kept over a restart, and 0700
+
+
+def build_lock_name(domain: Domain, public_key: bytes) -> str:
+    """Return the name of the file that locks ``public_key`` on the chain of ``domain``."""
+    return f"{domain.network.hex()[:16]}-{describe_shard(domain.shard)}-{public_key.hex()[:40]}.lock"
+
+
+class KeyLocks:
+    """Locks held by this process; ``close`` gives them back."""
+
+    def __init__(self, directory: Path, domain: Domain, secrets: Iterable[bytes], owner: Path) -> None:
+        """Lock every key of ``secrets`` on the chain of ``domain``; ``owner`` is told to whoever comes second.
+
+        Raises ``KeyInUseError`` with the path of the lock, and ``OSError``.
+        """
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._held: list[tuple[Path, int]] = []
+        try:
+            for secret in secrets:
+                path = directory / build_lock_name(domain, _native.bls_public_key(secret))
+                self._held.append((path, _lock(path, domain, owner)))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the locks back; the files go while they are still held, so that nobody locks one that is gone."""
+        held, self._held = self._held, []
+        for path, descriptor in held:
+            with suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def read_holder(directory: Path, domain: Domain, public_key: bytes) -> str:
+    """Return who holds the lock of ``public_key``, or an empty text when nobody does; takes no lock for longer."""
+    path = directory / build_lock_name(domain, public_key)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(descriptor)
+    else:
+        return ""
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, domain: Domain, owner: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_named(descriptor, path):
+                os.ftruncate(descriptor, 0)
+                write_all(descriptor, f"process {os.getpid()} with the record in {owner}".encode())
+                return descriptor
+        except BlockingIOError:
+            holder = _read_holder(descriptor)
+            os.close(descriptor)
+            raise KeyInUseError(
+                f"{path}: {holder} signs with this key on {describe_shard(domain.shard)}; "
+                "try: stop that process, or shardyard validator list"
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder removed it between our opening and locking it
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        named = path.stat()
+    except FileNotFoundError:
+        return False
+    held = os.fstat(descriptor)
+    return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
+
+
+def _read_holder(descriptor: int) -> str:
+    return os.pread(descriptor, _HOLDER_BYTES, 0).decode(errors="replace") or "another process"

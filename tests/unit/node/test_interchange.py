@@ -1,0 +1,174 @@
+"""EIP-3076: what moves with a key, that merging lowers nothing, and what is refused."""
+
+import json
+
+import pytest
+
+from node.interchange import InterchangeError, build_interchange, merge_interchange, read_interchange
+from shardyard.consensus.signer import BLOCKED, SignerState
+from shardyard.consensus.votes import Domain, VoteKind, compute_vote_message
+from shardyard.effects import SignRequest
+from shardyard.ids import ZERO_HASH, Hash32, ShardId, Slot
+
+DOMAIN = Domain(network=Hash32(b"n" * 32), shard=ShardId(2), valset_root=Hash32(b"v" * 32))
+GENESIS = Hash32(b"g" * 32)
+KEYS = {0: b"\x01" * 48, 1: b"\x02" * 48}
+A, B = Hash32(b"a" * 32), Hash32(b"b" * 32)
+
+
+def ask(kind, slot, block_hash=ZERO_HASH, validator=0):
+    message = compute_vote_message(DOMAIN, kind, slot, block_hash)
+    return SignRequest(kind, Slot(slot), Hash32(block_hash), validator, message)
+
+
+@pytest.fixture
+def state():
+    found = SignerState()
+    for request in (
+        ask(VoteKind.PROPOSE, 5, A),
+        ask(VoteKind.NOTAR, 5, A),
+        ask(VoteKind.FINAL, 5, A),
+        ask(VoteKind.NOTAR, 6, B),
+        ask(VoteKind.SKIP, 6),
+        ask(VoteKind.NOTAR, 5, A, validator=1),
+    ):
+        found.record(request)
+    found.prune(2)
+    return found
+
+
+def export(state, **options):
+    return build_interchange(DOMAIN, GENESIS, KEYS, state, **{"is_minimal": False, **options})
+
+
+def load(data, state=None, keys=KEYS):
+    state = SignerState() if state is None else state
+    return state, merge_interchange(read_interchange(data, GENESIS, "file"), DOMAIN, keys, state, "file")
+
+
+def test_the_complete_form_moves_every_vote(state):
+    moved, merged = load(export(state))
+    assert moved.entries() == state.entries()
+    assert [(merge.validator, merge.added, merge.floor) for merge in merged] == [(0, 5, 2), (1, 1, 2)]
+    # The same votes can be signed again, as after a restart, and no others.
+    assert moved.check(ask(VoteKind.FINAL, 5, A))
+    assert not moved.check(ask(VoteKind.SKIP, 5))
+    assert not moved.check(ask(VoteKind.SKIP, 2))
+    assert moved.check(ask(VoteKind.NOTAR, 7, A))
+
+
+def test_the_file_has_the_form_of_the_eip(state):
+    found = json.loads(export(state))
+    assert found["metadata"] == {
+        "interchange_format_version": "5",
+        "genesis_validators_root": "0x" + GENESIS.hex(),
+    }
+    first = found["data"][0]
+    assert first["pubkey"] == "0x" + KEYS[0].hex()
+    root = "0x" + compute_vote_message(DOMAIN, VoteKind.PROPOSE, 5, A).hex()
+    assert first["signed_blocks"] == [
+        {"slot": "2"},
+        {"slot": "5", "signing_root": root, "block_hash": "0x" + A.hex()},
+    ]
+    assert {vote["target_epoch"] for vote in first["signed_attestations"]} == {"2", "5", "6"}
+    assert all(vote["source_epoch"] == vote["target_epoch"] for vote in first["signed_attestations"])
+
+
+def test_the_minimal_form_raises_floors(state):
+    data = export(state, is_minimal=True)
+    assert [len(history["signed_attestations"]) for history in json.loads(data)["data"]] == [1, 1]
+    moved, merged = load(data)
+    assert len(moved) == 0
+    assert [(merge.validator, merge.floor) for merge in merged] == [(0, 6), (1, 5)]
+    assert not moved.check(ask(VoteKind.NOTAR, 6, B))
+    assert moved.check(ask(VoteKind.NOTAR, 7, B))
+    assert moved.check(ask(VoteKind.NOTAR, 6, B, validator=1))
+
+
+def test_a_file_of_other_tools_is_read_by_its_highest_slot(state):
+    found = json.loads(export(state))
+    for history in found["data"]:
+        for item in (*history["signed_blocks"], *history["signed_attestations"]):
+            item.pop("kind", None)
+            item.pop("block_hash", None)
+    moved, _ = load(json.dumps(found).encode())
+    assert moved.get_floor(0) == 6
+    assert moved.get_floor(1) == 5
+
+
+def test_merging_lowers_nothing_and_twice_is_once(state):
+    newer = SignerState()
+    newer.raise_floor(0, 100)
+    _, merged = load(export(state), newer)
+    assert newer.get_floor(0) == 100
+    assert merged[0].added == 0
+    once, _ = load(export(state))
+    twice, merged = load(export(state), once)
+    assert twice.entries() == state.entries()
+    assert [merge.added for merge in merged] == [0, 0]
+
+
+def test_two_hashes_of_one_vote_end_signing_in_that_slot(state):
+    other = SignerState()
+    other.record(ask(VoteKind.NOTAR, 5, B))
+    merged, _ = load(export(state), other)
+    assert merged.get_floor(0) == 5
+    assert not merged.check(ask(VoteKind.SKIP, 5))
+    assert merged.check(ask(VoteKind.SKIP, 6))  # known from the file, and still allowed
+
+
+def test_votes_of_both_sides_of_one_slot_are_joined():
+    one, other = SignerState(), SignerState()
+    one.record(ask(VoteKind.NOTAR, 5, A))
+    other.record(ask(VoteKind.SKIP, 5))
+    joined, _ = load(export(one), other)
+    assert not joined.check(ask(VoteKind.FINAL, 5, A))
+    assert joined.check(ask(VoteKind.NOTAR, 5, A))
+
+
+def test_a_blocked_key_is_not_exported():
+    state = SignerState()
+    state.raise_floor(0, BLOCKED)
+    assert [found["pubkey"] for found in json.loads(export(state))["data"]] == ["0x" + KEYS[1].hex()]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda found: found["metadata"].update(genesis_validators_root="0x" + "00" * 32), "another network"),
+        (lambda found: found["metadata"].update(interchange_format_version="4"), "format '4'"),
+        (lambda found: found["metadata"].pop("interchange_format_version"), "no EIP-3076"),
+        (lambda found: found.pop("data"), "no EIP-3076"),
+        (lambda found: found["data"][0].update(pubkey="0x12"), "96 hexadecimal digits"),
+        (lambda found: found["data"][0].update(pubkey="02" * 48), "0x and"),
+        (lambda found: found["data"].clear(), "got 0 keys"),
+        (lambda found: found["data"][0]["signed_blocks"][0].update(slot="-1"), "got slot '-1'"),
+        (lambda found: found["data"][0]["signed_blocks"][0].update(slot="9" * 30), "got slot"),
+        (lambda found: found["data"][0]["signed_blocks"][0].update(slot=str((1 << 64) - 1)), "got slot"),
+        (lambda found: found["data"][0]["signed_attestations"][1].update(kind="DANCE"), "got kind"),
+        (lambda found: found["data"][0]["signed_attestations"][1].update(block_hash="0xzz"), "hexadecimal"),
+        (lambda found: found["data"][0]["signed_attestations"][1].update(target_epoch="7"), "signing root"),
+        (lambda found: found["data"][0]["signed_attestations"][1].pop("signing_root"), "signing root"),
+    ],
+)
+def test_what_is_refused_changes_nothing(state, change, words):
+    found = json.loads(export(state))
+    change(found)
+    target = SignerState()
+    with pytest.raises(InterchangeError, match=words) as caught:
+        load(json.dumps(found).encode(), target)
+    assert "try: " in str(caught.value)
+    assert len(target) == 0
+    assert target.key_floors == {}
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"metadata": 3, "data": []}'])
+def test_garbage_is_named_as_such(data):
+    with pytest.raises(InterchangeError, match="no EIP-3076"):
+        read_interchange(data, GENESIS, "file")
+
+
+def test_keys_of_others_are_passed_over(state):
+    moved, merged = load(export(state), keys={4: KEYS[1]})
+    assert [merge.validator for merge in merged] == [4]
+    assert [entry.validator for entry in moved.entries()] == [4]

@@ -1,0 +1,231 @@
+"""Coming by a snapshot of many chunks over a lossy bus, from several servers at once, cut short and with a liar among them."""
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+
+import msgspec
+import pytest
+
+from node.bus.endpoint import BusConfig, BusIdentity
+from node.bus.memory import HubFaults, MemoryBus, MemoryHub
+from node.config import Options
+from node.network import create_network
+from node.recovery import restore_snapshot
+from node.runtime import HaltedError, list_subscriptions
+from node.snapshot_server import SnapshotServer
+from node.snapshot_sync import catch_up_by_snapshot
+from node.storage.log import BlockLog, EntryKind
+from shardyard import _native
+from shardyard.blocks import (
+    Block,
+    CertifiedHeader,
+    FinalityProof,
+    Justification,
+    ShardBody,
+    compute_body_hash,
+)
+from shardyard.codec import encode
+from shardyard.consensus.votes import Vote, VoteKind, build_certificate, compute_vote_message
+from shardyard.ids import Hash32, Height, NodeId, ShardId, Slot
+from shardyard.keys import BlsCrypto
+from shardyard.messages import ChunkRequest, SnapshotRequest, Status
+
+SHARD = ShardId(0)
+HEIGHT = 40
+ACCOUNTS = 200_000
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A network, a state of several chunks, and a final block that commits to it."""
+    options = Options(name="snap", shards=1, nodes_per_shard=4, block_time_ms=50)
+    network = create_network(tmp_path_factory.mktemp("home") / "snap", options)
+    core = _native.Core(chain_id=31337, shard=0)
+    alloc = {f"0x{index + 1000:040x}": {"balance": hex(10**18 + index)} for index in range(ACCOUNTS)}
+    root = core.init_genesis(json.dumps(alloc).encode())
+    core.set_base(bytes(32), 0)
+    block = build_final_block(network, Hash32(root))
+    return network, core, block, prove(network, block)
+
+
+def certify(network, kind, slot, block_hash):
+    genesis = network.genesis
+    committee, domain = genesis.committees[SHARD], genesis.get_domain(SHARD)
+    secrets = network.read_validator_secrets(SHARD, range(4))
+    message = compute_vote_message(domain, kind, slot, block_hash)
+    signatures = _native.bls_sign_many(list(secrets.values()), message)
+    votes = [
+        Vote(kind, Slot(slot), Hash32(block_hash), position, signature)
+        for position, signature in enumerate(signatures)
+    ]
+    return build_certificate(BlsCrypto(), committee, votes)
+
+
+def build_final_block(network, root):
+    genesis = network.genesis
+    first = genesis.build_shard_block(SHARD).header
+    parent, slot = Hash32(b"p" * 32), HEIGHT
+    justification = Justification(certify(network, VoteKind.NOTAR, slot - 1, parent), ())
+    body = encode(ShardBody(b"", ()))
+    header = msgspec.structs.replace(
+        first,
+        slot=Slot(slot),
+        height=Height(HEIGHT),
+        parent=parent,
+        parent_slot=Slot(slot - 1),
+        justification_hash=justification.hash,
+        timestamp_ms=first.timestamp_ms + HEIGHT * 1000,
+        proposer=genesis.committees[SHARD].get_leader(slot),
+        body_hash=compute_body_hash(body),
+        content=msgspec.structs.replace(first.shard_content, state_root=root),
+    )
+    return Block(header, justification, body, signature=bytes(96), beacon_proof=b"")
+
+
+def prove(network, block):
+    slot, block_hash = block.header.slot, block.hash
+    return FinalityProof(
+        (CertifiedHeader(block.header, block.justification),),
+        certify(network, VoteKind.NOTAR, slot, block_hash),
+        certify(network, VoteKind.FINAL, slot, block_hash),
+    )
+
+
+def build_bus(network, hub, node):
+    config = BusConfig(
+        network_name="snap", network=network.genesis.network, subscriptions=list_subscriptions(SHARD)
+    )
+    identity = BusIdentity(NodeId(node), network.read_node_key(node), 1)
+    return MemoryBus(config, identity, network.directory, hub)
+
+
+class Peer:
+    """A replica that stands just below the block, and finalises it when it is asked for a snapshot."""
+
+    def __init__(self, world, bus, *, lies=False):
+        self.network, self.core, self.block, self.proof = world
+        self.bus, self.lies = bus, lies
+        self.served = 0
+        self.server = SnapshotServer(SHARD, self.cut, self.run_work, self.send, lambda: HEIGHT - 3)
+
+    def cut(self):
+        return self.core.snapshot()
+
+    async def run_work(self, work):
+        work()
+
+    async def send(self, to, message):
+        await self.bus.send(to, SHARD, message)
+
+    async def run(self):
+        await self.bus.publish(SHARD, Status(SHARD, Slot(38), Height(HEIGHT - 3), self.block.hash))
+        async for sender, _, message in self.bus.messages():
+            if isinstance(message, SnapshotRequest):
+                await self.server.on_request(sender, message)
+                if not self.server.held_height:
+                    self.server.on_final(self.block, self.proof)
+            elif isinstance(message, ChunkRequest):
+                self.served += 1
+                if self.lies:
+                    self.server._chunks[message.index] = b"lie"
+                await self.server.on_chunk_request(sender, message)
+
+
+async def come_by_snapshot(world, place, *, faults=None, liars=(), stop_after=None):
+    """Run one attempt with three peers; ``stop_after`` cuts it short when so many chunks are in the log."""
+    network = world[0]
+    hub = MemoryHub(faults or HubFaults(), seed=5)
+    async with AsyncExitStack() as stack:
+        peers = [
+            Peer(
+                world,
+                await stack.enter_async_context(build_bus(network, hub, f"shard-0-{index}")),
+                lies=index in liars,
+            )
+            for index in (1, 2, 3)
+        ]
+        own = await stack.enter_async_context(build_bus(network, hub, "shard-0-0"))
+        tasks = [asyncio.create_task(peer.run()) for peer in peers]
+        try:
+            with BlockLog(place, network.genesis.network) as log:
+                work = asyncio.create_task(catch_up_by_snapshot(network, "shard-0-0", log, own, distance=8))
+                while stop_after is not None and not work.done():
+                    await asyncio.sleep(0)
+                    if len(log._chunks) >= stop_after:
+                        await log.sync()
+                        work.cancel()
+                        break
+                (found,) = await asyncio.gather(work, return_exceptions=True)
+                return found, peers
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def read_back(world, place):
+    """Restore as a start does; return the core."""
+    network = world[0]
+    with BlockLog(place, network.genesis.network) as log:
+        records = [entry.decode_record() for entry in log.iterate() if entry.kind is EntryKind.KERNEL]
+        core = _native.Core(chain_id=31337, shard=0)
+        assert restore_snapshot(core, log, records) == HEIGHT
+        return core
+
+
+@pytest.mark.parametrize(("faults", "sources"), [(None, 3), (HubFaults(drop=50, double=50), 2)])
+async def test_all_chunks_come_from_several_peers_although_the_bus_loses_some(
+    world, tmp_path, faults, sources
+):
+    record, peers = await come_by_snapshot(world, tmp_path / "log", faults=faults)
+    assert record.block == world[2]
+    assert len(record.chunks) > 12
+    assert sum(peer.served > 0 for peer in peers) >= sources
+    core = read_back(world, tmp_path / "log")
+    assert core.account(world[2].hash, (1000).to_bytes(20, "big"))[1] == (10**18).to_bytes(32, "big")
+
+
+async def test_a_liar_is_named_and_the_others_suffice(world, tmp_path, caplog):
+    record, _ = await come_by_snapshot(world, tmp_path / "log", liars={2})
+    assert record.block == world[2]
+    (line,) = [found.getMessage() for found in caplog.records if "refused" in found.getMessage()]
+    assert line.startswith("refused InvalidProofError from shard-0-2: chunk ")
+    read_back(world, tmp_path / "log")
+
+
+async def test_an_attempt_that_was_cut_short_goes_on_with_what_it_has(world, tmp_path):
+    place = tmp_path / "log"
+    await come_by_snapshot(world, place, stop_after=3)
+    with BlockLog(place, world[0].genesis.network) as log:
+        held = len(log._chunks)
+        assert held >= 3
+    record, peers = await come_by_snapshot(world, place)
+    assert sum(peer.served for peer in peers) == len(record.chunks) - held
+    read_back(world, place)
+
+
+async def test_nobody_is_asked_when_little_is_missing(world, tmp_path):
+    network = world[0]
+    hub = MemoryHub()
+    async with build_bus(network, hub, "shard-0-0") as own, build_bus(network, hub, "shard-0-1") as other:
+        peer = Peer(world, other)
+        task = asyncio.create_task(peer.run())
+        with BlockLog(tmp_path / "log", network.genesis.network) as log:
+            assert await catch_up_by_snapshot(network, "shard-0-0", log, own, distance=HEIGHT) is None
+        task.cancel()
+    assert peer.server.held_height == 0
+
+
+async def test_a_log_that_lost_a_chunk_is_refused_with_the_way_out(world, tmp_path, monkeypatch):
+    await come_by_snapshot(world, tmp_path / "log")
+    original = BlockLog.get_chunk
+    lost = []
+
+    def get_chunk(log, chunk_hash):
+        if not lost:
+            lost.append(chunk_hash)
+        return None if chunk_hash in lost else original(log, chunk_hash)
+
+    monkeypatch.setattr(BlockLog, "get_chunk", get_chunk)
+    with pytest.raises(HaltedError, match=r"1 of \d+ chunks are missing in the log"):
+        read_back(world, tmp_path / "log")
