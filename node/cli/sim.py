@@ -113,9 +113,14 @@ def build_recipe(seed: int, options: dict[str, Any]) -> "Recipe":
 @click.option(
     "--seed", type=click.IntRange(0), default=None, help="What everything is drawn from.  [default: random]"
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the run as a page to scrub through.",
+)
 @recipe_options
 @json_option
-def run_seed(*, seed: int | None, as_json: bool, **options: Any) -> int:
+def run_seed(*, seed: int | None, html: Path | None, as_json: bool, **options: Any) -> int:
     """Run one seed, check every invariant, say in one line what became of it."""
     import msgspec
 
@@ -123,7 +128,7 @@ def run_seed(*, seed: int | None, as_json: bool, **options: Any) -> int:
     recipe = build_recipe(chosen, options)
     if not as_json:
         say(f"seed {chosen}, {recipe.minutes:g} simulated minutes; the same seed gives the same run")
-    result = _run(recipe, None)
+    result = _run(recipe, None) if html is None else _record(recipe, html)
     if as_json:
         print_json(msgspec.to_builtins(result) | {"command": recipe.command})
         return 0 if result.is_ok else EXIT_CHECK_FAILED
@@ -173,6 +178,18 @@ def _run(recipe: "Recipe", listener: "Listener | None") -> "Result":
     return run_recipe(recipe, listener=listener)
 
 
+def _record(recipe: "Recipe", path: Path) -> "Result":
+    """Run ``recipe`` and write what happened to ``path``, one file that a browser opens by itself."""
+    from node.sim.recording import Recorder, write_page
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recorder = Recorder()
+    result = _run(recipe, recorder)
+    size = write_page(recorder, result, path)
+    say(f"{path}: {size / 1e6:.1f} MB; open it in a browser")
+    return result
+
+
 def _report(result: "Result") -> int:
     from node.sim.run import describe_result
 
@@ -189,7 +206,7 @@ def _report(result: "Result") -> int:
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="The first of them.")
 @click.option("--minutes", default=2.0, show_default=True, help="Minutes of virtual time per seed.")
 @click.option("--faults/--no-faults", default=True, show_default=True, help="Crashes, losses, partitions, …")
-@click.option("--profile", default="default", metavar="NAME", help=PROFILE_HELP)
+@click.option("--profile", metavar="NAME", help=PROFILE_HELP)
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per core]")
 @click.option("--within", type=click.FloatRange(0), metavar="SECONDS", help="End after so many seconds.")
 @click.option("--at-least", type=click.IntRange(0), default=0, help="Fail (exit 6) with fewer seeds.")

@@ -12,10 +12,11 @@ from node.cli.output import print_json, print_table, say
 from node.cli.root import EXIT_CHECK_FAILED
 from node.config import get_home
 from node.sim.coverage import ENOUGH, Table, build_table
+from node.sim.faults import DEFAULT_PROFILE
 from node.sim.hunt import Hunt, hunt, summarise
 from node.sim.ledger import FILE_NAME, Ledger, add_up
 from node.sim.mutants import PLANTS, get_plant
-from node.sim.plants import apply_plant, read_module
+from node.sim.plants import Plant, apply_plant, read_module
 from node.sim.progress import Progress, format_duration
 from node.sim.recipe import Recipe
 from node.sim.shrink import describe_shrunk
@@ -65,11 +66,17 @@ def hunt_range(options: dict[str, Any]) -> int:
     return 0 if found.is_ok and not missed else EXIT_CHECK_FAILED
 
 
-def _build_recipes(options: dict[str, Any], plant: str = "") -> list[Recipe]:
+def _build_recipes(options: dict[str, Any], plant: Plant | None = None) -> list[Recipe]:
     """Return a recipe per seed; raises ``ConfigError`` when they cannot be run."""
-    fields = {name: options[name] for name in ("minutes", "faults", "profile")}
+    usual = DEFAULT_PROFILE if plant is None else plant.profile
+    fields = {
+        "minutes": options["minutes"],
+        "faults": options["faults"],
+        "profile": options["profile"] or usual,
+        "plant": "" if plant is None else plant.name,
+    }
     start = options["start"]
-    recipes = [Recipe(seed, **fields, plant=plant) for seed in range(start, start + options["seeds"])]
+    recipes = [Recipe(seed, **fields) for seed in range(start, start + options["seeds"])]
     recipes[0].build_scenario()
     return recipes
 
@@ -138,7 +145,7 @@ def hunt_plant(name: str, options: dict[str, Any]) -> int:
     for passage in plant.passages:
         apply_plant(plant, passage.module, read_module(passage.module))
     start, count = options["start"], options["seeds"]
-    recipes = _build_recipes(options, plant.name)
+    recipes = _build_recipes(options, plant)
     say(f"planted {plant.name} ({plant.rule}) in {plant.module}: {plant.what}")
     progress = Progress(count)
     started = time.monotonic()

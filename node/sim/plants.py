@@ -37,6 +37,9 @@ class Plant(msgspec.Struct, frozen=True):
     also: "tuple[Passage, ...]" = ()
     """Where the same mistake is caught a second time, and has to be made a second time."""
 
+    profile: str = "default"
+    """The fault profile under which a hunt finds it soonest."""
+
     @property
     def passages(self) -> "tuple[Passage, ...]":
         """Everything that is changed."""

@@ -36,6 +36,7 @@ DRIVER_PLANTS: tuple[Plant, ...] = (
         "            self.signer = self.record.read() and SignerState()\n",
         "a restart begins with an empty record of what was signed",
         is_safety=True,
+        profile="crashy",
     ),
     Plant(
         "x5-delivered-twice",

@@ -17,6 +17,7 @@ SIGNING_PLANTS: tuple[Plant, ...] = (
         'if entry.notar not in {b"", wanted} and not wanted:',
         "a key notarizes two blocks in one slot",
         is_safety=True,
+        profile="byzantine",
     ),
     Plant(
         "s1-notar-before-execution",

@@ -1,0 +1,106 @@
+"""A recipe says what is run, its command line says it back, and what a seed does not have is refused with a way out."""
+
+import shlex
+
+import pytest
+from click.testing import CliRunner
+
+from node.cli.sim import sim
+from node.sim.recipe import Recipe, RecipeError, list_knobs
+from node.sim.scenario import draw_scenario
+from node.sim.sources import _dump_code, compute_sources_hash, find_sources
+from node.sim.strikes import draw_strikes
+from shardyard.errors import ConfigError
+
+FULL = Recipe(
+    7,
+    minutes=0.5,
+    profile="crashy",
+    shards=3,
+    validators=4,
+    replicas=2,
+    beacon_replicas=1,
+    tps=0.5,
+    calm=("drop", "duplicate"),
+    calm_from_s=12.5,
+    only_strikes=(0, 2),
+)
+
+
+def test_a_plain_recipe_is_what_the_seed_draws():
+    assert Recipe(7, minutes=1.0).build_scenario() == draw_scenario(7, 60_000)
+    assert Recipe(7).command == "shardyard sim replay --seed 7 --minutes 2"
+
+
+def test_everything_that_is_said_is_in_the_scenario():
+    scenario = FULL.build_scenario()
+    assert (scenario.shards, scenario.replicas, scenario.beacon_replicas, scenario.tps) == (3, 2, 1, 0.5)
+    assert (scenario.only_strikes, scenario.calm_from_ms) == ((0, 2), 12_500)
+    assert scenario.profile.drop == scenario.profile.duplicate == 0.0
+    assert scenario.calm_ms == 12_500
+    assert scenario.end_ms == 12_500 + scenario.settle_ms
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [FULL, Recipe(3), Recipe(3, faults=False), Recipe(3, only_strikes=(), plant="x5-delivered-twice")],
+)
+def test_a_command_line_gives_its_recipe_back(recipe, monkeypatch):
+    told = []
+
+    def build(seed, options):
+        names = {"calm_from": "calm_from_s"}
+        told.append(Recipe(seed, **{names.get(name, name): value for name, value in options.items()}))
+        raise RecipeError("enough")
+
+    monkeypatch.setattr("node.cli.sim.build_recipe", build)
+    CliRunner().invoke(sim, shlex.split(recipe.command)[2:])
+    assert told == [recipe]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"minutes": 0.1}, "expected 0.25 to 1440"),
+        ({"only_strikes": (999,)}, "--only-strikes: got 999, expected 0 to"),
+        ({"faults": False, "only_strikes": (0,)}, "expected none, for there are no strikes"),
+        ({"calm": ("nonsense",)}, "--calm: got 'nonsense', expected knobs"),
+        ({"profile": "nonsense"}, "expected one of calm, default"),
+    ],
+)
+def test_what_a_seed_does_not_have_is_refused(changes, words):
+    with pytest.raises(ConfigError) as caught:
+        Recipe(7, **changes).build_scenario()
+    assert words in str(caught.value)
+
+
+def test_knobs_are_what_can_rest_without_renumbering_the_strikes():
+    scenario = Recipe(7).build_scenario()
+    knobs = list_knobs(scenario.profile)
+    assert knobs
+    assert "crashes" not in knobs
+    calm = Recipe(7, calm=tuple(knobs)).build_scenario()
+    assert list_knobs(calm.profile) == []
+    assert draw_strikes(7, calm.profile, calm.fault_ms) == draw_strikes(
+        7, scenario.profile, scenario.fault_ms
+    )
+
+
+def test_sources_are_the_inner_rooms_and_what_the_world_imports():
+    found = list(find_sources())
+    names = {f"{path.parent.name}/{path.name}" for path in found}
+    assert {
+        "consensus/simplex.py",
+        "shards/replica.py",
+        "crosslink/beacon.py",
+        "artifacts/counter.json",
+    } <= names
+    assert {"sim/world.py", "sim/nemesis.py", "node/executor.py"} <= names
+    assert {"sim/hunt.py", "sim/shrink.py", "sim/ledger.py", "cli/root.py"}.isdisjoint(names)
+    assert len(compute_sources_hash()) == 16
+
+
+def test_words_do_not_change_the_hash_of_sources_and_code_does():
+    source = b'"""Words."""\n\n\ndef f(x):\n    """More."""\n    return x + 1  # why\n'
+    assert _dump_code(source) == _dump_code(b'"""Others."""\ndef f(x):\n    return x + 1\n')
+    assert _dump_code(source) != _dump_code(source.replace(b"+ 1", b"+ 2"))
