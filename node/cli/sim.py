@@ -100,7 +100,8 @@ def _run(
     faults: bool,
     show: Callable[[str], None] | None,
 ) -> "Result":
-    from node.sim.run import MIN_MINUTES, run
+    from node.sim.recipe import MIN_MINUTES
+    from node.sim.run import run
     from node.sim.scenario import draw_scenario
 
     if minutes < MIN_MINUTES:

@@ -103,12 +103,13 @@ class SimExecutor:
 
     def _build(self, effect: fx.Build) -> None:
         env = effect.env
-        if not self.core.has(env.parent_hash):
+        try:  # by now a later block may be final, and the parent only history, or gone
+            raw, ends = self._pool.select(self.core, env.parent_hash)
+            batch = self.core.prepare(raw, (0, *ends))
+            result = self.core.execute(env.parent_hash, batch, build_native_env(env), "build", effect.inbox)
+        except (_native.UnknownParent, _native.MissingState):
             self._complete(Built(effect.request, b"", None))
             return
-        raw, ends = self._pool.select(self.core, env.parent_hash)
-        batch = self.core.prepare(raw, (0, *ends))
-        result = self.core.execute(env.parent_hash, batch, build_native_env(env), "build", effect.inbox)
         body = batch.encode_body(result.included)
         self._built = {effect.request: (effect, result)}
         summary = summarise(result, len(result.included) // 4)

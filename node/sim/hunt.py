@@ -20,7 +20,8 @@ from typing import Final
 
 import msgspec
 
-from node.sim.run import DEFAULT_MINUTES, Result, describe_result, run
+from node.sim.recipe import DEFAULT_MINUTES
+from node.sim.run import Result, describe_result, run
 
 EXIT_BROKEN: Final = 1
 EXIT_MISSED: Final = 6
@@ -123,7 +124,7 @@ def _run_one(seed: int, *, minutes: float, faults: bool) -> Result:
 def _check_repeat(found: Hunt, result: Result, say: Callable[[str], None]) -> None:
     """I15: the same seed, the same trace."""
     assert result.report is not None, "only finished runs are repeated"
-    elsewhere = compute_trace_hash_elsewhere(result.seed, result.minutes, faults=result.faults)
+    elsewhere = compute_trace_hash_elsewhere(result.seed, result.recipe.minutes, faults=result.recipe.faults)
     found.repeated += 1
     if elsewhere != result.report.trace_hash:
         text = (

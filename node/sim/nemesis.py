@@ -15,6 +15,7 @@ from node.sim.bus import SimBus
 from node.sim.clock import Clock
 from node.sim.node import SimNode
 from node.sim.scenario import Scenario
+from node.sim.strikes import Strike, draw_strikes
 from node.sim.trace import Trace
 from shardyard import effects as fx
 from shardyard.consensus.votes import VoteKind
@@ -49,25 +50,28 @@ class Nemesis:
         self._nodes = nodes
         self._trace = trace
         self._is_over = False
+        self._blows = {
+            "crash": self._crash,
+            "partition": self._cut,
+            "freeze": self._freeze,
+            "clock jump": self._jump,
+            "outage": self._black_out,
+            "slow disk": self._slow_down,
+        }
         self.faults: Counter[str] = Counter()
         self.coverage: Counter[str] = Counter()
         """Faults of one node by what it had done last: a phase that no fault ever hits proves nothing."""
 
-    def schedule(self) -> None:
-        """Draw all instants of the run."""
-        profile = self._scenario.profile
-        strikes: list[tuple[int, Callable[[], None]]] = [
-            (profile.crashes, self._crash),
-            (profile.partitions, self._cut),
-            (profile.freezes, self._freeze),
-            (profile.clock_jumps, self._jump),
-            (profile.outages, self._black_out),
-            (profile.slow_disks, self._slow_down),
-        ]
-        end_ms = max(1, self._scenario.duration_ms - self._scenario.settle_ms)
-        for count, strike in strikes:
-            for _ in range(count):
-                self._clock.schedule(self._chance.randrange(end_ms), self._guard(strike))
+    def schedule(self, seed: int) -> None:
+        """Put all strikes of the run on the clock; those left out do nothing, and so change nothing before their instant."""
+        scenario = self._scenario
+        for strike in draw_strikes(seed, scenario.profile, scenario.fault_ms):
+            self._clock.schedule(strike.at_ms, self._guard(partial(self._strike, strike)))
+
+    def _strike(self, strike: Strike) -> None:
+        if self._scenario.has_strike(strike.index):
+            self._trace.tell(self._clock.now_ms, "nemesis", f"strike {strike.index}: {strike.kind}")
+            self._blows[strike.kind](strike.build_chance())
 
     def stop(self) -> None:
         """The faults are over: heal, thaw, restart."""
@@ -90,8 +94,8 @@ class Nemesis:
 
         return act
 
-    def _later(self, bounds: tuple[int, int], action: Callable[[], None]) -> None:
-        self._clock.schedule(self._chance.randint(*bounds), self._guard(action))
+    def _later(self, chance: random.Random, bounds: tuple[int, int], action: Callable[[], None]) -> None:
+        self._clock.schedule(chance.randint(*bounds), self._guard(action))
 
     def _tell(self, fault: str, text: str, victim: SimNode | None = None) -> None:
         self.faults[fault] += 1
@@ -102,46 +106,44 @@ class Nemesis:
 
     # Faults of processes
 
-    def _crash(self) -> None:
+    def _crash(self, chance: random.Random) -> None:
         """One node, or now and then all of a kind; at once, or between two of the next effects."""
-        victims = [self._chance.choice(self._nodes)]
-        if self._chance.random() < GROUP_CHANCE:
+        victims = [chance.choice(self._nodes)]
+        if chance.random() < GROUP_CHANCE:
             victims = [node for node in self._nodes if node.chain == victims[0].chain]
         for node in victims:
-            if self._chance.random() < DOOM_CHANCE:
-                node.doom = (self._chance.randint(1, MAX_DOOM), self._guard(partial(self._kill, node)))
+            if chance.random() < DOOM_CHANCE:
+                node.doom = (chance.randint(1, MAX_DOOM), self._guard(partial(self._kill, chance, node)))
             else:
-                self._kill(node)
+                self._kill(chance, node)
 
-    def _kill(self, node: SimNode) -> None:
+    def _kill(self, chance: random.Random, node: SimNode) -> None:
         if node.is_up:
             lost = node.crash()
             self._tell("crash", f"{node.name} crashes, {lost} records lost", node)
             if lost:
                 self.faults["torn"] += 1
-            self._later(self._scenario.profile.down_ms, partial(self._restart, node))
+            self._later(chance, self._scenario.profile.down_ms, partial(self._restart, node))
 
     def _restart(self, node: SimNode) -> None:
         if not node.is_up:
             self._trace.tell(self._clock.now_ms, "nemesis", f"{node.name} starts again")
             node.start()
 
-    def _freeze(self) -> None:
-        node = self._chance.choice(self._nodes)
+    def _freeze(self, chance: random.Random) -> None:
+        node = chance.choice(self._nodes)
         if node.is_up and not node.is_frozen:
             node.freeze()
             self._tell("freeze", f"{node.name} is stopped", node)
-            self._later(self._scenario.profile.freeze_ms, node.thaw)
+            self._later(chance, self._scenario.profile.freeze_ms, node.thaw)
 
-    def _jump(self) -> None:
-        node = self._chance.choice(self._nodes)
-        node.clock_offset_ms = self._chance.randint(-1, 1) * self._chance.randint(
-            0, self._scenario.profile.jump_ms
-        )
+    def _jump(self, chance: random.Random) -> None:
+        node = chance.choice(self._nodes)
+        node.clock_offset_ms = chance.randint(-1, 1) * chance.randint(0, self._scenario.profile.jump_ms)
         self._tell("clock", f"the clock of {node.name} is off by {node.clock_offset_ms} ms")
 
-    def _slow_down(self) -> None:
-        node = self._chance.choice(self._nodes)
+    def _slow_down(self, chance: random.Random) -> None:
+        node = chance.choice(self._nodes)
         before = self._scenario.profile.disk_ms
         node.disk_ms = (200, 1_500)
         self._tell("slow disk", f"the disk of {node.name} is slow", node)
@@ -149,14 +151,14 @@ class Nemesis:
         def recover() -> None:
             node.disk_ms = before
 
-        self._later(self._scenario.profile.cut_ms, recover)
+        self._later(chance, self._scenario.profile.cut_ms, recover)
 
     # Faults of the bus
 
-    def _cut(self) -> None:
+    def _cut(self, chance: random.Random) -> None:
         names = sorted({node.name for node in self._nodes})
-        side = {name for name in names if self._chance.random() < 0.5}
-        one_way = self._chance.random() < 0.3
+        side = {name for name in names if chance.random() < 0.5}
+        one_way = chance.random() < 0.3
         cut = {
             (one, other)
             for one in names
@@ -169,16 +171,16 @@ class Nemesis:
         def heal() -> None:
             self._bus.cuts -= cut
 
-        self._later(self._scenario.profile.cut_ms, heal)
+        self._later(chance, self._scenario.profile.cut_ms, heal)
 
-    def _black_out(self) -> None:
+    def _black_out(self, chance: random.Random) -> None:
         self._bus.is_out = True
         self._tell("outage", "the broker is down")
 
         def heal() -> None:
             self._bus.is_out = False
 
-        self._later((200, 8_000), heal)
+        self._later(chance, (200, 8_000), heal)
 
     # Byzantine nodes
 

@@ -1,6 +1,6 @@
-"""One run from a seed: run it, replay it with a readable trace, say in one line what became of it.
+"""One run: run it, replay it with a readable trace, say in one line what became of it.
 
-The same seed, duration and commit give the same run on every machine.
+The same recipe and commit give the same run on every machine.
 """
 
 import time
@@ -10,20 +10,15 @@ from collections.abc import Callable
 import msgspec
 
 from node.sim.invariants import InvariantError
-from node.sim.scenario import Scenario, draw_scenario
+from node.sim.recipe import DEFAULT_MINUTES, MIN_MINUTES, Recipe
+from node.sim.scenario import Scenario
 from node.sim.world import Report, World
-
-DEFAULT_MINUTES = 2.0
-MIN_MINUTES = 0.25
-"""Below this there is no time for faults and for quiet after them."""
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What became of one seed."""
+    """What became of one run."""
 
-    seed: int
-    minutes: float
-    faults: bool
+    recipe: Recipe
     scenario: Scenario
     violation: str
     """Empty when every invariant held."""
@@ -31,6 +26,12 @@ class Result(msgspec.Struct, frozen=True):
     """Seconds of processor time: what else this machine does must not look like a slow simulator."""
     simulated_s: float
     report: Report | None
+    """None when the run did not come to its end."""
+
+    @property
+    def seed(self) -> int:
+        """What everything is drawn from."""
+        return self.recipe.seed
 
     @property
     def is_ok(self) -> bool:
@@ -38,10 +39,14 @@ class Result(msgspec.Struct, frozen=True):
         return not self.violation
 
     @property
+    def invariant(self) -> str:
+        """The number of the invariant that broke; empty when all held."""
+        return self.violation.partition(":")[0]
+
+    @property
     def command(self) -> str:
         """The one line that replays this run."""
-        peace = "" if self.faults else " --no-faults"
-        return f"shardyard sim replay --seed {self.seed} --minutes {self.minutes:g}{peace}"
+        return self.recipe.command
 
 
 def run(
@@ -52,10 +57,20 @@ def run(
     scenario: Scenario | None = None,
     show: Callable[[str], None] | None = None,
 ) -> Result:
-    """Run ``seed`` for ``minutes`` of virtual time; an exception of a machine is a violation like any other (I12)."""
-    duration_ms = int(max(minutes, MIN_MINUTES) * 60_000)
-    scenario = scenario or draw_scenario(seed, duration_ms, faults=faults)
-    world = World(seed, scenario, show)
+    """Run ``seed`` for ``minutes`` of virtual time, or a scenario of one's own."""
+    recipe = Recipe(seed, minutes=max(minutes, MIN_MINUTES), faults=faults)
+    return run_recipe(recipe, scenario=scenario, show=show)
+
+
+def run_recipe(
+    recipe: Recipe, *, scenario: Scenario | None = None, show: Callable[[str], None] | None = None
+) -> Result:
+    """Run what ``recipe`` says; an exception of a machine is a violation like any other (I12).
+
+    Raises ``RecipeError`` when the recipe cannot be run.
+    """
+    scenario = scenario or recipe.build_scenario()
+    world = World(recipe.seed, scenario, show)
     started = time.process_time()
     report: Report | None = None
     violation = ""
@@ -67,9 +82,7 @@ def run(
         last = traceback.extract_tb(error.__traceback__)[-1]
         violation = f"I12: {type(error).__name__}: {error} (in {last.name}, {last.filename}:{last.lineno})"
     return Result(
-        seed=seed,
-        minutes=minutes,
-        faults=faults,
+        recipe=recipe,
         scenario=scenario,
         violation=violation,
         cpu_s=time.process_time() - started,

@@ -59,11 +59,21 @@ class FaultProfile(msgspec.Struct, frozen=True):
     """Nodes whose proposals sometimes carry another access list than their block's."""
 
     @property
+    def strikes(self) -> dict[str, int]:
+        """How many faults of each kind strike at an instant; the order decides the index of every strike."""
+        return {
+            "crash": self.crashes,
+            "partition": self.partitions,
+            "freeze": self.freezes,
+            "clock jump": self.clock_jumps,
+            "outage": self.outages,
+            "slow disk": self.slow_disks,
+        }
+
+    @property
     def count(self) -> int:
         """Number of faults that strike at an instant."""
-        return (
-            self.crashes + self.partitions + self.freezes + self.clock_jumps + self.outages + self.slow_disks
-        )
+        return sum(self.strikes.values())
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -82,6 +92,29 @@ class Scenario(msgspec.Struct, frozen=True):
     """Transactions per second over the whole network."""
     engine: str = DEFAULT_ENGINE
     profile: FaultProfile = FaultProfile()
+    only_strikes: tuple[int, ...] | None = None
+    """Indices of the strikes that hit; all of them when None."""
+    calm_from_ms: int | None = None
+    """When faults and load end, if earlier than ``fault_ms``; what is drawn before stays as it is."""
+
+    @property
+    def fault_ms(self) -> int:
+        """From the start of the run: the time in which instants of faults and load are drawn."""
+        return max(1, self.duration_ms - self.settle_ms)
+
+    @property
+    def calm_ms(self) -> int:
+        """From the start of the run: when faults and load are over; ``settle_ms`` of quiet follow."""
+        return self.fault_ms if self.calm_from_ms is None else min(self.calm_from_ms, self.fault_ms)
+
+    @property
+    def end_ms(self) -> int:
+        """From the start of the run: its end."""
+        return self.calm_ms + self.settle_ms
+
+    def has_strike(self, index: int) -> bool:
+        """Tell whether the strike of that index hits."""
+        return self.only_strikes is None or index in self.only_strikes
 
 
 PEACE: Final = FaultProfile()

@@ -112,8 +112,8 @@ class World:
         for node in self.nodes:
             self.clock.schedule(self._chance.randint(0, 500), self._start(node))
         self._schedule_load()
-        self.nemesis.schedule()
-        self.clock.run_until(scenario.duration_ms - scenario.settle_ms)
+        self.nemesis.schedule(self.seed)
+        self.clock.run_until(scenario.calm_ms)
         if len(self.clock) > MAX_PENDING:
             raise InvariantError(
                 f"I14: {len(self.clock)} actions are waiting, expected at most {MAX_PENDING}"
@@ -121,7 +121,7 @@ class World:
         self.nemesis.stop()
         self.clock.run_until(self.clock.now_ms + min(QUIET_MS, scenario.settle_ms // 2))
         before = self.checker.get_heights()
-        self.clock.run_until(scenario.duration_ms)
+        self.clock.run_until(scenario.end_ms)
         quiet_blocks = (scenario.settle_ms - min(QUIET_MS, scenario.settle_ms // 2)) // 2_500
         self.checker.check_progress(before, min(MIN_GROWTH, max(1, quiet_blocks)))
         self.checker.check_delivered()
@@ -138,11 +138,14 @@ class World:
     def _schedule_load(self) -> None:
         """Offer transactions until the faults stop."""
         scenario = self.scenario
-        end_ms = scenario.duration_ms - scenario.settle_ms
-        for _ in range(int(scenario.tps * end_ms / 1000)):
+        for _ in range(int(scenario.tps * scenario.fault_ms / 1000)):
             pool = self._chance.choice(self.pools)
             index = self._chance.randrange(ACCOUNTS)
-            self.clock.schedule(self._chance.randrange(end_ms), partial(pool.offer, index))
+            self.clock.schedule(self._chance.randrange(scenario.fault_ms), partial(self._offer, pool, index))
+
+    def _offer(self, pool: TransactionPool, index: int) -> None:
+        if self.clock.now_ms < self.scenario.calm_ms:
+            pool.offer(index)
 
     def _check_included(self) -> None:
         """I13: every transaction that was offered is in the final chain."""

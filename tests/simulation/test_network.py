@@ -5,9 +5,11 @@ import sys
 import msgspec
 import pytest
 
+from node.sim.executor import SimExecutor
 from node.sim.hunt import compute_trace_hash_elsewhere, hunt, main, summarise
 from node.sim.run import describe_result, replay, run
 from node.sim.scenario import FaultProfile, Scenario, draw_scenario
+from shardyard.events import Built
 
 SEEDS = range(60)
 MINUTES = 2.0
@@ -75,6 +77,28 @@ def test_b6_lists_are_tampered_with_and_cost_no_block_its_votes():
     assert "block.invalid" not in report.counters
     assert min(report.heights.values()) >= 57
     assert 0 < report.counters["executed by list"] < peace.counters["executed by list"]
+
+
+@pytest.mark.parametrize("parent", ["history", "unknown"])
+def test_a_build_whose_parent_is_final_and_past_by_the_time_it_runs_is_given_up(monkeypatch, parent):
+    """A replica that catches up finalises blocks while its own build waits for its turn."""
+    builds, answers = [], []
+    original = SimExecutor.start_build
+
+    def watch(self, effect):
+        builds.append((self, effect))
+        original(self, effect)
+
+    monkeypatch.setattr(SimExecutor, "start_build", watch)
+    run_scenario(duration_ms=20_000, settle_ms=8_000)
+    executor, effect = builds[0]
+    assert executor.core.has(effect.env.parent_hash), "genesis is history by now, and still held"
+    if parent == "unknown":
+        env = msgspec.structs.replace(effect.env, parent_hash=bytes(32))
+        effect = msgspec.structs.replace(effect, env=env)
+    executor._complete = answers.append
+    executor._build(effect)
+    assert answers == [Built(effect.request, b"", None)]
 
 
 def test_a_network_with_the_instant_engine_runs_too():

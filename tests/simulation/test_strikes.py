@@ -1,0 +1,69 @@
+"""The strikes of a run: each is drawn by itself, so leaving some out changes none of the others."""
+
+import msgspec
+import pytest
+
+from node.sim.run import run
+from node.sim.scenario import FaultProfile, Scenario, draw_scenario
+from node.sim.strikes import draw_strikes
+from node.sim.world import World
+
+
+def test_a_seed_draws_the_same_strikes_for_ever_and_all_within_the_time_of_faults():
+    profile = FaultProfile(crashes=5, partitions=3, outages=2)
+    strikes = draw_strikes(7, profile, 30_000)
+    assert strikes == draw_strikes(7, profile, 30_000)
+    assert [strike.kind for strike in strikes] == ["crash"] * 5 + ["partition"] * 3 + ["outage"] * 2
+    assert [strike.index for strike in strikes] == list(range(10))
+    assert all(0 <= strike.at_ms < 30_000 for strike in strikes)
+    assert len({strike.at_ms for strike in strikes}) > 5
+
+
+def test_generators_of_two_strikes_are_independent():
+    first, second = draw_strikes(7, FaultProfile(crashes=2), 30_000)
+    assert first.build_chance().random() == first.build_chance().random()
+    assert first.build_chance().random() != second.build_chance().random()
+
+
+def read_lines(scenario, seed=7):
+    lines = []
+    run(seed, scenario=scenario, show=lines.append)
+    return lines
+
+
+def find_strikes(lines):
+    return [line.split("strike ")[1] for line in lines if "strike " in line]
+
+
+def test_what_is_left_out_changes_nothing_before_its_instant_and_no_other_strike():
+    scenario = draw_scenario(7, 60_000)
+    everything = draw_strikes(7, scenario.profile, scenario.fault_ms)
+    left_out = sorted(everything, key=lambda strike: strike.at_ms)[len(everything) // 2]
+    kept = tuple(strike.index for strike in everything if strike != left_out)
+    whole = read_lines(scenario)
+    less = read_lines(msgspec.structs.replace(scenario, only_strikes=kept))
+    assert set(find_strikes(whole)) - set(find_strikes(less)) == {f"{left_out.index}: {left_out.kind}"}
+    before = [line for line in whole if float(line.split()[0]) * 1000 < left_out.at_ms]
+    assert len(before) > 100
+    assert less[: len(before)] == before
+
+
+@pytest.mark.parametrize("calm_ms", [5_000, 20_000])
+def test_a_run_that_calms_down_earlier_ends_earlier_with_the_same_beginning(calm_ms):
+    scenario = draw_scenario(7, 60_000)
+    short = msgspec.structs.replace(scenario, calm_from_ms=calm_ms)
+    world = World(7, short)
+    world.run()
+    assert world.clock.now_ms == calm_ms + scenario.settle_ms
+    whole, less = read_lines(scenario), read_lines(short)
+    before = [line for line in whole if float(line.split()[0]) * 1000 < calm_ms]
+    assert less[: len(before)] == before
+
+
+def test_no_strike_at_all_is_peace_but_for_the_network():
+    scenario = Scenario(
+        duration_ms=40_000, settle_ms=15_000, profile=FaultProfile(crashes=5), only_strikes=()
+    )
+    result = run(1, scenario=scenario)
+    assert result.is_ok
+    assert result.report.faults == {}
