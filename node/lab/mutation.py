@@ -38,7 +38,7 @@ DEFAULT_SEEDS: Final = 12
 DEFAULT_MINUTES: Final = 1.0
 LEAST_CAUGHT: Final = 95
 """Percent of all mutants."""
-TEST_CPU_S: Final = 600
+TEST_CPU_S: Final = 180
 """Processor time that the tests of one mutant may take; a mutant that needs more hangs, and so is caught."""
 FILE_NAME: Final = "mutants.jsonl"
 
