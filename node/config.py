@@ -73,11 +73,12 @@ def _check_keys(keys: list[str], where: str) -> None:
 def read_file(path: Path) -> dict[str, Any]:
     """Return the options in a TOML file; raises ``ConfigError`` for unknown keys and bad syntax."""
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; try: a path to a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        # Bad TOML, bytes that are no UTF-8, numbers of thousands of digits, brackets within brackets.
+        raise ConfigError(f"{path}: {error}; try: key = value lines as in shardyard config show") from error
     _check_keys(list(values), str(path))
     return values
 

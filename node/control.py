@@ -13,6 +13,9 @@ from shardyard.errors import ShardyardError
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_LINE = 1 << 22
+MAX_BRACKETS = 64
+"""Objects and lists in one request."""
+_EXPECTED = '{"method": "status", "params": {}}'
 
 
 class ControlError(ShardyardError):
@@ -45,20 +48,39 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
-                writer.write(await self._answer(line) + b"\n")
+                writer.write(await answer_line(self._handler, line) + b"\n")
                 await writer.drain()
         except (ConnectionError, ValueError, asyncio.LimitOverrunError):
             pass
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> bytes:
-        try:
-            request = json.loads(line)
-            result = await self._handler(str(request["method"]), dict(request.get("params") or {}))
-        except (ShardyardError, KeyError, TypeError, ValueError) as error:
-            return json.dumps({"error": f"{error}"}).encode()
-        return json.dumps({"result": result}).encode()
+
+async def answer_line(handler: Handler, line: bytes) -> bytes:
+    """Return the answer to one line, as JSON: what ``handler`` gives, or why there is nothing."""
+    try:
+        method, params = _read_request(line)
+        result = await handler(method, params)
+    except (ShardyardError, KeyError, TypeError, ValueError) as error:
+        return json.dumps({"error": f"{error}"}).encode()
+    return json.dumps({"result": result}).encode()
+
+
+def _read_request(line: bytes) -> tuple[str, dict[str, Any]]:
+    """Return method and parameters; raises ``ControlError`` for a line that has none."""
+    if line.count(b"[") + line.count(b"{") > MAX_BRACKETS:
+        # The decoder's own guard is the interpreter's recursion limit, which a library may have raised beyond the stack.
+        raise ControlError(f"request: got more than {MAX_BRACKETS} brackets, expected {_EXPECTED}")
+    try:
+        request = json.loads(line)
+    except ValueError as error:
+        raise ControlError(f"request: got a line that is no JSON, expected {_EXPECTED}: {error}") from error
+    if not isinstance(request, dict) or not isinstance(request.get("method"), str):
+        raise ControlError(f"request: got a line without a method, expected {_EXPECTED}")
+    params = request.get("params") or {}
+    if not isinstance(params, dict):
+        raise ControlError(f"request: got params that are no object, expected {_EXPECTED}")
+    return request["method"], params
 
 
 async def ask(path: Path, method: str, /, *, timeout_s: float = 5.0, **params: Any) -> Any:

@@ -86,17 +86,26 @@ class Sealer:
             self._sequence += parts
         view = memoryview(payload)
         return [
-            self._seal_part(
+            seal_part(
+                self._network,
                 topic,
-                _HEADER.pack(_VERSION, flags, self._incarnation, first + part, part, parts, len(message)),
+                self._key,
+                encode_header(flags, self._incarnation, first + part, part, parts, len(message)),
                 view[part * CHUNK_BYTES : (part + 1) * CHUNK_BYTES],
             )
             for part in range(parts)
         ]
 
-    def _seal_part(self, topic: str, header: bytes, payload: memoryview) -> bytes:
-        signature = self._key.sign(_compute_signed_bytes(self._network, topic, header, payload))
-        return b"".join((header, signature, payload))
+
+def encode_header(flags: int, incarnation: int, sequence: int, part: int, parts: int, length: int) -> bytes:
+    """Return the fixed header of an envelope; ``length`` is that of the whole message, decoded."""
+    return _HEADER.pack(_VERSION, flags, incarnation, sequence, part, parts, length)
+
+
+def seal_part(network: Hash32, topic: str, key: NodeKey, header: bytes, payload: bytes | memoryview) -> bytes:
+    """Return one envelope: ``header`` and ``payload``, signed for ``topic`` whatever they say."""
+    signature = key.sign(_compute_signed_bytes(network, topic, header, payload))
+    return b"".join((header, signature, payload))
 
 
 class Opener:

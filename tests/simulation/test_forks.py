@@ -2,52 +2,64 @@
 
 import pytest
 
-from shardyard.consensus.evidence import find_conflict
-from shardyard.consensus.proofs import build_certified_header
-from shardyard.quorum import sum_stake
-from tests.unit.consensus.harness import World, build_committee
+from node.lab import forks
+from node.lab.forks import draw_plan, fork, main
+from shardyard.quorum import is_quorum, sum_stake
 
-CASES = [
-    # stakes, coalition, the honest on either side of the cut
-    ([1, 1, 1, 1], [2, 3], ([0], [1])),
-    ([3, 2, 2, 1, 1], [0, 1], ([2], [3, 4])),
-    ([5, 3, 3, 2, 2, 1, 1], [0, 1], ([2, 5], [3, 4, 6])),
-]
+SEEDS = range(60)
 
 
-class Forked(World):
-    """Lets both sides of a fork become final; the test looks at what they hold."""
-
-    def check_final(self, node, block, proof):
-        node.finals.append(block)
-        node.proofs[block.header.height] = (block, proof)
-
-
-def fork(stakes, coalition, honest, seed):
-    """Cut the network in two halves that both hold the coalition's keys; return one honest node of each side."""
-    committee = build_committee(stakes)
-    world = Forked(committee, [honest[0], coalition, honest[1], coalition], seed=seed)
-    sides = {"n0": 0, "n1": 0, "n2": 1, "n3": 1}
-    world.links = lambda a, b: sides[a] == sides[b]
-    world.start().run(30_000)
-    return world.nodes[0], world.nodes[2]
+def test_two_final_chains_convict_a_third_of_the_stake_and_no_honest_validator():
+    trials = [fork(seed) for seed in SEEDS]
+    assert [trial.problem for trial in trials] == [""] * len(trials)
+    assert all(trial.is_forked and 3 * trial.share > 100 for trial in trials)
+    # Both ways to fork occur: two blocks of one slot, and a slot that is final here and skipped there.
+    kinds = {kind for trial in trials for kind in trial.kinds}
+    assert kinds >= {"FINAL+FINAL", "FINAL+SKIP", "FINAL+NOTAR"}
 
 
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize(("stakes", "coalition", "honest"), CASES)
-def test_two_final_chains_convict_a_third_of_the_stake_and_no_honest_validator(
-    stakes, coalition, honest, seed
-):
-    one, other = fork(stakes, coalition, honest, seed)
-    assert one.finals
-    assert other.finals
-    height = next(
-        height
-        for height in range(1, 1 + min(len(one.finals), len(other.finals)))
-        if one.finals[height - 1].hash != other.finals[height - 1].hash
-    )
-    ancestry = [build_certified_header(block) for node in (one, other) for block in node.finals]
-    found = find_conflict(one.proofs[height][1], other.proofs[height][1], len(stakes), ancestry)
-    convicted = set().union(*(set(conflict.validators) for conflict in found))
-    assert convicted == set(coalition)
-    assert any(3 * sum_stake(conflict.validators, stakes) > sum(stakes) for conflict in found)
+@pytest.mark.parametrize("seed", range(200))
+def test_a_plan_is_a_coalition_that_can_fork(seed):
+    plan = draw_plan(seed)
+    assert draw_plan(seed) == plan
+    assert forks.MIN_SHARE <= plan.share <= forks.MAX_SHARE
+    everybody = [*plan.coalition, *plan.sides[0], *plan.sides[1]]
+    assert sorted(everybody) == list(range(len(plan.stakes)))
+    for side, cast in zip(plan.sides, plan.casts, strict=True):
+        assert set(cast) <= set(plan.coalition)
+        assert is_quorum(sum_stake((*side, *cast), plan.stakes), sum(plan.stakes))
+
+
+def test_the_same_seed_forks_the_same_way():
+    assert fork(3) == fork(3)
+
+
+def test_a_coalition_that_cannot_fork_is_a_problem(monkeypatch, capsys):
+    """The verdict has teeth: what does not fork, and evidence that says too little, is told and fails."""
+    monkeypatch.setattr(forks, "SPLIT_MS", 0)
+    assert main(["--count", "1"]) == forks.EXIT_MISSED
+    assert "no fork within 0 s" in capsys.readouterr().out
+
+
+def test_evidence_that_is_overlooked_is_a_problem(monkeypatch, capsys):
+    monkeypatch.setattr(forks, "find_conflict", lambda *_arguments: [])
+    assert main(["--count", "1"]) == forks.EXIT_MISSED
+    assert "stake in evidence" in capsys.readouterr().out
+
+
+def test_an_accused_honest_member_is_a_problem(monkeypatch, capsys):
+    original = forks.find_conflict
+
+    def blame(one, other, size):
+        found = original(one, other, size)
+        return [type(item)(item.first, item.second, tuple(range(size))) for item in found]
+
+    monkeypatch.setattr(forks, "find_conflict", blame)
+    assert main(["--count", "1"]) == forks.EXIT_MISSED
+    assert "honest members" in capsys.readouterr().out
+
+
+def test_bad_options_are_told_with_what_to_try(capsys):
+    with pytest.raises(SystemExit):
+        main(["--count", "many"])
+    assert "got 'many', expected a positive number; try: --count 100" in capsys.readouterr().err

@@ -102,6 +102,18 @@ def test_a2_a_justification_whose_certificates_do_not_verify_is_refused(solo):
         verify(solo, prove(solo, solo.sign_block(header, justification)))
 
 
+def test_a2_every_justification_of_a_path_is_verified(solo):
+    """C3: the certificates that convict are those on the path, wherever they stand."""
+    weak = Justification(None, (solo.certify(SKIP, 1, validators=(1, 2)),))
+    below = solo.build_block(2, skips=(1,))
+    header = replace(below.header, justification_hash=weak.hash)
+    below = solo.sign_block(header, weak)
+    proof = prove(solo, solo.build_block(3, below))
+    verify(solo, proof)
+    with pytest.raises(InvalidProofError, match="stake"):
+        verify(solo, extend_proof(proof, below))
+
+
 def test_a_proof_needs_a_quorum_of_stake(solo, chain):
     proof = prove(solo, chain[0])
     weak = solo.certify(FINAL, 1, chain[0].hash, validators=(1, 2))

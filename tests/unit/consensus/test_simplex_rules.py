@@ -5,11 +5,20 @@ import pytest
 
 from shardyard.blocks import BlockKind, Justification
 from shardyard.consensus.engine import BlockAbandoned, BlockFinal, BlockNotarized, RequestValidation
+from shardyard.consensus.proofs import build_certified_header, build_finality_proof
 from shardyard.consensus.simplex import FUTURE_SLOTS
 from shardyard.consensus.votes import VoteKind
 from shardyard.effects import BlockRecord, Broadcast, CertificateRecord, Persist, Send, SetTimer, Sign
 from shardyard.ids import ZERO_HASH, compute_slot
-from shardyard.messages import BlockRequest, BlockResponse, Certificates, Proposal, Votes
+from shardyard.messages import (
+    BlockRequest,
+    BlockResponse,
+    Certificates,
+    Proposal,
+    RangeResponse,
+    Status,
+    Votes,
+)
 from tests.unit.consensus.harness import DELTA_MS, GENESIS
 from tests.unit.consensus.solo import PEER, Solo
 
@@ -244,6 +253,14 @@ def test_p4_a_timestamp_not_after_its_parents_is_refused():
     assert solo.votes_sent(NOTAR) == []
 
 
+def test_p4_time_does_not_stand_still():
+    solo = Solo()
+    first = solo.propose(1)
+    solo.propose(2, first, timestamp_ms=first.header.timestamp_ms)
+    assert [vote.slot for vote in solo.votes_sent(NOTAR)] == [1]
+    assert solo.engine.refused["InvalidBlockError"] == 1
+
+
 # L: moving on
 
 
@@ -305,6 +322,30 @@ def test_l5_a_final_block_waits_for_its_execution():
     assert solo.of(BlockNotarized) == solo.of(BlockFinal) == []
     solo.feed(solo.engine.on_validated(block.hash, True, "", solo.now_ms))
     assert [output.block.hash for output in solo.of(BlockFinal)] == [block.hash]
+
+
+def test_l5_a_final_block_waits_for_the_execution_of_its_descendants_to_follow():
+    solo = Solo()
+    first = solo.propose(1)
+    solo.validate = False
+    second = solo.propose(2, first)
+    solo.certify_and_hear(NOTAR, 2, second.hash)
+    solo.certify_and_hear(FINAL, 2, second.hash)
+    assert [block.hash for block in solo.finals] == [first.hash]
+    solo.feed(solo.engine.on_validated(second.hash, True, "", solo.now_ms))
+    assert [block.hash for block in solo.finals] == [first.hash, second.hash]
+
+
+def test_l5_a_final_certificate_finalises_its_own_block_and_none_beside_it():
+    solo = Solo()
+    other, block = solo.build_block(1, body=b"other"), solo.build_block(1, body=b"final")
+    solo.hear(Proposal(other))
+    solo.certify_and_hear(NOTAR, 1, other.hash)
+    solo.certify_and_hear(FINAL, 1, block.hash)
+    assert solo.finals == []
+    solo.certify_and_hear(NOTAR, 1, block.hash)
+    solo.hear(Proposal(block))
+    assert [final.hash for final in solo.finals] == [block.hash]
 
 
 def test_l5_a_block_beside_a_final_one_is_abandoned():
@@ -405,6 +446,21 @@ def test_l9_an_answer_by_somebody_else_is_refused():
     solo.hear(Proposal(solo.build_block(2, parent)), "leader")
     solo.hear(BlockResponse(solo.config.shard, (parent,), ()), "stranger")
     assert solo.engine.get_block(parent.hash) is None
+
+
+def test_l9_a_range_is_taken_only_from_whom_it_was_asked_of():
+    solo = Solo(local=())
+    block = solo.build_block(1)
+    certificates = solo.certify(NOTAR, 1, block.hash), solo.certify(FINAL, 1, block.hash)
+    proof = build_finality_proof((), build_certified_header(block), *certificates)
+    solo.hear(Status(solo.config.shard, 9, 8, ZERO_HASH), "asked")
+    assert [output.to for output in solo.of(Send)] == ["asked"]
+    answer = RangeResponse(solo.config.shard, (block,), proof)
+    solo.hear(answer, "another")
+    assert solo.finals == []
+    assert solo.engine.refused["UnsolicitedError"] == 1
+    solo.hear(answer, "asked")
+    assert [final.hash for final in solo.finals] == [block.hash]
 
 
 def test_a_stranger_who_sends_another_body_first_does_not_shut_out_the_block():

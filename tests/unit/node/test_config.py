@@ -121,3 +121,13 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
 
 def test_home_is_where_the_variable_says(home: Path) -> None:
     assert get_home() == home.resolve()
+
+
+@pytest.mark.parametrize(
+    "text", [b'name = "\xff"', b"shards = " + b"[" * 5000, b"shards = " + b"9" * 5000, b"shards = ]"]
+)
+def test_file_that_is_no_toml_is_refused_with_its_name(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "network.toml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match=r"network\.toml: .*; try: "):
+        read_file(path)

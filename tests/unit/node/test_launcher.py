@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from node.control import MAX_LINE, ControlError, ControlServer, NoAnswerError, ask
+from node.control import MAX_LINE, ControlError, ControlServer, NoAnswerError, answer_line, ask
 from node.launcher.launcher import create_run_dir
 from node.launcher.lock import NetworkBusyError, is_held, lock_network
 from node.launcher.ports import PortInUseError, choose_ports, describe_holder, is_free
@@ -185,3 +185,19 @@ async def test_nonsense_on_the_socket_does_no_harm(path: Path, line: bytes) -> N
     writer.close()
     await writer.wait_closed()
     assert await ask(path, "status") == {"method": "status"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"{", b"\xff", b"[" * 100_000, b"9" * 5_000, b"[]", b"null", b'"up"', b"{}", b'{"method": 1}',
+        b'{"method": "up", "params": [["a", 1]]}', b'{"method": "up", "params": "all"}',
+    ],
+)  # fmt: skip
+async def test_line_that_is_no_request_is_answered_with_what_was_expected(line: bytes) -> None:
+    async def answer(_method: str, _params: dict[str, Any]) -> Any:
+        raise AssertionError("no such line reaches the handler")
+
+    told = json.loads(await answer_line(answer, line))
+    assert told["error"].startswith("request: got ")
+    assert "expected {" in told["error"]

@@ -1,0 +1,1 @@
+"""The laboratory of finality: a bounded model check, forks by force, mutants, fuzzing."""

@@ -1,0 +1,324 @@
+"""``scripts/mutants``: plants the listed bugs one by one, and looks for a seed or a test that catches each.
+
+A mutant runs seeds in the simulator until an invariant breaks or the seeds are used up; then the tests of the room it is in
+until one fails. The simulator comes first, because it has to find what nobody thought of; tests come after, for what it cannot
+see: the real driver, the real signer, the bus, and lies that no actor of the simulator tells. Tests that fail without any bug
+would catch everything, so each set has to pass unchanged first.
+
+What was caught is kept in a file below the state directory and not run again while neither the sources nor the plant change;
+survivors are run again each time. Exit code 6 when a bug that may lead to two truths survives, or more than one in twenty.
+"""
+
+import argparse
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from node.config import get_home
+from node.sim.mutants import PLANTS, describe_plants, get_plant
+from node.sim.plants import Plant
+from node.sim.recipe import Recipe
+from node.sim.sources import ROOT, compute_sources_hash
+from node.sim.worker import Worker
+from shardyard.codec import encode
+from shardyard.errors import ConfigError
+from shardyard.hashing import hash_tagged
+
+EXIT_USAGE: Final = 2
+EXIT_MISSED: Final = 6
+EXIT_STOPPED: Final = 130
+DEFAULT_SEEDS: Final = 12
+DEFAULT_MINUTES: Final = 1.0
+LEAST_CAUGHT: Final = 95
+"""Percent of all mutants."""
+TEST_CPU_S: Final = 90
+"""Processor time that the tests of one mutant may take; a mutant that needs more hangs, and so is caught."""
+FILE_NAME: Final = "mutants.jsonl"
+
+ENGINE_TESTS: Final = (
+    "tests/unit/consensus",
+    "tests/conformance/test_finality_engines.py",
+    "tests/simulation/test_consensus_faults.py",
+    "tests/simulation/test_model_check.py",
+    "tests/simulation/test_forks.py",
+)
+BEACON_TESTS: Final = ("tests/unit/crosslink", "tests/property/crosslink")
+SHARD_TESTS: Final = (
+    "tests/unit/shards",
+    "tests/property/shards",
+    "tests/simulation/test_cross_shard_in_process.py",
+)
+TESTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+    ("shardyard.consensus", ENGINE_TESTS),
+    ("crosslink", BEACON_TESTS),
+    ("shards", SHARD_TESTS),
+    (
+        "shardyard",
+        ("tests/unit/kernel", "tests/unit/consensus", *BEACON_TESTS, *SHARD_TESTS, *ENGINE_TESTS[1:]),
+    ),
+    ("node.driver", ("tests/unit/node/test_driver_order.py",)),
+    ("node.signer", ("tests/unit/node/test_signer.py",)),
+    ("node.bus", ("tests/unit/node/test_bus_envelope.py",)),
+    ("node.index", ("tests/unit/node/test_index_store.py", "tests/unit/node/test_rpc_messages.py")),
+    (
+        "node.sim",
+        ("tests/simulation/test_crash_everywhere.py", "tests/simulation/test_cross_shard_native.py"),
+    ),
+)
+"""Which tests look at a module: those of the first line whose name it begins with."""
+SIMULATED: Final = ("shardyard", "shards", "crosslink", "node.sim")
+"""Modules that run in the simulator; the others are the shell of real processes."""
+
+TEST_PROGRAM: Final = """
+import sys
+from node.sim.mutants import get_plant
+from node.sim.plants import install_plant
+name, *arguments = sys.argv[1:]
+if name:
+    install_plant(get_plant(name))
+import pytest
+sys.exit(pytest.main(arguments))
+"""
+
+
+class MutationError(ConfigError):
+    """Mutants cannot be run, or their tests fail without them."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one mutant. ``by`` names the seed or the test that caught it; empty when it survived."""
+
+    name: str
+    key: str
+    by: str
+    reason: str
+    seconds: float
+    """Of real time."""
+
+    @property
+    def is_caught(self) -> bool:
+        """Whether anything noticed."""
+        return bool(self.by)
+
+
+class Records:
+    """Outcomes of earlier runs, one JSON line each; the last line of a name counts."""
+
+    def __init__(self, path: Path, *, forget: bool = False) -> None:
+        """Read ``path``, which need not exist; lines that a kill cut short are passed over, all when ``forget``."""
+        self._path = path
+        self._outcomes: dict[str, Outcome] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = path.read_bytes().splitlines() if path.exists() and not forget else []
+        except OSError as error:
+            raise MutationError(f"{path}: {error.strerror}; try: another --state") from error
+        for line in lines:
+            try:
+                outcome = msgspec.json.decode(line, type=Outcome)
+            except msgspec.DecodeError:
+                continue
+            self._outcomes[outcome.name] = outcome
+
+    def get(self, name: str, key: str) -> Outcome | None:
+        """Return what caught a mutant in sources that are the same today."""
+        found = self._outcomes.get(name)
+        return found if found is not None and found.key == key and found.is_caught else None
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep an outcome."""
+        self._outcomes[outcome.name] = outcome
+        with self._path.open("ab") as file:
+            file.write(b"\n" + msgspec.json.encode(outcome) + b"\n")
+
+
+def compute_key(plant: Plant) -> str:
+    """Return under what an outcome is kept: the sources that decide a run, and the plant."""
+    content = encode((compute_sources_hash(), msgspec.json.encode(plant)))
+    return hash_tagged(b"shardyard/mutant", content).hex()[:16]
+
+
+def find_tests(module: str) -> tuple[str, ...]:
+    """Return the tests that look at ``module``."""
+    for prefix, tests in TESTS:
+        if module == prefix or module.startswith(f"{prefix}."):
+            return tests
+    raise MutationError(f"{module}: no tests are named for it; try: a line in {__name__}.TESTS")
+
+
+def is_simulated(plant: Plant) -> bool:
+    """Tell whether the bug is in code that the simulator runs."""
+    return any(plant.module == prefix or plant.module.startswith(f"{prefix}.") for prefix in SIMULATED)
+
+
+class Hunter:
+    """Runs mutants; knows which sets of tests pass without any."""
+
+    def __init__(self, seeds: Sequence[int], minutes: float) -> None:
+        self._seeds = seeds
+        self._minutes = minutes
+        self._sound: set[tuple[str, ...]] = set()
+
+    def hunt(self, plant: Plant) -> Outcome:
+        """Return what caught ``plant``, or that it survived."""
+        started = time.monotonic()
+        by, reason = self._run_seeds(plant) if is_simulated(plant) else ("", "")
+        if not by:
+            by, reason = self._run_tests(plant)
+        seconds = round(time.monotonic() - started, 1)
+        return Outcome(name=plant.name, key=compute_key(plant), by=by, reason=reason, seconds=seconds)
+
+    def _run_seeds(self, plant: Plant) -> tuple[str, str]:
+        with Worker(plant.name) as worker:
+            for seed in self._seeds:
+                result = worker.run(Recipe(seed=seed, minutes=self._minutes, plant=plant.name))
+                if not result.is_ok:
+                    return f"seed {seed}", result.violation
+        return "", ""
+
+    def _run_tests(self, plant: Plant) -> tuple[str, str]:
+        tests = find_tests(plant.module)
+        self._check_sound(tests)
+        return run_tests(plant.name, tests)
+
+    def _check_sound(self, tests: tuple[str, ...]) -> None:
+        if tests not in self._sound:
+            failed, _ = run_tests("", tests)
+            if failed:
+                raise MutationError(f"{failed} fails without any planted bug; try: scripts/test unit")
+            self._sound.add(tests)
+
+
+def run_tests(plant: str, tests: Iterable[str]) -> tuple[str, str]:
+    """Run tests in a process with ``plant`` in it (none when empty); return the first that fails, and how."""
+    if not (ROOT / "tests").is_dir():
+        raise MutationError(f"{ROOT}: there are no tests; try: scripts/mutants in a clone")
+    options = ["-x", "-q", "--no-header", "--tb=line", "-rfE", "--timeout=0", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-c", TEST_PROGRAM, plant, *options, "--hypothesis-seed=0", *tests]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=_limit_processor_time
+    )
+    if done.returncode == 0:
+        return "", ""
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", done.stdout, re.MULTILINE)
+    if found:
+        return f"test {found[1]}", (found[2] or "").strip()
+    if done.returncode < 0:
+        return f"tests of {' '.join(tests)}", f"ended by signal {-done.returncode}"
+    raise MutationError(f"tests: exit code {done.returncode}: {(done.stderr or done.stdout)[-400:].strip()}")
+
+
+def _limit_processor_time() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (TEST_CPU_S, TEST_CPU_S))
+
+
+def describe_outcome(outcome: Outcome, width: int) -> str:
+    """Return a line of the list."""
+    plant = get_plant(outcome.name)
+    kind = "safety  " if plant.is_safety else "liveness"
+    head = f"{'caught  ' if outcome.is_caught else 'SURVIVED'} {plant.name:{width}} {plant.rule:7} {kind}"
+    if not outcome.is_caught:
+        return f"{head} {outcome.seconds:6.1f} s  {plant.what}"
+    return f"{head} {outcome.seconds:6.1f} s  {outcome.by}: {outcome.reason[:120]}".rstrip(": ")
+
+
+def summarise(outcomes: Sequence[Outcome], seconds: float) -> tuple[str, bool]:
+    """Return the last line and whether enough was caught."""
+    caught = [outcome for outcome in outcomes if outcome.is_caught]
+    by_seed = sum(outcome.by.startswith("seed") for outcome in caught)
+    safety = [outcome for outcome in outcomes if get_plant(outcome.name).is_safety]
+    safe = sum(outcome.is_caught for outcome in safety)
+    is_enough = 100 * len(caught) >= LEAST_CAUGHT * len(outcomes) and safe == len(safety)
+    line = (
+        f"mutants: {len(outcomes)} planted, {len(caught)} caught ({by_seed} by seeds, {len(caught) - by_seed} by tests), "
+        f"{safe} of {len(safety)} that may lead to two truths; {sum(outcome.seconds for outcome in outcomes):.0f} s of work, "
+        f"{seconds:.0f} s now: {'enough' if is_enough else 'NOT ENOUGH'}"
+    )
+    return line, is_enough
+
+
+def run(plants: Sequence[Plant], hunter: Hunter, records: Records) -> bool:
+    """Run every mutant that is not on record and print the list; tell whether enough is caught."""
+    started = time.monotonic()
+    width = max(len(plant.name) for plant in plants)
+    outcomes = []
+    for plant in plants:
+        outcome = records.get(plant.name, compute_key(plant))
+        if outcome is None:
+            outcome = hunter.hunt(plant)
+            records.add(outcome)
+        outcomes.append(outcome)
+        sys.stdout.write(describe_outcome(outcome, width) + "\n")
+        sys.stdout.flush()
+    line, is_enough = summarise(outcomes, time.monotonic() - started)
+    sys.stdout.write(line + "\n")
+    return is_enough
+
+
+def parse_count(text: str) -> int:
+    """Return a number that is not negative."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a number from 0; try: --seeds {DEFAULT_SEEDS}"
+        )
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/mutants", description="Plants bugs one by one and says which seed or test catches each."
+    )
+    parser.add_argument("--list", action="store_true", help="only say what there is to plant")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="one mutant, or one of a rule; may be repeated"
+    )
+    parser.add_argument(
+        "--seeds", type=parse_count, default=DEFAULT_SEEDS, help="seeds for each mutant (default %(default)s)"
+    )
+    parser.add_argument("--start", type=int, default=0, help="the first seed (default %(default)s)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=DEFAULT_MINUTES,
+        help="simulated minutes per seed (default %(default)s)",
+    )
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="where outcomes are kept (default the data directory)"
+    )
+    parser.add_argument("--force", action="store_true", help="run what is on record again")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run mutants as the command line says; return the exit code."""
+    options = build_parser().parse_args(arguments)
+    if options.list:
+        sys.stdout.write(describe_plants() + "\n")
+        return 0
+    try:
+        plants = [get_plant(name) for name in options.only] if options.only else list(PLANTS)
+        path = (options.state or get_home() / "lab") / FILE_NAME
+        seeds = range(options.start, options.start + options.seeds)
+        return (
+            0
+            if run(plants, Hunter(seeds, options.minutes), Records(path, forget=options.force))
+            else EXIT_MISSED
+        )
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what was caught is on record, and the next run goes on from there\n")
+        return EXIT_STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
