@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -10,11 +11,13 @@ from crosslink.beacon import BeaconMachine
 from node.bus.mqtt import MqttBus
 from node.bus.watch import WatchMirror
 from node.driver import Driver
+from node.injection import Injection
 from node.network import Network, get_local_validators
 from node.runtime import (
     HaltedError,
     LagMeter,
     build_bus,
+    describe_evidence,
     open_node_data,
     pump_messages,
     run_until_ended,
@@ -23,6 +26,7 @@ from node.runtime import (
 )
 from node.signer import Signer
 from node.storage.log import BlockLog, EntryKind
+from node.testimony import list_beacon_methods, list_chain_methods
 from shardyard import effects as fx
 from shardyard.ids import BEACON
 from shardyard.keys import BlsCrypto
@@ -36,6 +40,8 @@ class BeaconHost:
     def __init__(self, mirror: WatchMirror, signer: Signer) -> None:
         self._mirror = mirror
         self._signer = signer
+        self.evidence: Counter[str] = Counter()
+        """Conflicting signatures that were seen, by validator and kinds."""
 
     def start_build(self, effect: fx.Build) -> None:
         """Never asked: the beacon machine builds in its step."""
@@ -60,6 +66,8 @@ class BeaconHost:
         """Mirror the notice for people."""
         if notice.kind == "halted":
             raise HaltedError(f"beacon halted: {notice.data}")
+        if notice.kind == "evidence":
+            self.evidence[describe_evidence(notice)] += 1
         self._mirror.publish(notice)
 
 
@@ -104,12 +112,22 @@ async def run_beacon(network: Network, node: str) -> None:
         machine = BeaconMachine(network.genesis, BlsCrypto(), validators, log, submissions=log)
         machine.recover([entry.decode_record() for entry in log.iterate() if entry.kind is EntryKind.KERNEL])
         async with build_bus(network, node, BEACON, data) as bus:
-            driver = Driver(chain=BEACON, machine=machine, bus=bus, log=log, signer=signer)
-            driver.attach(BeaconHost(WatchMirror(bus), signer))
+            injection = Injection(network, node, bus)
+            driver = Driver(chain=BEACON, machine=machine, bus=injection.bus, log=log, signer=signer)
+            host = BeaconHost(WatchMirror(bus), signer)
+            driver.attach(host)
             lag = LagMeter()
-            async with serve_control(
-                network, node, lambda: describe_beacon(machine, driver, bus, lag, started)
-            ):
+            methods = {
+                "faults": injection.answer,
+                **list_chain_methods(machine.engine),
+                **list_beacon_methods(machine),
+            }
+
+            def describe() -> dict[str, Any]:
+                found = describe_beacon(machine, driver, bus, lag, started)
+                return found | {"faults": injection.describe(), "evidence": dict(host.evidence)}
+
+            async with serve_control(network, node, describe, methods):
                 logger.info(
                     "beacon at height %d, ready after %.2f s",
                     machine.final_block.header.height,

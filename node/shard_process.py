@@ -8,6 +8,7 @@ anybody hear of this node.
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from node.driver import Driver
 from node.executor import ShardExecutor
 from node.index.records import IndexedBlock
 from node.index.store import ChainIndex
+from node.injection import Injection
 from node.network import Network, get_local_validators, parse_node
 from node.recovery import recover_shard
 from node.rpc.access import RpcAccess
@@ -31,6 +33,7 @@ from node.runtime import (
     LagMeter,
     build_bus,
     choose_executors,
+    describe_evidence,
     open_node_data,
     pump_messages,
     run_until_ended,
@@ -40,6 +43,7 @@ from node.runtime import (
 from node.signer import Signer
 from node.storage.journal import MAX_BODY_BYTES, MempoolJournal
 from node.storage.log import BlockLog
+from node.testimony import list_chain_methods, list_shard_methods
 from shards.mempool import Mempool, MempoolLimits
 from shards.replica import ShardReplica
 from shardyard import _native
@@ -62,6 +66,8 @@ class ShardHost:
         self._backend = backend
         self._mirror = mirror
         self._signer = signer
+        self.evidence: Counter[str] = Counter()
+        """Conflicting signatures that were seen, by validator and kinds."""
 
     def start_build(self, effect: fx.Build) -> None:
         """Fill a block."""
@@ -95,6 +101,8 @@ class ShardHost:
         if notice.kind == "build.refused" and isinstance(heaviest := notice.data["heaviest"], bytes):
             # X10: it emits more than a crosslink carries; while it waits here, nothing could be proposed.
             self._backend.mempool.remove([Hash32(heaviest)])
+        if notice.kind == "evidence":
+            self.evidence[describe_evidence(notice)] += 1
         self._mirror.publish(notice)
 
 
@@ -145,12 +153,18 @@ class ShardNode:
         )
         stores.journal.attach(lambda: self.mempool.encode_bodies(MAX_BODY_BYTES))
         self.backend = self._build_backend()
+        self._injection = Injection(network, node, bus)
         self.driver = Driver(
-            chain=self.chain, machine=self.replica, bus=bus, log=stores.log, signer=stores.signer
+            chain=self.chain,
+            machine=self.replica,
+            bus=self._injection.bus,
+            log=stores.log,
+            signer=stores.signer,
         )
         self.executor = self._build_executor()
         mirror = WatchMirror(bus)
-        self.driver.attach(ShardHost(self.executor, self.backend, mirror, stores.signer))
+        self._host = ShardHost(self.executor, self.backend, mirror, stores.signer)
+        self.driver.attach(self._host)
         self.backend.on_head.append(lambda block: mirror_messages(mirror, self.chain, block))
         self._lag = LagMeter()
         self.backend.status_sources["node"] = self.describe
@@ -204,6 +218,8 @@ class ShardNode:
             "loop_lag_ms": self._lag.read_ms(),
             "bus": {"connected": self._bus.is_connected, "refused": dict(self._bus.counters.refused)},
             "driver": dict(self.driver.counters),
+            "faults": self._injection.describe(),
+            "evidence": dict(self._host.evidence),
             "stages": dict(self.executor.counters),
         }
 
@@ -212,11 +228,16 @@ class ShardNode:
         pending = self._stores.journal.pending
         restored = await restore_journal(self.core, self.mempool, pending)
         access = get_access(self._network, self._node)
+        methods = {
+            "faults": self._injection.answer,
+            **list_chain_methods(self.replica.engine),
+            **list_shard_methods(self.core),
+        }
         app = RpcApp(ShardApi(self.backend, list_urls(self._network)), access)
         try:
             async with (
                 RpcServer(app, access) as server,
-                serve_control(self._network, self._node, self.describe),
+                serve_control(self._network, self._node, self.describe, methods),
             ):
                 logger.info(
                     "%s at height %d, JSON-RPC on port %d, %d executor threads, %d pending transactions, "

@@ -221,6 +221,7 @@ def collect_status(session: Session) -> dict[str, Any]:
         "beacon": beacon,
         "shards": shards,
         "nodes": nodes,
+        "faults": session.ask_launcher("faults"),
     }
 
 
@@ -282,7 +283,28 @@ def status(*, name: str, as_json: bool) -> int:
             for n in found["nodes"]
         ],
     )
+    print_faults(found["faults"])
     return 0
+
+
+def print_faults(found: dict[str, Any]) -> None:
+    """Print what the launcher says of the faults that hold; nothing when there are none."""
+    if not found["faults"]:
+        return
+    now = time.time()
+    rows = [
+        (
+            one["id"],
+            one["kind"],
+            one["text"],
+            f"{now - one['started_at']:.0f} s ago",
+            "until healed" if one["ends_at"] is None else f"{max(0.0, one['ends_at'] - now):.0f} s left",
+        )
+        for one in found["faults"]
+    ]
+    print_table(("Fault", "Kind", "What", "Began", "Ends"), rows)
+    for warning in found["warnings"]:
+        say(f"warning: {warning}")
 
 
 def describe_memory(pid: int | None) -> str:

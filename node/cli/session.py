@@ -19,6 +19,7 @@ from node.cli.remedies import get_remedy
 from node.cli.root import EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_REJECTED, EXIT_USAGE, CliError
 from node.config import check_name, get_home
 from node.control import ControlError, NoAnswerError, ask
+from node.launcher.lock import is_held
 from node.network import Network, open_network
 
 RPC_TIMEOUT_S = 30.0
@@ -197,6 +198,11 @@ class Session:
             if node != "launcher" and self.is_running():
                 raise CliError(
                     f"{node} does not answer ({error}); try: shardyard logs {node}{self.name_flag}"
+                ) from error
+            if is_held(self.root):
+                raise CliError(
+                    f"the launcher of {self.name!r} runs and did not answer within {CONTROL_TIMEOUT_S:.0f} s; "
+                    f"try: again, or shardyard logs launcher{self.name_flag}"
                 ) from error
             raise ControlError(self._describe_absence()) from error
         except ControlError as error:
