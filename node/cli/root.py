@@ -42,6 +42,7 @@ COMMANDS: Final = {
     "block": ("node.cli.block:block", "Show blocks."),
     "shard": ("node.cli.shard:shard", "List shards and the messages between them."),
     "fault": ("node.cli.fault:fault", "Cut, slow, kill, pause and corrupt processes; heal them."),
+    "check": ("node.cli.check:check", "Judge a network or a proof: liveness, finality, supply, forks."),
     "node": ("node.cli.nodes:node", "List nodes; stop, start, kill and restart them."),
     "load": ("node.cli.load:load", "Send load and measure what comes of it."),
     "audit": ("node.cli.audit:audit", "Re-execute every chain from its log and check every promise."),
