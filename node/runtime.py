@@ -85,7 +85,7 @@ def build_bus(network: Network, node: str, chain: ShardId, data: DataDir) -> Mqt
         network_name=network.options.name,
         network=network.genesis.network,
         subscriptions=list_subscriptions(chain),
-        unheard=list_unheard(chain, 1 if chain == BEACON else network.options.nodes_per_shard),
+        unheard=list_unheard(chain, 1 if chain == BEACON else network.options.replicas),
     )
     identity = BusIdentity(NodeId(node), network.read_node_key(node), data.take_incarnation())
     password = network.read_broker_passwords()[node]

@@ -178,8 +178,8 @@ class ShardNode:
             genesis=self._network.genesis,
             shard=self.chain,
             get_tip=lambda: self.replica.engine.notarized_tip.header,
-            broadcast=self._broadcast if self._network.options.nodes_per_shard > 1 else None,
-            get_peer_count=lambda: self._network.options.nodes_per_shard - 1,
+            broadcast=self._broadcast if self._network.options.replicas > 1 else None,
+            get_peer_count=lambda: self._network.options.replicas - 1,
             find_access_list=self._stores.log.get_access_list,
             executors=self._threads,
         )

@@ -34,6 +34,12 @@ STOP_TIMEOUT_S = 15.0
 @click.option(
     "-n", "--nodes-per-shard", type=int, default=None, help="Replicas (processes) per shard.  [default: 1]"
 )
+@click.option(
+    "--followers",
+    type=int,
+    default=None,
+    help="Processes per shard without keys, that follow, verify and serve.  [default: 0]",
+)
 @click.option("--validators", type=int, default=None, help="Validators per shard.  [default: 4]")
 @click.option("--preset", default=None, help="Protocol numbers: devnet, test or bench.  [default: devnet]")
 @click.option("--block-time", "block_time_ms", default=None, help="Block time, for example 1s or 250ms.")
@@ -277,9 +283,9 @@ def status(*, name: str, as_json: bool) -> int:
         supply = "holds" if beacon["supply_holds"] else "BROKEN"
         say(f"beacon height {beacon['height']} slot {beacon['slot']}, supply {supply}")
     print_table(
-        ("Node", "Pid", "Restarts", "Memory"),
+        ("Node", "Validators", "Pid", "Restarts", "Memory"),
         [
-            (n["node"], n["pid"] or "stopped", n["restarts"], describe_memory(n["pid"]))
+            (n["node"], describe_role(n), n["pid"] or "stopped", n["restarts"], describe_memory(n["pid"]))
             for n in found["nodes"]
         ],
     )
@@ -305,6 +311,16 @@ def print_faults(found: dict[str, Any]) -> None:
     print_table(("Fault", "Kind", "What", "Began", "Ends"), rows)
     for warning in found["warnings"]:
         say(f"warning: {warning}")
+
+
+def describe_role(found: dict[str, Any]) -> str:
+    """Return which validators of its chain a process runs; one of a chain that runs none is a follower."""
+    if found["node"] == "broker":
+        return "-"
+    validators = found["validators"]
+    if len(validators) > 8:
+        return f"{validators[0]} to {validators[-1]}"
+    return ", ".join(map(str, validators)) or "follower"
 
 
 def describe_memory(pid: int | None) -> str:

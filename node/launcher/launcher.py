@@ -21,7 +21,7 @@ from node.launcher.laboratory import Laboratory, wake_orphans
 from node.launcher.lock import lock_network
 from node.launcher.ports import LOOPBACK, Ports, choose_ports
 from node.launcher.supervisor import Child, ChildError, build_python_argv
-from node.network import Network, parse_node, write_json
+from node.network import Network, get_local_validators, parse_node, write_json
 from shardyard.errors import ShardyardError
 from shardyard.ids import BEACON, compute_chain_id
 
@@ -81,7 +81,7 @@ class Launcher:
                 port_base=options.port_base,
                 broker_port=options.broker_port,
                 shards=options.shards,
-                nodes_per_shard=options.nodes_per_shard,
+                replicas=options.replicas,
                 embedded="://" not in broker,
             )
             create_run_dir(self.network.run_dir)
@@ -223,6 +223,9 @@ class Launcher:
         del self._exits[:-100]
         await self._laboratory.on_exit(child.name)
 
+    def _list_validators(self, name: str) -> list[int]:
+        return [] if name == BROKER else list(get_local_validators(self.network, name))
+
     def _get_child(self, name: str) -> Child:
         try:
             return self._children[name]
@@ -243,6 +246,8 @@ class Launcher:
                         "pid": child.pid,
                         "restarts": child.restarts,
                         "enabled": child.enabled,
+                        "paused": child.is_paused,
+                        "validators": self._list_validators(child.name),
                     }
                     for child in self._children.values()
                 ]
