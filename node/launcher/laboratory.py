@@ -78,7 +78,10 @@ class Laboratory:
             self._strike_out(fault.id)
 
     async def _answer_start(self, params: dict[str, Any]) -> dict[str, Any]:
-        request = msgspec.convert(params, FaultRequest)
+        try:
+            request = msgspec.convert(params, FaultRequest)
+        except msgspec.ValidationError as error:
+            raise FaultError(f"fault: {error}") from error
         async with self._turn:
             self._verify_running(request)
             fault = self._book.add(request)

@@ -114,9 +114,15 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL the process; supervision starts it again."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
         if self.pid is None:
             raise ChildError(f"{self.name} is not running")
-        os.kill(self.pid, signal.SIGKILL)
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            raise ChildError(f"{self.name} has just ended") from None
 
     def kill_and_hold(self) -> None:
         """SIGKILL the process and keep it down until ``start``."""
@@ -126,15 +132,14 @@ class Child:
 
     def pause(self) -> None:
         """SIGSTOP the process: it keeps its sockets and files and does nothing."""
-        if self.pid is None:
-            raise ChildError(f"{self.name} is not running")
-        os.kill(self.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         self.is_paused = True
 
     def resume(self) -> None:
         """Let a paused process go on."""
         if self.is_paused and self.pid is not None:
-            os.kill(self.pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGCONT)
         self.is_paused = False
 
     def set_disk_full(self, *, full: bool) -> None:
@@ -149,7 +154,10 @@ class Child:
             if self.pid is not None:
                 process = psutil.Process(self.pid)
                 _, hard = process.rlimit(limit)
-                process.rlimit(limit, (0 if full else hard, hard))
+                try:
+                    process.rlimit(limit, (0 if full else hard, hard))
+                except psutil.AccessDenied as error:
+                    raise ChildError(f"{self.name}: this user may not limit its files ({error})") from error
 
     async def _terminate(self) -> None:
         process = self._process

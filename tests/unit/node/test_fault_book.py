@@ -13,6 +13,7 @@ from node.launcher.faults import (
     list_warnings,
     parse_side,
 )
+from node.launcher.laboratory import Laboratory
 from node.network import create_network
 
 SHARD_0 = tuple(f"shard-0-{number}" for number in range(4))
@@ -152,3 +153,13 @@ def test_unknown_number_is_refused_with_those_that_hold(book):
     ask(book, Kind.KILL, "broker")
     with pytest.raises(FaultError, match="got 7, expected one of 1"):
         book.get(7)
+
+
+async def test_request_that_is_no_fault_is_refused_by_the_laboratory(network):
+    laboratory = Laboratory(network, {})
+    for params in ({}, {"kind": "flood", "nodes": ["shard-0-0"]}, {"kind": "kill", "nodes": 7}, {"more": 1}):
+        with pytest.raises(FaultError, match="^fault: "):
+            await laboratory.methods["fault"](params)
+    with pytest.raises(FaultError, match="got 3, expected one of none"):
+        await laboratory.methods["heal"]({"faults": [3]})
+    assert await laboratory.methods["heal"]({}) == {"healed": [], "untold": []}
