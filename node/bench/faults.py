@@ -249,6 +249,7 @@ def judge(run: Run, verdicts: list[Verdict], load: LoadResult, audit: AuditRepor
     assert found is not None, "the audit was given the answered transactions"
     targets = [
         *run.targets,
+        equals("held by the machine", round(run.heads.stood_still_s, 1), 0, "s"),
         *(equals(f"check {one.check} fails", int(not one.held), 0, "checks") for one in verdicts),
         equals("answered and missing", found.missing, 0, "transactions"),
         equals("messages in flight at the end", audit.in_flight, 0, "messages"),

@@ -14,6 +14,8 @@ from node.network import parse_node
 from shardyard.ids import describe_shard
 
 POLL_S: Final = 0.05
+STANDSTILL_S: Final = 1.0
+"""By how much the reader may be late before the machine, and not the network, stood still."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -36,6 +38,8 @@ class HeadBook:
         """When a chain's highest final block was seen first."""
         self._heights: dict[str, int] = {}
         self._reader: asyncio.Task[None] | None = None
+        self.stood_still_s = 0.0
+        """How long this process itself did not run when it should have: what it saw meanwhile is nobody's pace."""
 
     async def __aenter__(self) -> Self:
         self._reader = asyncio.create_task(self._read(), name="heads")
@@ -49,7 +53,14 @@ class HeadBook:
     async def _read(self) -> None:
         while True:
             await asyncio.gather(*(self._read_node(node) for node in self._devnet.network.nodes))
+            slept = time.monotonic()
             await asyncio.sleep(POLL_S)
+            late_s = time.monotonic() - slept - POLL_S
+            if late_s > STANDSTILL_S:
+                self.stood_still_s += late_s
+                say(
+                    f"    this machine held everything for {late_s:.1f} s: what is measured now is worth nothing"
+                )
 
     async def _read_node(self, node: str) -> None:
         try:

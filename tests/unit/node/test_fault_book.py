@@ -158,7 +158,7 @@ def test_unknown_number_is_refused_with_those_that_hold(book):
 async def test_request_that_is_no_fault_is_refused_by_the_laboratory(network):
     laboratory = Laboratory(network, {})
     for params in ({}, {"kind": "flood", "nodes": ["shard-0-0"]}, {"kind": "kill", "nodes": 7}, {"more": 1}):
-        with pytest.raises(FaultError, match="^fault: "):
+        with pytest.raises(FaultError, match=r"^fault: "):
             await laboratory.methods["fault"](params)
     with pytest.raises(FaultError, match="got 3, expected one of none"):
         await laboratory.methods["heal"]({"faults": [3]})
