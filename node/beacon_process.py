@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -10,12 +11,14 @@ from crosslink.beacon import BeaconMachine
 from node.bus.mqtt import MqttBus
 from node.bus.watch import WatchMirror
 from node.driver import Driver
+from node.injection import Injection
 from node.network import Network, get_local_validators
 from node.runtime import (
     HaltedError,
     LagMeter,
     begin_watch,
     build_bus,
+    describe_evidence,
     open_node_data,
     open_signer,
     pump_messages,
@@ -25,6 +28,7 @@ from node.runtime import (
 )
 from node.signer import Signer
 from node.storage.log import BlockLog, EntryKind
+from node.testimony import list_beacon_methods, list_chain_methods
 from shardyard import effects as fx
 from shardyard.codec import decode
 from shardyard.crosslinks import BeaconBody
@@ -41,6 +45,8 @@ class BeaconHost:
         self._max_body_bytes = max_body_bytes
         self._mirror = mirror
         self._signer = signer
+        self.evidence: Counter[str] = Counter()
+        """Conflicting signatures that were seen, by validator and kinds."""
 
     def start_build(self, effect: fx.Build) -> None:
         """Never asked: the beacon machine builds in its step."""
@@ -66,6 +72,8 @@ class BeaconHost:
         """Mirror the notice for people."""
         if notice.kind == "halted":
             raise HaltedError(f"beacon halted: {notice.data}")
+        if notice.kind == "evidence":
+            self.evidence[describe_evidence(notice)] += 1
         self._mirror.publish(notice)
 
 
@@ -114,22 +122,31 @@ async def run_beacon(network: Network, node: str) -> None:
         )
         machine.recover(records)
         async with build_bus(network, node, BEACON, data) as bus:
+            injection = Injection(network, node, bus)
             driver = Driver(
                 chain=BEACON,
                 machine=machine,
-                bus=bus,
+                bus=injection.bus,
                 log=log,
                 signer=signer,
                 on_records=signer.take_records,
             )
             watch = begin_watch(network, BEACON, signer, data, lambda: machine.final_block.header.height)
-            driver.attach(BeaconHost(WatchMirror(bus), signer, network.genesis.preset.max_body_bytes))
+            host = BeaconHost(WatchMirror(bus), signer, network.genesis.preset.max_body_bytes)
+            driver.attach(host)
             lag = LagMeter()
-            async with serve_control(
-                network,
-                node,
-                lambda: describe_beacon(machine, driver, bus, lag, started) | {"signer": signer.describe()},
-            ):
+            methods = {
+                "faults": injection.answer,
+                **list_chain_methods(machine.engine),
+                **list_beacon_methods(machine),
+            }
+
+            def describe() -> dict[str, Any]:
+                found = describe_beacon(machine, driver, bus, lag, started)
+                own = {"signer": signer.describe(), "faults": injection.describe()}
+                return found | own | {"evidence": dict(host.evidence)}
+
+            async with serve_control(network, node, describe, methods):
                 logger.info(
                     "beacon at height %d, ready after %.2f s",
                     machine.final_block.header.height,

@@ -26,6 +26,7 @@ ENV_OTHER = frozenset({"HOME", "NODE"})
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 MAX_SHARDS = 256
 MAX_NODES_PER_SHARD = 16
+MAX_FOLLOWERS = 16
 MAX_VALIDATORS = 64
 
 
@@ -38,6 +39,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = "dev"
     shards: int = 4
     nodes_per_shard: int = 1
+    """Processes per shard that run its validators."""
+    followers: int = 0
+    """Processes per shard that hold no keys: they follow, verify, execute and serve JSON-RPC."""
     validators: int = 4
     """Validators per shard."""
     preset: str = "devnet"
@@ -56,6 +60,11 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     balance: str = "10000ether"
     snapshot_distance: int = SNAPSHOT_DISTANCE
     """Blocks behind from which a replica comes by a snapshot of the state instead of executing them."""
+
+    @property
+    def replicas(self) -> int:
+        """Processes per shard, those without keys included."""
+        return self.nodes_per_shard + self.followers
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -153,6 +162,7 @@ def check_options(options: Options) -> None:
     for key, low, high in (
         ("shards", 1, MAX_SHARDS),
         ("nodes_per_shard", 1, MAX_NODES_PER_SHARD),
+        ("followers", 0, MAX_FOLLOWERS),
         ("validators", 1, MAX_VALIDATORS),
         ("port_base", 0, 65_000),
         ("broker_port", 0, 65_535),

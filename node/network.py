@@ -42,7 +42,16 @@ from shardyard.validators import Validator
 FORMAT_VERSION = 3
 STAKE_WEI = 32 * 10**18
 MAX_GENESIS_BYTES = 16 * 1024 * 1024
-_FIXED_OPTIONS = ("shards", "nodes_per_shard", "validators", "preset", "block_time_ms", "seed", "balance")
+_FIXED_OPTIONS = (
+    "shards",
+    "nodes_per_shard",
+    "followers",
+    "validators",
+    "preset",
+    "block_time_ms",
+    "seed",
+    "balance",
+)
 """Options that are part of what a network is; the others may differ from start to start."""
 
 
@@ -95,10 +104,16 @@ class Network(msgspec.Struct, frozen=True):
         return NodeKey(bytes.fromhex((self.root / "keys" / f"{node}.key").read_text().strip()))
 
     def read_validator_secrets(self, chain: ShardId, positions: Iterable[int]) -> dict[int, bytes]:
-        """Return the BLS secrets of the validators at ``positions`` in the committee of ``chain``."""
+        """Return the BLS secrets of the validators at ``positions`` in the committee of ``chain``.
+
+        A follower has no positions, and does not so much as open the file.
+        """
+        wanted = tuple(positions)
+        if not wanted:
+            return {}
         keys = json.loads((self.root / "keys" / "validators.json").read_text())
         first = 0 if chain == BEACON else chain * self.genesis.preset.validators_per_shard
-        return {position: bytes.fromhex(keys[first + position]) for position in positions}
+        return {position: bytes.fromhex(keys[first + position]) for position in wanted}
 
     def read_broker_passwords(self) -> dict[str, str]:
         """Return the broker password of every node and of the observer."""
@@ -121,7 +136,7 @@ def list_nodes(options: Options) -> list[NodeId]:
     shards = [
         NodeId(f"shard-{shard}-{replica}")
         for shard in range(options.shards)
-        for replica in range(options.nodes_per_shard)
+        for replica in range(options.replicas)
     ]
     return [NodeId("beacon-0"), *shards]
 
@@ -138,7 +153,8 @@ def parse_node(node: str) -> tuple[ShardId, int]:
 def get_local_validators(network: Network, node: str) -> tuple[int, ...]:
     """Return the positions, within the committee of the node's chain, of the validators that ``node`` runs.
 
-    Replica ``n`` of ``N`` activates the keys with position ≡ ``n`` mod ``N``; the beacon process runs them all.
+    Replica ``n`` of ``N`` activates the keys with position ≡ ``n`` mod ``N``; the beacon process runs them all, and the
+    replicas from ``N`` on, which only follow, none.
     """
     chain, replica = parse_node(node)
     size = len(network.genesis.committees[chain])

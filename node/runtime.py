@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from node.network import Network, get_local_validators, parse_node
 from node.signer import Signer
 from node.storage.data_dir import DataDir, build_stamp, open_data_dir
 from node.storage.key_locks import get_lock_dir
+from shardyard.effects import Notice
 from shardyard.errors import ShardyardError
 from shardyard.ids import BEACON, NodeId, ShardId
 from shardyard.keys import BlsCrypto
@@ -31,6 +32,9 @@ from shardyard.messages import Message, Transactions
 logger = logging.getLogger("shardyard.node")
 
 LAG_PERIOD_S = 0.25
+
+Method = Callable[[dict[str, Any]], Awaitable[Any]]
+"""What a control socket answers with, by the parameters it was sent."""
 
 
 class HaltedError(ShardyardError):
@@ -120,7 +124,7 @@ def build_bus(network: Network, node: str, chain: ShardId, data: DataDir) -> Mqt
         network_name=network.options.name,
         network=network.genesis.network,
         subscriptions=list_subscriptions(chain),
-        unheard=list_unheard(chain, 1 if chain == BEACON else network.options.nodes_per_shard),
+        unheard=list_unheard(chain, 1 if chain == BEACON else network.options.replicas),
     )
     identity = BusIdentity(NodeId(node), network.read_node_key(node), data.take_incarnation())
     password = network.read_broker_passwords()[node]
@@ -159,6 +163,12 @@ def route_message(
             on_transactions(message)
         return
     driver.receive(sender, chain, message)
+
+
+def describe_evidence(notice: Notice) -> str:
+    """Return whom an ``evidence`` notice accuses, and of what."""
+    data = notice.data
+    return f"validator {data['validator']!s}: {data['first']!s} and {data['second']!s} in one slot"
 
 
 class LagMeter:
@@ -200,19 +210,22 @@ def _on_stdin(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
 
 @asynccontextmanager
 async def serve_control(
-    network: Network, node: str, describe: Callable[[], dict[str, Any]]
+    network: Network, node: str, describe: Callable[[], dict[str, Any]], methods: Mapping[str, Method]
 ) -> AsyncIterator[None]:
-    """Answer ``ping`` and ``status`` on the node's control socket while entered."""
+    """Answer ``ping``, ``status`` and ``methods`` on the node's control socket while entered."""
 
     async def answer(method: str, params: dict[str, Any]) -> Any:
-        del params
         match method:
             case "ping":
                 return {"pid": os.getpid(), "node": node}
             case "status":
                 return describe()
+            case _ if method in methods:
+                return await methods[method](params)
             case _:
-                raise ControlError(f"method: got {method!r}, expected ping or status")
+                raise ControlError(
+                    f"method: got {method!r}, expected one of {', '.join(('ping', 'status', *methods))}"
+                )
 
     network.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with ControlServer(network.get_control_path(node), answer):

@@ -8,6 +8,7 @@ anybody hear of this node.
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from node.driver import Driver
 from node.executor import ShardExecutor
 from node.index.records import IndexedBlock
 from node.index.store import ChainIndex
+from node.injection import Injection
 from node.network import Network, get_local_validators, parse_node
 from node.recovery import recover_shard
 from node.rpc.access import RpcAccess
@@ -33,6 +35,7 @@ from node.runtime import (
     begin_watch,
     build_bus,
     choose_executors,
+    describe_evidence,
     open_node_data,
     open_signer,
     pump_messages,
@@ -46,6 +49,7 @@ from node.snapshot_server import SnapshotServer
 from node.snapshot_sync import catch_up_by_snapshot
 from node.storage.journal import MAX_BODY_BYTES, MempoolJournal
 from node.storage.log import BlockLog
+from node.testimony import list_chain_methods, list_shard_methods
 from shards.mempool import Mempool, MempoolLimits
 from shards.replica import ShardReplica
 from shardyard import _native
@@ -74,6 +78,8 @@ class ShardHost:
         self._backend = backend
         self._mirror = mirror
         self._signer = signer
+        self.evidence: Counter[str] = Counter()
+        """Conflicting signatures that were seen, by validator and kinds."""
 
     def start_build(self, effect: fx.Build) -> None:
         """Fill a block."""
@@ -108,6 +114,8 @@ class ShardHost:
         if notice.kind == "build.refused" and isinstance(heaviest := notice.data["heaviest"], bytes):
             # X10: it emits more than a crosslink carries; while it waits here, nothing could be proposed.
             self._backend.mempool.remove([Hash32(heaviest)])
+        if notice.kind == "evidence":
+            self.evidence[describe_evidence(notice)] += 1
         self._mirror.publish(notice)
 
 
@@ -159,10 +167,11 @@ class ShardNode:
         )
         stores.journal.attach(lambda: self.mempool.encode_bodies(MAX_BODY_BYTES))
         self.backend = self._build_backend()
+        self._injection = Injection(network, node, bus)
         self.driver = Driver(
             chain=self.chain,
             machine=self.replica,
-            bus=bus,
+            bus=self._injection.bus,
             log=stores.log,
             signer=stores.signer,
             on_records=stores.signer.take_records,
@@ -173,10 +182,11 @@ class ShardNode:
             self.chain,
             self.core.snapshot,
             self.executor.run,
-            lambda to, message: self._bus.send(to, self.chain, message),
+            lambda to, message: self._injection.bus.send(to, self.chain, message),
             lambda: self.replica.recovered_height,
         )
-        self.driver.attach(ShardHost(self.executor, self.backend, mirror, stores.signer, self.snapshots))
+        self._host = ShardHost(self.executor, self.backend, mirror, stores.signer, self.snapshots)
+        self.driver.attach(self._host)
         self.backend.on_head.append(lambda block: mirror_messages(mirror, self.chain, block))
         self._lag = LagMeter()
         self.backend.status_sources["node"] = self.describe
@@ -190,8 +200,8 @@ class ShardNode:
             genesis=self._network.genesis,
             shard=self.chain,
             get_tip=lambda: self.replica.engine.notarized_tip.header,
-            broadcast=self._broadcast if self._network.options.nodes_per_shard > 1 else None,
-            get_peer_count=lambda: self._network.options.nodes_per_shard - 1,
+            broadcast=self._broadcast if self._network.options.replicas > 1 else None,
+            get_peer_count=lambda: self._network.options.replicas - 1,
             find_access_list=self._stores.log.get_access_list,
             executors=self._threads,
         )
@@ -233,6 +243,8 @@ class ShardNode:
             "snapshot_held": self.snapshots.held_height,
             "signer": self._stores.signer.describe(),
             "driver": dict(self.driver.counters),
+            "faults": self._injection.describe(),
+            "evidence": dict(self._host.evidence),
             "stages": dict(self.executor.counters),
         }
 
@@ -241,11 +253,16 @@ class ShardNode:
         pending = self._stores.journal.pending
         restored = await restore_journal(self.core, self.mempool, pending)
         access = get_access(self._network, self._node)
+        methods = {
+            "faults": self._injection.answer,
+            **list_chain_methods(self.replica.engine),
+            **list_shard_methods(self.core),
+        }
         app = RpcApp(ShardApi(self.backend, list_urls(self._network)), access)
         try:
             async with (
                 RpcServer(app, access) as server,
-                serve_control(self._network, self._node, self.describe),
+                serve_control(self._network, self._node, self.describe, methods),
             ):
                 logger.info(
                     "%s at height %d, JSON-RPC on port %d, %d executor threads, %d pending transactions, "

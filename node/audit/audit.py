@@ -60,7 +60,7 @@ def audit_network(
     crypto = BlsCrypto()
     opened: list[ChainLog] = []
     try:
-        replicas = _open_logs(network, findings, opened)
+        replicas = open_logs(network, findings, opened)
         chains = {chain: logs[0] for chain, logs in replicas.items()}
         say(f"read {sum(log.records for log in opened)} records of {len(opened)} nodes")
         books = {
@@ -110,7 +110,7 @@ def audit_network(
     )
 
 
-def _open_logs(network: Network, findings: Findings, opened: list[ChainLog]) -> dict[ShardId, list[ChainLog]]:
+def open_logs(network: Network, findings: Findings, opened: list[ChainLog]) -> dict[ShardId, list[ChainLog]]:
     """Return the logs of every chain, the one to audit first. The beacon's is read first: a running network grows."""
     by_chain: dict[ShardId, list[ChainLog]] = {}
     for node in network.nodes:

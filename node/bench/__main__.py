@@ -16,6 +16,7 @@ from pathlib import Path
 from node.bench.commitment import measure_commitment
 from node.bench.e2e import E2eOptions, measure_e2e
 from node.bench.executor import ExecutorOptions, measure_executor
+from node.bench.faults import FaultOptions, measure_faults
 from node.bench.hostile import measure_hostile
 from node.bench.hundredk import measure_hundred_k
 from node.bench.idle import measure_idle
@@ -29,6 +30,7 @@ from shardyard.errors import ShardyardError
 EXIT_INTERRUPTED = 130
 BENCHES = {
     "kill": "random SIGKILLs over all processes under load, then the audit",
+    "faults": "processes down, cut off, asleep, without a disk, lying: pace, halt, and time to finality after each",
     "latency": "how long transfers take on an idle machine, here and across shards",
     "idle": "processor time and memory of a network that does nothing",
     "e2e": "signed transactions in at the public JSON-RPC, beacon-final out",
@@ -45,6 +47,11 @@ Measure = Callable[[argparse.Namespace, Path], Awaitable[BenchReport]]
 async def _kill(options: argparse.Namespace, folder: Path) -> BenchReport:
     chosen = KillOptions(options.count, options.seed, options.tps)
     return judge(chosen, *await run_kills(folder, chosen))
+
+
+async def _faults(options: argparse.Namespace, folder: Path) -> BenchReport:
+    chosen = FaultOptions(options.seed, options.shards, options.seconds, options.pause, options.seconds / 2)
+    return await measure_faults(folder, chosen)
 
 
 async def _latency(options: argparse.Namespace, folder: Path) -> BenchReport:
@@ -121,6 +128,11 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=int, default=1, help="of load and victims")
     made["kill"].add_argument("--count", type=int, default=50, help="kills")
     made["kill"].add_argument("--tps", type=float, default=100.0, help="load over all shards")
+    made["faults"].add_argument("--shards", type=int, default=2, help="of four processes each")
+    made["faults"].add_argument(
+        "--seconds", type=float, default=30.0, help="to watch a pace; half for a halt"
+    )
+    made["faults"].add_argument("--pause", type=float, default=30.0, help="seconds of SIGSTOP")
     made["latency"].add_argument("--seconds", type=float, default=30.0, help="length of the load")
     made["idle"].add_argument("--seconds", type=float, default=20.0, help="how long to watch")
     e2e = made["e2e"]
@@ -191,6 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     measures: dict[str, Measure] = {
         "kill": _kill,
+        "faults": _faults,
         "latency": _latency,
         "idle": _idle,
         "startup": _startup,

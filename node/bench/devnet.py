@@ -42,7 +42,7 @@ class Devnet:
 
     def __init__(self, home: Path, options: Options) -> None:
         self.home = home
-        nodes = options.shards * options.nodes_per_shard
+        nodes = options.shards * options.replicas
         base = _choose_ports(nodes + 1)
         self.options = msgspec.structs.replace(options, port_base=base, broker_port=base + nodes)
         check_options(self.options)

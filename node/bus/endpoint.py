@@ -14,6 +14,7 @@ from typing import Final, Generic, Protocol, Self, TypeVar
 import msgspec
 
 from node.bus.envelope import MAX_ENVELOPE_BYTES, Opener, Sealer
+from node.bus.faults import LinkFaults
 from node.bus.topics import (
     CLASS_OF,
     MessageClass,
@@ -178,6 +179,7 @@ class EnvelopeBus:
         for node in (identity.node_id, *directory):
             verify_name(node)
         self.counters = BusCounters()
+        self.links = LinkFaults()
         self._config = config
         self._identity = identity
         self._sealer = Sealer(config.network, identity.key, identity.incarnation)
@@ -200,6 +202,19 @@ class EnvelopeBus:
 
     async def publish(self, chain: ShardId, message: Message) -> None:
         """Queue ``message`` for everybody who follows ``chain``."""
+        self.speak(None, chain, message)
+
+    async def send(self, to: NodeId, chain: ShardId, message: Message) -> None:
+        """Queue ``message`` for one node."""
+        self.speak(to, chain, message)
+
+    def speak(self, to: NodeId | None, chain: ShardId, message: Message) -> None:
+        """``send``, or ``publish`` when ``to`` is None, for those who cannot wait; nothing in it waits."""
+        if to is not None:
+            verify_name(to)
+            topic = encode_direct_topic(self._config.network_name, self.node_id, chain, to)
+            self._put(Outgoing(topic, encode_message(message), True, 1))
+            return
         if (chain, CLASS_OF[type(message)]) not in self._config.unheard:
             topic = encode_topic(self._config.network_name, self.node_id, chain, message)
             is_status = isinstance(message, Status)
@@ -207,12 +222,6 @@ class EnvelopeBus:
             self._put(Outgoing(topic, body, True, 0 if is_status else 1, is_retained=is_status))
         for suffix, data in describe_message(self.node_id, chain, message):
             self.mirror(suffix, data)
-
-    async def send(self, to: NodeId, chain: ShardId, message: Message) -> None:
-        """Queue ``message`` for one node."""
-        verify_name(to)
-        topic = encode_direct_topic(self._config.network_name, self.node_id, chain, to)
-        self._put(Outgoing(topic, encode_message(message), True, 1))
 
     async def publish_watch(self, suffix: str, data: Mapping[str, int | str]) -> None:
         """Queue ``data`` as JSON for people; what is too large for them is dropped."""
@@ -242,6 +251,20 @@ class EnvelopeBus:
         if len(envelope) > MAX_ENVELOPE_BYTES:
             self.counters.refused[TooLargeError.__name__] += 1
             return
+        if self.links:
+            late_s = self.links.judge(topic)
+            if late_s:
+                self.links.held += 1
+                asyncio.get_running_loop().call_later(late_s, self._receive_late, topic, envelope)
+            if late_s is None or late_s > 0:
+                return
+        self._queue(topic, envelope)
+
+    def _receive_late(self, topic: str, envelope: bytes) -> None:
+        self.links.held -= 1
+        self._queue(topic, envelope)
+
+    def _queue(self, topic: str, envelope: bytes) -> None:
         self.counters.dropped_incoming += self._incoming.put((topic, envelope), len(envelope) + len(topic))
 
     async def messages(self) -> AsyncIterator[tuple[NodeId, ShardId, Message]]:

@@ -1,7 +1,9 @@
 """``block``: blocks of a shard."""
 
+import contextlib
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import rich_click as click
@@ -9,6 +11,9 @@ import rich_click as click
 from node.cli.output import network_option, print_json, print_table, say
 from node.cli.root import EXIT_FAILURE, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import RpcClient, RpcError, Session
+from node.network import parse_node
+from shardyard.blocks import FinalityProof
+from shardyard.ids import BEACON, ShardId, describe_shard
 
 POLL_S = 0.1
 TAGS = ("latest", "finalized", "safe", "pending", "earliest")
@@ -186,6 +191,60 @@ def show(*, which: str, shard: int, full: bool, whole_list: bool, name: str, as_
     found = _fetch(client, which, full=full)
     _print_block(client, found, as_json=as_json or full, whole_list=whole_list)
     return 0
+
+
+@block.command()
+@click.argument("which")
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--shard", default=0, show_default=True)
+@click.option("--beacon", is_flag=True, help="A block of the beacon.")
+@network_option
+def prove(*, which: str, path: Path, shard: int, beacon: bool, name: str, as_json: bool) -> int:
+    """Write the finality proof of the block WHICH (a height, or latest) to PATH; `check finality PATH` verifies it anywhere."""
+    from node.light_client import build_document, verify_document, write_document
+    from shardyard.codec import decode
+    from shardyard.messages import MAX_MESSAGE_BYTES
+
+    session = Session(name)
+    if not beacon:
+        session.get_client(shard)  # a shard that is not there is named as everywhere
+    encoded = _fetch_proof(session, BEACON if beacon else ShardId(shard), which)
+    proof = decode(bytes.fromhex(encoded), FinalityProof, max_bytes=MAX_MESSAGE_BYTES)
+    document = build_document(session.network.genesis, proof.path[0].header, proof)
+    verify_document(document, session.network.genesis)
+    write_document(path, document)
+    if as_json:
+        print_json(
+            {"path": str(path), "chain": document.chain, "height": document.height, "hash": document.hash}
+        )
+        return 0
+    say(
+        f"{document.chain} block {document.height} {document.hash}: proof of {path.stat().st_size:,} bytes in {path}"
+    )
+    say(f"verify it with: shardyard check finality {path} --network {document.network}")
+    return 0
+
+
+def _fetch_proof(session: Session, chain: ShardId, which: str) -> str:
+    """Return a proof in hex from the first node of ``chain`` that has it; raises ``CliError``."""
+    if which != "latest" and (not which.isdecimal() or int(which) < 1):
+        raise CliError(
+            f"block: got {which!r}, expected a height from 1 on, or latest; try: shardyard block prove latest PATH",
+            EXIT_USAGE,
+        )
+    session.ask_launcher("ping")
+    name = describe_shard(chain)
+    height = 0
+    for node in [node for node in session.network.nodes if parse_node(node)[0] == chain]:
+        with contextlib.suppress(CliError):  # the next one may answer
+            height = max(height, int(session.ask_node(node, "finals", first=1)["height"]))
+            wanted = height if which == "latest" else int(which)
+            for encoded in session.ask_node(node, "proofs", first=wanted)["proofs"]:
+                return str(encoded)
+    raise CliError(
+        f"block {which} of {name} has no proof here, its last final block is {height}; "
+        f"try: shardyard block prove latest PATH{session.name_flag}"
+    )
 
 
 @block.command()

@@ -81,7 +81,7 @@ def examine_stopped(session: Session) -> Iterator[Finding]:
         port_base=0,
         broker_port=0,
         shards=options.shards,
-        nodes_per_shard=options.nodes_per_shard,
+        replicas=options.replicas,
         embedded=False,
     )
     wanted = {name: options.port_base + offset for offset, name in enumerate(ports.rpc)}

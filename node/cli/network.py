@@ -34,6 +34,12 @@ STOP_TIMEOUT_S = 15.0
 @click.option(
     "-n", "--nodes-per-shard", type=int, default=None, help="Replicas (processes) per shard.  [default: 1]"
 )
+@click.option(
+    "--followers",
+    type=int,
+    default=None,
+    help="Processes per shard without keys, that follow, verify and serve.  [default: 0]",
+)
 @click.option("--validators", type=int, default=None, help="Validators per shard.  [default: 4]")
 @click.option("--preset", default=None, help="Protocol numbers: devnet, test or bench.  [default: devnet]")
 @click.option("--block-time", "block_time_ms", default=None, help="Block time, for example 1s or 250ms.")
@@ -227,6 +233,7 @@ def collect_status(session: Session) -> dict[str, Any]:
         "beacon": beacon,
         "shards": shards,
         "nodes": [{**node, **_describe_node(session, node)} for node in nodes],
+        "faults": session.ask_launcher("faults"),
     }
 
 
@@ -299,16 +306,54 @@ def status(*, name: str, as_json: bool) -> int:
         supply = "holds" if beacon["supply_holds"] else "BROKEN"
         say(f"beacon height {beacon['height']} slot {beacon['slot']}, supply {supply}")
     print_table(
-        ("Node", "Pid", "State", "Restarts", "Memory"),
+        ("Node", "Validators", "Pid", "State", "Restarts", "Memory"),
         [
-            (n["node"], n["pid"] or "-", n["state"], n["restarts"], describe_memory(n["pid"]))
+            (
+                n["node"],
+                describe_role(n),
+                n["pid"] or "-",
+                n["state"],
+                n["restarts"],
+                describe_memory(n["pid"]),
+            )
             for n in found["nodes"]
         ],
     )
     for n in found["nodes"]:
         if n.get("reason", "-") != "-":
             say(f"{n['node']}: {n['reason']}")
+    print_faults(found["faults"])
     return 0
+
+
+def print_faults(found: dict[str, Any]) -> None:
+    """Print what the launcher says of the faults that hold; nothing when there are none."""
+    if not found["faults"]:
+        return
+    now = time.time()
+    rows = [
+        (
+            one["id"],
+            one["kind"],
+            one["text"],
+            f"{now - one['started_at']:.0f} s ago",
+            "until healed" if one["ends_at"] is None else f"{max(0.0, one['ends_at'] - now):.0f} s left",
+        )
+        for one in found["faults"]
+    ]
+    print_table(("Fault", "Kind", "What", "Began", "Ends"), rows)
+    for warning in found["warnings"]:
+        say(f"warning: {warning}")
+
+
+def describe_role(found: dict[str, Any]) -> str:
+    """Return which validators of its chain a process runs; one of a chain that runs none is a follower."""
+    if found["node"] == "broker":
+        return "-"
+    validators = found["validators"]
+    if len(validators) > 8:
+        return f"{validators[0]} to {validators[-1]}"
+    return ", ".join(map(str, validators)) or "follower"
 
 
 def describe_memory(pid: int | None) -> str:

@@ -2,7 +2,7 @@
 
 import rich_click as click
 
-from node.cli.network import describe_memory
+from node.cli.network import describe_memory, describe_role
 from node.cli.output import flatten, network_option, print_json, print_table, say
 from node.cli.root import EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
@@ -22,9 +22,16 @@ def list_nodes(*, name: str, as_json: bool) -> int:
         print_json(nodes)
         return 0
     print_table(
-        ("Node", "Pid", "State", "Restarts", "Memory"),
+        ("Node", "Validators", "Pid", "State", "Restarts", "Memory"),
         [
-            (n["node"], n["pid"] or "-", _describe_state(n), n["restarts"], describe_memory(n["pid"]))
+            (
+                n["node"],
+                describe_role(n),
+                n["pid"] or "-",
+                _describe_state(n),
+                n["restarts"],
+                describe_memory(n["pid"]),
+            )
             for n in nodes
         ],
     )
@@ -43,7 +50,7 @@ def verify_known(session: Session, node_id: str) -> None:
 
 def _describe_state(found: dict[str, object]) -> str:
     if found["pid"]:
-        return "running"
+        return "paused" if found["paused"] else "running"
     return "restarting" if found["enabled"] else "stopped"
 
 

@@ -41,6 +41,8 @@ COMMANDS: Final = {
     "contract": ("node.cli.contract:contract", "Deploy, call and send to contracts."),
     "block": ("node.cli.block:block", "Show blocks."),
     "shard": ("node.cli.shard:shard", "List shards and the messages between them."),
+    "fault": ("node.cli.fault:fault", "Cut, slow, kill, pause and corrupt processes; heal them."),
+    "check": ("node.cli.check:check", "Judge a network or a proof: liveness, finality, supply, forks."),
     "node": ("node.cli.nodes:node", "List nodes; stop, start, kill and restart them."),
     "validator": ("node.cli.validator:validator", "List validator keys; move what they have signed."),
     "load": ("node.cli.load:load", "Send load and measure what comes of it."),

@@ -19,6 +19,7 @@ from node.cli.remedies import get_remedy
 from node.cli.root import EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_REJECTED, EXIT_USAGE, CliError
 from node.config import check_name, get_home
 from node.control import ControlError, NoAnswerError, ask
+from node.launcher.lock import is_held
 from node.network import Network, open_network
 
 RPC_TIMEOUT_S = 30.0
@@ -199,6 +200,11 @@ class Session:
                 raise CliError(
                     f"{node} does not answer ({error}); try: shardyard logs {node}{self.name_flag}"
                 ) from error
+            if is_held(self.root):
+                raise CliError(
+                    f"the launcher of {self.name!r} runs and did not answer within {CONTROL_TIMEOUT_S:.0f} s; "
+                    f"try: again, or shardyard logs launcher{self.name_flag}"
+                ) from error
             raise ControlError(self._describe_absence()) from error
         except ControlError as error:
             raise CliError(str(error)) from error
@@ -208,12 +214,8 @@ class Session:
         return asyncio.run(ask(self.network.get_control_path(node), method, timeout_s=BRIEF_TIMEOUT_S))
 
     def is_running(self) -> bool:
-        """Tell whether the launcher answers."""
-        try:
-            asyncio.run(ask(self.network.get_control_path("launcher"), "ping"))
-        except ControlError:
-            return False
-        return True
+        """Tell whether the network has a launcher; on a busy machine one may live and be slow to answer."""
+        return is_held(self.root)
 
 
 def _ask_network(client: RpcClient) -> object:

@@ -17,10 +17,11 @@ from typing import Any
 from node.bus.access import OBSERVER, build_access_list, write_access_file
 from node.bus.mosquitto import write_mosquitto_config
 from node.control import ControlError, ControlServer, ask
+from node.launcher.laboratory import Laboratory, wake_orphans
 from node.launcher.lock import lock_network
 from node.launcher.ports import LOOPBACK, Ports, choose_ports
 from node.launcher.supervisor import Child, ChildError, build_python_argv
-from node.network import Network, parse_node, write_json
+from node.network import Network, get_local_validators, parse_node, write_json
 from shardyard.errors import ShardyardError
 from shardyard.ids import BEACON, compute_chain_id
 
@@ -63,6 +64,7 @@ class Launcher:
         self._children: dict[str, Child] = {}
         self._stop = asyncio.Event()
         self._exits: list[dict[str, Any]] = []
+        self._laboratory = Laboratory(network, self._children)
 
     def request_stop(self) -> None:
         """Make ``run`` stop everything and return."""
@@ -73,12 +75,13 @@ class Launcher:
         options = self.network.options
         broker = choose_broker(options.broker)
         with lock_network(self.network.root):
+            wake_orphans(self.network)
             await self._wait_for_orphans()
             ports = choose_ports(
                 port_base=options.port_base,
                 broker_port=options.broker_port,
                 shards=options.shards,
-                nodes_per_shard=options.nodes_per_shard,
+                replicas=options.replicas,
                 embedded="://" not in broker,
             )
             create_run_dir(self.network.run_dir)
@@ -102,6 +105,7 @@ class Launcher:
         becoming_ready = group.create_task(self._become_ready(), name="ready")
         await self._stop.wait()
         becoming_ready.cancel()
+        self._laboratory.close()
         broker = runners.pop(BROKER, None)
         for runner in runners.values():
             runner.cancel()
@@ -218,6 +222,10 @@ class Launcher:
     async def _on_exit(self, child: Child, code: int) -> None:
         self._exits.append({"node": child.name, "code": code, "time": time.time()})
         del self._exits[:-100]
+        await self._laboratory.on_exit(child.name)
+
+    def _list_validators(self, name: str) -> list[int]:
+        return [] if name == BROKER else list(get_local_validators(self.network, name))
 
     def _get_child(self, name: str) -> Child:
         try:
@@ -239,6 +247,8 @@ class Launcher:
                         "pid": child.pid,
                         "restarts": child.restarts,
                         "enabled": child.enabled,
+                        "paused": child.is_paused,
+                        "validators": self._list_validators(child.name),
                     }
                     for child in self._children.values()
                 ]
@@ -246,13 +256,15 @@ class Launcher:
                 return self._exits
             case "kill":
                 self._get_child(params["node"]).kill()
-            case "stop-node":
-                await self._get_child(params["node"]).stop()
-            case "start-node":
-                self._get_child(params["node"]).start()
-            case "restart-node":
-                await self._get_child(params["node"]).stop()
-                self._get_child(params["node"]).start()
+            case "stop-node" | "start-node" | "restart-node":
+                child = self._get_child(params["node"])
+                self._laboratory.verify_free(child.name)
+                if method != "start-node":
+                    await child.stop()
+                if method != "stop-node":
+                    child.start()
+            case _ if method in self._laboratory.methods:
+                return await self._laboratory.methods[method](params)
             case _:
                 raise ControlError(f"method: got {method!r}, expected ping, stop, nodes, exits or kill")
         return {"node": params["node"], "pid": self._get_child(params["node"]).pid}

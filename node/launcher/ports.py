@@ -63,15 +63,13 @@ def _find_free(count: int) -> list[int]:
             one.close()
 
 
-def choose_ports(
-    *, port_base: int, broker_port: int, shards: int, nodes_per_shard: int, embedded: bool
-) -> Ports:
+def choose_ports(*, port_base: int, broker_port: int, shards: int, replicas: int, embedded: bool) -> Ports:
     """Return the ports of a network.
 
     With ``port_base`` 0 all are free ones. Otherwise replica ``r`` of shard ``i`` answers at
     ``port_base + i + r * shards``. Raises ``PortInUseError`` when one is taken.
     """
-    names = [f"shard-{shard}-{replica}" for replica in range(nodes_per_shard) for shard in range(shards)]
+    names = [f"shard-{shard}-{replica}" for replica in range(replicas) for shard in range(shards)]
     if port_base == 0:
         free = _find_free(len(names) + 1)
         return Ports(broker=free[0], rpc=dict(zip(names, free[1:], strict=True)))

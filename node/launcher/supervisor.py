@@ -36,6 +36,8 @@ class Child:
         self.restarts = 0
         self.started_at = 0.0
         self.enabled = True
+        self.is_paused = False
+        self._is_disk_full = False
         self._argv = argv
         self._log_path = log_path
         self._environ = dict(environ)
@@ -78,7 +80,11 @@ class Child:
                 start_new_session=True,
             )
         self.started_at = time.monotonic()
-        return await self._process.wait()
+        if self._is_disk_full:
+            self.set_disk_full(full=True)  # long before the new process has loaded what it writes with
+        code = await self._process.wait()
+        self.is_paused = False
+        return code
 
     def _rotate_log(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -108,9 +114,50 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL the process; supervision starts it again."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
         if self.pid is None:
             raise ChildError(f"{self.name} is not running")
-        os.kill(self.pid, signal.SIGKILL)
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            raise ChildError(f"{self.name} has just ended") from None
+
+    def kill_and_hold(self) -> None:
+        """SIGKILL the process and keep it down until ``start``."""
+        self.kill()
+        self.enabled = False
+        self._enable.clear()
+
+    def pause(self) -> None:
+        """SIGSTOP the process: it keeps its sockets and files and does nothing."""
+        self._signal(signal.SIGSTOP)
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        if self.is_paused and self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGCONT)
+        self.is_paused = False
+
+    def set_disk_full(self, *, full: bool) -> None:
+        """Let every write of the process to a file fail from now on, in its next lives too; or let them pass again."""
+        import psutil
+
+        limit = getattr(psutil, "RLIMIT_FSIZE", None)
+        if limit is None:
+            raise ChildError("a full disk: this system cannot limit another process's files, expected Linux")
+        self._is_disk_full = full
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self.pid is not None:
+                process = psutil.Process(self.pid)
+                _, hard = process.rlimit(limit)
+                try:
+                    process.rlimit(limit, (0 if full else hard, hard))
+                except psutil.AccessDenied as error:
+                    raise ChildError(f"{self.name}: this user may not limit its files ({error})") from error
 
     async def _terminate(self) -> None:
         process = self._process
@@ -118,6 +165,7 @@ class Child:
             return
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
+        self.resume()  # asleep, it would not hear the signal
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await process.wait()

@@ -17,6 +17,7 @@ import binascii
 import hashlib
 import os
 import struct
+import time
 from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final
@@ -218,8 +219,21 @@ def _compute_checksum(offset: int, number: int, head: bytes, label: bytes, paylo
     return hasher.digest()
 
 
+class DiskPace:
+    """How slow the disk of this process is made: every write takes ``delay_s`` longer, wherever it is waited for."""
+
+    def __init__(self) -> None:
+        self.delay_s = 0.0
+
+
+DISK_PACE: Final = DiskPace()
+"""A process has one disk, so this is one object."""
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all of ``data``; a short write is continued, what cannot be written raises ``OSError``."""
+    if DISK_PACE.delay_s:
+        time.sleep(DISK_PACE.delay_s)
     view = memoryview(data)
     while view:
         written = os.write(descriptor, view)

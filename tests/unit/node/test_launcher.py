@@ -25,7 +25,7 @@ from shardyard.errors import ShardyardError
 
 
 def choose(**more: Any) -> Any:
-    wanted = {"port_base": 0, "broker_port": 0, "shards": 2, "nodes_per_shard": 2, "embedded": True}
+    wanted = {"port_base": 0, "broker_port": 0, "shards": 2, "replicas": 2, "embedded": True}
     return choose_ports(**{**wanted, **more})
 
 
@@ -36,7 +36,7 @@ def test_free_ports_are_different_ones() -> None:
 
 
 def test_fixed_ports_are_first_replicas_first() -> None:
-    base = choose(shards=4, nodes_per_shard=1).rpc["shard-0-0"] // 2
+    base = choose(shards=4, replicas=1).rpc["shard-0-0"] // 2
     ports = choose(port_base=base, embedded=False)
     assert ports.rpc == {
         "shard-0-0": base,

@@ -1,0 +1,280 @@
+"""``faults``: live promises on real processes: four validators a shard, each a process, under load, while some of them fail.
+
+One of four of every shard down for good: the other leaders' slots all bring a final block. Two of four down: a safe halt, and
+finality within seconds after one returns. Even and uneven partitions heal to one chain. A process stopped for half a minute,
+one whose disk is full and one that equivocates do no harm. At the end every check and the offline audit must hold.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from node.audit.answered import Answered
+from node.audit.audit import AuditReport, audit_network
+from node.bench.devnet import LAUNCHER, Devnet
+from node.bench.heads import HeadBook, Progress
+from node.bench.report import BenchReport, Target, at_least, at_most, build_report, equals, say
+from node.checks.conservation import check_conservation
+from node.checks.finality import check_finality
+from node.checks.forks import check_no_forks
+from node.checks.liveness import check_liveness
+from node.checks.verdict import Verdict
+from node.config import Options
+from node.control import ask
+from node.load.result import LoadResult
+from node.load.run import LoadRun, RunOptions
+from node.load.workload import Knobs
+from node.network import parse_node
+from shardyard.ids import BEACON, describe_shard
+
+NODES: Final = 4
+HEAL_LIMIT_S: Final = 5.0
+GIVE_UP_S: Final = 60.0
+SETTLE_S: Final = 3.0
+"""After a fault begins, for what was on its way."""
+LEADERS_LEFT: Final = (NODES - 1) / NODES
+"""Share of the slots that have a leader when one of four is down."""
+PACE_MARGIN: Final = 0.9
+"""Of the blocks that the leaders left should make, less one at the edge of the window."""
+FAULT_TIMEOUT_S: Final = 30.0
+
+
+class FaultOptions(msgspec.Struct, frozen=True):
+    """What the bench is told; times in seconds."""
+
+    seed: int
+    shards: int = 2
+    watch_s: float = 30.0
+    pause_s: float = 30.0
+    halt_s: float = 15.0
+    tps: float = 10.0
+
+
+class Run:
+    """One network, and everything that was found about it."""
+
+    def __init__(self, devnet: Devnet, heads: HeadBook, options: FaultOptions) -> None:
+        self.devnet = devnet
+        self.heads = heads
+        self.options = options
+        self.targets: list[Target] = []
+        self.details: dict[str, Any] = {}
+        self.shards = [describe_shard(shard) for shard in range(options.shards)]
+        self.baseline: dict[str, float] = {}
+        preset = devnet.network.genesis.preset
+        self.longest_gap_s = (2 * preset.block_time_ms + 2 * preset.delta_ms) / 1000 + 0.5
+        """One slot whose leader is away: its timer (L6), the next block, and half a second for a busy machine."""
+
+    def list_nodes(self, *numbers: int) -> tuple[str, ...]:
+        """Return the nodes with these numbers of every shard."""
+        return tuple(f"{shard}-{number}" for number in numbers for shard in self.shards)
+
+    async def begin(self, kind: str, *nodes: str, **more: Any) -> int:
+        """Begin a fault and return its number."""
+        path = self.devnet.network.get_control_path(LAUNCHER)
+        found = await ask(path, "fault", timeout_s=FAULT_TIMEOUT_S, kind=kind, nodes=nodes, **more)
+        say(f"  fault {found['fault']['id']}: {kind} {found['fault']['text']}")
+        return int(found["fault"]["id"])
+
+    async def heal(self, *faults: int) -> None:
+        """Heal faults; all of them without a number."""
+        path = self.devnet.network.get_control_path(LAUNCHER)
+        await ask(path, "heal", timeout_s=FAULT_TIMEOUT_S, faults=faults)
+
+    async def time_healing(self, name: str, nodes: tuple[str, ...], *faults: int) -> None:
+        """Heal ``faults`` and note how long until each of ``nodes`` has a final block that nobody had before."""
+        wanted = {node: self.heads.get_height(describe_shard(parse_node(node)[0])) for node in nodes}
+        started = time.monotonic()
+        await self.heal(*faults)
+        await self.heads.wait_beyond(wanted, GIVE_UP_S)
+        took = time.monotonic() - started
+        say(f"    final again on {len(nodes)} nodes after {took:.2f} s")
+        self.targets.append(at_most(name, took, HEAL_LIMIT_S, "s"))
+
+    async def watch_pace(self, name: str, seconds: float) -> list[Progress]:
+        """Watch the shards with a leader away: all other slots bring their block, and no gap is longer than one slot's timer."""
+        found = await self.heads.watch(self.shards, seconds)
+        slowest = min(found, key=lambda one: one.blocks / self.baseline[one.chain])
+        share = slowest.blocks_per_s / self.baseline[slowest.chain]
+        due = self.baseline[slowest.chain] * slowest.seconds * LEADERS_LEFT
+        self.targets += [
+            at_least(f"{name}, final blocks", slowest.blocks, int(PACE_MARGIN * due) - 1, "blocks"),
+            at_most(f"{name}, longest gap", max(one.longest_gap_s for one in found), self.longest_gap_s, "s"),
+        ]
+        self.details[name] = {
+            "share of the usual pace": round(share, 3),
+            "shards": msgspec.to_builtins(found),
+        }
+        return found
+
+
+async def run_legs(run: Run) -> None:
+    """Let one fault after the other happen, and measure what it costs."""
+    options, heads = run.options, run.heads
+    say("usual pace")
+    for one in await heads.watch(run.shards, options.watch_s / 2):
+        run.baseline[one.chain] = max(one.blocks_per_s, 1e-9)
+    run.details["usual pace"] = dict(run.baseline)
+
+    say("one of four down for good")
+    down = await run.begin("kill", *run.list_nodes(3))
+    await asyncio.sleep(SETTLE_S)
+    await run.watch_pace("one of four down", options.watch_s)
+
+    say("two of four down")
+    second = await run.begin("kill", *run.list_nodes(2))
+    await _watch_halt(run, "two of four down")
+    await run.time_healing("finality after the second returns", run.list_nodes(0, 1, 2), second)
+    await run.time_healing("finality after all return", run.list_nodes(0, 1, 2, 3), down)
+
+    say("partition two against two")
+    cut = await run.begin("partition", *run.list_nodes(2, 3))
+    await _watch_halt(run, "partition two against two")
+    await run.time_healing("even partition heals", run.list_nodes(0, 1, 2, 3), cut)
+
+    say("partition three against one")
+    cut = await run.begin("partition", *run.list_nodes(3))
+    await asyncio.sleep(SETTLE_S)
+    await run.watch_pace("partition three against one", options.halt_s)
+    await run.time_healing("uneven partition heals", run.list_nodes(0, 1, 2, 3), cut)
+
+    say(f"SIGSTOP for {options.pause_s:.0f} s")
+    paused = await run.begin("pause", *run.list_nodes(1))
+    await asyncio.sleep(SETTLE_S)
+    await run.watch_pace("one of four asleep", options.pause_s - SETTLE_S)
+    await run.time_healing("sleeper is back", run.list_nodes(1), paused)
+
+    say("full disk")
+    restarts = await _count_restarts(run)
+    full = await run.begin("full-disk", *run.list_nodes(2))
+    await asyncio.sleep(SETTLE_S)
+    await run.watch_pace("one of four with a full disk", options.halt_s)
+    stopped = sum((await _count_restarts(run)).values()) - sum(restarts.values())
+    run.targets.append(at_least("stops for want of a disk", stopped, len(run.shards), "stops"))
+    # The launcher waits ever longer between starts, 5 s at most, so as not to spin on a disk that stays full.
+    started = time.monotonic()
+    wanted = {node: heads.get_height(describe_shard(parse_node(node)[0])) for node in run.list_nodes(2)}
+    await run.heal(full)
+    await heads.wait_beyond(wanted, GIVE_UP_S)
+    run.targets.append(at_most("disk has room again", time.monotonic() - started, 2 * HEAL_LIMIT_S, "s"))
+
+    say("one of four equivocates")
+    for shard in run.shards:
+        await run.begin("byzantine", f"{shard}-1", mode="equivocate")
+    await heads.watch(run.shards, options.halt_s)
+    accused = await _collect_accused(run)
+    run.targets.append(equals("shards with evidence", len(accused), len(run.shards), "shards"))
+    run.targets.append(
+        equals("honest validators accused", sum(map(len, accused.values())) - len(accused), 0, "validators")
+    )
+    await run.time_healing("finality after lies", run.list_nodes(0, 1, 2, 3))
+
+
+async def _watch_halt(run: Run, name: str) -> None:
+    """Watch shards without a quorum: no final block, while the beacon goes on."""
+    await asyncio.sleep(SETTLE_S)
+    found = await run.heads.watch([*run.shards, describe_shard(BEACON)], run.options.halt_s)
+    blocks = sum(one.blocks for one in found if one.chain in run.shards)
+    run.targets.append(equals(f"{name}, final blocks meanwhile", blocks, 0, "blocks"))
+    run.details[name] = msgspec.to_builtins(found)
+
+
+async def _count_restarts(run: Run) -> dict[str, int]:
+    nodes = await run.devnet.ask(LAUNCHER, "nodes")
+    return {node["node"]: int(node["restarts"]) for node in nodes}
+
+
+async def _collect_accused(run: Run) -> dict[str, set[str]]:
+    """Return whom the nodes of each shard have evidence against."""
+    found: dict[str, set[str]] = {}
+    for node in run.list_nodes(*range(NODES)):
+        for words in (await run.devnet.ask(node, "status"))["evidence"]:
+            found.setdefault(node.rpartition("-")[0], set()).add(words.partition(":")[0])
+    run.details["evidence"] = {shard: sorted(accused) for shard, accused in found.items()}
+    return found
+
+
+async def _check_all(run: Run) -> list[Verdict]:
+    network = run.devnet.network
+    return [
+        await check_liveness(network, 3 * HEAL_LIMIT_S),
+        await check_finality(network),
+        await check_no_forks(network, 0),
+        await check_conservation(network),
+    ]
+
+
+async def measure_faults(folder: Path, options: FaultOptions) -> BenchReport:
+    """Run all legs under load, check, stop, audit."""
+    wanted = Options(name="faults", shards=options.shards, nodes_per_shard=NODES, validators=NODES)
+    devnet = Devnet(folder, wanted)
+    try:
+        async with devnet, HeadBook(devnet) as heads:
+            run = Run(devnet, heads, options)
+            load, verdicts = await _run_under_load(run)
+    finally:
+        devnet.copy_logs(folder / "logs")
+    say("auditing offline")
+    answered = msgspec.convert(load.list_answered(), list[Answered])
+    audit = audit_network(devnet.network, answered, say)
+    return judge(run, verdicts, load.build_result(), audit)
+
+
+async def _run_under_load(run: Run) -> tuple[LoadRun, list[Verdict]]:
+    options = run.options
+    knobs = Knobs(
+        options.shards, options.tps, 0.3 if options.shards > 1 else 0.0, accounts=16, seed=options.seed
+    )
+    duration_s = 4 * options.watch_s + 2 * options.pause_s + 8 * options.halt_s + GIVE_UP_S
+    load = LoadRun(run.devnet.urls, knobs, RunOptions(duration_s, drain_s=GIVE_UP_S, sign_ahead_s=10.0), say)
+    await load.prepare()
+    sending = asyncio.create_task(load.send(), name="load")
+    try:
+        await asyncio.sleep(SETTLE_S)
+        await run_legs(run)
+        load.stop()
+        await sending
+        return load, await _check_all(run)
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+def judge(run: Run, verdicts: list[Verdict], load: LoadResult, audit: AuditReport) -> BenchReport:
+    """Return the report: paces and times, what the checks say, and that nothing answered is lost."""
+    found = audit.answered
+    assert found is not None, "the audit was given the answered transactions"
+    targets = [
+        *run.targets,
+        equals("held by the machine", round(run.heads.stood_still_s, 1), 0, "s"),
+        *(equals(f"check {one.check} fails", int(not one.held), 0, "checks") for one in verdicts),
+        equals("answered and missing", found.missing, 0, "transactions"),
+        equals("messages in flight at the end", audit.in_flight, 0, "messages"),
+        *(equals(f"broken: {row.promise}", row.broken, 0, "findings") for row in audit.rows),
+    ]
+    for target in run.targets:
+        say(f"  {target.name:<45} {target.got:8g} {target.unit} (target {target.limit:g})")
+    for one in verdicts:
+        say(f"  check {one.check}: {'holds' if one.held else 'FAILS'}: {one.words}")
+        for finding in one.findings:
+            say(f"    {finding}")
+    got = {target.name: target.got for target in run.targets}
+    share = run.details["one of four down"]["share of the usual pace"]
+    summary = (
+        f"1 of 4 down: {share:.0%} of the pace with {LEADERS_LEFT:.0%} of the leaders; "
+        f"2 of 4 down: halt, back after {got['finality after the second returns']:.1f} s; partitions heal in "
+        f"{got['even partition heals']:.1f} s and {got['uneven partition heals']:.1f} s; after SIGSTOP "
+        f"{got['sleeper is back']:.1f} s, after a full disk {got['disk has room again']:.1f} s; "
+        f"{load.sent} sent, {found.missing} lost, {sum(row.broken for row in audit.rows)} audit findings"
+    )
+    details = {
+        "options": msgspec.to_builtins(run.options),
+        **run.details,
+        "verdicts": msgspec.to_builtins(verdicts),
+        "load": msgspec.to_builtins(load),
+        "audit": msgspec.to_builtins(audit),
+    }
+    return build_report("faults", summary, targets, details)

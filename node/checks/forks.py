@@ -1,0 +1,75 @@
+"""``no-forks``: whatever two nodes call final at one height is one block, and the beacon means the same one (I5)."""
+
+from collections import defaultdict
+from typing import Any, Final
+
+from node.checks.verdict import Verdict, Witnesses, build_verdict
+from node.network import Network
+from shardyard.ids import ShardId, describe_shard
+
+DEFAULT_BLOCKS: Final = 256
+CHUNK: Final = 512
+
+
+async def check_no_forks(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verdict:
+    """Compare the final blocks of all nodes at equal heights, the last ``blocks`` of the node furthest behind and all above.
+
+    ``blocks`` 0 compares from genesis on. What the beacon accepted is compared as well.
+    """
+    witnesses = Witnesses(network)
+    findings: list[str] = []
+    rows: list[dict[str, Any]] = []
+    books = await witnesses.ask("beacon-0", "supply")
+    for chain in network.genesis.committees:
+        nodes = witnesses.list_nodes(chain)
+        heads = {node: await witnesses.ask(node, "finals", first=1, count=1) for node in nodes}
+        heights = {node: int(found["height"]) for node, found in heads.items() if found is not None}
+        if not heights:
+            findings.append(f"{describe_shard(chain)}: no node answers")
+            continue
+        first = max(1, min(heights.values()) - blocks + 1) if blocks else 1
+        by_height: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for node, height in heights.items():
+            for at, block_hash in (await _read_hashes(witnesses, node, first, height)).items():
+                by_height[at][block_hash].append(node)
+        if books is not None:
+            _add_accepted(by_height, books, chain)
+        forked = [height for height in sorted(by_height) if len(by_height[height]) > 1]
+        if forked:
+            sides = "; ".join(
+                f"{', '.join(names)}: 0x{found[:16]}…" for found, names in by_height[forked[0]].items()
+            )
+            findings.append(
+                f"{describe_shard(chain)}: {len(forked)} heights with several final blocks, first at {forked[0]}: {sides}"
+            )
+        compared = [height for height, found in by_height.items() if sum(map(len, found.values())) > 1]
+        rows.append(
+            {"chain": describe_shard(chain), "first": first, "heights": heights, "compared": len(compared)}
+        )
+    evidence = {
+        node: found["evidence"]
+        for node, found in (await witnesses.ask_all("status")).items()
+        if found.get("evidence")
+    }
+    compared = sum(row["compared"] for row in rows)
+    words = f"no two nodes differ in {compared} heights of {len(rows)} chains" if not findings else "FORKED"
+    if evidence:
+        words += f"; conflicting signatures were seen by {', '.join(evidence)}"
+    figures = {"chains": rows, "evidence": evidence, "silent": sorted(witnesses.silent)}
+    return build_verdict("no-forks", words + witnesses.describe_silent(), figures, findings)
+
+
+async def _read_hashes(witnesses: Witnesses, node: str, first: int, last: int) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for start in range(first, last + 1, CHUNK):
+        answer = await witnesses.ask(node, "finals", first=start, count=min(CHUNK, last + 1 - start))
+        if answer is None:
+            break
+        found.update(enumerate(map(str, answer["hashes"]), start=start))
+    return found
+
+
+def _add_accepted(by_height: dict[int, dict[str, list[str]]], books: dict[str, Any], chain: ShardId) -> None:
+    for row in books["shards"]:
+        if row["shard"] == chain and row["height"] in by_height:
+            by_height[row["height"]][row["head"]].append("the beacon")

@@ -1,0 +1,72 @@
+"""What the launcher can do to a process: hold it down, stop it by a signal, let its writes fail."""
+
+import psutil
+import pytest
+
+from node.config import Options
+from node.injection import FaultFile, get_faults_path, read_fault_file, write_fault_file
+from node.launcher.laboratory import wake_orphans
+from node.launcher.launcher import create_run_dir
+from node.launcher.supervisor import ChildError
+from node.network import create_network
+from tests.unit.node.test_launcher import WAITING, supervise
+
+WRITING = """
+import sys, time
+while True:
+    try:
+        with open({path!r}, 'ab', 0) as file:
+            file.write(b'x')
+    except OSError:
+        sys.exit(3)
+    time.sleep(0.01)
+"""
+
+
+async def test_killed_process_stays_down_until_it_is_let_up(tmp_path, eventually_async):
+    async with supervise(tmp_path, WAITING) as (child, exits, _):
+        await eventually_async(lambda: "here" in child.read_last_words())
+        child.kill_and_hold()
+        await eventually_async(lambda: child.pid is None)
+        with pytest.raises(ChildError, match="one is not running"):
+            child.pause()
+        child.start()
+        await eventually_async(lambda: child.pid is not None)
+        assert exits == []
+
+
+async def test_paused_process_sleeps_wakes_and_can_be_stopped_asleep(tmp_path, eventually_async):
+    async with supervise(tmp_path, WAITING) as (child, _, _):
+        await eventually_async(lambda: "here" in child.read_last_words())
+        child.pause()
+        await eventually_async(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED)
+        child.resume()
+        await eventually_async(lambda: psutil.Process(child.pid).status() != psutil.STATUS_STOPPED)
+        child.pause()
+        await child.stop()  # within its time: it hears the signal to end
+        assert child.pid is None
+        assert not child.is_paused
+
+
+@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="only Linux limits another process's files")
+async def test_full_disk_lasts_over_restarts_and_ends(tmp_path, eventually_async):
+    written = tmp_path / "written"
+    async with supervise(tmp_path, WRITING.format(path=str(written))) as (child, exits, _):
+        await eventually_async(written.exists)
+        child.set_disk_full(full=True)
+        await eventually_async(lambda: len(exits) >= 2)
+        assert set(exits) == {3}
+        child.set_disk_full(full=False)
+        size = written.stat().st_size
+        await eventually_async(lambda: written.stat().st_size > size)
+
+
+def test_faults_of_a_dead_launcher_are_forgotten(home):
+    network = create_network(home / "lab", Options(name="lab", shards=1, seed=5))
+    create_run_dir(network.run_dir)
+    write_fault_file(network, FaultFile({}, {"broker": 2**22 + 1}))
+    assert read_fault_file(network).paused
+    wake_orphans(network)  # nobody has that number
+    assert not get_faults_path(network).exists()
+    get_faults_path(network).write_text("{half")
+    assert read_fault_file(network) == FaultFile({})
