@@ -52,7 +52,7 @@ async def catch_up_by_snapshot(
     logger.info("%s: %d blocks behind, coming by a snapshot (distance %d)", node, lag, distance)
     fetcher = SnapshotFetcher(network.genesis, chain, BlsCrypto(), log.final_height, log.has_chunk)
     sync = _SnapshotSync(network, chain, log, bus, fetcher)
-    async with serve_control(network, node, lambda: {"state": "fetching a snapshot", **fetcher.progress}):
+    async with serve_control(network, node, lambda: {"state": "fetching a snapshot", **fetcher.progress}, {}):
         return await sync.run(heights)
 
 
