@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from node.storage.frames import HEADER_BYTES, encode_frame, encode_header
+from shardyard.errors import ShardyardError
 
 SECTOR_BYTES: Final = 512
 HOLE_CHANCE: Final = 0.15
@@ -101,7 +102,11 @@ class FrameFile:
             path = Path(directory)
             for number, segment in enumerate(self._segments):
                 (path / name(number)).write_bytes(segment)
-            yield path
+            try:
+                yield path
+            except ShardyardError as error:
+                # Where this run keeps its files is no part of what happened in it.
+                raise type(error)(str(error).replace(f"{path}/", "")) from error
             self._segments = [
                 bytearray((path / name(number)).read_bytes()) for number in range(len(self._segments))
             ]
