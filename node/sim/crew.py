@@ -2,7 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
+from itertools import islice
 from types import TracebackType
 from typing import Final, Self
 
@@ -90,14 +91,13 @@ class Crew:
         """Return the result of ``recipe`` with its story."""
         return self._workers[0].run(recipe, tells=True)
 
-    def find_first(self, recipes: Sequence[Recipe], invariant: str) -> Result | None:
+    def find_first(self, recipes: Iterable[Recipe], invariant: str) -> Result | None:
         """Return the result of the first of ``recipes`` that breaks ``invariant``; later ones may not be run."""
-        jobs = len(self._workers)
-        for start in range(0, len(recipes), jobs):
-            batch = recipes[start : start + jobs]
+        waiting = iter(recipes)
+        while batch := list(islice(waiting, len(self._workers))):
             found = {result.recipe: result for result in self.run(batch)}
             for recipe in batch:
-                if recipe in found and found[recipe].invariant == invariant:
+                if found[recipe].invariant == invariant:
                     return found[recipe]
         return None
 

@@ -4,6 +4,7 @@ What the ledger holds already is counted and not run again. One run in a hundred
 another hash seed: its trace must be the same (I15). Violations are shrunk, the first few of a hunt.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Final
@@ -20,6 +21,8 @@ from node.sim.sources import describe_commit
 
 REPEAT_EVERY: Final = 100
 MAX_SHRUNK: Final = 3
+SHRINK_S: Final = 15.0
+"""Time given to making one violation small; what is left then is small enough to read."""
 
 
 class Hunt(msgspec.Struct):
@@ -97,7 +100,8 @@ def _shrink(crew: Crew, result: Result, progress: Progress | None) -> Shrunk:
                 0, f"shrinking seed {result.seed}: {runs} runs, {len(smaller.command)} characters"
             )
 
-    return Shrinker(crew, result, say).shrink()
+    deadline = time.monotonic() + SHRINK_S
+    return Shrinker(crew, result, say, lambda: time.monotonic() > deadline).shrink()
 
 
 def _describe(found: Hunt) -> str:

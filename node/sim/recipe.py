@@ -13,8 +13,8 @@ from node.sim.strikes import draw_strikes
 from shardyard.errors import ConfigError
 
 DEFAULT_MINUTES: Final = 2.0
-MIN_MINUTES: Final = 0.25
-"""Below this there is no time for faults and for quiet after them."""
+MIN_MINUTES: Final = 0.5
+"""Below this there is no time for faults and for a quiet after them in which everything must come right."""
 MAX_MINUTES: Final = 24 * 60.0
 
 

@@ -4,7 +4,7 @@ Delta debugging (Zeller and Hildebrandt, 2002) over the strikes, then every othe
 until nothing can be taken away or the budget is spent. What counts as the same failure is the number of the invariant.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -46,23 +46,30 @@ def list_strikes(result: Result) -> list[Strike]:
 class Shrinker:
     """Shrinks one failing run."""
 
-    def __init__(self, crew: Crew, result: Result, say: Callable[[int, Result], None] | None = None) -> None:
-        """``say`` hears of every smaller run that still fails, with the number of runs so far."""
+    def __init__(
+        self,
+        crew: Crew,
+        result: Result,
+        say: Callable[[int, Result], None] | None = None,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``say`` hears of every smaller run that still fails, with the number of runs so far; ``is_over`` ends the search."""
         self._crew = crew
         self._best = result
         self._say = say
+        self._is_over = is_over
         self._runs = 0
         self._seen: set[Recipe] = {result.recipe}
 
     def shrink(self) -> Shrunk:
         """Return the smallest failing run found."""
         before = self._best
-        while self._runs < MAX_RUNS:
+        while self._runs < MAX_RUNS and not self._is_over():
             start = self._best.recipe
+            self._take_first(self._propose_ends)  # first, for it makes all other tries short
             self._shrink_strikes()
             self._take_first(self._propose_knobs)
             self._take_first(self._propose_shapes)
-            self._take_first(self._propose_ends)
             if self._best.recipe == start:
                 break
         return Shrunk(before, self._crew.tell(self._best.recipe), self._runs)
@@ -70,16 +77,22 @@ class Shrinker:
     def _try(self, recipes: Sequence[Recipe]) -> bool:
         """Go on from the first of ``recipes`` that fails in the same way; tell whether one does."""
         fresh = [recipe for recipe in dict.fromkeys(recipes) if recipe not in self._seen]
-        fresh = fresh[: max(0, MAX_RUNS - self._runs)]
-        self._seen.update(fresh)
-        self._runs += len(fresh)
-        found = self._crew.find_first(fresh, self._best.invariant)
+        found = self._crew.find_first(self._count(fresh), self._best.invariant)
         if found is None:
             return False
         self._best = found
         if self._say is not None:
             self._say(self._runs, found)
         return True
+
+    def _count(self, recipes: Iterable[Recipe]) -> Iterator[Recipe]:
+        """Yield ``recipes`` as long as the budget lasts."""
+        for recipe in recipes:
+            if self._runs >= MAX_RUNS or self._is_over():
+                break
+            self._seen.add(recipe)
+            self._runs += 1
+            yield recipe
 
     def _take_first(self, propose: Callable[[], Iterator[Recipe]]) -> None:
         """Take what ``propose`` offers as long as something of it still fails."""
@@ -132,13 +145,19 @@ class Shrinker:
                 yield msgspec.structs.replace(recipe, tps=tps)
 
     def _propose_ends(self) -> Iterator[Recipe]:
-        """Faults and load that end earlier; a run that breaks off before its end needs none of this."""
+        """Faults and load that end earlier."""
         result = self._best
-        if result.simulated_s * 1000 < result.scenario.end_ms:
-            return
         calm_s = result.scenario.calm_ms / 1000
-        for share in (0.125, 0.25, 0.5, 0.75, 0.9):
-            yield msgspec.structs.replace(result.recipe, calm_from_s=float(max(1, round(calm_s * share))))
+        if result.simulated_s < calm_s:  # it broke off: what would have come later does not matter
+            ends = [result.simulated_s + 1]
+        elif result.simulated_s * 1000 < result.scenario.end_ms:
+            ends = []
+        else:
+            ends = [calm_s * share for share in (0.125, 0.25, 0.5, 0.75, 0.9)]
+        for end_s in ends:
+            rounded = float(max(1, round(end_s)))
+            if rounded < calm_s:
+                yield msgspec.structs.replace(result.recipe, calm_from_s=rounded)
 
 
 def describe_shrunk(shrunk: Shrunk) -> list[str]:

@@ -64,7 +64,7 @@ def test_a_plant_that_is_harmless_is_not_found_and_says_so(tmp_path):
         "--seeds",
         "2",
         "--minutes",
-        "0.25",
+        "0.5",
     ]
     done = run_cli(*words, "--jobs", "1", home=tmp_path)
     assert done.returncode == 6
@@ -86,7 +86,7 @@ def test_a_hunt_goes_on_where_the_ledger_ends(tmp_path):
 def test_a_hunt_that_is_killed_loses_at_most_what_was_running(tmp_path, eventually):
     path = tmp_path / "ledger.jsonl"
     environ = {**os.environ, "SHARDYARD_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    words = ["sim", "hunt", "--seeds", "50", "--minutes", "0.25", "--jobs", "1", "--ledger", str(path)]
+    words = ["sim", "hunt", "--seeds", "50", "--minutes", "0.5", "--jobs", "1", "--ledger", str(path)]
     process = subprocess.Popen([*CLI, *words], env=environ, stderr=subprocess.PIPE, start_new_session=True)
     eventually(lambda: path.exists() and path.read_bytes().count(b"\n") >= 2, within_s=60)
     os.killpg(process.pid, signal.SIGKILL)
@@ -94,25 +94,25 @@ def test_a_hunt_that_is_killed_loses_at_most_what_was_running(tmp_path, eventual
     held = Ledger(path)
     count = len(held.entries)
     assert count >= 2
-    found = hunt([Recipe(seed, minutes=0.25) for seed in range(count + 1)], ledger=held)
+    found = hunt([Recipe(seed, minutes=0.5) for seed in range(count + 1)], ledger=held)
     assert found.known == count
     told = run_cli("sim", "ledger", "--ledger", str(path), home=tmp_path)
     assert told.returncode == 0
-    assert f"{count + 1} x 0.25 simulated minutes" in told.stdout
+    assert f"{count + 1} x 0.5 simulated minutes" in told.stdout
     assert "faults by the phase that they hit" in told.stdout
 
 
 def test_a_process_that_dies_over_a_run_is_a_violation_and_the_next_run_gets_another():
     with Worker() as worker:
-        assert worker.run(Recipe(1, minutes=0.25)).is_ok
+        assert worker.run(Recipe(1, minutes=0.5)).is_ok
         worker.kill()
-        result = worker.run(Recipe(2, minutes=0.25))
+        result = worker.run(Recipe(2, minutes=0.5))
         assert result.violation == "I12: the process that ran it was ended by SIGKILL"
-        assert worker.run(Recipe(2, minutes=0.25)).is_ok
+        assert worker.run(Recipe(2, minutes=0.5)).is_ok
 
 
 def test_results_of_a_crew_are_those_of_one_process():
-    recipes = [Recipe(seed, minutes=0.25) for seed in range(3)]
+    recipes = [Recipe(seed, minutes=0.5) for seed in range(3)]
     with Crew(2) as crew:
         side_by_side = {result.seed: result.report for result in crew.run(recipes)}
     assert side_by_side == {recipe.seed: run_recipe(recipe).report for recipe in recipes}
@@ -120,7 +120,7 @@ def test_results_of_a_crew_are_those_of_one_process():
 
 def test_a_story_has_all_faults_and_the_last_steps_of_the_chain_that_failed():
     epilogue = Epilogue(3)
-    result = run_recipe(Recipe(2, minutes=0.25), listener=epilogue)
+    result = run_recipe(Recipe(2, minutes=0.5), listener=epilogue)
     assert result.is_ok
     story = epilogue.tell("I7: shard-1 grew from 8 to 8")
     assert any(line.who == "nemesis" for line in story)

@@ -120,15 +120,15 @@ def test_a_network_with_the_instant_engine_runs_too():
 
 def test_a_replay_shows_every_step_and_comes_to_the_same_end():
     lines = []
-    result = run(2, minutes=0.25, show=lines.append)
-    assert result.report.trace_hash == run(2, minutes=0.25).report.trace_hash
+    result = run(2, minutes=0.5, show=lines.append)
+    assert result.report.trace_hash == run(2, minutes=0.5).report.trace_hash
     assert len(lines) > 200
     assert any("proposal of height 1 in slot " in line for line in lines)
     assert any("HEIGHT 1 IS FINAL" in line for line in lines)
 
 
 def test_a_result_says_how_to_replay_it():
-    assert run(2, minutes=0.25).command == "shardyard sim replay --seed 2 --minutes 0.25"
+    assert run(2, minutes=0.5).command == "shardyard sim replay --seed 2 --minutes 0.5"
 
 
 def test_hunting_is_fast_enough():

@@ -79,5 +79,5 @@ def test_what_a_run_says_cannot_leave_its_script(recorded, tmp_path):
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_run(tmp_path, capsys):
-    assert run_command(["sim", "run", "--seed", "1", "--minutes", "0.25", "--html", str(tmp_path)]) == 2
+    assert run_command(["sim", "run", "--seed", "1", "--minutes", "0.5", "--html", str(tmp_path)]) == 2
     assert "is a directory" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_a_command_line_gives_its_recipe_back(recipe, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"minutes": 0.1}, "expected 0.25 to 1440"),
+        ({"minutes": 0.1}, "expected 0.5 to 1440"),
         ({"only_strikes": (999,)}, "--only-strikes: got 999, expected 0 to"),
         ({"faults": False, "only_strikes": (0,)}, "expected none, for there are no strikes"),
         ({"calm": ("nonsense",)}, "--calm: got 'nonsense', expected knobs"),
