@@ -66,7 +66,7 @@ TESTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("node.driver", ("tests/unit/node/test_driver_order.py",)),
     ("node.signer", ("tests/unit/node/test_signer.py",)),
     ("node.bus", ("tests/unit/node/test_bus_envelope.py",)),
-    ("node.index", ("tests/unit/node/test_index_store.py", "tests/unit/node/test_rpc_messages.py")),
+    ("node.index", ("tests/unit/node/test_index_records.py", "tests/unit/node/test_index_store.py")),
     (
         "node.sim",
         ("tests/simulation/test_crash_everywhere.py", "tests/simulation/test_cross_shard_native.py"),
