@@ -1,9 +1,11 @@
 """The arithmetic of receipts: what is in flight with one, what it takes of an inbox, in which order shards are visited."""
 
+import msgspec
 import pytest
 
+from shardyard.codec import encode
 from shardyard.crosslinks import compute_visit_order
-from shardyard.errors import SupplyError
+from shardyard.errors import InvalidCrosslinkError, SupplyError
 from shardyard.ids import ZERO_ADDRESS, ZERO_HASH
 from shardyard.receipts import (
     MAX_DELIVERIES,
@@ -14,6 +16,7 @@ from shardyard.receipts import (
     ReceiptKind,
     compute_delivery_gas,
     compute_escrow,
+    compute_link_summaries,
     count_deliveries,
 )
 
@@ -56,6 +59,13 @@ def test_x2_value_and_the_gas_there_and_back_are_in_flight():
 def test_x2_what_leaves_256_bits_or_is_negative_is_refused(receipt):
     with pytest.raises(SupplyError):
         compute_escrow(receipt)
+
+
+@pytest.mark.parametrize("seqs", [(1, 3), (1, 1), (2, 1), (1, 2, 4)])
+def test_x1_sequences_of_a_link_are_dense(seqs):
+    outbox = [encode(msgspec.structs.replace(build(), seq=seq)) for seq in seqs]
+    with pytest.raises(InvalidCrosslinkError, match="got seq"):
+        compute_link_summaries(outbox)
 
 
 def test_x7_a_transfer_takes_what_an_ordinary_transfer_costs_and_a_call_what_it_may_use():
