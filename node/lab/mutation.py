@@ -66,13 +66,31 @@ TESTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("node.driver", ("tests/unit/node/test_driver_order.py",)),
     ("node.signer", ("tests/unit/node/test_signer.py",)),
     ("node.bus", ("tests/unit/node/test_bus_envelope.py",)),
-    ("node.index", ("tests/unit/node/test_index_store.py", "tests/unit/node/test_rpc_messages.py")),
+    ("node.index", ("tests/unit/node/test_index_records.py", "tests/unit/node/test_index_store.py")),
     (
         "node.sim",
         ("tests/simulation/test_crash_everywhere.py", "tests/simulation/test_cross_shard_native.py"),
     ),
 )
 """Which tests look at a module: those of the first line whose name it begins with."""
+NEAREST: Final = {
+    "shardyard.consensus.evidence": "tests/unit/consensus/test_evidence.py",
+    "shardyard.consensus.proofs": "tests/unit/consensus/test_proofs.py",
+    "shardyard.consensus.signer": "tests/unit/consensus/test_signer.py",
+    "shardyard.consensus.votes": "tests/unit/consensus/test_votes.py",
+    "shardyard.consensus": "tests/unit/consensus/test_simplex_rules.py",
+    "shardyard.quorum": "tests/unit/consensus/test_votes.py",
+    "shardyard.emission": "tests/unit/crosslink/test_validity.py",
+    "crosslink.availability": "tests/unit/crosslink/test_availability.py",
+    "crosslink.ledger": "tests/unit/crosslink/test_ledger.py",
+    "crosslink.validity": "tests/unit/crosslink/test_validity.py",
+    "shards.access_lists": "tests/unit/shards/test_access_lists.py",
+    "shards.inbox": "tests/unit/shards/test_inbox.py",
+    "shards.outbox": "tests/unit/shards/test_outbox.py",
+    "shards.policy": "tests/unit/shards/test_policy.py",
+    "shards.replica": "tests/unit/shards/test_replica.py",
+}
+"""Tests that are tried before the others of a line, because they most often know: it only saves time."""
 SIMULATED: Final = ("shardyard", "shards", "crosslink", "node.sim")
 """Modules that run in the simulator; the others are the shell of real processes."""
 
@@ -149,7 +167,10 @@ def find_tests(module: str) -> tuple[str, ...]:
     """Return the tests that look at ``module``."""
     for prefix, tests in TESTS:
         if module == prefix or module.startswith(f"{prefix}."):
-            return tests
+            nearest = [
+                test for name, test in NEAREST.items() if module == name or module.startswith(f"{name}.")
+            ]
+            return (*dict.fromkeys((*nearest[:1], *tests)),)
     raise MutationError(f"{module}: no tests are named for it; try: a line in {__name__}.TESTS")
 
 

@@ -139,6 +139,15 @@ def test_nodes_that_hold_different_certificate_kinds_for_a_slot_go_on():
             assert child.hash in {vote.block_hash for vote in solo.votes_sent(NOTAR)}
 
 
+def test_a_slot_that_was_skipped_here_and_is_final_elsewhere_becomes_final_here():
+    solo = Solo()
+    block = solo.propose(1)
+    solo.certify_and_hear(SKIP, 1)
+    solo.certify_and_hear(NOTAR, 1, block.hash)
+    solo.certify_and_hear(FINAL, 1, block.hash)
+    assert [final.hash for final in solo.finals] == [block.hash]
+
+
 def test_a_lost_signer_record_is_the_signers_business_and_breaks_nothing_here():
     solo = Solo()
     solo.propose(1)

@@ -99,6 +99,26 @@ def test_s1_a_proposal_that_leaves_out_a_skip_certificate_is_refused():
     assert solo.engine.refused["InvalidBlockError"] == 1
 
 
+def test_a1_a_header_stands_for_one_justification_only():
+    solo = Solo()
+    block = solo.build_block(2, skips=(1,))
+    other = Justification(None, (solo.certify(SKIP, 1, validators=(0, 1, 2)),))
+    solo.hear(Proposal(msgspec.structs.replace(block, justification=other)))
+    assert solo.votes_sent(NOTAR) == []
+    assert solo.engine.refused["InvalidBlockError"] == 1
+
+
+def test_a1_a_child_needs_the_certificate_of_its_parent():
+    solo = Solo()
+    first = solo.propose(1)
+    child = solo.build_block(2, first)
+    bare = Justification(None, ())
+    header = msgspec.structs.replace(child.header, justification_hash=bare.hash)
+    solo.hear(Proposal(solo.sign_block(header, bare)))
+    assert [vote.slot for vote in solo.votes_sent(NOTAR)] == [1]
+    assert solo.engine.refused["InvalidBlockError"] == 1
+
+
 def test_s2_skip_after_notar_is_allowed():
     solo = Solo()
     solo.propose(1)
@@ -287,6 +307,14 @@ def test_l1_the_leader_builds_on_the_highest_notarized_block():
     assert header.justification_hash == justification.hash
 
 
+def test_l1_a_leader_does_not_build_on_what_is_only_proposed():
+    solo = Solo(local=(2,))
+    solo.propose(1)
+    solo.certify_and_hear(SKIP, 1, validators=(0, 1, 3))
+    solo.fire("engine.propose.2")
+    assert [request.parent.hash for request in solo.builds()] == [GENESIS.hash]
+
+
 def test_l1_a_skipped_parent_that_is_not_executed_does_not_hold_up_the_leader():
     solo = Solo(local=(3,), validate=False)
     block = solo.propose(1)
@@ -430,6 +458,15 @@ def test_l9_a_fetch_survives_a_skip_and_its_answer_is_used():
     solo.certify_and_hear(SKIP, 1)
     solo.hear(BlockResponse(solo.config.shard, (parent,), ()))
     assert {vote.block_hash for vote in solo.votes_sent(NOTAR)} == {parent.hash, child.hash}
+
+
+def test_l9_the_fetch_of_a_certified_block_survives_a_skip():
+    solo = Solo()
+    block = solo.build_block(1)
+    solo.certify_and_hear(NOTAR, 1, block.hash)
+    solo.certify_and_hear(SKIP, 1)
+    solo.fire("engine.fetch")
+    assert [output.message for output in solo.of(Send)] == [BlockRequest(solo.config.shard, (block.hash,))]
 
 
 def test_l9_an_unsolicited_answer_is_refused_before_it_is_kept():
