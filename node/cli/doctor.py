@@ -101,13 +101,23 @@ def examine_running(session: Session) -> Iterator[Finding]:
     """Check processes, then what they say of themselves."""
     nodes = session.ask_launcher("nodes")
     exits = session.ask_launcher("exits")
-    yield from _check_processes(session, nodes, exits)
+    faults = session.ask_launcher("faults")["faults"]
+    yield from _check_processes(session, [node for node in nodes if not _is_held(node, faults)], exits)
+    for one in faults:
+        remedy = f"shardyard fault heal {one['id']}{session.name_flag}"
+        yield Finding(f"fault {one['id']}", "warning", f"{one['kind']} {one['text']}", remedy)
+    nodes = [node for node in nodes if not node["paused"]]
     before = _read_heads(session)
     statuses = dict(_read_statuses(session, [node["node"] for node in nodes if node["pid"]]))
     yield from _check_broker(session, statuses)
     for node, status in statuses.items():
         yield from _check_status(session, node, status)
     yield from _check_heads(session, before)
+
+
+def _is_held(node: dict[str, Any], faults: list[dict[str, Any]]) -> bool:
+    """Tell whether a process is down or asleep by a fault, which its own finding names."""
+    return any(one["kind"] in {"kill", "pause"} and node["node"] in one["nodes"] for one in faults)
 
 
 def _check_processes(

@@ -96,6 +96,7 @@ def test_wrong_type_in_a_file_names_file_and_key(tmp_path: Path) -> None:
         ({"block_time_ms": 49}, "block_time_ms: got 49, expected 50..60000"),
         ({"preset": "devnt"}, "preset: got 'devnt'; try: devnet"),
         ({"nodes_per_shard": 5}, "nodes_per_shard: got 5, expected at most the 4 validators"),
+        ({"followers": 17}, "followers: got 17, expected 0..16"),
         ({"broker": "rabbit"}, "broker: got 'rabbit', expected auto, embedded, mosquitto or a URL"),
     ],
 )

@@ -102,6 +102,19 @@ def test_replicas_share_a_committee_without_overlap(network: Network) -> None:
     assert get_local_validators(network, "beacon-0") == tuple(range(8))
 
 
+def test_follower_is_a_replica_more_and_has_no_keys(home: Path) -> None:
+    made = create_network(home / "followed", msgspec.structs.replace(SMALL, name="followed", followers=1))
+    assert [node for node in made.nodes if node.startswith("shard-1")] == [
+        "shard-1-0",
+        "shard-1-1",
+        "shard-1-2",
+    ]
+    assert get_local_validators(made, "shard-1-1") == (1, 3)
+    assert get_local_validators(made, "shard-1-2") == ()
+    (made.root / "keys" / "validators.json").unlink()
+    assert made.read_validator_secrets(BEACON, ()) == {}
+
+
 def test_node_ids_name_chain_and_replica() -> None:
     assert parse_node("shard-2-1") == (2, 1)
     assert parse_node("beacon-0") == (BEACON, 0)
