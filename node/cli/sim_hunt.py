@@ -235,7 +235,7 @@ def _print_coverage(table: Table) -> None:
     print_table(["phase", *table.faults], rows)
     holes = table.holes
     if holes:
-        named = ", ".join(f"{fault} after {phase} ({count})" for fault, phase, count in holes[:MAX_HOLES])
+        named = ", ".join(f"{fault} while {phase} ({count})" for fault, phase, count in holes[:MAX_HOLES])
         more = f" and {len(holes) - MAX_HOLES} more" if len(holes) > MAX_HOLES else ""
         click.echo(f"\n{len(holes)} holes (hit less than {ENOUGH} times): {named}{more}")
     else:
