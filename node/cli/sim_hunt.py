@@ -16,11 +16,11 @@ from node.sim.faults import DEFAULT_PROFILE
 from node.sim.hunt import Hunt, hunt, summarise
 from node.sim.ledger import FILE_NAME, Ledger, add_up
 from node.sim.mutants import PLANTS, get_plant
-from node.sim.plants import Plant, apply_plant, read_module
+from node.sim.plants import Plant, PlantError, apply_plant, read_module
 from node.sim.progress import Progress, format_duration
 from node.sim.recipe import Recipe
 from node.sim.shrink import describe_shrunk
-from node.sim.sources import compute_sources_hash, describe_commit
+from node.sim.sources import ROOT, compute_sources_hash, describe_commit, find_sources
 
 MAX_HOLES: Final = 20
 """Holes that are named; of more the number is told."""
@@ -142,8 +142,14 @@ def list_plants(*, as_json: bool) -> int:
 def hunt_plant(name: str, options: dict[str, Any]) -> int:
     """Plant a bug and hunt until it is found; the exit code is 0 when it is."""
     plant = get_plant(name)
+    run = set(find_sources())
     for passage in plant.passages:
         apply_plant(plant, passage.module, read_module(passage.module))
+        if ROOT.joinpath(*passage.module.split(".")).with_suffix(".py") not in run:
+            raise PlantError(
+                f"plant {plant.name}: {passage.module} is run by real processes, not by the simulator; "
+                f"try: scripts/mutants --only {plant.name}"
+            )
     start, count = options["start"], options["seeds"]
     recipes = _build_recipes(options, plant)
     say(f"planted {plant.name} ({plant.rule}) in {plant.module}: {plant.what}")
@@ -235,7 +241,7 @@ def _print_coverage(table: Table) -> None:
     print_table(["phase", *table.faults], rows)
     holes = table.holes
     if holes:
-        named = ", ".join(f"{fault} after {phase} ({count})" for fault, phase, count in holes[:MAX_HOLES])
+        named = ", ".join(f"{fault} while {phase} ({count})" for fault, phase, count in holes[:MAX_HOLES])
         more = f" and {len(holes) - MAX_HOLES} more" if len(holes) > MAX_HOLES else ""
         click.echo(f"\n{len(holes)} holes (hit less than {ENOUGH} times): {named}{more}")
     else:

@@ -6,6 +6,7 @@ What is on disk, what a restart brings back, what is delivered twice. Where a ru
 from node.sim.plants import Passage, Plant
 
 DRIVER = "node.sim.node"
+JUSTIFY = "shardyard.consensus.justify"
 SIGNER = "shardyard.consensus.signer"
 
 DRIVER_PLANTS: tuple[Plant, ...] = (
@@ -74,6 +75,27 @@ DRIVER_PLANTS: tuple[Plant, ...] = (
                 SIGNER,
                 'return "" if entry.proposed in {b"", wanted} else "S4: another block was proposed in this slot"',
                 'return ""',
+            ),
+        ),
+    ),
+    Plant(
+        "a1-nobody-asks-why",
+        "A1",
+        "shardyard.consensus.proposer",
+        "            if self._certificates.get_skip(slot) is None:\n                return None\n",
+        "",
+        "a leader passes over a notarized slot that it cannot justify to pass over, and nobody checks its justification",
+        is_safety=True,
+        also=(
+            Passage(
+                JUSTIFY,
+                "    if len(justification.skips) != header.slot - header.parent_slot - 1:\n",
+                "    if len(justification.skips) > header.slot:\n",
+            ),
+            Passage(
+                JUSTIFY,
+                "        if skip.kind is not VoteKind.SKIP or skip.slot != header.parent_slot + offset:\n",
+                "        if skip.kind is not VoteKind.SKIP or offset < 0:\n",
             ),
         ),
     ),

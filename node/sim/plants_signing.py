@@ -37,6 +37,7 @@ SIGNING_PLANTS: tuple[Plant, ...] = (
         "            self._admit(block, sender)\n\n",
         "a proposal's certificates are believed unverified",
         is_safety=True,
+        profile="byzantine",
     ),
     Plant(
         "s2-skip-after-final",

@@ -72,6 +72,12 @@ def test_a_plant_that_is_harmless_is_not_found_and_says_so(tmp_path):
     assert "try: " in done.stderr
 
 
+def test_a_plant_that_the_simulator_never_runs_is_refused(tmp_path):
+    done = run_cli("sim", "hunt", "--plant", "s5-signing-before-the-disk", home=tmp_path)
+    assert done.returncode == 2
+    assert "node.driver is run by real processes" in done.stderr
+
+
 def test_a_hunt_goes_on_where_the_ledger_ends(tmp_path):
     path = tmp_path / "ledger.jsonl"
     first = hunt([Recipe(seed, minutes=SHORT) for seed in range(2)], ledger=Ledger(path))
