@@ -142,9 +142,8 @@ def test_a_forged_sequence_does_not_move_the_window():
 
 def seal_raw(payload, *, flags=1, length, part=0, parts=1, sequence=0):
     """Seal what an honest sender would not: a header that lies about its payload, with a true signature."""
-    sealer, _ = build_pair()
-    header = wire._HEADER.pack(1, flags, 1, sequence, part, parts, length)
-    return sealer._seal_part(TOPIC, header, memoryview(payload))
+    header = wire.encode_header(flags, 1, sequence, part, parts, length)
+    return wire.seal_part(NETWORK, TOPIC, KEY, header, payload)
 
 
 @pytest.mark.parametrize(
