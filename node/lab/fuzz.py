@@ -57,7 +57,7 @@ def run_target(target: Target, state: Path, budget_s: float) -> Tally:
         left_s = str(budget_s - total.cpu_s)
         command = [sys.executable, "-P", "-m", "node.lab.fuzz_worker", target.name, str(directory), left_s]
         done = subprocess.run(command, capture_output=True, check=False)
-        text = (done.stderr or done.stdout).decode(errors="replace")
+        text = (done.stderr + done.stdout).decode(errors="replace")
         part = _read_tally(directory / "tally.json", target.name)
         total.inputs += part.inputs
         total.cpu_s += part.cpu_s

@@ -221,10 +221,15 @@ def build_sealed() -> Callable[[bytes], object]:
     return lambda data: opener.open(PEER, TOPIC, seal_recipe(NETWORK, TOPIC, KEY, data))
 
 
-def read_topic(data: bytes) -> None:
-    """Take a topic apart, and compare it with a message."""
-    topic = decode_topic(data.decode("utf-8", "surrogateescape"))
-    verify_topic_of(topic, seeds.list_messages()[data[0] % 8])
+def build_topic() -> Callable[[bytes], object]:
+    """Topics, each taken apart and compared with a message."""
+    messages = seeds.list_messages()
+
+    def read(data: bytes) -> None:
+        topic = decode_topic(data.decode("utf-8", "surrogateescape"))
+        verify_topic_of(topic, messages[len(data) % len(messages)])
+
+    return read
 
 
 # The shell
@@ -477,9 +482,7 @@ TARGETS: Final[tuple[Target, ...]] = (
         (RemoteProtocolError,),
         seeds.list_recipes,
     ),
-    Target(
-        "topic", "MQTT topics", build_stateless(read_topic), (DecodeError,), lambda: list(seeds.TOPICS), 256
-    ),
+    Target("topic", "MQTT topics", build_topic, (DecodeError,), lambda: list(seeds.TOPICS), 256),
     Target(
         "control",
         "lines of the control socket",
