@@ -12,14 +12,14 @@ import msgspec
 from node.executor import StateRecord
 from node.network import Network, get_local_validators, open_network, parse_node
 from node.storage.frames import Frame, encode_frame, encode_header, scan
-from node.storage.log import LOG_FILE_KIND, MAX_RECORD_BYTES, EntryKind, LogEntry, _compute_label
+from node.storage.log import LOG_FILE_KIND, MAX_RECORD_BYTES, EntryKind, LogEntry, compute_label
 from shardyard import _native
 from shardyard.blocks import Block, CertifiedHeader, FinalityProof, Justification, compute_body_hash
 from shardyard.codec import decode, encode
 from shardyard.consensus.votes import Certificate, VoteKind, compute_vote_message
-from shardyard.effects import BlockRecord, FinalRecord
+from shardyard.effects import BlockRecord, CertificateRecord, FinalRecord
 from shardyard.errors import DecodeError
-from shardyard.ids import Slot
+from shardyard.ids import ZERO_HASH, Slot
 from shardyard.quorum import encode_bitmap
 
 
@@ -51,7 +51,7 @@ def write_entries(network: Network, node: str, entries: list[LogEntry]) -> None:
         if entry.kind is EntryKind.KERNEL:
             label = b""
             with contextlib.suppress(DecodeError):
-                label = _compute_label(entry.decode_record())
+                label = compute_label(entry.decode_record())
         data += encode_frame(len(data), 0, entry.kind, entry.payload, label=label)
     get_log_file(network, node).write_bytes(bytes(data))
 
@@ -91,6 +91,18 @@ def get_final(network: Network, node: str, height: int = 0) -> tuple[Block, Fina
     return block, final.proof
 
 
+def get_highest_slot(network: Network, node: str) -> int:
+    """Return the highest slot that the log of ``node`` has a block or a certificate of, final or not."""
+    slots = [0]
+    for entry in read_entries(network, node):
+        match decode_entry(entry):
+            case BlockRecord(block=block):
+                slots.append(block.header.slot)
+            case CertificateRecord(certificate=certificate):
+                slots.append(certificate.slot)
+    return max(slots)
+
+
 def certify(network: Network, node: str, kind: VoteKind, slot: int, block_hash: bytes) -> Certificate:
     """Return a certificate that the whole committee of ``node``'s chain signed."""
     chain, _ = parse_node(node)
@@ -111,16 +123,22 @@ def certify(network: Network, node: str, kind: VoteKind, slot: int, block_hash: 
 def append_forged_block(
     network: Network, node: str, content: dict | None = None, body: bytes | None = None, **header
 ) -> Block:
-    """Append a child of the last final block that the whole committee signed, whatever is in it."""
+    """Append a child of the last final block that the whole committee signed, whatever is in it.
+
+    It stands above all slots that were voted on, which are skipped: in one of them it would contradict true votes as well.
+    """
     chain, _ = parse_node(node)
     parent, proof = get_final(network, node)
-    slot = Slot(parent.header.slot + 1)
+    slot = Slot(get_highest_slot(network, node) + 1)
     committee = network.genesis.committees[chain]
-    justification = Justification(notarization=proof.notarization if len(proof.path) == 1 else None, skips=())
-    if justification.notarization is None:
-        justification = Justification(
-            certify(network, node, VoteKind.NOTAR, parent.header.slot, parent.hash), ()
-        )
+    notarization = proof.notarization if len(proof.path) == 1 else None
+    justification = Justification(
+        notarization=notarization or certify(network, node, VoteKind.NOTAR, parent.header.slot, parent.hash),
+        skips=tuple(
+            certify(network, node, VoteKind.SKIP, skipped, ZERO_HASH)
+            for skipped in range(parent.header.slot + 1, slot)
+        ),
+    )
     values = {
         "slot": slot,
         "height": parent.header.height + 1,
