@@ -65,6 +65,10 @@ TESTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ),
     ("node.driver", ("tests/unit/node/test_driver_order.py",)),
     ("node.signer", ("tests/unit/node/test_signer.py",)),
+    (
+        "node.storage.signer_record",
+        ("tests/unit/node/test_signer.py", "tests/simulation/test_lost_records.py"),
+    ),
     ("node.bus", ("tests/unit/node/test_bus_envelope.py",)),
     ("node.index", ("tests/unit/node/test_index_records.py", "tests/unit/node/test_index_store.py")),
     (
@@ -91,7 +95,7 @@ NEAREST: Final = {
     "shards.replica": "tests/unit/shards/test_replica.py",
 }
 """Tests that are tried before the others of a line, because they most often know: it only saves time."""
-SIMULATED: Final = ("shardyard", "shards", "crosslink", "node.sim")
+SIMULATED: Final = ("shardyard", "shards", "crosslink", "node.sim", "node.storage.signer_record")
 """Modules that run in the simulator; the others are the shell of real processes."""
 
 TEST_PROGRAM: Final = """
