@@ -2,6 +2,7 @@
 
 Nothing here is believed by anybody: hashes are compared with those of others, proofs are verified from genesis, wei are
 added up. Answers go over the control socket and are capped; who wants more asks again from where the answer ended.
+A node that came by a snapshot has no blocks before it: an answer says by ``first`` where it really begins.
 """
 
 import asyncio
@@ -20,24 +21,35 @@ MAX_PROOF_BYTES: Final = 1024 * 1024
 
 
 def list_chain_methods(engine: FinalityEngine) -> dict[str, Method]:
-    """Return ``finals`` and ``proofs``: hashes and finality proofs of final blocks, from height ``first`` on."""
+    """Return ``finals`` and ``proofs``: hashes and finality proofs of ``count`` final blocks from height ``first`` on.
+
+    What an answer holds is consecutive from its own ``first`` on: the lowest height held that is not below the one asked
+    for. Above all that was asked for, the answer is empty and says where to ask instead.
+    """
+    history = _History(engine)
 
     async def answer_finals(params: dict[str, Any]) -> dict[str, Any]:
-        first, count = _read_range(params, MAX_HASHES)
-        blocks = [engine.get_final_block(height) for height in range(first, first + count)]
-        tip = engine.final_block.header
+        wanted, count = _read_range(params, MAX_HASHES)
+        first = history.find_first(wanted)
+        hashes: list[str] = []
+        for height in range(first, wanted + count):
+            block = engine.get_final_block(height)
+            if block is None:
+                break
+            hashes.append(block.hash.hex())
         return {
-            "height": tip.height,
+            "height": engine.final_block.header.height,
             "slot": engine.slot,
             "first": first,
-            "hashes": [block.hash.hex() for block in blocks if block is not None],
+            "hashes": hashes,
         }
 
     async def answer_proofs(params: dict[str, Any]) -> dict[str, Any]:
-        first, count = _read_range(params, MAX_PROOFS)
+        wanted, count = _read_range(params, MAX_PROOFS)
+        first = history.find_first(wanted)
         proofs: list[str] = []
         size = 0
-        for height in range(first, first + count):
+        for height in range(first, wanted + count):
             proof = engine.final_proof(height)
             if proof is None or (proofs and size > MAX_PROOF_BYTES):
                 break
@@ -85,6 +97,34 @@ def list_beacon_methods(machine: BeaconMachine) -> dict[str, Method]:
         }
 
     return {"supply": answer_supply}
+
+
+class _History:
+    """Where the final blocks that ``engine`` holds begin: they reach up to its tip, without a hole."""
+
+    def __init__(self, engine: FinalityEngine) -> None:
+        self._engine = engine
+        self._begin = 1
+
+    def find_first(self, wanted: int) -> int:
+        """Return the lowest height held from ``wanted`` on; ``wanted`` itself when it is beyond the tip."""
+        tip = self._engine.final_block.header.height
+        if wanted > tip or self._is_held(wanted):
+            return wanted
+        if wanted < self._begin <= tip and self._is_held(self._begin) and not self._is_held(self._begin - 1):
+            return self._begin  # as the last time: a block may be read from disk to find out
+        missing, held = wanted, tip
+        while held - missing > 1:
+            middle = (missing + held) // 2
+            if self._is_held(middle):
+                held = middle
+            else:
+                missing = middle
+        self._begin = held
+        return held
+
+    def _is_held(self, height: int) -> bool:
+        return self._engine.get_final_block(height) is not None
 
 
 def _read_range(params: dict[str, Any], limit: int) -> tuple[int, int]:

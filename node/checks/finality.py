@@ -83,7 +83,7 @@ async def check_finality(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verd
         if int(heads["height"]) and not headers:
             findings.append(f"{node}: it proves none of its {heads['height']} final blocks")
         last = headers[-1].height if headers else 0
-        rows.append({"node": node, "proven": len(headers), "first": first, "last": last})
+        rows.append({"node": node, "proven": len(headers), "first": int(answer["first"]), "last": last})
     for chain in network.genesis.committees:
         if not any(parse_node(row["node"])[0] == chain and row["proven"] for row in rows):
             names = ", ".join(witnesses.list_nodes(chain))

@@ -60,12 +60,19 @@ async def check_no_forks(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verd
 
 
 async def _read_hashes(witnesses: Witnesses, node: str, first: int, last: int) -> dict[int, str]:
+    """Return the hashes that ``node`` calls final, by height: from where its history begins, after a snapshot."""
     found: dict[int, str] = {}
-    for start in range(first, last + 1, CHUNK):
+    start = first
+    while start <= last:
         answer = await witnesses.ask(node, "finals", first=start, count=min(CHUNK, last + 1 - start))
         if answer is None:
             break
-        found.update(enumerate(map(str, answer["hashes"]), start=start))
+        begin, hashes = int(answer["first"]), list(map(str, answer["hashes"]))
+        end = begin + len(hashes)
+        if begin < start or end <= start:
+            break  # it has no more, or says what was not asked
+        found.update(enumerate(hashes, start=begin))
+        start = end
     return found
 
 
