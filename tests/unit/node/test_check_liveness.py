@@ -1,0 +1,93 @@
+"""Liveness is what was seen to grow: a first answer is no growth, and a beacon without books fails the check."""
+
+import itertools
+
+import pytest
+
+from node.checks import liveness, verdict
+from node.config import Options
+from node.control import ControlError
+from node.network import create_network
+
+SILENT = None
+
+
+@pytest.fixture
+def network(home):
+    return create_network(home / "mine", Options(name="mine", shards=1, nodes_per_shard=2, seed=5))
+
+
+@pytest.fixture
+def tell(network, monkeypatch):
+    """Let each node answer with heights in this order, the last for ever, and the beacon with accepted heights."""
+    monkeypatch.setattr(liveness, "POLL_S", 0.001)
+
+    def play(values):
+        return itertools.chain(values, itertools.repeat(values[-1]))
+
+    def tell_them(books, **heights):
+        told = {network.get_control_path(node.replace("_", "-")): play(row) for node, row in heights.items()}
+        accepted = play(books)
+
+        async def ask(path, method, *, timeout_s, **params):
+            found = (
+                next(accepted) if method == "supply" else next(told[path], SILENT) if path in told else SILENT
+            )
+            if found is SILENT:
+                raise ControlError("nobody there")
+            return {"height": found} if method == "finals" else {"shards": [{"shard": 0, "height": found}]}
+
+        monkeypatch.setattr(verdict, "ask", ask)
+
+    return tell_them
+
+
+async def check(network):
+    return await liveness.check_liveness(network, 0.1)
+
+
+async def test_chains_that_grow_are_live(network, tell):
+    tell([3, 4], beacon_0=[7, 8, 9], shard_0_0=[5, 6, 7], shard_0_1=[5, 6, 7])
+    found = await check(network)
+    assert found.held, found.findings
+    assert "2 chains made 4 final blocks" in found.words
+    assert "the beacon accepted 1 of the shards'" in found.words
+
+
+async def test_height_of_a_chain_that_was_silent_at_first_is_no_growth(network, tell):
+    tell([3, 4], beacon_0=[7, 9], shard_0_0=[SILENT, 500], shard_0_1=[SILENT])
+    found = await check(network)
+    assert not found.held
+    assert any("shard-0: 0 new final blocks" in one and "from height 500" in one for one in found.findings)
+
+
+async def test_node_ahead_of_those_that_answered_first_is_no_growth(network, tell):
+    tell([3, 4], beacon_0=[7, 9], shard_0_0=[2], shard_0_1=[SILENT, 500])
+    found = await check(network)
+    assert any("shard-0: 0 new final blocks" in one for one in found.findings)
+
+
+async def test_chain_that_never_answers_stands_still(network, tell):
+    tell([3, 4], beacon_0=[7, 9])
+    found = await check(network)
+    assert any("from an unknown height; 0 of 2 nodes answer" in one for one in found.findings)
+
+
+async def test_beacon_without_books_fails(network, tell):
+    tell([SILENT], beacon_0=[7, 9], shard_0_0=[5, 7], shard_0_1=[5, 7])
+    found = await check(network)
+    assert not found.held
+    assert any("the beacon showed no books" in one for one in found.findings)
+
+
+async def test_beacon_that_accepts_nothing_fails_by_books_shown_late(network, tell):
+    tell([SILENT, 3], beacon_0=[7, 9], shard_0_0=[5, 7], shard_0_1=[5, 7])
+    found = await check(network)
+    assert found.findings == (found.findings[0],)
+    assert "shard-0: the beacon accepted nothing beyond height 3" in found.findings[0]
+
+
+async def test_beacon_silent_in_the_end_has_accepted_what_it_said_before(network, tell):
+    tell([3, 4, SILENT], beacon_0=[7, 8, 9], shard_0_0=[5, 6, 7], shard_0_1=[5, 6, 7])
+    found = await check(network)
+    assert found.held, found.findings
