@@ -165,11 +165,7 @@ async def run_legs(run: Run) -> None:
     for shard in run.shards:
         await run.begin("byzantine", f"{shard}-1", mode="equivocate")
     await heads.watch(run.shards, options.halt_s)
-    accused = await _collect_accused(run)
-    run.targets.append(equals("shards with evidence", len(accused), len(run.shards), "shards"))
-    run.targets.append(
-        equals("honest validators accused", sum(map(len, accused.values())) - len(accused), 0, "validators")
-    )
+    run.targets += judge_evidence(await _collect_evidence(run), {shard: f"{shard}-1" for shard in run.shards})
     await run.time_healing("finality after lies", run.list_nodes(0, 1, 2, 3))
 
 
@@ -187,14 +183,38 @@ async def _count_restarts(run: Run) -> dict[str, int]:
     return {node["node"]: int(node["restarts"]) for node in nodes}
 
 
-async def _collect_accused(run: Run) -> dict[str, set[str]]:
-    """Return whom the nodes of each shard have evidence against."""
-    found: dict[str, set[str]] = {}
-    for node in run.list_nodes(*range(NODES)):
-        for words in (await run.devnet.ask(node, "status"))["evidence"]:
-            found.setdefault(node.rpartition("-")[0], set()).add(words.partition(":")[0])
-    run.details["evidence"] = {shard: sorted(accused) for shard, accused in found.items()}
+async def _collect_evidence(run: Run) -> dict[str, set[int]]:
+    """Return which validators of its chain each node of the shards has evidence against."""
+    found = {
+        node: {parse_accused(words) for words in (await run.devnet.ask(node, "status"))["evidence"]}
+        for node in run.list_nodes(*range(NODES))
+    }
+    run.details["evidence"] = {node: sorted(accused) for node, accused in found.items()}
     return found
+
+
+def parse_accused(words: str) -> int:
+    """Return the validator that evidence accuses, as ``describe_evidence`` words it."""
+    return int(words.partition(":")[0].removeprefix("validator "))
+
+
+def judge_evidence(evidence: dict[str, set[int]], liars: dict[str, str]) -> list[Target]:
+    """Return what must hold of the ``evidence`` of each node, when of each shard the node in ``liars`` alone has lied.
+
+    Every other node has it against that node's validator, and nobody has any against others.
+    """
+    honest = missing = wrong = 0
+    for node, accused in evidence.items():
+        liar = liars[node.rpartition("-")[0]]
+        _, guilty = parse_node(liar)  # one validator a node: they have the same number
+        wrong += len(accused - {guilty})
+        if node != liar:
+            honest += 1
+            missing += guilty not in accused
+    return [
+        equals("honest nodes with evidence against the liar", honest - missing, honest, "nodes"),
+        equals("accusations of honest validators", wrong, 0, "accusations"),
+    ]
 
 
 async def _check_all(run: Run) -> list[Verdict]:
