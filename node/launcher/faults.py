@@ -317,6 +317,20 @@ class FaultBook:
         """Strike a fault out."""
         return self._faults.pop(fault_id, None)
 
+    def release(self, node: str) -> list[int]:
+        """Take ``node`` out of all pauses, for it sleeps no more; return the numbers of those that have no node left."""
+        left: list[int] = []
+        for fault in self.faults:
+            nodes = tuple(one for one in fault.request.nodes if one != node)
+            if fault.kind is not Kind.PAUSE or nodes == fault.request.nodes:
+                continue
+            if not nodes:
+                left.append(fault.id)
+                continue
+            request = msgspec.structs.replace(fault.request, nodes=nodes)
+            self._faults[fault.id] = msgspec.structs.replace(fault, request=request)
+        return left
+
     def find(self, node: str, kinds: Collection[Kind]) -> Fault | None:
         """Return the first fault of one of ``kinds`` that names ``node``."""
         return next(

@@ -73,9 +73,8 @@ class Laboratory:
 
     async def on_exit(self, node: str) -> None:
         """Note that a process ended: one that was stopped by a signal is so no more."""
-        fault = self._book.find(node, {Kind.PAUSE})
-        if fault is not None and fault.request.nodes == (node,):
-            self._strike_out(fault.id)
+        for fault_id in self._book.release(node):
+            self._strike_out(fault_id)
 
     async def _answer_start(self, params: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -162,6 +161,7 @@ class Laboratory:
             case Kind.KILL:
                 for node in fault.request.nodes:
                     self._children[node].kill_and_hold()
+                    await self.on_exit(node)  # supervision tells only of those that it starts again
             case Kind.PAUSE:
                 for node in fault.request.nodes:
                     self._children[node].pause()

@@ -5,7 +5,7 @@ import pytest
 
 from node.config import Options
 from node.injection import FaultFile, get_faults_path, read_fault_file, write_fault_file
-from node.launcher.laboratory import wake_orphans
+from node.launcher.laboratory import Laboratory, wake_orphans
 from node.launcher.launcher import create_run_dir
 from node.launcher.supervisor import ChildError
 from node.network import create_network
@@ -46,6 +46,37 @@ async def test_paused_process_sleeps_wakes_and_can_be_stopped_asleep(tmp_path, e
         await child.stop()  # within its time: it hears the signal to end
         assert child.pid is None
         assert not child.is_paused
+
+
+async def test_process_killed_in_its_sleep_is_paused_no_more(tmp_path, home, eventually_async):
+    network = create_network(home / "lab", Options(name="lab", shards=1, nodes_per_shard=2, seed=5))
+    create_run_dir(network.run_dir)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    async with (
+        supervise(tmp_path / "one", WAITING) as (one, _, _),
+        supervise(tmp_path / "two", WAITING) as (two, _, _),
+    ):
+        laboratory = Laboratory(network, {"shard-0-0": one, "shard-0-1": two})
+        begin, heal = laboratory.methods["fault"], laboratory.methods["heal"]
+
+        async def list_held():
+            return [
+                (fault["kind"], list(fault["nodes"]))
+                for fault in (await laboratory.methods["faults"]({}))["faults"]
+            ]
+
+        await eventually_async(lambda: "here" in one.read_last_words() and "here" in two.read_last_words())
+        await begin({"kind": "pause", "nodes": ["shard-0-0", "shard-0-1"]})
+        down = await begin({"kind": "kill", "nodes": ["shard-0-0"]})
+        assert await list_held() == [("pause", ["shard-0-1"]), ("kill", ["shard-0-0"])]
+        await eventually_async(lambda: one.pid is None)
+        await begin({"kind": "kill", "nodes": ["shard-0-1"]})
+        assert await list_held() == [("kill", ["shard-0-0"]), ("kill", ["shard-0-1"])]
+        await heal({"faults": [down["fault"]["id"]]})
+        await eventually_async(lambda: one.pid is not None and not one.is_paused)
+        assert await list_held() == [("kill", ["shard-0-1"])]
+        laboratory.verify_free("shard-0-0")
 
 
 @pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="only Linux limits another process's files")
