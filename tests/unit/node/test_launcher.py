@@ -18,7 +18,7 @@ from node.control import MAX_LINE, ControlError, ControlServer, NoAnswerError, a
 from node.launcher.launcher import create_run_dir
 from node.launcher.lock import NetworkBusyError, is_held, lock_network
 from node.launcher.ports import PortInUseError, choose_ports, describe_holder, is_free
-from node.launcher.supervisor import EXIT_REFUSED, Child, ChildError
+from node.launcher.supervisor import EXIT_REFUSED, Child, ChildError, compute_restart_delay
 from shardyard.errors import ShardyardError
 
 # --- ports ---
@@ -137,6 +137,15 @@ async def test_child_that_refuses_its_configuration_is_not_started_again(tmp_pat
 async def test_child_that_ends_again_and_again_is_counted(tmp_path: Path, eventually_async: Any) -> None:
     async with supervise(tmp_path, "import sys; sys.exit(1)") as (child, _, _):
         await eventually_async(lambda: child.restarts >= 2)
+
+
+def test_child_that_ran_well_is_started_at_once_and_one_that_did_not_ever_more_slowly() -> None:
+    failures, delays = 0, []
+    for _ in range(7):
+        failures, delay_s = compute_restart_delay(failures, 0.5)
+        delays.append(delay_s)
+    assert delays == [0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0]
+    assert compute_restart_delay(failures, 5.0) == (0, 0.0)
 
 
 # --- the control socket ---
