@@ -1,9 +1,10 @@
 """``check``: verdicts on a running network, from its logs, or on a proof in a file. Exit code 6 when a check fails."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import rich_click as click
@@ -15,6 +16,7 @@ from node.cli.session import Session
 from node.config import check_name, get_home
 from node.network import Network, open_network
 
+NETWORK_HASH: Final = re.compile("0[xX][0-9a-fA-F]{64}")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -95,6 +97,12 @@ def finality(
     With PROOF, a file that `shardyard block prove` wrote is verified, without any network.
     """
     if proof is not None:
+        if trusted and not NETWORK_HASH.fullmatch(trusted):
+            raise CliError(
+                f"network: got {trusted!r}, expected 0x and 64 hexadecimal digits; "
+                "try: shardyard block prove latest FILE   (tells the network's hash)",
+                EXIT_USAGE,
+            )
         return tell(judge_file(proof, genesis, trusted), as_json=as_json)
     if genesis is not None or trusted:
         raise CliError(

@@ -34,19 +34,28 @@ class Duration(click.ParamType[int]):
 
     name = "duration"
 
+    def __init__(self, *, is_positive: bool = False) -> None:
+        self._is_positive = is_positive
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the milliseconds."""
+        """Return the milliseconds; a default is an integer, and may be 0 where a person may not say so."""
         del param, ctx
-        found = value if isinstance(value, int) else parse_duration_ms(value)
-        if found < 0:
-            raise click.BadParameter(f"duration: got {value!r}, expected more than 0, for example 10s")
+        if isinstance(value, int):
+            return value
+        try:
+            found = parse_duration_ms(value)
+        except OverflowError:
+            found = -1
+        if found < self._is_positive:
+            expected = "1ms or more" if self._is_positive else "0s or more"
+            raise click.BadParameter(f"duration: got {value!r}, expected {expected}, for example 10s")
         return found
 
 
 def for_option(function: F) -> F:
     """Add ``--for``, which every fault has."""
     text = "Heal it after this long, for example 10s; without, it holds until it is healed."
-    return click.option("--for", "for_ms", type=Duration(), default=0, help=text)(function)
+    return click.option("--for", "for_ms", type=Duration(is_positive=True), default=0, help=text)(function)
 
 
 @click.group(cls=NamingGroup)
@@ -185,7 +194,9 @@ def resume(*, nodes: str, name: str, as_json: bool) -> int:
 @click.option(
     "--validator", "validators", type=int, multiple=True, help="Only this one of NODE's; may be repeated."
 )
-@click.option("--by", "delay_ms", type=Duration(), default=0, help="How late `late` is.  [default: 3s]")
+@click.option(
+    "--by", "delay_ms", type=Duration(is_positive=True), default=0, help="How late `late` is.  [default: 3s]"
+)
 @for_option
 @network_option
 def byzantine(

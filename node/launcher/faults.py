@@ -22,6 +22,8 @@ BROKER: Final = "broker"
 MAX_FAULTS: Final = 256
 MAX_NAMED: Final = 8
 DEFAULT_LATE_MS: Final = 3000
+MAX_FOR_MS: Final = 7 * 24 * 3600 * 1000
+"""A week; what shall last longer is healed by hand."""
 
 
 class FaultError(ConfigError):
@@ -145,8 +147,10 @@ def complete_request(network: Network, request: FaultRequest, faults: Iterable[F
     for name, ms in (("delay", request.delay_ms), ("jitter", request.jitter_ms)):
         if not 0 <= ms <= MAX_DELAY_MS:
             raise FaultError(f"{name}: got {ms} ms, expected 0 to {MAX_DELAY_MS}")
-    if request.for_ms < 0:
-        raise FaultError(f"duration: got {request.for_ms} ms, expected more than 0")
+    if not 0 <= request.for_ms <= MAX_FOR_MS:
+        raise FaultError(
+            f"duration: got {request.for_ms} ms, expected 1 to {MAX_FOR_MS}, or 0 for until it is healed"
+        )
     if request.kind in LINK_KINDS:
         return _complete_link(network, request)
     if request.kind is Kind.BYZANTINE:
@@ -184,6 +188,8 @@ def _complete_byzantine(network: Network, request: FaultRequest, faults: Iterabl
         raise FaultError(f"byzantine: got {', '.join(request.nodes)}, expected one node")
     if request.mode is None:
         raise FaultError(f"mode: got none, expected one of {', '.join(Mode)}")
+    if request.delay_ms and request.mode is not Mode.LATE:
+        raise FaultError(f"by: got {request.delay_ms} ms for {request.mode}, expected it with late alone")
     (node,) = request.nodes
     chain, _ = parse_node(node)
     local = get_local_validators(network, node)

@@ -3,6 +3,7 @@
 import pytest
 
 from node.bus.faults import CERTAIN, Mode
+from node.cli.root import run
 from node.config import Options
 from node.launcher.faults import (
     FaultBook,
@@ -103,6 +104,12 @@ def test_faults_add_up_and_heal_one_by_one(book):
         (Kind.LOSS, {"lost": 1001}, "at most 100"),
         (Kind.SLOW_DISK, {}, "slow-disk: got no time"),
         (Kind.KILL, {"for_ms": -1}, "duration: got -1 ms"),
+        (Kind.KILL, {"for_ms": 10**12}, "duration: got 1000000000000 ms, expected 1 to 604800000"),
+        (
+            Kind.BYZANTINE,
+            {"mode": Mode.SILENT, "delay_ms": 200},
+            "by: got 200 ms for silent, expected it with late",
+        ),
         (Kind.BYZANTINE, {}, "mode: got none, expected one of silent, equivocate"),
         (Kind.BYZANTINE, {"mode": Mode.LATE, "validators": (2,)}, r"got \[2\], expected some of \[0\]"),
     ],
@@ -163,3 +170,20 @@ async def test_request_that_is_no_fault_is_refused_by_the_laboratory(network):
     with pytest.raises(FaultError, match="got 3, expected one of none"):
         await laboratory.methods["heal"]({"faults": [3]})
     assert await laboratory.methods["heal"]({}) == {"healed": [], "untold": []}
+
+
+@pytest.mark.parametrize("text", ["0s", "0ms", "0", "-1s", "0.0001s", "inf", "1e999"])
+def test_duration_of_nothing_is_refused_and_does_not_last_for_ever(network, capsys, text):
+    for words in ("kill shard-0-0 --for", "byzantine shard-0-0 late --by"):
+        assert run(["fault", *words.split(), text, "--name", "lab"]) == 2
+        assert f"duration: got {text!r}, expected 1ms or more" in capsys.readouterr().err
+
+
+def test_time_for_a_mode_that_has_none_is_refused(network, capsys):
+    words = "fault byzantine shard-0-0 silent --by 200ms --name lab"
+    assert run(words.split()) == 2
+    told = capsys.readouterr().err
+    assert (
+        "by: got 200 ms for silent, expected it with late alone\ntry: shardyard fault byzantine --help"
+        in told
+    )

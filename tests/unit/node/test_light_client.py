@@ -145,3 +145,9 @@ def test_command_trusts_only_the_genesis_it_is_given(chain, path, home, capsys):
     assert run(["check", "finality", str(path), "--network", "0x" + chain.genesis.network.hex()]) == 0
     assert run(["check", "finality", str(path), "--network", "0x" + "12" * 32]) == 6
     assert run(["check", "finality", str(path.with_name("nowhere"))]) == 2
+
+
+@pytest.mark.parametrize("text", ["12" * 32, "0x12", "0x" + "zz" * 32, "0x" + "12" * 33, "moon"])
+def test_network_that_is_no_hash_is_a_mistake_and_no_verdict(path, capsys, text):
+    assert run(["check", "finality", str(path), "--network", text]) == 2
+    assert f"network: got {text!r}, expected 0x and 64 hexadecimal digits" in capsys.readouterr().err
