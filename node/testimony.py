@@ -113,7 +113,7 @@ class _History:
             return wanted
         if wanted < self._begin <= tip and self._is_held(self._begin) and not self._is_held(self._begin - 1):
             return self._begin  # as the last time: a block may be read from disk to find out
-        missing, held = wanted, tip
+        missing, held = wanted, int(tip)
         while held - missing > 1:
             middle = (missing + held) // 2
             if self._is_held(middle):

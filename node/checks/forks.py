@@ -4,7 +4,7 @@ from collections import defaultdict
 from typing import Any, Final
 
 from node.checks.verdict import Verdict, Witnesses, build_verdict
-from node.network import Network
+from node.network import Network, parse_node
 from shardyard.ids import ShardId, describe_shard
 
 DEFAULT_BLOCKS: Final = 256
@@ -54,9 +54,19 @@ async def check_no_forks(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verd
     compared = sum(row["compared"] for row in rows)
     words = f"no two nodes differ in {compared} heights of {len(rows)} chains" if not findings else "FORKED"
     if evidence:
-        words += f"; conflicting signatures were seen by {', '.join(evidence)}"
+        words += f"; evidence against {describe_accused(evidence)}"
     figures = {"chains": rows, "evidence": evidence, "silent": sorted(witnesses.silent)}
     return build_verdict("no-forks", words + witnesses.describe_silent(), figures, findings)
+
+
+def describe_accused(evidence: dict[str, dict[str, int]]) -> str:
+    """Return whom the ``evidence`` of each node accuses, and which nodes have it, in words."""
+    holders: dict[str, list[str]] = defaultdict(list)
+    for node, accusations in evidence.items():
+        chain, _ = parse_node(node)
+        for accused in sorted({words.partition(":")[0] for words in accusations}):
+            holders[f"{accused} of {describe_shard(chain)}"].append(node)
+    return "; ".join(f"{accused}, held by {', '.join(nodes)}" for accused, nodes in holders.items())
 
 
 async def _read_hashes(witnesses: Witnesses, node: str, first: int, last: int) -> dict[int, str]:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from node.checks.conservation import judge_supply
+from node.checks.forks import describe_accused
 
 GENESIS = 300
 
@@ -37,3 +38,18 @@ def test_what_breaks_the_sum_is_named(books, counted, words):
     verdict = judge_supply(build_books(**books), counted, 2)
     assert not verdict.held
     assert any(re.search(words, finding) for finding in verdict.findings)
+
+
+def test_accused_are_named_with_their_shard_and_with_who_holds_the_evidence():
+    twice = {
+        "validator 1: notarize and notarize in one slot": 2,
+        "validator 1: skip and finalize in one slot": 1,
+    }
+    evidence = {
+        "shard-0-0": twice,
+        "shard-0-2": twice,
+        "shard-1-0": {"validator 1: skip and finalize in one slot": 1},
+    }
+    assert describe_accused(evidence) == (
+        "validator 1 of shard-0, held by shard-0-0, shard-0-2; validator 1 of shard-1, held by shard-1-0"
+    )

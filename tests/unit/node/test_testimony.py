@@ -47,11 +47,19 @@ def chain(network):
     return found
 
 
+ACCUSED = "validator 1: notarize and notarize in one slot"
+
+
 @pytest.fixture
 def answering(network, chain, monkeypatch):
     """Nodes of shard 0 by the engine that answers for them; the others are silent."""
     engines = {"shard-0-0": Held(chain), "shard-0-1": Held(chain), "shard-0-2": Held(chain, base=6)}
     by_path = {network.get_control_path(node): list_chain_methods(held) for node, held in engines.items()}
+
+    async def answer_status(_):
+        return {"evidence": {ACCUSED: 2}}
+
+    by_path[network.get_control_path("shard-0-0")]["status"] = answer_status
 
     async def ask(path, method, *, timeout_s, **params):
         if method not in by_path.get(path, {}):
@@ -94,6 +102,7 @@ async def test_replica_that_came_by_a_snapshot_forks_nothing(answering, network)
     (row,) = (row for row in verdict.figures["chains"] if row["chain"] == "shard-0")
     assert not [finding for finding in verdict.findings if "final blocks" in finding]
     assert row["compared"] == 9
+    assert "; evidence against validator 1 of shard-0, held by shard-0-0; no answer from" in verdict.words
 
 
 async def test_replica_on_another_chain_since_its_snapshot_is_a_fork(answering, network):
