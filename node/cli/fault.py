@@ -18,6 +18,7 @@ from node.cli.root import EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
 from node.launcher.faults import (
     BROKER,
+    MAX_FOR_MS,
     WITH_BROKER,
     FaultError,
     FaultRequest,
@@ -49,6 +50,8 @@ class Duration(click.ParamType[int]):
         if found < self._is_positive:
             expected = "1ms or more" if self._is_positive else "0s or more"
             raise click.BadParameter(f"duration: got {value!r}, expected {expected}, for example 10s")
+        if found > MAX_FOR_MS:
+            raise click.BadParameter(f"duration: got {value!r}, expected at most {MAX_FOR_MS // 1000}s")
         return found
 
 

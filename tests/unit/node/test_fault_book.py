@@ -179,6 +179,11 @@ def test_duration_of_nothing_is_refused_and_does_not_last_for_ever(network, caps
         assert f"duration: got {text!r}, expected 1ms or more" in capsys.readouterr().err
 
 
+def test_duration_beyond_a_week_is_refused_as_it_was_written(network, capsys):
+    assert run(["fault", "kill", "shard-0-0", "--for", "1e300s", "--name", "lab"]) == 2
+    assert "duration: got '1e300s', expected at most 604800s" in capsys.readouterr().err
+
+
 def test_time_for_a_mode_that_has_none_is_refused(network, capsys):
     words = "fault byzantine shard-0-0 silent --by 200ms --name lab"
     assert run(words.split()) == 2
