@@ -32,7 +32,7 @@ from node.storage.signer_record import (
 from shardyard import _native
 from shardyard.consensus.signer import BLOCKED, SignerEntry, SignerState
 from shardyard.consensus.votes import Certificate, Domain, Vote, compute_vote_message
-from shardyard.effects import CertificateRecord, FinalRecord, Record, SignRequest
+from shardyard.effects import CertificateRecord, FinalRecord, Record, SignRequest, SnapshotRecord
 from shardyard.errors import ShardyardError
 from shardyard.events import Signed
 from shardyard.ids import describe_shard
@@ -361,7 +361,7 @@ def _list_certificates(records: Iterable[Record]) -> list[Certificate]:
         match record:
             case CertificateRecord(certificate):
                 found.append(certificate)
-            case FinalRecord(proof=proof):
+            case FinalRecord(proof=proof) | SnapshotRecord(proof=proof):
                 found += (proof.notarization, proof.finalization)
             case _:
                 pass

@@ -11,8 +11,9 @@ from node.storage.data_dir import build_stamp, open_data_dir
 from node.storage.key_locks import build_lock_name, get_lock_dir, read_holder
 from node.storage.signer_record import SignerRecord
 from shardyard import _native
+from shardyard.blocks import FinalityProof
 from shardyard.consensus.votes import Certificate, Domain, Vote, VoteKind, compute_vote_message
-from shardyard.effects import CertificateRecord, SignRequest
+from shardyard.effects import CertificateRecord, SignRequest, SnapshotRecord
 from shardyard.errors import InvalidBlockError
 from shardyard.ids import BEACON, ZERO_HASH, Address, Hash32, Height, NodeId, ShardId, Slot
 from shardyard.keys import BlsCrypto
@@ -166,6 +167,17 @@ async def test_a_certificate_with_a_vote_that_is_not_on_record_stops_the_key(sta
     assert "FINAL vote of slot 5" in signer.stopped[1]
     assert (await signer.sign([ask(VoteKind.NOTAR, 6, A)])).votes == ()
     assert signer.describe()["silent"] == 1
+
+
+async def test_the_proof_of_a_snapshot_tells_of_newer_votes_too(start):
+    proof = FinalityProof(
+        path=(),
+        notarization=certify(VoteKind.NOTAR, 7, A, (0, 2, 3)).certificate,
+        finalization=certify(VoteKind.FINAL, 7, A, (0, 1, 2)).certificate,
+    )
+    signer = start()
+    signer.verify_covers([SnapshotRecord(None, proof, ())])
+    assert "FINAL vote of slot 7" in signer.reason
 
 
 async def test_what_is_behind_the_floor_is_no_evidence(start):
