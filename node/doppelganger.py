@@ -13,6 +13,7 @@ moved since.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -55,12 +56,20 @@ class DoppelgangerWatch:
         self._committee = committee
         self._get_final_height = get_final_height
         self._keys = frozenset(signer.validators)
-        self._checks_left = MAX_CHECKS
+        self._checks: Counter[bool] = Counter()
+        """Votes verified so far, while the record is lost and otherwise: what is heard before a Rejoin is not the watch's."""
         self._is_listening = False
 
     def begin(self, seconds: float, *, is_needed: bool) -> None:
-        """Hold the signer for ``seconds``, when there is somebody to listen to."""
-        if is_needed and self._keys and not self._signer.reason:
+        """Hold the signer for ``seconds``, when there is somebody to listen to.
+
+        With a lost record it signs nothing anyway; it is held when the record begins anew.
+        """
+        if not is_needed or not self._keys:
+            return
+        if self._signer.reason:
+            self._signer.watch_after_rejoin(seconds)
+        else:
             self._is_listening = True
             self._signer.hold()
             asyncio.get_running_loop().call_later(seconds, self._end)
@@ -85,14 +94,17 @@ class DoppelgangerWatch:
         self._signer.release()
 
     def _check(self, vote: Vote) -> None:
-        if vote.kind is VoteKind.PROPOSE or self._checks_left <= 0 or vote.validator in self._signer.stopped:
+        if vote.kind is VoteKind.PROPOSE or not self._signer.may_be_news(vote.validator, vote.slot):
             return
         if self._signer.state.has_signed(vote.validator, vote.kind, vote.slot, vote.block_hash):
             return
-        self._checks_left -= 1
+        is_lost = bool(self._signer.reason)
+        if self._checks[is_lost] >= MAX_CHECKS:
+            return
+        self._checks[is_lost] += 1
         message = compute_vote_message(self._domain, vote.kind, vote.slot, vote.block_hash)
         items = [(vote.validator, message, vote.signature)]
         if self._crypto.verify_votes(self._committee, items)[0]:
             self._signer.stop_key(
-                vote.validator, f"a peer sent its {vote.kind.name} vote of slot {vote.slot}"
+                vote.validator, vote.slot, f"a peer sent its {vote.kind.name} vote of slot {vote.slot}"
             )

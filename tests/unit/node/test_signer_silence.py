@@ -314,11 +314,6 @@ BEACON_DOMAIN = Domain(network=NETWORK, shard=BEACON, valset_root=DOMAIN.valset_
 
 
 async def test_a_final_rejoin_lets_all_keys_sign_above_its_slot(start, home):
-    def ask_beacon(slot):
-        return SignRequest(
-            VoteKind.NOTAR, Slot(slot), A, 1, compute_vote_message(BEACON_DOMAIN, VoteKind.NOTAR, slot, A)
-        )
-
     await start("beacon", domain=BEACON_DOMAIN).sign([ask_beacon(3)])
     start.end()
     (home / "beacon" / "signer.log").unlink()
@@ -336,6 +331,71 @@ async def test_a_final_rejoin_lets_all_keys_sign_above_its_slot(start, home):
     assert signer.reason == ""
     assert signer.build_rejoins() == ()
     assert (await signer.sign([ask_beacon(3)])).votes == ()
+
+
+def ask_beacon(slot):
+    message = compute_vote_message(BEACON_DOMAIN, VoteKind.NOTAR, slot, A)
+    return SignRequest(VoteKind.NOTAR, Slot(slot), A, 1, message)
+
+
+@pytest.fixture
+async def lost(start, home):
+    """A beacon signer whose record was lost."""
+    await start("beacon", domain=BEACON_DOMAIN).sign([ask_beacon(3)])
+    start.end()
+    (home / "beacon" / "signer.log").unlink()
+    return start("beacon", domain=BEACON_DOMAIN)
+
+
+def beacon_vote(slot, secret=SECRETS[1]):
+    message = compute_vote_message(BEACON_DOMAIN, VoteKind.NOTAR, slot, A)
+    return Vote(VoteKind.NOTAR, Slot(slot), A, 1, _native.bls_sign_many([secret], message)[0])
+
+
+def watch_beacon(signer):
+    return DoppelgangerWatch(signer, BlsCrypto(), BEACON_DOMAIN, COMMITTEE, lambda: 7)
+
+
+@pytest.mark.parametrize("by_certificate", [True, False])
+async def test_a_twin_heard_before_the_rejoin_is_final_stops_the_key_then(lost, by_certificate):
+    if by_certificate:
+        lost.take_records(
+            [certify(VoteKind.NOTAR, 10, A, (0, 1, 2)), certify(VoteKind.NOTAR, 4, A, (0, 1, 2))]
+        )
+    else:
+        watch_beacon(lost).observe(BEACON, Votes((beacon_vote(10), beacon_vote(4))))
+    assert lost.stopped == {}
+    await lost.on_final(9, lost.build_rejoins())
+    assert "vote of slot 10" in lost.stopped[1]
+    assert (await lost.sign([ask_beacon(11)])).votes == ()
+
+
+async def test_old_votes_up_to_the_slot_of_the_rejoin_stop_nothing(lost):
+    lost.take_records([certify(VoteKind.NOTAR, 9, A, (0, 1, 2))])
+    await lost.on_final(9, lost.build_rejoins())
+    assert lost.stopped == {}
+    assert len((await lost.sign([ask_beacon(11)])).votes) == 1
+
+
+async def test_what_is_heard_while_the_record_is_lost_costs_the_watch_nothing(lost):
+    watcher = watch_beacon(lost)
+    for slot in range(20, 21 + MAX_CHECKS):
+        watcher.observe(BEACON, Votes((beacon_vote(slot, SECRETS[2]),)))
+    await lost.on_final(9, lost.build_rejoins())
+    watcher.observe(BEACON, Votes((beacon_vote(10),)))
+    assert "NOTAR vote of slot 10" in lost.stopped[1]
+
+
+async def test_a_record_that_begins_anew_is_watched_like_a_start(lost):
+    watcher = watch_beacon(lost)
+    watcher.begin(0.1, is_needed=True)
+    assert (await lost.sign([ask_beacon(11)])).votes == ()  # lost: it says so at once
+    await lost.on_final(9, lost.build_rejoins())
+    assert "watching" in lost.describe()["state"]
+    task = asyncio.create_task(lost.sign([ask_beacon(11)]))
+    watcher.observe(BEACON, Votes((beacon_vote(12),)))
+    assert (await task).votes == ()
+    assert lost.describe()["state"] == "following only"
 
 
 @pytest.mark.parametrize(
