@@ -17,6 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -30,6 +31,7 @@ from node.storage.signer_record import (
     SignerRecordError,
     Witness,
     create_record,
+    peek_record,
 )
 from shardyard import _native
 from shardyard.consensus.signer import BLOCKED, SignerEntry, SignerState
@@ -44,6 +46,10 @@ __all__ = ["KeyInUseError", "Signer", "SignerFailedError", "SignerRecordError", 
 
 MAX_REFUSALS_LOGGED: Final = 32
 """Refusals written to the log, each a line; after that they are only counted."""
+
+BLOCKED_REASON: Final = (
+    "a key is blocked on record: an import did not name it, or another process was seen to sign with it"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +121,8 @@ class Signer:
             except SignerRecordError as error:
                 if not follows_without_record:
                     raise
+                with suppress(SignerRecordError):
+                    self._state = peek_record(directory.signer_path, directory.owner)
                 self.lose_record(str(error))
         except BaseException:
             self._locks.close()
@@ -150,7 +158,11 @@ class Signer:
         state = "signing" if silent < len(self._secrets) else "following only"
         if not self._released.is_set() and not self.reason:
             state = "watching for other processes with these keys"
-        reasons = [self.reason, *self.stopped.values(), *("no record of this key" for _ in blocked)]
+        reasons = [
+            self.reason,
+            *self.stopped.values(),
+            *(BLOCKED_REASON for key in blocked if key not in self.stopped),
+        ]
         return {
             "state": state,
             "keys": len(self._secrets),
@@ -210,9 +222,20 @@ class Signer:
             return
         self.stopped[validator] = (
             f"validator {validator}: {evidence}, which is not on record here: another process signs with this key, "
-            "or the record is an old copy. Try: stop the other one, shardyard validator export there, import here"
+            "or the record is an old copy; it signs no more here, also after a restart. Try: leave the key to the other "
+            "process, or shardyard up --fresh"
         )
         _log.error("%s: %s", describe_shard(self._domain.shard), self.stopped[validator])
+        self._state.raise_floor(validator, BLOCKED)
+        self._worker.submit(self._write_floors, tuple(sorted(self._state.key_floors.items())))
+
+    def _write_floors(self, floors: Sequence[tuple[int, int]]) -> None:
+        """Make ``floors`` durable, in the signer's thread; a failure ends the signer, as with a batch."""
+        try:
+            if self._record is not None:
+                self._record.append_floors(floors)
+        except Exception as error:  # noqa: BLE001
+            self._failure = self._failure or error
 
     def may_be_news(self, validator: int, slot: int) -> bool:
         """Tell whether a vote of ``validator`` in ``slot`` that is not on record would change anything."""
@@ -375,7 +398,11 @@ class Signer:
                 self.stop_key(validator, slot, evidence)
 
     def _begin_record(self, slot: int) -> SignerRecord:
-        create_record(self._directory, SignerState(slot), self._witness)
+        state = SignerState(slot)
+        for validator, floor in self._state.key_floors.items():
+            if floor == BLOCKED:  # whoever was seen to sign with it does not end with our record
+                state.raise_floor(validator, BLOCKED)
+        create_record(self._directory, state, self._witness)
         return SignerRecord(self._directory, self._witness)
 
     def close(self) -> None:

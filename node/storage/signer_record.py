@@ -131,6 +131,10 @@ class SignerRecord:
         if self._end > self._compact_above_bytes:
             self.rewrite()
 
+    def append_floors(self, floors: Sequence[tuple[int, int]]) -> None:
+        """Make floors of single keys, pairs of validator and slot, durable in one frame."""
+        self._write(FrameKind.KEY_FLOORS, encode(_KeyFloors(tuple(floors))))
+
     def rewrite(self) -> None:
         """Write the record anew from its state; a crash leaves the old file or the new one, both whole."""
         descriptor, end, number = _stage(self.path, self._owner, self.state, self.number + 1)

@@ -1,12 +1,13 @@
 """What keeps a key silent while its node follows on: a lost or old record, somebody else with the key, a watch, a floor."""
 
 import asyncio
+import errno
 import os
 
 import pytest
 
 from node.doppelganger import MAX_CHECKS, DoppelgangerWatch, is_recent
-from node.signer import KeyInUseError, Signer, SignerRecordError
+from node.signer import KeyInUseError, Signer, SignerFailedError, SignerRecordError
 from node.storage.data_dir import build_stamp, open_data_dir
 from node.storage.key_locks import build_lock_name, get_lock_dir, read_holder
 from node.storage.signer_record import SignerRecord
@@ -167,6 +168,34 @@ async def test_a_certificate_with_a_vote_that_is_not_on_record_stops_the_key(sta
     assert "FINAL vote of slot 5" in signer.stopped[1]
     assert (await signer.sign([ask(VoteKind.NOTAR, 6, A)])).votes == ()
     assert signer.describe()["silent"] == 1
+
+
+async def test_a_stopped_key_is_stopped_after_a_restart_too(start):
+    signer = start()
+    foreign = certify(VoteKind.NOTAR, 7, A, (0, 1, 2))
+    await signer.sign([ask(VoteKind.NOTAR, 5, A)])
+    signer.take_records([foreign])
+    start.end()
+    signer = start()
+    signer.verify_covers([foreign])
+    assert signer.reason == ""  # a lost record would lead to a Rejoin
+    assert signer.build_rejoins() == ()
+    assert (await signer.sign([ask(VoteKind.NOTAR, 99, A)])).votes == ()
+    assert "another process was seen" in signer.describe()["reason"]
+
+
+async def test_a_stop_that_cannot_be_written_ends_the_signer(start, monkeypatch):
+    signer = start()
+
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    signer.take_records([certify(VoteKind.NOTAR, 7, A, (0, 1, 2))])
+    signer._worker.shutdown(wait=True)
+    monkeypatch.undo()
+    with pytest.raises(SignerFailedError, match="must stop"):
+        await signer.sign([ask(VoteKind.NOTAR, 99, A)])
 
 
 async def test_the_proof_of_a_snapshot_tells_of_newer_votes_too(start):
@@ -368,6 +397,20 @@ async def test_a_twin_heard_before_the_rejoin_is_final_stops_the_key_then(lost, 
     await lost.on_final(9, lost.build_rejoins())
     assert "vote of slot 10" in lost.stopped[1]
     assert (await lost.sign([ask_beacon(11)])).votes == ()
+
+
+async def test_a_stopped_key_does_not_rejoin_when_its_record_turns_out_old(start, home):
+    signer = start("beacon", domain=BEACON_DOMAIN)
+    await signer.sign([ask_beacon(3)])
+    signer.take_records([certify(VoteKind.NOTAR, 5, A, (0, 1, 2))])
+    start.end()
+    (witness,) = (home / "keys" / "witness").iterdir()
+    witness.write_bytes((99).to_bytes(8, "big"))
+    signer = start("beacon", domain=BEACON_DOMAIN)
+    assert "old copy" in signer.reason
+    await signer.on_final(9, signer.build_rejoins())
+    assert signer.reason == ""
+    assert (await signer.sign([ask_beacon(11)])).votes == ()
 
 
 async def test_old_votes_up_to_the_slot_of_the_rejoin_stop_nothing(lost):
