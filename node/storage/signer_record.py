@@ -135,9 +135,12 @@ class SignerRecord:
         """Make floors of single keys, pairs of validator and slot, durable in one frame."""
         self._write(FrameKind.KEY_FLOORS, encode(_KeyFloors(tuple(floors))))
 
-    def rewrite(self) -> None:
-        """Write the record anew from its state; a crash leaves the old file or the new one, both whole."""
-        descriptor, end, number = _stage(self.path, self._owner, self.state, self.number + 1)
+    def rewrite(self, *, above: int = 0) -> None:
+        """Write the record anew from its state; a crash leaves the old file or the new one, both whole.
+
+        Its frames are numbered on from its own last one, or from ``above``, of a record that was merged into it.
+        """
+        descriptor, end, number = _stage(self.path, self._owner, self.state, max(self.number, above) + 1)
         try:
             _get_staged_path(self.path).replace(self.path)
             sync_directory(self.path.parent)
@@ -250,10 +253,10 @@ def _replay(state: SignerState, frame: Frame) -> None:
                 state.replay(entry)
 
 
-def create_record(directory: DataDir, state: SignerState, witness: Witness) -> None:
-    """Put a record of ``state`` where the old one is lost; raises ``OSError``."""
+def create_record(directory: DataDir, state: SignerState, witness: Witness, *, above: int = 0) -> None:
+    """Put a record of ``state``, numbered above all before it and ``above``, where the old one is lost; raises ``OSError``."""
     path = directory.signer_path
-    descriptor, _, number = _stage(path, directory.owner, state, witness.read() + 1)
+    descriptor, _, number = _stage(path, directory.owner, state, max(witness.read(), above) + 1)
     os.close(descriptor)
     _get_staged_path(path).replace(path)
     sync_directory(path.parent)
