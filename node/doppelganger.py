@@ -6,12 +6,13 @@ from timing; it holds at any moment, and the key stops for good. Certificates te
 were verified by the engine; single votes of own keys are rare enough to be verified here.
 
 Before a process signs for the first time it listens for ``WATCH_SLOTS`` block times, within which a committee that goes on shows
-who votes in it; what the engine wants signed waits meanwhile. It does not listen when there is nothing to hear: no other process
-has keys of this chain; the record was written to within ``RECENT_S`` (a restart); or a peer tells that the chain has not
-moved since.
+who votes in it; what the engine wants signed waits meanwhile. It listens the whole time: what peers say of their heights may
+be old or lag behind, and shortens nothing. It does not listen when there is nothing to hear: no other process has keys of this
+chain, or the record was written to within ``RECENT_S`` (a restart).
 """
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,14 +21,16 @@ from typing import Final
 
 from node.signer import Signer
 from shardyard.consensus.votes import Crypto, Domain, Vote, VoteKind, compute_vote_message
-from shardyard.ids import ShardId
-from shardyard.messages import Message, Status, Votes
+from shardyard.ids import ShardId, describe_shard
+from shardyard.messages import Message, Votes
 from shardyard.validators import ValidatorSet
 
 WATCH_SLOTS: Final = 2
 RECENT_S: Final = 30.0
 MAX_CHECKS: Final = 64
 """Votes of own keys that are verified in one life: a liar can make us verify no more."""
+
+_log = logging.getLogger(__name__)
 
 
 def is_recent(record: Path, now_s: float | None = None) -> bool:
@@ -58,7 +61,7 @@ class DoppelgangerWatch:
         self._keys = frozenset(signer.validators)
         self._checks: Counter[bool] = Counter()
         """Votes verified so far, while the record is lost and otherwise: what is heard before a Rejoin is not the watch's."""
-        self._is_listening = False
+        self._height_at_begin = 0
 
     def begin(self, seconds: float, *, is_needed: bool) -> None:
         """Hold the signer for ``seconds``, when there is somebody to listen to.
@@ -70,7 +73,7 @@ class DoppelgangerWatch:
         if self._signer.reason:
             self._signer.watch_after_rejoin(seconds)
         else:
-            self._is_listening = True
+            self._height_at_begin = self._get_final_height()
             self._signer.hold()
             asyncio.get_running_loop().call_later(seconds, self._end)
 
@@ -78,19 +81,20 @@ class DoppelgangerWatch:
         """Look at a peer's message on its way to the machine."""
         if chain != self._domain.shard:
             return
-        match message:
-            case Votes(votes):
-                for vote in votes:
-                    if vote.validator in self._keys:
-                        self._check(vote)
-            case Status(shard=shard, final_height=height) if shard == chain and self._is_listening:
-                if height <= self._get_final_height():
-                    self._end()  # nobody voted while we were away
-            case _:
-                pass
+        if isinstance(message, Votes):
+            for vote in message.votes:
+                if vote.validator in self._keys:
+                    self._check(vote)
 
     def _end(self) -> None:
-        self._is_listening = False
+        _log.info(
+            "%s: watched for other processes with the keys of validators %s from height %d to %d: %s",
+            describe_shard(self._domain.shard),
+            sorted(self._keys),
+            self._height_at_begin,
+            self._get_final_height(),
+            f"heard those of {sorted(self._signer.stopped)}" if self._signer.stopped else "heard none",
+        )
         self._signer.release()
 
     def _check(self, vote: Vote) -> None:
