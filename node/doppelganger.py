@@ -8,7 +8,10 @@ were verified by the engine; single votes of own keys are rare enough to be veri
 Before a process signs for the first time it listens for ``WATCH_SLOTS`` block times, within which a committee that goes on shows
 who votes in it; what the engine wants signed waits meanwhile. It listens the whole time: what peers say of their heights may
 be old or lag behind, and shortens nothing. It does not listen when there is nothing to hear: no other process has keys of this
-chain, or the record was written to within ``RECENT_S`` (a restart).
+chain, or a process signed into this very record within ``RECENT_S`` on this machine (a restart; a copy is none).
+
+What is not heard: single votes of a twin that has this node's name as well, a whole copied network, because the bus takes
+what comes by one's own name for an echo; and single votes after ``MAX_CHECKS`` were verified. Certificates tell of both.
 """
 
 import asyncio
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from node.signer import Signer
+from node.storage.signer_record import is_signed_here
 from shardyard.consensus.votes import Crypto, Domain, Vote, VoteKind, compute_vote_message
 from shardyard.ids import ShardId, describe_shard
 from shardyard.messages import Message, Votes
@@ -28,18 +32,22 @@ from shardyard.validators import ValidatorSet
 WATCH_SLOTS: Final = 2
 RECENT_S: Final = 30.0
 MAX_CHECKS: Final = 64
-"""Votes of own keys that are verified in one life: a liar can make us verify no more."""
+"""Votes by the name of own keys that are verified in one life with a record, and as many while it is lost: a liar can make
+us verify no more. Whoever forges so many makes us deaf to single votes until the next start, not to certificates."""
 
 _log = logging.getLogger(__name__)
 
 
-def is_recent(record: Path, now_s: float | None = None) -> bool:
-    """Tell whether something was signed so lately that nobody else can have taken over and been heard."""
+def is_recent(path: Path, now_s: float | None = None) -> bool:
+    """Tell whether ``path``, a record or a network's file, was written so lately that nobody else can have taken over.
+
+    A record must have been signed into where it lies, too: the times of a copy say nothing.
+    """
     try:
-        age = (time.time() if now_s is None else now_s) - record.stat().st_mtime
+        age = (time.time() if now_s is None else now_s) - path.stat().st_mtime
     except OSError:
         return False
-    return 0 <= age < RECENT_S
+    return 0 <= age < RECENT_S and is_signed_here(path)
 
 
 class DoppelgangerWatch:

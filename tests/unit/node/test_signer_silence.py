@@ -3,11 +3,14 @@
 import asyncio
 import errno
 import os
+import shutil
+from functools import partial
 
 import pytest
 
 from node.doppelganger import MAX_CHECKS, DoppelgangerWatch, is_recent
 from node.signer import KeyInUseError, Signer, SignerFailedError, SignerRecordError
+from node.storage import signer_record
 from node.storage.data_dir import build_stamp, open_data_dir
 from node.storage.key_locks import build_lock_name, get_lock_dir, read_holder
 from node.storage.signer_record import SignerRecord
@@ -294,6 +297,43 @@ async def test_only_a_record_that_was_just_written_needs_no_watch(start, home):
     assert is_recent(path, now + 1)
     assert not is_recent(path, now + 60)
     assert not is_recent(path, now - 3600)  # the clock was set back: nothing is known
+
+
+@pytest.mark.parametrize("copy", [shutil.copytree, partial(shutil.copytree, copy_function=shutil.copyfile)])
+async def test_a_copied_record_is_not_that_of_a_restart(start, home, copy):
+    await start().sign([ask(VoteKind.NOTAR, 1, A)])
+    start.end()
+    assert is_recent(home / "data" / "signer.log")
+    copy(home / "data", home / "copy")
+    start("copy")
+    assert not is_recent(home / "copy" / "signer.log")
+    assert is_recent(home / "data" / "signer.log")
+
+
+async def test_a_record_that_came_without_its_mark_is_not_that_of_a_restart(start, home):
+    await start().sign([ask(VoteKind.NOTAR, 1, A)])
+    start.end()
+    (home / "data" / "signer.mark").unlink()
+    start()
+    assert not is_recent(home / "data" / "signer.log")
+
+
+async def test_a_record_of_another_start_of_the_machine_is_not_that_of_a_restart(start, home, monkeypatch):
+    await start().sign([ask(VoteKind.NOTAR, 1, A)])
+    (home / "boot").write_text("another\n")
+    monkeypatch.setattr(signer_record, "BOOT_ID_PATH", home / "boot")
+    assert not is_recent(home / "data" / "signer.log")
+
+
+async def test_a_compacted_record_is_marked_and_an_imported_one_only_when_something_was_signed(start, home):
+    path = home / "data" / "signer.log"
+    signer = start()
+    await signer.sign([ask(VoteKind.NOTAR, 1, A)])
+    signer._record.rewrite()  # as an import does
+    assert not is_recent(path)
+    signer._record._compact_above_bytes = 0
+    await signer.sign([ask(VoteKind.NOTAR, 2, A)])
+    assert is_recent(path)
 
 
 # Locks
