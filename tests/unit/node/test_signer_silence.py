@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 import shutil
+import threading
 from functools import partial
 
 import pytest
@@ -346,6 +348,20 @@ async def test_a_key_is_refused_to_a_second_process_with_the_path_of_its_lock(st
     path = home / "locks" / build_lock_name(DOMAIN, COMMITTEE.validators[1].public_key)
     assert str(path) in str(caught.value)
     assert str(home / "data") in str(caught.value)
+    assert read_holder(home / "locks", DOMAIN, COMMITTEE.validators[1].public_key).startswith("process ")
+
+
+@pytest.mark.parametrize("mode", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+async def test_whoever_looks_at_a_lock_for_a_moment_keeps_no_process_from_starting(start, home, mode):
+    """``read_holder`` shares it, and a sweep takes it; both may come between any two steps of a start."""
+    (home / "locks").mkdir()
+    path = home / "locks" / build_lock_name(DOMAIN, COMMITTEE.validators[1].public_key)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, mode)
+    timer = threading.Timer(0.05, os.close, (descriptor,))
+    timer.start()
+    start()
+    timer.join()
     assert read_holder(home / "locks", DOMAIN, COMMITTEE.validators[1].public_key).startswith("process ")
 
 
