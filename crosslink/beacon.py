@@ -215,7 +215,7 @@ class BeaconMachine:
                     return []
                 return [Send(event.sender, BundleAnnouncement(bundle))]
             case Rejoins(rejoins=rejoins) if event.chain == BEACON:
-                self._rejoins.add(rejoins)
+                self._rejoins.add(event.sender, rejoins)
                 return []
             case RangeRequest(shard=shard) as request if shard == BEACON and event.chain != BEACON:
                 # Shards follow the beacon, and ask for its blocks by their own chain's topics.

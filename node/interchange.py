@@ -4,7 +4,8 @@ One file speaks of one chain. ``genesis_validators_root`` is the hash of that ch
 the network's genesis and to the chain. Slots are slots. A leader's signature over its block is a *signed block*; NOTAR,
 SKIP and FINAL are *signed attestations* whose source and target are both their slot, because a vote here spans no epochs.
 ``signing_root`` is what was signed (D1). The complete form adds to each vote its ``kind`` and ``block_hash``, without
-which it could not be signed again after the move; whoever does not know these two reads the rest.
+which it could not be signed again after the move; whoever does not know these two reads the rest. ``record_number``
+beside the genesis is the number of the record's last frame: what a lost record is begun anew from must not be older.
 
 Importing merges and never lowers anything. A complete entry joins the record. Where record and file know different hashes
 of one vote, and for every slot of the minimal form, the key's floor rises to that slot.
@@ -37,6 +38,8 @@ class Metadata(msgspec.Struct, frozen=True):
 
     interchange_format_version: str
     genesis_validators_root: str
+    record_number: int = 0
+    """Of the last frame of the record that was exported; 0 where other tools do not tell."""
 
 
 class SignedBlock(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,9 +91,13 @@ def build_interchange(
     keys: Mapping[int, bytes],
     state: SignerState,
     *,
+    record_number: int,
     is_minimal: bool,
 ) -> bytes:
-    """Return the file about ``keys``, validator to public key, as JSON."""
+    """Return the file about ``keys``, validator to public key, as JSON.
+
+    ``state`` is of a record whose last frame is ``record_number``.
+    """
     entries = state.entries()
     data = [
         _build_minimal(public_key, state, validator)
@@ -99,7 +106,7 @@ def build_interchange(
         for validator, public_key in sorted(keys.items())
         if state.get_floor(validator) != BLOCKED
     ]
-    found = Interchange(Metadata(FORMAT_VERSION, _hex(genesis_hash)), data)
+    found = Interchange(Metadata(FORMAT_VERSION, _hex(genesis_hash), record_number), data)
     return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
 
 
@@ -148,12 +155,27 @@ def read_interchange(data: bytes, genesis_hash: Hash32, name: str) -> Interchang
         raise InterchangeError(
             f"{name}: got interchange format {version[:40]!r}, expected {FORMAT_VERSION!r}; {_TRY}"
         )
+    if not 0 <= found.metadata.record_number <= MAX_SLOT:
+        raise InterchangeError(
+            f"{name}: got record number {found.metadata.record_number}, expected 0 to {MAX_SLOT}; {_TRY}"
+        )
     if root.lower() != _hex(genesis_hash):
         raise InterchangeError(
             f"{name}: got genesis {root[:66]!r}, expected {_hex(genesis_hash)}: the file is about another "
             "network or another chain of this one; try: shardyard validator list"
         )
     return found
+
+
+def verify_is_newest(found: Interchange, witnessed: int, name: str) -> None:
+    """Raise ``InterchangeError`` if the lost record went on after ``found``: its witness has seen entry ``witnessed``."""
+    number = found.metadata.record_number
+    if number < witnessed:
+        raise InterchangeError(
+            f"{name}: it ends with entry {number}, but the keys were used up to entry {witnessed} of the record that "
+            "is lost: what they signed in between is in neither; try: an export made after that, or "
+            "shardyard up --fresh (a beacon node needs none: it signs again once its Rejoin is final)"
+        )
 
 
 def merge_interchange(

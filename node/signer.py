@@ -6,7 +6,9 @@ and their locks are here. A batch of requests costs one sync, and requests that 
 Four things keep a key silent while the node goes on to follow its chain. Its *record* is lost (missing, damaged or old):
 nothing is signed, on the beacon until a Rejoin is final. The *watch* after a start is not over (``node.doppelganger``):
 requests wait. A vote of the key was seen that is *not on record*: somebody else signs with it, and it signs no more here.
-Its *floor* is not passed yet. A write or sync that fails ends the signer, and its process, for good.
+Its *floor* is not passed yet. While the record is lost, foreign votes cannot be told from own ones; the newest of each key
+is remembered, and once its Rejoin is final, a vote above that block's slot was somebody else's.
+A write or sync that fails ends the signer, and its process, for good.
 """
 
 import asyncio
@@ -15,6 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -28,20 +31,25 @@ from node.storage.signer_record import (
     SignerRecordError,
     Witness,
     create_record,
+    peek_record,
 )
 from shardyard import _native
 from shardyard.consensus.signer import BLOCKED, SignerEntry, SignerState
 from shardyard.consensus.votes import Certificate, Domain, Vote, compute_vote_message
-from shardyard.effects import CertificateRecord, FinalRecord, Record, SignRequest
+from shardyard.effects import CertificateRecord, FinalRecord, Record, SignRequest, SnapshotRecord
 from shardyard.errors import ShardyardError
 from shardyard.events import Signed
-from shardyard.ids import describe_shard
+from shardyard.ids import GENESIS_SLOT, describe_shard
 from shardyard.rejoins import NONCE_BYTES, Rejoin, compute_rejoin_message
 
 __all__ = ["KeyInUseError", "Signer", "SignerFailedError", "SignerRecordError", "build_witness"]
 
 MAX_REFUSALS_LOGGED: Final = 32
 """Refusals written to the log, each a line; after that they are only counted."""
+
+BLOCKED_REASON: Final = (
+    "a key is blocked on record: an import did not name it, or another process was seen to sign with it"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -93,8 +101,11 @@ class Signer:
         self._state = SignerState()
         self._record: SignerRecord | None = None
         self._nonce = b""
-        self._rejoined: set[int] = set()
-        """Keys whose Rejoin of this life is beacon-final."""
+        self._rejoined: dict[int, int] = {}
+        """Keys whose Rejoin of this life is beacon-final, and the slot of the block that carries it."""
+        self._unexplained: dict[int, tuple[int, str]] = {}
+        """The newest vote per key that was seen while the record is lost: its slot, and what shows it."""
+        self._watch_s = 0.0
         self._failure: BaseException | None = None
         self._waiting: list[_Waiting] = []
         self._turn = asyncio.Lock()
@@ -110,6 +121,8 @@ class Signer:
             except SignerRecordError as error:
                 if not follows_without_record:
                     raise
+                with suppress(SignerRecordError):
+                    self._state = peek_record(directory.signer_path, directory.owner)
                 self.lose_record(str(error))
         except BaseException:
             self._locks.close()
@@ -145,7 +158,11 @@ class Signer:
         state = "signing" if silent < len(self._secrets) else "following only"
         if not self._released.is_set() and not self.reason:
             state = "watching for other processes with these keys"
-        reasons = [self.reason, *self.stopped.values(), *("no record of this key" for _ in blocked)]
+        reasons = [
+            self.reason,
+            *self.stopped.values(),
+            *(BLOCKED_REASON for key in blocked if key not in self.stopped),
+        ]
         return {
             "state": state,
             "keys": len(self._secrets),
@@ -187,18 +204,48 @@ class Signer:
         for certificate in _list_certificates(records):
             for key in self._state.find_foreign(certificate, self._secrets):
                 self.stop_key(
-                    key, f"a certificate has its {certificate.kind.name} vote of slot {certificate.slot}"
+                    key,
+                    certificate.slot,
+                    f"a certificate has its {certificate.kind.name} vote of slot {certificate.slot}",
                 )
 
-    def stop_key(self, validator: int, evidence: str) -> None:
-        """Sign nothing more with the key of ``validator``: another process does."""
-        if validator in self.stopped or self.reason:
+    def stop_key(self, validator: int, slot: int, evidence: str) -> None:
+        """Sign nothing more with the key of ``validator``: another process does, as its vote of ``slot`` shows.
+
+        While the record is lost the vote may be an own one of before; it is judged when the Rejoin is final.
+        """
+        if validator in self.stopped:
+            return
+        if self.reason:
+            if slot > self._unexplained.get(validator, (GENESIS_SLOT, ""))[0]:
+                self._unexplained[validator] = (slot, evidence)
             return
         self.stopped[validator] = (
             f"validator {validator}: {evidence}, which is not on record here: another process signs with this key, "
-            "or the record is an old copy. Try: stop the other one, shardyard validator export there, import here"
+            "or the record is an old copy; it signs no more here, also after a restart. Try: leave the key to the other "
+            "process, or shardyard up --fresh"
         )
         _log.error("%s: %s", describe_shard(self._domain.shard), self.stopped[validator])
+        self._state.raise_floor(validator, BLOCKED)
+        self._worker.submit(self._write_floors, tuple(sorted(self._state.key_floors.items())))
+
+    def _write_floors(self, floors: Sequence[tuple[int, int]]) -> None:
+        """Make ``floors`` durable, in the signer's thread; a failure ends the signer, as with a batch."""
+        try:
+            if self._record is not None:
+                self._record.append_floors(floors)
+        except Exception as error:  # noqa: BLE001
+            self._failure = self._failure or error
+
+    def may_be_news(self, validator: int, slot: int) -> bool:
+        """Tell whether a vote of ``validator`` in ``slot`` that is not on record would change anything."""
+        if self.reason:
+            return slot > self._unexplained.get(validator, (GENESIS_SLOT, ""))[0]
+        return validator not in self.stopped
+
+    def watch_after_rejoin(self, seconds: float) -> None:
+        """Let requests wait for ``seconds`` when the record begins anew."""
+        self._watch_s = seconds
 
     def hold(self) -> None:
         """Let requests wait until ``release``."""
@@ -321,11 +368,21 @@ class Signer:
         await self.prune(slot)
         if not self.reason:
             return
-        self._rejoined |= {rejoin.validator for rejoin in rejoins if rejoin.nonce == self._nonce}
-        if not self._rejoined.issuperset(self._secrets):
+        for rejoin in rejoins:
+            if rejoin.nonce == self._nonce:
+                self._rejoined.setdefault(rejoin.validator, slot)
+        if not self._rejoined.keys() >= self._secrets.keys():
             return
+        if self._watch_s:
+            # Whatever asked before this is served, and refused, before the record begins: turns are taken in order.
+            self.hold()
+            asyncio.get_running_loop().call_later(self._watch_s, self.release)
         async with self._turn:
-            await asyncio.get_running_loop().run_in_executor(self._worker, self._begin_record, slot)
+            work = asyncio.get_running_loop().run_in_executor(self._worker, self._begin_record, slot)
+            self._record = await work
+            self._state = self._record.state
+            self.reason = ""
+            self._judge_unexplained()
         _log.warning(
             "%s: validators %s rejoined and sign above slot %d",
             describe_shard(self._domain.shard),
@@ -333,11 +390,20 @@ class Signer:
             slot,
         )
 
-    def _begin_record(self, slot: int) -> None:
-        create_record(self._directory, SignerState(slot), self._witness)
-        self._record = SignerRecord(self._directory, self._witness)
-        self._state = self._record.state
-        self.reason = ""
+    def _judge_unexplained(self) -> None:
+        """Stop the keys with a vote above the slot of their Rejoin's block, where none of their own can be (K2)."""
+        found, self._unexplained = self._unexplained, {}
+        for validator, (slot, evidence) in found.items():
+            if slot > self._rejoined[validator]:
+                self.stop_key(validator, slot, evidence)
+
+    def _begin_record(self, slot: int) -> SignerRecord:
+        state = SignerState(slot)
+        for validator, floor in self._state.key_floors.items():
+            if floor == BLOCKED:  # whoever was seen to sign with it does not end with our record
+                state.raise_floor(validator, BLOCKED)
+        create_record(self._directory, state, self._witness)
+        return SignerRecord(self._directory, self._witness)
 
     def close(self) -> None:
         """Give the record and the keys back."""
@@ -361,7 +427,7 @@ def _list_certificates(records: Iterable[Record]) -> list[Certificate]:
         match record:
             case CertificateRecord(certificate):
                 found.append(certificate)
-            case FinalRecord(proof=proof):
+            case FinalRecord(proof=proof) | SnapshotRecord(proof=proof):
                 found += (proof.notarization, proof.finalization)
             case _:
                 pass

@@ -20,6 +20,7 @@ from node.interchange import (
     merge_interchange,
     read_interchange,
     summarise,
+    verify_is_newest,
 )
 from node.network import Network, get_local_validators, parse_node
 from node.runtime import open_node_data
@@ -170,6 +171,7 @@ def export_(*, node_id: str, output: Path | None, minimal: bool, name: str, as_j
             _get_genesis_hash(network, node_id),
             keys,
             record.state,
+            record_number=record.number,
             is_minimal=minimal,
         )
     if output is None:
@@ -201,7 +203,8 @@ def _write_new(path: Path, text: bytes) -> None:
 def import_(*, node_id: str, file: Path, name: str, as_json: bool) -> int:
     """Merge FILE, an export of what keys have signed, into the record of NODE_ID, which must be stopped.
 
-    Nothing that is on record is ever lowered. When the record is lost, keys that the file does not name stay silent.
+    Nothing that is on record is ever lowered. When the record is lost, FILE must not be older than what was
+    last signed, and keys that it does not name stay silent.
     """
     session = Session(name)
     network = session.network
@@ -224,14 +227,15 @@ def _merge(
     try:
         with SignerRecord(data, witness) as record:
             merged = merge_interchange(found, domain, keys, record.state, name)
-            record.rewrite()
+            record.rewrite(above=found.metadata.record_number)
     except SignerRecordError as error:
-        say(f"the record of {node} is begun anew: {error}")
+        verify_is_newest(found, witness.read(), name)
         state = _salvage(data)
         merged = merge_interchange(found, domain, keys, state, name)
+        say(f"the record of {node} is begun anew: {error}")
         for position in set(keys) - {merge.validator for merge in merged}:
             state.raise_floor(position, BLOCKED)
-        create_record(data, state, witness)
+        create_record(data, state, witness, above=found.metadata.record_number)
     return merged
 
 

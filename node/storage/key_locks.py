@@ -24,6 +24,9 @@ from shardyard.ids import describe_shard
 
 SWEEP_AFTER_S: Final = 24 * 3600.0
 MAX_SWEPT: Final = 256
+RETRY_FOR_S: Final = 0.25
+"""How long a held lock is tried again: whoever only looks at it, or sweeps, holds it for far less."""
+RETRY_EVERY_S: Final = 0.01
 _HOLDER_BYTES: Final = 4096
 
 
@@ -98,6 +101,7 @@ def read_holder(directory: Path, domain: Domain, public_key: bytes) -> str:
 
 
 def _lock(path: Path, domain: Domain, owner: Path) -> int:
+    give_up_at = time.monotonic() + RETRY_FOR_S
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -109,6 +113,9 @@ def _lock(path: Path, domain: Domain, owner: Path) -> int:
         except BlockingIOError:
             holder = _read_holder(descriptor)
             os.close(descriptor)
+            if time.monotonic() < give_up_at:
+                time.sleep(RETRY_EVERY_S)
+                continue
             raise KeyInUseError(
                 f"{path}: {holder} signs with this key on {describe_shard(domain.shard)}; "
                 "try: stop that process, or shardyard validator list"

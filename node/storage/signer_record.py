@@ -5,12 +5,16 @@ A batch of entries is one frame and one sync. Frames are numbered, and the numbe
 is behind its witness, and nothing is signed with it. The witness is written after the record and never synced, so it can
 be behind, which only makes it weaker, but not ahead.
 
+Beside the record a *mark* names the file and the start of the machine that a process last signed under: a copied record has
+one that is not its own, and nobody takes it for that of a process that was restarted at once.
+
 A record that is missing although its directory was in use, damaged, or behind its witness raises ``SignerRecordError``:
 what was signed is unknown.
 """
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, Self
@@ -38,6 +42,7 @@ from shardyard.errors import DecodeError, ShardyardError
 COMPACT_ABOVE_BYTES: Final = 1024 * 1024
 MAX_BATCH_ENTRIES: Final = 4096
 MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
+BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 _NUMBER_BYTES: Final = 8
 WAYS_OUT: Final = (
     "Try: shardyard validator import with an export of it, or shardyard up --fresh to start the network anew"
@@ -118,9 +123,12 @@ class SignerRecord:
         self._compact_above_bytes = compact_above_bytes
         self._descriptor = -1
         self._end = HEADER_BYTES
+        self._is_marked = False
         try:
             self._open()
             self._verify_witness()
+            if self.number and not _get_mark_path(self.path).exists():
+                _write_mark(self.path, "")
         except BaseException:
             self._close_file()
             raise
@@ -130,10 +138,22 @@ class SignerRecord:
         self._write(FrameKind.ENTRIES, encode(_Batch(tuple(entries))))
         if self._end > self._compact_above_bytes:
             self.rewrite()
+        if not self._is_marked:
+            _write_mark(self.path, _build_mark(self.path))
+            self._is_marked = True
 
-    def rewrite(self) -> None:
-        """Write the record anew from its state; a crash leaves the old file or the new one, both whole."""
-        descriptor, end, number = _stage(self.path, self._owner, self.state, self.number + 1)
+    def append_floors(self, floors: Sequence[tuple[int, int]]) -> None:
+        """Make floors of single keys, pairs of validator and slot, durable in one frame."""
+        self._write(FrameKind.KEY_FLOORS, encode(_KeyFloors(tuple(floors))))
+
+    def rewrite(self, *, above: int = 0) -> None:
+        """Write the record anew from its state; a crash leaves the old file or the new one, both whole.
+
+        Its frames are numbered on from its own last one, or from ``above``, of a record that was merged into it.
+        """
+        self._is_marked = False
+        _write_mark(self.path, "")
+        descriptor, end, number = _stage(self.path, self._owner, self.state, max(self.number, above) + 1)
         try:
             _get_staged_path(self.path).replace(self.path)
             sync_directory(self.path.parent)
@@ -246,14 +266,48 @@ def _replay(state: SignerState, frame: Frame) -> None:
                 state.replay(entry)
 
 
-def create_record(directory: DataDir, state: SignerState, witness: Witness) -> None:
-    """Put a record of ``state`` where the old one is lost; raises ``OSError``."""
+def create_record(directory: DataDir, state: SignerState, witness: Witness, *, above: int = 0) -> None:
+    """Put a record of ``state``, numbered above all before it and ``above``, where the old one is lost; raises ``OSError``."""
     path = directory.signer_path
-    descriptor, _, number = _stage(path, directory.owner, state, witness.read() + 1)
+    _write_mark(path, "")
+    descriptor, _, number = _stage(path, directory.owner, state, max(witness.read(), above) + 1)
     os.close(descriptor)
     _get_staged_path(path).replace(path)
     sync_directory(path.parent)
     witness.write(number)
+
+
+def is_signed_here(path: Path) -> bool:
+    """Tell whether a process signed into this very file since the machine was started; true of a file that is no record.
+
+    False of a copy, of a record that an import wrote and nothing was signed into yet, and where this cannot be known.
+    """
+    try:
+        mark = _get_mark_path(path).read_text()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return bool(mark) and mark == _build_mark(path)
+
+
+def _get_mark_path(path: Path) -> Path:
+    return path.with_suffix(".mark")
+
+
+def _build_mark(path: Path) -> str:
+    """Return what names the file at ``path`` and this start of the machine; empty where the system does not tell."""
+    try:
+        found = path.stat()
+        return f"{BOOT_ID_PATH.read_text().strip()} {found.st_dev} {found.st_ino}\n"
+    except OSError:
+        return ""
+
+
+def _write_mark(path: Path, mark: str) -> None:
+    # Never synced: a mark that is lost or torn is none of this file's, and only costs the wait of a watch.
+    with suppress(OSError):
+        _get_mark_path(path).write_text(mark)
 
 
 def _get_staged_path(path: Path) -> Path:

@@ -208,7 +208,28 @@ def test_what_keys_signed_moves_by_a_file(replicated, tmp_path, eventually):
     replicated.refuse("validator", "export", "shard-0-2", "-o", str(file), code=7)
     minimal = json.loads(replicated.call("validator", "export", "shard-0-2", "--minimal").stdout)
     assert len(minimal["data"][0]["signed_attestations"]) == 1
-    # Its record is lost; the file gives it back, and the key votes again.
+    # Its record goes on, and is lost: the file is older than what was signed, and a newer one is needed.
+    replicated.call("node", "start", "shard-0-2")
+    before = max(
+        int(vote["target_epoch"]) for vote in json.loads(file.read_text())["data"][0]["signed_attestations"]
+    )
+
+    def read_newest():
+        rows = replicated.read("validator", "list")["items"]
+        return next(row["newest_slot"] for row in rows if row["node"] == "shard-0-2")
+
+    eventually(lambda: read_newest() > before + 2, DEADLINE_S)
+    replicated.call("node", "stop", "shard-0-2")
+    newer = tmp_path / "newer.json"
+    replicated.call("validator", "export", "shard-0-2", "-o", str(newer))
+    record = replicated.home / replicated.name / "data" / "shard-0-2" / "signer.log"
+    record.unlink()
+    message, remedy = replicated.refuse("validator", "import", "shard-0-2", str(file), code=2)
+    assert "but the keys were used up to entry" in message
+    assert "an export made after that" in remedy
+    assert not record.exists()
+    file = newer
+    # The newest file gives the record back, and the key votes again.
     shutil.rmtree(replicated.home / replicated.name / "data" / "shard-0-2")
     (row,) = replicated.read("validator", "import", "shard-0-2", str(file))["items"]
     assert row["added"] > 0

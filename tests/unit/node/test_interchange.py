@@ -6,12 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.interchange import InterchangeError, build_interchange, merge_interchange, read_interchange
+from node.interchange import (
+    InterchangeError,
+    build_interchange,
+    merge_interchange,
+    read_interchange,
+    verify_is_newest,
+)
+from node.storage.data_dir import build_stamp, open_data_dir
+from node.storage.signer_record import SignerRecord, Witness, create_record
 from shardyard.consensus.evidence import is_slashable
 from shardyard.consensus.signer import BLOCKED, SignerState
 from shardyard.consensus.votes import Domain, Vote, VoteKind, compute_vote_message
 from shardyard.effects import SignRequest
-from shardyard.ids import ZERO_HASH, Hash32, ShardId, Slot
+from shardyard.ids import ZERO_HASH, Hash32, NodeId, ShardId, Slot
 
 DOMAIN = Domain(network=Hash32(b"n" * 32), shard=ShardId(2), valset_root=Hash32(b"v" * 32))
 GENESIS = Hash32(b"g" * 32)
@@ -41,7 +49,9 @@ def state():
 
 
 def export(state, **options):
-    return build_interchange(DOMAIN, GENESIS, KEYS, state, **{"is_minimal": False, **options})
+    return build_interchange(
+        DOMAIN, GENESIS, KEYS, state, **{"is_minimal": False, "record_number": 7, **options}
+    )
 
 
 def load(data, state=None, keys=KEYS):
@@ -65,6 +75,7 @@ def test_the_file_has_the_form_of_the_eip(state):
     assert found["metadata"] == {
         "interchange_format_version": "5",
         "genesis_validators_root": "0x" + GENESIS.hex(),
+        "record_number": 7,
     }
     first = found["data"][0]
     assert first["pubkey"] == "0x" + KEYS[0].hex()
@@ -142,6 +153,8 @@ def test_a_blocked_key_is_not_exported():
         (lambda found: found["metadata"].update(interchange_format_version="4"), "format '4'"),
         (lambda found: found["metadata"].pop("interchange_format_version"), "no EIP-3076"),
         (lambda found: found.pop("data"), "no EIP-3076"),
+        (lambda found: found["metadata"].update(record_number=-1), "got record number -1"),
+        (lambda found: found["metadata"].update(record_number="7"), "no EIP-3076"),
         (lambda found: found["data"][0].update(pubkey="0x12"), "96 hexadecimal digits"),
         (lambda found: found["data"][0].update(pubkey="02" * 48), "0x and"),
         (lambda found: found["data"].clear(), "got 0 keys"),
@@ -163,6 +176,32 @@ def test_what_is_refused_changes_nothing(state, change, words):
     assert "try: " in str(caught.value)
     assert len(target) == 0
     assert target.key_floors == {}
+
+
+def test_a_lost_record_is_not_begun_anew_from_an_older_export(state):
+    found = read_interchange(export(state), GENESIS, "file")
+    verify_is_newest(found, 7, "file")
+    with pytest.raises(InterchangeError, match="ends with entry 7, but the keys were used up to entry 8"):
+        verify_is_newest(found, 8, "file")
+    foreign = json.loads(export(state))
+    del foreign["metadata"]["record_number"]  # as other tools write it
+    with pytest.raises(InterchangeError, match="ends with entry 0"):
+        verify_is_newest(read_interchange(json.dumps(foreign).encode(), GENESIS, "file"), 1, "file")
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_record_goes_on_above_the_one_that_was_merged_into_it(state, tmp_path, is_lost):
+    """So that an export from here is not older than one from there."""
+    stamp = build_stamp(DOMAIN.network, NodeId("shard-2-0"), DOMAIN.shard)
+    with open_data_dir(tmp_path, stamp) as data, Witness([tmp_path / "seen"]) as witness:
+        if is_lost:
+            create_record(data, state, witness, above=70)
+        else:
+            with SignerRecord(data, witness) as record:
+                record.rewrite(above=70)
+        with SignerRecord(data, witness) as record:
+            assert record.number > 70
+            assert witness.read() == record.number
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"metadata": 3, "data": []}'])

@@ -1,18 +1,25 @@
 """What keeps a key silent while its node follows on: a lost or old record, somebody else with the key, a watch, a floor."""
 
 import asyncio
+import errno
+import fcntl
 import os
+import shutil
+import threading
+from functools import partial
 
 import pytest
 
 from node.doppelganger import MAX_CHECKS, DoppelgangerWatch, is_recent
-from node.signer import KeyInUseError, Signer, SignerRecordError
+from node.signer import KeyInUseError, Signer, SignerFailedError, SignerRecordError
+from node.storage import signer_record
 from node.storage.data_dir import build_stamp, open_data_dir
 from node.storage.key_locks import build_lock_name, get_lock_dir, read_holder
 from node.storage.signer_record import SignerRecord
 from shardyard import _native
+from shardyard.blocks import FinalityProof
 from shardyard.consensus.votes import Certificate, Domain, Vote, VoteKind, compute_vote_message
-from shardyard.effects import CertificateRecord, SignRequest
+from shardyard.effects import CertificateRecord, SignRequest, SnapshotRecord
 from shardyard.errors import InvalidBlockError
 from shardyard.ids import BEACON, ZERO_HASH, Address, Hash32, Height, NodeId, ShardId, Slot
 from shardyard.keys import BlsCrypto
@@ -168,6 +175,45 @@ async def test_a_certificate_with_a_vote_that_is_not_on_record_stops_the_key(sta
     assert signer.describe()["silent"] == 1
 
 
+async def test_a_stopped_key_is_stopped_after_a_restart_too(start):
+    signer = start()
+    foreign = certify(VoteKind.NOTAR, 7, A, (0, 1, 2))
+    await signer.sign([ask(VoteKind.NOTAR, 5, A)])
+    signer.take_records([foreign])
+    start.end()
+    signer = start()
+    signer.verify_covers([foreign])
+    assert signer.reason == ""  # a lost record would lead to a Rejoin
+    assert signer.build_rejoins() == ()
+    assert (await signer.sign([ask(VoteKind.NOTAR, 99, A)])).votes == ()
+    assert "another process was seen" in signer.describe()["reason"]
+
+
+async def test_a_stop_that_cannot_be_written_ends_the_signer(start, monkeypatch):
+    signer = start()
+
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    signer.take_records([certify(VoteKind.NOTAR, 7, A, (0, 1, 2))])
+    signer._worker.shutdown(wait=True)
+    monkeypatch.undo()
+    with pytest.raises(SignerFailedError, match="must stop"):
+        await signer.sign([ask(VoteKind.NOTAR, 99, A)])
+
+
+async def test_the_proof_of_a_snapshot_tells_of_newer_votes_too(start):
+    proof = FinalityProof(
+        path=(),
+        notarization=certify(VoteKind.NOTAR, 7, A, (0, 2, 3)).certificate,
+        finalization=certify(VoteKind.FINAL, 7, A, (0, 1, 2)).certificate,
+    )
+    signer = start()
+    signer.verify_covers([SnapshotRecord(None, proof, ())])
+    assert "FINAL vote of slot 7" in signer.reason
+
+
 async def test_what_is_behind_the_floor_is_no_evidence(start):
     signer = start()
     await signer.prune(10)
@@ -219,14 +265,18 @@ async def test_requests_wait_until_the_watch_is_over(start):
     assert len((await task).votes) == 1
 
 
-async def test_a_peer_that_stands_where_we_do_ends_the_watch(start):
+async def test_no_height_that_peers_tell_ends_the_watch(start, caplog):
+    """It may be a laggard's, or the last word of a peer that is gone; and our own moves while we catch up."""
     signer = start()
-    watcher = watch(signer)
-    watcher.begin(60, is_needed=True)
-    watcher.observe(SHARD, Status(SHARD, Slot(9), Height(8), A))
-    assert signer.describe()["state"] != "signing"  # the chain went on without us
-    watcher.observe(SHARD, Status(SHARD, Slot(8), Height(7), A))
-    assert signer.describe()["state"] == "signing"
+    heights = iter((7, 9))
+    watcher = DoppelgangerWatch(signer, BlsCrypto(), DOMAIN, COMMITTEE, lambda: next(heights))
+    caplog.set_level("INFO")
+    watcher.begin(0.05, is_needed=True)
+    for height in (6, 7, 8):
+        watcher.observe(SHARD, Status(SHARD, Slot(height), Height(height), A))
+    assert "watching" in signer.describe()["state"]
+    assert len((await signer.sign([ask(VoteKind.NOTAR, 10, A)])).votes) == 1
+    assert "validators [1] from height 7 to 9: heard none" in caplog.text
 
 
 async def test_a_watch_that_heard_a_twin_ends_in_silence(start):
@@ -251,6 +301,43 @@ async def test_only_a_record_that_was_just_written_needs_no_watch(start, home):
     assert not is_recent(path, now - 3600)  # the clock was set back: nothing is known
 
 
+@pytest.mark.parametrize("copy", [shutil.copytree, partial(shutil.copytree, copy_function=shutil.copyfile)])
+async def test_a_copied_record_is_not_that_of_a_restart(start, home, copy):
+    await start().sign([ask(VoteKind.NOTAR, 1, A)])
+    start.end()
+    assert is_recent(home / "data" / "signer.log")
+    copy(home / "data", home / "copy")
+    start("copy")
+    assert not is_recent(home / "copy" / "signer.log")
+    assert is_recent(home / "data" / "signer.log")
+
+
+async def test_a_record_that_came_without_its_mark_is_not_that_of_a_restart(start, home):
+    await start().sign([ask(VoteKind.NOTAR, 1, A)])
+    start.end()
+    (home / "data" / "signer.mark").unlink()
+    start()
+    assert not is_recent(home / "data" / "signer.log")
+
+
+async def test_a_record_of_another_start_of_the_machine_is_not_that_of_a_restart(start, home, monkeypatch):
+    await start().sign([ask(VoteKind.NOTAR, 1, A)])
+    (home / "boot").write_text("another\n")
+    monkeypatch.setattr(signer_record, "BOOT_ID_PATH", home / "boot")
+    assert not is_recent(home / "data" / "signer.log")
+
+
+async def test_a_compacted_record_is_marked_and_an_imported_one_only_when_something_was_signed(start, home):
+    path = home / "data" / "signer.log"
+    signer = start()
+    await signer.sign([ask(VoteKind.NOTAR, 1, A)])
+    signer._record.rewrite()  # as an import does
+    assert not is_recent(path)
+    signer._record._compact_above_bytes = 0
+    await signer.sign([ask(VoteKind.NOTAR, 2, A)])
+    assert is_recent(path)
+
+
 # Locks
 
 
@@ -261,6 +348,20 @@ async def test_a_key_is_refused_to_a_second_process_with_the_path_of_its_lock(st
     path = home / "locks" / build_lock_name(DOMAIN, COMMITTEE.validators[1].public_key)
     assert str(path) in str(caught.value)
     assert str(home / "data") in str(caught.value)
+    assert read_holder(home / "locks", DOMAIN, COMMITTEE.validators[1].public_key).startswith("process ")
+
+
+@pytest.mark.parametrize("mode", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+async def test_whoever_looks_at_a_lock_for_a_moment_keeps_no_process_from_starting(start, home, mode):
+    """``read_holder`` shares it, and a sweep takes it; both may come between any two steps of a start."""
+    (home / "locks").mkdir()
+    path = home / "locks" / build_lock_name(DOMAIN, COMMITTEE.validators[1].public_key)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, mode)
+    timer = threading.Timer(0.05, os.close, (descriptor,))
+    timer.start()
+    start()
+    timer.join()
     assert read_holder(home / "locks", DOMAIN, COMMITTEE.validators[1].public_key).startswith("process ")
 
 
@@ -302,11 +403,6 @@ BEACON_DOMAIN = Domain(network=NETWORK, shard=BEACON, valset_root=DOMAIN.valset_
 
 
 async def test_a_final_rejoin_lets_all_keys_sign_above_its_slot(start, home):
-    def ask_beacon(slot):
-        return SignRequest(
-            VoteKind.NOTAR, Slot(slot), A, 1, compute_vote_message(BEACON_DOMAIN, VoteKind.NOTAR, slot, A)
-        )
-
     await start("beacon", domain=BEACON_DOMAIN).sign([ask_beacon(3)])
     start.end()
     (home / "beacon" / "signer.log").unlink()
@@ -324,6 +420,85 @@ async def test_a_final_rejoin_lets_all_keys_sign_above_its_slot(start, home):
     assert signer.reason == ""
     assert signer.build_rejoins() == ()
     assert (await signer.sign([ask_beacon(3)])).votes == ()
+
+
+def ask_beacon(slot):
+    message = compute_vote_message(BEACON_DOMAIN, VoteKind.NOTAR, slot, A)
+    return SignRequest(VoteKind.NOTAR, Slot(slot), A, 1, message)
+
+
+@pytest.fixture
+async def lost(start, home):
+    """A beacon signer whose record was lost."""
+    await start("beacon", domain=BEACON_DOMAIN).sign([ask_beacon(3)])
+    start.end()
+    (home / "beacon" / "signer.log").unlink()
+    return start("beacon", domain=BEACON_DOMAIN)
+
+
+def beacon_vote(slot, secret=SECRETS[1]):
+    message = compute_vote_message(BEACON_DOMAIN, VoteKind.NOTAR, slot, A)
+    return Vote(VoteKind.NOTAR, Slot(slot), A, 1, _native.bls_sign_many([secret], message)[0])
+
+
+def watch_beacon(signer):
+    return DoppelgangerWatch(signer, BlsCrypto(), BEACON_DOMAIN, COMMITTEE, lambda: 7)
+
+
+@pytest.mark.parametrize("by_certificate", [True, False])
+async def test_a_twin_heard_before_the_rejoin_is_final_stops_the_key_then(lost, by_certificate):
+    if by_certificate:
+        lost.take_records(
+            [certify(VoteKind.NOTAR, 10, A, (0, 1, 2)), certify(VoteKind.NOTAR, 4, A, (0, 1, 2))]
+        )
+    else:
+        watch_beacon(lost).observe(BEACON, Votes((beacon_vote(10), beacon_vote(4))))
+    assert lost.stopped == {}
+    await lost.on_final(9, lost.build_rejoins())
+    assert "vote of slot 10" in lost.stopped[1]
+    assert (await lost.sign([ask_beacon(11)])).votes == ()
+
+
+async def test_a_stopped_key_does_not_rejoin_when_its_record_turns_out_old(start, home):
+    signer = start("beacon", domain=BEACON_DOMAIN)
+    await signer.sign([ask_beacon(3)])
+    signer.take_records([certify(VoteKind.NOTAR, 5, A, (0, 1, 2))])
+    start.end()
+    (witness,) = (home / "keys" / "witness").iterdir()
+    witness.write_bytes((99).to_bytes(8, "big"))
+    signer = start("beacon", domain=BEACON_DOMAIN)
+    assert "old copy" in signer.reason
+    await signer.on_final(9, signer.build_rejoins())
+    assert signer.reason == ""
+    assert (await signer.sign([ask_beacon(11)])).votes == ()
+
+
+async def test_old_votes_up_to_the_slot_of_the_rejoin_stop_nothing(lost):
+    lost.take_records([certify(VoteKind.NOTAR, 9, A, (0, 1, 2))])
+    await lost.on_final(9, lost.build_rejoins())
+    assert lost.stopped == {}
+    assert len((await lost.sign([ask_beacon(11)])).votes) == 1
+
+
+async def test_what_is_heard_while_the_record_is_lost_costs_the_watch_nothing(lost):
+    watcher = watch_beacon(lost)
+    for slot in range(20, 21 + MAX_CHECKS):
+        watcher.observe(BEACON, Votes((beacon_vote(slot, SECRETS[2]),)))
+    await lost.on_final(9, lost.build_rejoins())
+    watcher.observe(BEACON, Votes((beacon_vote(10),)))
+    assert "NOTAR vote of slot 10" in lost.stopped[1]
+
+
+async def test_a_record_that_begins_anew_is_watched_like_a_start(lost):
+    watcher = watch_beacon(lost)
+    watcher.begin(0.1, is_needed=True)
+    assert (await lost.sign([ask_beacon(11)])).votes == ()  # lost: it says so at once
+    await lost.on_final(9, lost.build_rejoins())
+    assert "watching" in lost.describe()["state"]
+    task = asyncio.create_task(lost.sign([ask_beacon(11)]))
+    watcher.observe(BEACON, Votes((beacon_vote(12),)))
+    assert (await task).votes == ()
+    assert lost.describe()["state"] == "following only"
 
 
 @pytest.mark.parametrize(
