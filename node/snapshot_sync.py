@@ -1,7 +1,8 @@
 """Coming by a snapshot before anything else of a replica starts: bus, log and clock around ``shards.snapshots``.
 
-Whether one is wanted is decided by what peers say of their final heights: with no more than ``distance`` blocks missing
-they are fetched one by one, unless nobody has the next one any more. Chunks go into the block log as they come, so that
+Whether one is wanted is decided by what replicas of the own chain say of their final heights, as far as a faulty third of
+them cannot have made it up: with no more than ``distance`` blocks missing they are fetched one by one, unless nobody has
+the next one any more. Chunks go into the block log as they come, so that
 an attempt that was cut short goes on where it ended; a ``SnapshotRecord`` behind them makes them the state. Then the
 replica recovers from its log like after any start.
 """
@@ -23,6 +24,7 @@ from shards.snapshots import (
     SnapshotGivenUp,
     SnapshotOutput,
     SnapshotTaken,
+    estimate_height,
 )
 from shardyard import _native
 from shardyard.effects import Notice, Send, SnapshotRecord
@@ -32,6 +34,8 @@ from shardyard.messages import ChunkResponse, RangeRequest, RangeResponse, Snaps
 
 LOOK_S: Final = 0.5
 """How long peers are listened to before it is decided; what they said last is kept by the broker."""
+MAX_HEIGHT: Final = 1 << 48
+"""No chain gets there; a replica that says so is not believed, and nothing computed from it overflows on the wire."""
 TELL_S: Final = 2.0
 SYNC_BYTES: Final = 16 * 1024 * 1024
 MAX_QUEUED: Final = 256
@@ -45,24 +49,32 @@ async def catch_up_by_snapshot(
 ) -> SnapshotRecord | None:
     """Bring the log to a recent block by a snapshot when more than ``distance`` blocks are missing; return what was taken."""
     chain, _ = parse_node(node)
-    heights = await _hear_heights(bus, chain)
-    lag = max(heights.values(), default=0) - log.final_height
+    heights = await _hear_heights(network, bus, chain)
+    known_height = estimate_height(heights.values(), (network.options.replicas - 1) // 3)
+    lag = known_height - log.final_height
     if lag <= 0 or (lag <= distance and await _is_served(bus, chain, heights, log.final_height + 1)):
         return None
     logger.info("%s: %d blocks behind, coming by a snapshot (distance %d)", node, lag, distance)
     fetcher = SnapshotFetcher(network.genesis, chain, BlsCrypto(), log.final_height, log.has_chunk)
     sync = _SnapshotSync(network, chain, log, bus, fetcher)
     async with serve_control(network, node, lambda: {"state": "fetching a snapshot", **fetcher.progress}, {}):
-        return await sync.run(heights)
+        return await sync.run(heights, known_height)
 
 
-async def _hear_heights(bus: Bus, chain: ShardId) -> dict[NodeId, int]:
-    """Return the final heights that peers of ``chain`` tell."""
+async def _hear_heights(network: Network, bus: Bus, chain: ShardId) -> dict[NodeId, int]:
+    """Return the final heights that the replicas of ``chain`` tell on its topics; impossible ones are left out."""
     heights: dict[NodeId, int] = {}
+    peers = {NodeId(f"shard-{chain}-{index}") for index in range(network.options.replicas)}
 
     async def listen() -> None:
-        async for sender, _, message in bus.messages():
-            if isinstance(message, Status) and message.shard == chain:
+        async for sender, topic_chain, message in bus.messages():
+            if (
+                not isinstance(message, Status)
+                or {topic_chain, message.shard} != {chain}
+                or sender not in peers
+            ):
+                continue
+            if 0 <= message.final_height <= MAX_HEIGHT:
                 heights[sender] = max(heights.get(sender, 0), message.final_height)
 
     with suppress(TimeoutError):
@@ -105,10 +117,10 @@ class _SnapshotSync:
         self._unsynced = 0
         self._told_at = 0.0
 
-    async def run(self, heights: dict[NodeId, int]) -> SnapshotRecord | None:
+    async def run(self, heights: dict[NodeId, int], known_height: int) -> SnapshotRecord | None:
         listening = asyncio.create_task(self._listen(), name="snapshot-bus")
         try:
-            return await self._drive(heights)
+            return await self._drive(heights, known_height)
         finally:
             listening.cancel()
 
@@ -117,8 +129,8 @@ class _SnapshotSync:
             if isinstance(message, SnapshotManifest | ChunkResponse) and not self._answers.full():
                 self._answers.put_nowait((sender, message))
 
-    async def _drive(self, heights: dict[NodeId, int]) -> SnapshotRecord | None:
-        outputs = self._fetcher.start(heights)
+    async def _drive(self, heights: dict[NodeId, int], known_height: int) -> SnapshotRecord | None:
+        outputs = self._fetcher.start(heights, known_height)
         tick_at = time.monotonic() + self._tick_s
         while True:
             while outputs:

@@ -9,7 +9,7 @@ that fails the manifest was a lie, and everybody who sent it is named. Answers t
 Bounds: ``MAX_SOURCES`` manifests of ``MAX_CHUNKS`` chunks each, ``MAX_PEERS`` peers, ``MAX_ASKED`` chunks under way per peer.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 import msgspec
@@ -86,6 +86,16 @@ def compute_chunk_hash(chunk: bytes) -> Hash32:
     return hash_tagged(TAG_SNAPSHOT, chunk)
 
 
+def estimate_height(heights: Collection[int], faulty: int) -> Height:
+    """Return the highest of ``heights`` that ``faulty`` liars cannot have raised: at least one other tells as much.
+
+    With no more than ``faulty`` answers, the lowest; 0 without any.
+    """
+    if not heights:
+        return Height(0)
+    return Height(sorted(heights, reverse=True)[min(faulty, len(heights) - 1)])
+
+
 def choose_height(known_height: int) -> Height:
     """Return the height of the next snapshot that peers at ``known_height`` have still ahead of them."""
     return Height((known_height // SNAPSHOT_HEIGHTS + 1) * SNAPSHOT_HEIGHTS)
@@ -110,6 +120,7 @@ class SnapshotFetcher:
         self._has_chunk = has_chunk
         self._peers: list[NodeId] = []
         self._banned: set[NodeId] = set()
+        self._known_height = 0
         self._asked_for = Height(0)
         self._sources: dict[Hash32, _Source] = {}
         self._chosen: _Source | None = None
@@ -134,10 +145,10 @@ class SnapshotFetcher:
             "refused": len(self._banned),
         }
 
-    def start(self, heights: Mapping[NodeId, int]) -> list[SnapshotOutput]:
-        """Ask peers, whose final heights are told, for their manifests."""
-        self._peers = list(heights)[:MAX_PEERS]
-        self._asked_for = choose_height(max(heights.values(), default=0))
+    def start(self, peers: Iterable[NodeId], known_height: int) -> list[SnapshotOutput]:
+        """Ask ``peers``, of whom an honest one is at ``known_height``, for their manifests."""
+        self._peers = list(peers)[:MAX_PEERS]
+        self._known_height = known_height
         return self._ask_manifests()
 
     def on_manifest(self, sender: NodeId, manifest: SnapshotManifest) -> list[SnapshotOutput]:
@@ -261,6 +272,8 @@ class SnapshotFetcher:
             return [SnapshotGivenUp("no peer is left that could have a snapshot")]
         if self._rounds > MAX_ROUNDS:
             return [SnapshotGivenUp(f"no manifest came in {MAX_ROUNDS} rounds")]
+        # A tick is about a block time: what was ahead of the peers in the first round is behind them in later ones.
+        self._asked_for = choose_height(self._known_height + self._tick)
         return [Send(peer, SnapshotRequest(self._shard, self._asked_for)) for peer in peers]
 
     def _choose(self) -> list[SnapshotOutput]:

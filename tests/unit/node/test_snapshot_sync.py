@@ -208,6 +208,42 @@ async def test_an_attempt_that_was_cut_short_goes_on_with_what_it_has(world, tmp
     read_back(world, place)
 
 
+LIE_CASES = [
+    ("shard-0-3", 0, 2**64 - 1),
+    ("shard-0-3", 0, 1 << 47),
+    ("shard-0-3", 1, 1 << 47),
+    ("shard-1-0", 0, 1 << 47),
+    ("beacon-0", 0, 1 << 47),
+]
+
+
+@pytest.mark.parametrize(("liar", "topic_chain", "height"), LIE_CASES)
+async def test_one_replica_that_tells_a_huge_height_delays_nobody(world, tmp_path, liar, topic_chain, height):
+    network = world[0]
+
+    class Said:
+        """What the topics hold when a replica starts."""
+
+        async def messages(self):
+            for sender, chain, told in (
+                (liar, topic_chain, height),
+                ("shard-0-1", 0, HEIGHT - 3),
+                ("shard-0-2", 0, HEIGHT - 3),
+            ):
+                yield sender, chain, Status(SHARD, Slot(38), Height(told), world[2].hash)
+            await asyncio.Event().wait()
+
+        async def send(self, to, _, message):
+            sent.append((to, message))
+
+    sent = []
+    with BlockLog(tmp_path / "log", network.genesis.network) as log:
+        # With nobody who says that blocks are missing, they are fetched one by one.
+        assert await catch_up_by_snapshot(network, "shard-0-0", log, Said(), distance=HEIGHT) is None
+    assert all(isinstance(message, RangeRequest) for _, message in sent)
+    assert {to for to, _ in sent} <= {"shard-0-1", "shard-0-2", "shard-0-3"}
+
+
 @pytest.mark.parametrize("has_blocks", [True, False])
 async def test_when_little_is_missing_a_snapshot_comes_only_if_nobody_has_the_blocks(
     world, tmp_path, has_blocks

@@ -17,6 +17,7 @@ from shards.snapshots import (
     SnapshotTaken,
     choose_height,
     compute_chunk_hash,
+    estimate_height,
 )
 from shardyard import effects as fx
 from shardyard.messages import ChunkRequest, ChunkResponse, SnapshotManifest, SnapshotRequest
@@ -50,7 +51,7 @@ MANIFEST = build_manifest()
 @pytest.fixture
 def fetcher():
     found = SnapshotFetcher(GENESIS, 0, CRYPTO, 0, lambda _: False)
-    found.start(PEERS)
+    found.start(PEERS, 40)
     return found
 
 
@@ -99,10 +100,25 @@ def choose(fetcher, manifest=MANIFEST, peers=PEERS):
 
 def test_all_peers_are_asked_for_one_height_that_is_still_ahead_of_them():
     fetcher = SnapshotFetcher(GENESIS, 0, CRYPTO, 0, lambda _: False)
-    asked = sent(fetcher.start(PEERS), SnapshotRequest)
+    asked = sent(fetcher.start(PEERS, 40), SnapshotRequest)
     assert {to for to, _ in asked} == set(PEERS)
     assert {message.height for _, message in asked} == {48}
     assert (choose_height(40), choose_height(47), choose_height(48)) == (48, 48, 56)
+
+
+def test_a_faulty_replica_cannot_raise_the_height():
+    assert estimate_height([2**64 - 1, 39, 40], 1) == 40
+    assert estimate_height([0, 39, 40], 1) == 39
+    assert estimate_height([7], 1) == 7
+    assert estimate_height([], 1) == 0
+
+
+def test_later_rounds_ask_for_a_height_that_is_still_ahead_when_a_block_comes_per_tick(fetcher):
+    outputs = []
+    for _ in range(2 * ASK_AGAIN_TICKS):
+        outputs += fetcher.on_tick()
+    heights = [message.height for _, message in sent(outputs, SnapshotRequest)]
+    assert heights == [40 + 2 * ASK_AGAIN_TICKS] * 3 + [40 + 3 * ASK_AGAIN_TICKS] * 3
 
 
 def test_chunks_are_asked_of_all_who_have_the_same_a_few_at_a_time(fetcher):
@@ -193,7 +209,7 @@ def test_a_manifest_without_a_proof_of_its_block_counts_for_nothing(fetcher, cha
 
 def test_a_manifest_below_what_is_here_is_refused():
     fetcher = SnapshotFetcher(GENESIS, 0, CRYPTO, 8, lambda _: False)
-    fetcher.start(PEERS)
+    fetcher.start(PEERS, 40)
     assert refused(fetcher.on_manifest("shard-0-1", MANIFEST))
 
 
@@ -225,7 +241,7 @@ def test_a_chunk_beyond_the_cap_is_refused_even_with_its_hash(fetcher):
 def test_what_an_earlier_attempt_left_is_not_asked_again():
     held = {compute_chunk_hash(chunk) for chunk in CHUNKS[:15]}
     fetcher = SnapshotFetcher(GENESIS, 0, CRYPTO, 0, held.__contains__)
-    fetcher.start(PEERS)
+    fetcher.start(PEERS, 40)
     told = serve(fetcher, choose(fetcher))
     assert [item.data for item in told if isinstance(item, KeepChunk)] == CHUNKS[15:]
     assert isinstance(told[-1], RestoreState)
