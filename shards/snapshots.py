@@ -43,7 +43,11 @@ ASK_AGAIN_TICKS: Final = 8
 GATHER_TICKS: Final = 2
 """Ticks after the first manifest in which others with the same may still come."""
 MAX_ROUNDS: Final = 8
-"""Times manifests are asked for before the blocks are fetched instead, one by one."""
+"""Times manifests are asked for, or a silent source is left, before the blocks are fetched instead, one by one."""
+PATIENCE_TICKS: Final = 32
+"""Ticks a source may take for its first chunk; it is left when they are used up."""
+TICKS_PER_CHUNK: Final = 4
+"""Ticks a chunk gives back, up to ``PATIENCE_TICKS``: who sends slower than that on the average is as good as silent."""
 
 
 class KeepChunk(msgspec.Struct, frozen=True):
@@ -131,6 +135,9 @@ class SnapshotFetcher:
         self._tick = 0
         self._since = 0
         self._rounds = 0
+        self._patience = PATIENCE_TICKS
+        self._left: set[Hash32] = set()
+        """Manifests whose senders fell silent; others are preferred. At most one a round."""
 
     @property
     def progress(self) -> dict[str, int]:
@@ -163,6 +170,8 @@ class SnapshotFetcher:
                 self._verify_manifest(manifest)
         except RemoteProtocolError as error:
             return self._ban(sender, error)
+        is_first = not self._sources
+        self._forget_manifests_of(sender, key)
         source = self._sources.get(key)
         if source is None:
             if len(self._sources) >= MAX_SOURCES:
@@ -170,7 +179,7 @@ class SnapshotFetcher:
             source = self._sources[key] = _Source(manifest, [])
         if sender not in source.peers:
             source.peers.append(sender)
-        if len(self._sources) == 1 and len(source.peers) == 1:
+        if is_first:
             self._since = self._tick
         heard = {peer for found in self._sources.values() for peer in found.peers}
         if len(heard) == len(self._peers) - len(self._banned) and self._chosen is None:
@@ -197,10 +206,11 @@ class SnapshotFetcher:
             )
             return self._ban(sender, error)
         del self._asked[response.index]
+        self._patience = min(PATIENCE_TICKS, self._patience + TICKS_PER_CHUNK)
         return [KeepChunk(expected, response.data), *self._ask_chunks()]
 
     def on_tick(self) -> list[SnapshotOutput]:
-        """Let time pass: choose a source, ask again, give up."""
+        """Let time pass: choose a source, ask again, leave one that fell silent, give up."""
         self._tick += 1
         if self._is_restoring:
             return []
@@ -210,6 +220,9 @@ class SnapshotFetcher:
             if not self._sources and self._tick - self._since >= ASK_AGAIN_TICKS:
                 return self._ask_manifests()
             return []
+        self._patience -= 1
+        if self._patience <= 0:
+            return self._leave_source()
         late = [index for index, (_, since) in self._asked.items() if self._tick - since >= ASK_AGAIN_TICKS]
         for index in late:
             peer, _ = self._asked.pop(index)
@@ -218,6 +231,30 @@ class SnapshotFetcher:
                 self._chosen.peers.remove(peer)
                 self._chosen.peers.append(peer)
         return [*self._remind(), *self._ask_chunks()]
+
+    def _leave_source(self) -> list[SnapshotOutput]:
+        """Turn away from a source that sends no chunks: its peers restarted, hold it no more, or never meant to send them."""
+        source = self._chosen
+        assert source is not None, "only a chosen source is asked for chunks"
+        key = source.manifest.id
+        del self._sources[key]
+        self._left.add(key)
+        self._chosen = None
+        self._asked.clear()
+        if not self._sources:
+            return self._ask_manifests()
+        self._rounds += 1
+        if self._rounds > MAX_ROUNDS:
+            return [SnapshotGivenUp(f"no source sent all its chunks in {MAX_ROUNDS} rounds")]
+        return self._choose()
+
+    def _forget_manifests_of(self, sender: NodeId, key: Hash32) -> None:
+        """Let ``sender`` stand behind one manifest, beside the one that is being fetched: nobody fills all places alone."""
+        for other, source in list(self._sources.items()):
+            if other != key and source is not self._chosen and sender in source.peers:
+                source.peers.remove(sender)
+                if not source.peers:
+                    del self._sources[other]
 
     def _remind(self) -> list[SnapshotOutput]:
         """Ask those for their manifest who did not answer yet: the bus loses messages, and more sources are faster."""
@@ -277,11 +314,17 @@ class SnapshotFetcher:
         return [Send(peer, SnapshotRequest(self._shard, self._asked_for)) for peer in peers]
 
     def _choose(self) -> list[SnapshotOutput]:
-        """Turn to the source with most peers, the newest of them."""
-        self._chosen = max(
-            self._sources.values(), key=lambda found: (len(found.peers), found.manifest.block.header.height)
+        """Turn to the source with most peers, the newest of them; to one that was left before only when there is no other."""
+        _, self._chosen = max(
+            self._sources.items(),
+            key=lambda found: (
+                found[0] not in self._left,
+                len(found[1].peers),
+                found[1].manifest.block.header.height,
+            ),
         )
         self._asked.clear()
+        self._patience = PATIENCE_TICKS
         chunks = self._chosen.manifest.chunks
         self._missing = [index for index in range(len(chunks)) if not self._has_chunk(chunks[index])]
         self._missing.reverse()

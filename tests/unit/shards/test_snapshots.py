@@ -10,6 +10,9 @@ from shards.snapshots import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
     MAX_ROUNDS,
+    MAX_SOURCES,
+    PATIENCE_TICKS,
+    TICKS_PER_CHUNK,
     KeepChunk,
     RestoreState,
     SnapshotFetcher,
@@ -276,6 +279,75 @@ def test_when_nobody_answers_it_is_given_up(fetcher):
         outputs += fetcher.on_tick()
     assert len(sent(outputs, SnapshotRequest)) == 3 * (MAX_ROUNDS - 1)
     assert any(isinstance(item, SnapshotGivenUp) for item in outputs)
+
+
+def pass_ticks(fetcher, count):
+    outputs = []
+    for _ in range(count):
+        outputs += fetcher.on_tick()
+    return outputs
+
+
+def test_a_source_that_falls_silent_is_left_for_another(fetcher):
+    lure = build_manifest([b"never sent"])
+    fetcher.on_manifest("shard-0-1", lure)
+    assert sent(pass_ticks(fetcher, GATHER_TICKS), ChunkRequest)
+    fetcher.on_manifest("shard-0-2", MANIFEST)
+    outputs = pass_ticks(fetcher, PATIENCE_TICKS)
+    assert ("shard-0-2", MANIFEST.id) in {
+        (to, request.snapshot) for to, request in sent(outputs, ChunkRequest)
+    }
+    fetcher.on_manifest("shard-0-1", lure)  # it lures again, and is not chosen for it
+    told = serve(fetcher, [item for item in outputs if getattr(item, "to", "") == "shard-0-2"])
+    assert isinstance(told[-1], RestoreState)
+
+
+def test_after_the_only_source_fell_silent_manifests_are_asked_for_again(fetcher):
+    """As when the one server restarts in the middle: it then holds another snapshot."""
+    choose(fetcher)
+    asked = sent(pass_ticks(fetcher, PATIENCE_TICKS), SnapshotRequest)
+    assert {to for to, _ in asked} == set(PEERS)
+    told = serve(fetcher, choose(fetcher))
+    assert isinstance(told[-1], RestoreState)
+
+
+def test_a_peer_that_always_lures_and_never_sends_is_given_up(fetcher):
+    outputs = []
+    for round_number in range(MAX_ROUNDS + 1):
+        outputs += fetcher.on_manifest("shard-0-1", build_manifest([bytes([round_number])]))
+        outputs += pass_ticks(fetcher, GATHER_TICKS + PATIENCE_TICKS)
+    assert any(isinstance(item, SnapshotGivenUp) for item in outputs)
+
+
+def test_a_source_that_trickles_is_as_good_as_silent():
+    chunks = [bytes([index % 256, index // 256]) for index in range(MAX_CHUNKS)]
+    manifest = build_manifest(chunks)
+    fetcher = SnapshotFetcher(GENESIS, 0, CRYPTO, 0, lambda _: False)
+    fetcher.start(["shard-0-1"], 40)
+    requests = sent(fetcher.on_manifest("shard-0-1", manifest), ChunkRequest)
+    ticks, outputs = 0, []
+    while not sent(outputs, SnapshotRequest) and ticks < 4 * PATIENCE_TICKS:
+        outputs = pass_ticks(fetcher, 2 * TICKS_PER_CHUNK)
+        ticks += 2 * TICKS_PER_CHUNK
+        requests = sent(outputs, ChunkRequest) or requests
+        fetcher.on_chunk(requests[0][0], answer(requests.pop(0)[1], chunks, manifest))
+    assert ticks < 4 * PATIENCE_TICKS
+
+
+def test_one_peer_cannot_fill_all_places_with_its_manifests(fetcher):
+    for number in range(2 * MAX_SOURCES):
+        fetcher.on_manifest("shard-0-1", build_manifest([bytes([number])]))
+    fetcher.on_manifest("shard-0-2", MANIFEST)
+    outputs = fetcher.on_manifest("shard-0-3", MANIFEST)
+    assert {to for to, _ in sent(outputs, ChunkRequest)} == {"shard-0-2", "shard-0-3"}
+
+
+def test_a_peer_that_repeats_its_manifest_does_not_put_off_the_choice(fetcher):
+    outputs = []
+    for _ in range(GATHER_TICKS + 1):
+        outputs += fetcher.on_manifest("shard-0-1", MANIFEST)
+        outputs += fetcher.on_tick()
+    assert sent(outputs, ChunkRequest)
 
 
 def test_two_replicas_with_different_proofs_of_one_block_have_one_snapshot():
