@@ -108,7 +108,9 @@ class Peer:
         self.bus, self.lies = bus, lies
         self.served = 0
         self.has_blocks = True
-        self.server = SnapshotServer(SHARD, self.cut, self.run_work, self.send, lambda: HEIGHT - 3)
+        self.server = SnapshotServer(
+            SHARD, self.cut, self.run_work, self.send, lambda: HEIGHT - 3, lambda: HEIGHT
+        )
 
     def cut(self):
         return self.core.snapshot()
