@@ -30,7 +30,14 @@ from shardyard import _native
 from shardyard.effects import Notice, Send, SnapshotRecord
 from shardyard.ids import Height, NodeId, ShardId, compute_chain_id
 from shardyard.keys import BlsCrypto
-from shardyard.messages import ChunkResponse, RangeRequest, RangeResponse, SnapshotManifest, Status
+from shardyard.messages import (
+    ChunkResponse,
+    RangeRequest,
+    RangeResponse,
+    SnapshotManifest,
+    Status,
+    encode_message,
+)
 
 LOOK_S: Final = 0.5
 """How long peers are listened to before it is decided; what they said last is kept by the broker."""
@@ -38,10 +45,11 @@ MAX_HEIGHT: Final = 1 << 48
 """No chain gets there; a replica that says so is not believed, and nothing computed from it overflows on the wire."""
 TELL_S: Final = 2.0
 SYNC_BYTES: Final = 16 * 1024 * 1024
-MAX_QUEUED: Final = 256
+MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
+"""Answers that wait for their turn; what comes beyond is dropped, and asked for again."""
 
 logger = logging.getLogger("shardyard.snapshot")
-_Answer = tuple[NodeId, SnapshotManifest | ChunkResponse]
+_Answer = SnapshotManifest | ChunkResponse
 
 
 async def catch_up_by_snapshot(
@@ -102,6 +110,38 @@ async def _is_served(bus: Bus, chain: ShardId, heights: dict[NodeId, int], first
     return any(answers) or not answers
 
 
+class AnswerQueue:
+    """Answers between the bus and the fetcher: one of a kind per sender and index, ``MAX_QUEUED_BYTES`` in all."""
+
+    def __init__(self) -> None:
+        self._answers: asyncio.Queue[tuple[NodeId, _Answer]] = asyncio.Queue()
+        self._sizes: dict[tuple[NodeId, int | None], int] = {}
+        self._bytes = 0
+        self.dropped = 0
+        """Answers that found no room."""
+
+    def put(self, sender: NodeId, answer: _Answer) -> None:
+        """Queue an answer, unless the same is there already or there is no room."""
+        key = self._build_key(sender, answer)
+        size = len(answer.data) if isinstance(answer, ChunkResponse) else len(encode_message(answer))
+        if key in self._sizes or self._bytes + size > MAX_QUEUED_BYTES:
+            self.dropped += 1
+            return
+        self._sizes[key] = size
+        self._bytes += size
+        self._answers.put_nowait((sender, answer))
+
+    async def get(self) -> tuple[NodeId, _Answer]:
+        """Wait for the next answer."""
+        sender, answer = await self._answers.get()
+        self._bytes -= self._sizes.pop(self._build_key(sender, answer))
+        return sender, answer
+
+    @staticmethod
+    def _build_key(sender: NodeId, answer: _Answer) -> tuple[NodeId, int | None]:
+        return sender, answer.index if isinstance(answer, ChunkResponse) else None
+
+
 class _SnapshotSync:
     """One attempt."""
 
@@ -113,7 +153,8 @@ class _SnapshotSync:
         self._bus = bus
         self._fetcher = fetcher
         self._tick_s = network.genesis.preset.block_time_ms / 1000
-        self._answers: asyncio.Queue[_Answer] = asyncio.Queue(MAX_QUEUED)
+        self._answers = AnswerQueue()
+        self._unawaited = 0
         self._unsynced = 0
         self._told_at = 0.0
 
@@ -126,8 +167,12 @@ class _SnapshotSync:
 
     async def _listen(self) -> None:
         async for sender, _, message in self._bus.messages():
-            if isinstance(message, SnapshotManifest | ChunkResponse) and not self._answers.full():
-                self._answers.put_nowait((sender, message))
+            if not isinstance(message, SnapshotManifest | ChunkResponse):
+                continue
+            if self._fetcher.is_awaited(sender, message):
+                self._answers.put(sender, message)
+            else:
+                self._unawaited += 1
 
     async def _drive(self, heights: dict[NodeId, int], known_height: int) -> SnapshotRecord | None:
         outputs = self._fetcher.start(heights, known_height)
@@ -198,4 +243,5 @@ class _SnapshotSync:
         progress = self._fetcher.progress
         if progress["chunks"] and now - self._told_at >= TELL_S:
             self._told_at = now
+            progress |= {"unawaited": self._unawaited, "dropped": self._answers.dropped}
             logger.info("snapshot: %s", ", ".join(f"{key} {value}" for key, value in progress.items()))

@@ -6,7 +6,8 @@ same snapshot. A manifest counts with the finality proof of its block alone (A2)
 so a wrong one names its sender, who is passed over. The whole is compared with the state root of the block's header: if
 that fails the manifest was a lie, and everybody who sent it is named. Answers that nobody asked for are refused.
 
-Bounds: ``MAX_SOURCES`` manifests of ``MAX_CHUNKS`` chunks each, ``MAX_PEERS`` peers, ``MAX_ASKED`` chunks under way per peer.
+Bounds: ``MAX_SOURCES`` manifests of ``MAX_CHUNKS`` chunks each, ``MAX_PEERS`` peers, ``MAX_ASKED`` chunks under way per peer,
+``MAX_KEPT_CHUNKS`` for the disk.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -42,6 +43,8 @@ ASK_AGAIN_TICKS: Final = 8
 """Ticks after which a chunk is asked of somebody else, and a manifest once more."""
 GATHER_TICKS: Final = 2
 """Ticks after the first manifest in which others with the same may still come."""
+MAX_KEPT_CHUNKS: Final = 2 * MAX_CHUNKS
+"""Chunks that one attempt gives to the disk, those of manifests that were lies included."""
 MAX_ROUNDS: Final = 8
 """Times manifests are asked for, or a silent source is left, before the blocks are fetched instead, one by one."""
 PATIENCE_TICKS: Final = 32
@@ -135,6 +138,7 @@ class SnapshotFetcher:
         self._tick = 0
         self._since = 0
         self._rounds = 0
+        self._kept = 0
         self._patience = PATIENCE_TICKS
         self._left: set[Hash32] = set()
         """Manifests whose senders fell silent; others are preferred. At most one a round."""
@@ -157,6 +161,20 @@ class SnapshotFetcher:
         self._peers = list(peers)[:MAX_PEERS]
         self._known_height = known_height
         return self._ask_manifests()
+
+    def is_awaited(self, sender: NodeId, answer: SnapshotManifest | ChunkResponse) -> bool:
+        """Tell whether ``answer`` could be of use, so that nothing else needs to be kept until its turn."""
+        if sender in self._banned or sender not in self._peers or self._is_restoring:
+            return False
+        if isinstance(answer, SnapshotManifest):
+            return True
+        asked = self._asked.get(answer.index)
+        return (
+            asked is not None
+            and asked[0] == sender
+            and self._chosen is not None
+            and answer.snapshot == self._chosen.manifest.id
+        )
 
     def on_manifest(self, sender: NodeId, manifest: SnapshotManifest) -> list[SnapshotOutput]:
         """Take a manifest; what is wrong with it names its sender."""
@@ -207,6 +225,9 @@ class SnapshotFetcher:
             return self._ban(sender, error)
         del self._asked[response.index]
         self._patience = min(PATIENCE_TICKS, self._patience + TICKS_PER_CHUNK)
+        if self._kept >= MAX_KEPT_CHUNKS:
+            return [SnapshotGivenUp(f"{self._kept} chunks came, and no state that holds")]
+        self._kept += 1
         return [KeepChunk(expected, response.data), *self._ask_chunks()]
 
     def on_tick(self) -> list[SnapshotOutput]:

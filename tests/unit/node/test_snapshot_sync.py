@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 import msgspec
 import pytest
 
+import node.snapshot_sync as module
 from node.bus.endpoint import BusConfig, BusIdentity
 from node.bus.memory import HubFaults, MemoryBus, MemoryHub
 from node.config import Options
@@ -14,7 +15,7 @@ from node.network import create_network
 from node.recovery import restore_snapshot
 from node.runtime import HaltedError, list_subscriptions
 from node.snapshot_server import SnapshotServer
-from node.snapshot_sync import catch_up_by_snapshot
+from node.snapshot_sync import AnswerQueue, catch_up_by_snapshot
 from node.storage.log import BlockLog, EntryKind
 from shardyard import _native
 from shardyard.blocks import (
@@ -29,7 +30,14 @@ from shardyard.codec import encode
 from shardyard.consensus.votes import Vote, VoteKind, build_certificate, compute_vote_message
 from shardyard.ids import Hash32, Height, NodeId, ShardId, Slot
 from shardyard.keys import BlsCrypto
-from shardyard.messages import ChunkRequest, RangeRequest, RangeResponse, SnapshotRequest, Status
+from shardyard.messages import (
+    ChunkRequest,
+    ChunkResponse,
+    RangeRequest,
+    RangeResponse,
+    SnapshotRequest,
+    Status,
+)
 
 SHARD = ShardId(0)
 HEIGHT = 40
@@ -208,6 +216,19 @@ async def test_an_attempt_that_was_cut_short_goes_on_with_what_it_has(world, tmp
     record, peers = await come_by_snapshot(world, place)
     assert sum(peer.served for peer in peers) == len(record.chunks) - held
     read_back(world, place)
+
+
+async def test_answers_that_wait_are_bounded_by_bytes_and_one_of_a_kind(monkeypatch):
+    monkeypatch.setattr(module, "MAX_QUEUED_BYTES", 10_000)
+    queue = AnswerQueue()
+    for _ in range(3):
+        queue.put("shard-0-1", ChunkResponse(0, b"s" * 32, 0, bytes(4000)))
+    for index in range(1, 20):
+        queue.put("shard-0-2", ChunkResponse(0, b"s" * 32, index, bytes(4000)))
+    assert queue.dropped == 20
+    assert [(await queue.get())[1].index for _ in range(2)] == [0, 1]
+    queue.put("shard-0-2", ChunkResponse(0, b"s" * 32, 1, bytes(10_000)))
+    assert (await queue.get())[0] == "shard-0-2"
 
 
 LIE_CASES = [

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from shards import snapshots as snapshots_module
 from shards.snapshots import (
     ASK_AGAIN_TICKS,
     GATHER_TICKS,
@@ -232,6 +233,32 @@ def test_unsolicited_answers_are_refused(fetcher):
         assert refused(fetcher.on_chunk(sender, response))[0][1] == "UnsolicitedError"
     assert not refused(fetcher.on_chunk(peer, answer(request)))
     assert refused(fetcher.on_chunk(peer, answer(request)))  # once
+
+
+def test_only_what_was_asked_of_its_sender_is_awaited(fetcher):
+    assert fetcher.is_awaited("shard-0-1", MANIFEST)
+    assert not fetcher.is_awaited("shard-1-0", MANIFEST)
+    requests = sent(choose(fetcher), ChunkRequest)
+    peer, request = requests[0]
+    other = next(name for name in PEERS if name != peer)
+    assert fetcher.is_awaited(peer, answer(request))
+    assert not fetcher.is_awaited(other, answer(request))
+    assert not fetcher.is_awaited(peer, replace(answer(request), snapshot=b"o" * 32))
+    assert not fetcher.is_awaited(peer, replace(answer(request), index=19))
+    told = serve(fetcher, [fx.Send(to, message) for to, message in requests])
+    assert isinstance(told[-1], RestoreState)
+    assert not fetcher.is_awaited(peer, MANIFEST)  # while the state is made nothing piles up
+
+
+def test_lies_fill_no_disk(fetcher, monkeypatch):
+    monkeypatch.setattr(snapshots_module, "MAX_KEPT_CHUNKS", 30)
+    lie = build_manifest([bytes([index]) * 50 for index in range(20)])
+    fetcher.on_manifest("shard-0-1", lie)
+    fetcher.on_manifest("shard-0-2", lie)
+    told = serve(fetcher, fetcher.on_manifest("shard-0-3", MANIFEST), [bytes([i]) * 50 for i in range(20)])
+    told += serve(fetcher, fetcher.on_root(b"x" * 32))
+    assert sum(isinstance(item, KeepChunk) for item in told) == 30
+    assert any(isinstance(item, SnapshotGivenUp) for item in told)
 
 
 def test_a_chunk_beyond_the_cap_is_refused_even_with_its_hash(fetcher):
