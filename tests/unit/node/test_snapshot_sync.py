@@ -284,16 +284,23 @@ async def test_when_little_is_missing_a_snapshot_comes_only_if_nobody_has_the_bl
     assert peer.server.held_height == (0 if has_blocks else HEIGHT)
 
 
-async def test_a_log_that_lost_a_chunk_is_refused_with_the_way_out(world, tmp_path, monkeypatch):
-    await come_by_snapshot(world, tmp_path / "log")
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda index, chunk: None if index == 0 else chunk, r"1 of \d+ chunks are missing in the log"),
+        (lambda *_: None, r"(\d+) of \1 chunks are missing in the log"),
+        (lambda index, chunk: b"rot" if index == 0 else chunk, "its chunks make no state"),
+    ],
+)
+async def test_a_log_whose_chunks_make_no_state_is_refused_with_the_way_out(
+    world, tmp_path, monkeypatch, damage, found
+):
+    record, _ = await come_by_snapshot(world, tmp_path / "log")
     original = BlockLog.get_chunk
-    lost = []
 
     def get_chunk(log, chunk_hash):
-        if not lost:
-            lost.append(chunk_hash)
-        return None if chunk_hash in lost else original(log, chunk_hash)
+        return damage(record.chunks.index(chunk_hash), original(log, chunk_hash))
 
     monkeypatch.setattr(BlockLog, "get_chunk", get_chunk)
-    with pytest.raises(HaltedError, match=r"1 of \d+ chunks are missing in the log"):
+    with pytest.raises(HaltedError, match=found + ".*; try: delete the data directory"):
         read_back(world, tmp_path / "log")
