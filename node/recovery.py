@@ -40,7 +40,7 @@ def restore_index(
     log: BlockLog, index: ChainIndex, genesis_block: Block
 ) -> tuple[list[Record], dict[Hash32, bytes]]:
     """Bring the index up to the log; return the machine's records in order, and the state diff of each block."""
-    rebuilder = IndexRebuilder(index, genesis_block)
+    rebuilder = IndexRebuilder(index, genesis_block, base=log.first_height - 1)
     records: list[Record] = []
     diffs: dict[Hash32, bytes] = {}
     for entry in log.iterate():
