@@ -13,7 +13,7 @@ from node.runtime import HaltedError
 from node.storage.log import MAX_RECORD_BYTES, BlockLog, EntryKind
 from shards.replica import ShardReplica
 from shardyard import _native
-from shardyard.blocks import Block
+from shardyard.blocks import Block, Header
 from shardyard.codec import decode
 from shardyard.effects import Record, SnapshotRecord
 from shardyard.ids import Hash32
@@ -40,7 +40,7 @@ def restore_index(
     log: BlockLog, index: ChainIndex, genesis_block: Block
 ) -> tuple[list[Record], dict[Hash32, bytes]]:
     """Bring the index up to the log; return the machine's records in order, and the state diff of each block."""
-    rebuilder = IndexRebuilder(index, genesis_block)
+    rebuilder = IndexRebuilder(index, genesis_block, base=log.first_height - 1)
     records: list[Record] = []
     diffs: dict[Hash32, bytes] = {}
     for entry in log.iterate():
@@ -66,15 +66,26 @@ def restore_snapshot(core: _native.Core, log: BlockLog, records: Sequence[Record
         return 0
     header = found.block.header
     chunks = [log.get_chunk(chunk) for chunk in found.chunks]
-    root = core.restore([chunk for chunk in chunks if chunk is not None])
-    if root != header.shard_content.state_root:
-        raise HaltedError(
-            f"snapshot of block {header.height}: {chunks.count(None)} of {len(chunks)} chunks are missing in the log, and "
-            f"the rest leads to {root.hex()}, its header says {header.shard_content.state_root.hex()}; "
-            "try: delete the data directory of this node, it comes back by a snapshot"
+    if missing := chunks.count(None):
+        raise _refuse_snapshot(header, f"{missing} of {len(chunks)} chunks are missing in the log")
+    try:
+        root = core.restore([chunk for chunk in chunks if chunk is not None])
+    except _native.CoreError as error:
+        raise _refuse_snapshot(header, f"its chunks make no state: {error}") from error
+    expected = header.shard_content.state_root
+    if root != expected:
+        raise _refuse_snapshot(
+            header, f"its chunks lead to root {root.hex()}, its header says {expected.hex()}"
         )
     core.set_base(header.hash, header.height)
     return header.height
+
+
+def _refuse_snapshot(header: Header, what: str) -> HaltedError:
+    return HaltedError(
+        f"snapshot of block {header.height}: {what}; "
+        "try: delete the data directory of this node, it comes back by a snapshot"
+    )
 
 
 def restore_state(

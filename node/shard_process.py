@@ -184,6 +184,7 @@ class ShardNode:
             self.executor.run,
             lambda to, message: self._injection.bus.send(to, self.chain, message),
             lambda: self.replica.recovered_height,
+            lambda: self.replica.assembler.crosslinked_height,
         )
         self._host = ShardHost(self.executor, self.backend, mirror, stores.signer, self.snapshots)
         self.driver.attach(self._host)

@@ -60,6 +60,8 @@ class CrosslinkAssembler:
         self._final_height = 0
         self._first_height = 1
         """What blocks below it emitted is not here: the state after them came as a snapshot."""
+        self._base: Header | None = None
+        """The block whose state came as a snapshot: it is not among the final blocks."""
         self._last_hash = ZERO_HASH
         self._last_height = 0
         self._beacon_height = 0
@@ -92,6 +94,7 @@ class CrosslinkAssembler:
 
     def begin_after(self, header: Header) -> None:
         """Go on after a block whose state came as a snapshot; crosslinks that reach below it are offered by others."""
+        self._base = header
         self._final_height = header.height
         self._first_height = header.height + 1
         self._outboxes.clear()
@@ -186,9 +189,7 @@ class CrosslinkAssembler:
         content = head.shard_content
         burnt_before = 0
         if self._last_height > 0:
-            before = self._find_final(self._last_height)
-            assert before is not None, "the head of an accepted crosslink is a final block"
-            burnt_before = int.from_bytes(before[0].shard_content.burnt, "big")
+            burnt_before = int.from_bytes(self._get_header(self._last_height).shard_content.burnt, "big")
         burnt = int.from_bytes(content.burnt, "big") - burnt_before
         return Crosslink(
             shard=self._shard,
@@ -204,6 +205,13 @@ class CrosslinkAssembler:
             congestion=self._congestion.get(head.height, 0),
             base_fee=content.base_fee,
         )
+
+    def _get_header(self, height: int) -> Header:
+        if self._base is not None and self._base.height == height:
+            return self._base
+        found = self._find_final(height)
+        assert found is not None, "the head of an accepted crosslink is a final block"
+        return found[0]
 
     # --- serving ---
 

@@ -6,10 +6,11 @@ same snapshot. A manifest counts with the finality proof of its block alone (A2)
 so a wrong one names its sender, who is passed over. The whole is compared with the state root of the block's header: if
 that fails the manifest was a lie, and everybody who sent it is named. Answers that nobody asked for are refused.
 
-Bounds: ``MAX_SOURCES`` manifests of ``MAX_CHUNKS`` chunks each, ``MAX_PEERS`` peers, ``MAX_ASKED`` chunks under way per peer.
+Bounds: ``MAX_SOURCES`` manifests of ``MAX_CHUNKS`` chunks each, ``MAX_PEERS`` peers, ``MAX_ASKED`` chunks under way per peer,
+``MAX_KEPT_CHUNKS`` for the disk.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 import msgspec
@@ -42,8 +43,14 @@ ASK_AGAIN_TICKS: Final = 8
 """Ticks after which a chunk is asked of somebody else, and a manifest once more."""
 GATHER_TICKS: Final = 2
 """Ticks after the first manifest in which others with the same may still come."""
+MAX_KEPT_CHUNKS: Final = 2 * MAX_CHUNKS
+"""Chunks that one attempt gives to the disk, those of manifests that were lies included."""
 MAX_ROUNDS: Final = 8
-"""Times manifests are asked for before the blocks are fetched instead, one by one."""
+"""Times manifests are asked for, or a silent source is left, before the blocks are fetched instead, one by one."""
+PATIENCE_TICKS: Final = 32
+"""Ticks a source may take for its first chunk; it is left when they are used up."""
+TICKS_PER_CHUNK: Final = 4
+"""Ticks a chunk gives back, up to ``PATIENCE_TICKS``: who sends slower than that on the average is as good as silent."""
 
 
 class KeepChunk(msgspec.Struct, frozen=True):
@@ -86,6 +93,16 @@ def compute_chunk_hash(chunk: bytes) -> Hash32:
     return hash_tagged(TAG_SNAPSHOT, chunk)
 
 
+def estimate_height(heights: Collection[int], faulty: int) -> Height:
+    """Return the highest of ``heights`` that ``faulty`` liars cannot have raised: at least one other tells as much.
+
+    With no more than ``faulty`` answers, the lowest; 0 without any.
+    """
+    if not heights:
+        return Height(0)
+    return Height(sorted(heights, reverse=True)[min(faulty, len(heights) - 1)])
+
+
 def choose_height(known_height: int) -> Height:
     """Return the height of the next snapshot that peers at ``known_height`` have still ahead of them."""
     return Height((known_height // SNAPSHOT_HEIGHTS + 1) * SNAPSHOT_HEIGHTS)
@@ -110,6 +127,7 @@ class SnapshotFetcher:
         self._has_chunk = has_chunk
         self._peers: list[NodeId] = []
         self._banned: set[NodeId] = set()
+        self._known_height = 0
         self._asked_for = Height(0)
         self._sources: dict[Hash32, _Source] = {}
         self._chosen: _Source | None = None
@@ -120,6 +138,10 @@ class SnapshotFetcher:
         self._tick = 0
         self._since = 0
         self._rounds = 0
+        self._kept = 0
+        self._patience = PATIENCE_TICKS
+        self._left: set[Hash32] = set()
+        """Manifests whose senders fell silent; others are preferred. At most one a round."""
 
     @property
     def progress(self) -> dict[str, int]:
@@ -134,11 +156,25 @@ class SnapshotFetcher:
             "refused": len(self._banned),
         }
 
-    def start(self, heights: Mapping[NodeId, int]) -> list[SnapshotOutput]:
-        """Ask peers, whose final heights are told, for their manifests."""
-        self._peers = list(heights)[:MAX_PEERS]
-        self._asked_for = choose_height(max(heights.values(), default=0))
+    def start(self, peers: Iterable[NodeId], known_height: int) -> list[SnapshotOutput]:
+        """Ask ``peers``, of whom an honest one is at ``known_height``, for their manifests."""
+        self._peers = list(peers)[:MAX_PEERS]
+        self._known_height = known_height
         return self._ask_manifests()
+
+    def is_awaited(self, sender: NodeId, answer: SnapshotManifest | ChunkResponse) -> bool:
+        """Tell whether ``answer`` could be of use, so that nothing else needs to be kept until its turn."""
+        if sender in self._banned or sender not in self._peers or self._is_restoring:
+            return False
+        if isinstance(answer, SnapshotManifest):
+            return True
+        asked = self._asked.get(answer.index)
+        return (
+            asked is not None
+            and asked[0] == sender
+            and self._chosen is not None
+            and answer.snapshot == self._chosen.manifest.id
+        )
 
     def on_manifest(self, sender: NodeId, manifest: SnapshotManifest) -> list[SnapshotOutput]:
         """Take a manifest; what is wrong with it names its sender."""
@@ -152,6 +188,8 @@ class SnapshotFetcher:
                 self._verify_manifest(manifest)
         except RemoteProtocolError as error:
             return self._ban(sender, error)
+        is_first = not self._sources
+        self._forget_manifests_of(sender, key)
         source = self._sources.get(key)
         if source is None:
             if len(self._sources) >= MAX_SOURCES:
@@ -159,7 +197,7 @@ class SnapshotFetcher:
             source = self._sources[key] = _Source(manifest, [])
         if sender not in source.peers:
             source.peers.append(sender)
-        if len(self._sources) == 1 and len(source.peers) == 1:
+        if is_first:
             self._since = self._tick
         heard = {peer for found in self._sources.values() for peer in found.peers}
         if len(heard) == len(self._peers) - len(self._banned) and self._chosen is None:
@@ -186,10 +224,14 @@ class SnapshotFetcher:
             )
             return self._ban(sender, error)
         del self._asked[response.index]
+        self._patience = min(PATIENCE_TICKS, self._patience + TICKS_PER_CHUNK)
+        if self._kept >= MAX_KEPT_CHUNKS:
+            return [SnapshotGivenUp(f"{self._kept} chunks came, and no state that holds")]
+        self._kept += 1
         return [KeepChunk(expected, response.data), *self._ask_chunks()]
 
     def on_tick(self) -> list[SnapshotOutput]:
-        """Let time pass: choose a source, ask again, give up."""
+        """Let time pass: choose a source, ask again, leave one that fell silent, give up."""
         self._tick += 1
         if self._is_restoring:
             return []
@@ -199,6 +241,9 @@ class SnapshotFetcher:
             if not self._sources and self._tick - self._since >= ASK_AGAIN_TICKS:
                 return self._ask_manifests()
             return []
+        self._patience -= 1
+        if self._patience <= 0:
+            return self._leave_source()
         late = [index for index, (_, since) in self._asked.items() if self._tick - since >= ASK_AGAIN_TICKS]
         for index in late:
             peer, _ = self._asked.pop(index)
@@ -207,6 +252,30 @@ class SnapshotFetcher:
                 self._chosen.peers.remove(peer)
                 self._chosen.peers.append(peer)
         return [*self._remind(), *self._ask_chunks()]
+
+    def _leave_source(self) -> list[SnapshotOutput]:
+        """Turn away from a source that sends no chunks: its peers restarted, hold it no more, or never meant to send them."""
+        source = self._chosen
+        assert source is not None, "only a chosen source is asked for chunks"
+        key = source.manifest.id
+        del self._sources[key]
+        self._left.add(key)
+        self._chosen = None
+        self._asked.clear()
+        if not self._sources:
+            return self._ask_manifests()
+        self._rounds += 1
+        if self._rounds > MAX_ROUNDS:
+            return [SnapshotGivenUp(f"no source sent all its chunks in {MAX_ROUNDS} rounds")]
+        return self._choose()
+
+    def _forget_manifests_of(self, sender: NodeId, key: Hash32) -> None:
+        """Let ``sender`` stand behind one manifest, beside the one that is being fetched: nobody fills all places alone."""
+        for other, source in list(self._sources.items()):
+            if other != key and source is not self._chosen and sender in source.peers:
+                source.peers.remove(sender)
+                if not source.peers:
+                    del self._sources[other]
 
     def _remind(self) -> list[SnapshotOutput]:
         """Ask those for their manifest who did not answer yet: the bus loses messages, and more sources are faster."""
@@ -261,14 +330,22 @@ class SnapshotFetcher:
             return [SnapshotGivenUp("no peer is left that could have a snapshot")]
         if self._rounds > MAX_ROUNDS:
             return [SnapshotGivenUp(f"no manifest came in {MAX_ROUNDS} rounds")]
+        # A tick is about a block time: what was ahead of the peers in the first round is behind them in later ones.
+        self._asked_for = choose_height(self._known_height + self._tick)
         return [Send(peer, SnapshotRequest(self._shard, self._asked_for)) for peer in peers]
 
     def _choose(self) -> list[SnapshotOutput]:
-        """Turn to the source with most peers, the newest of them."""
-        self._chosen = max(
-            self._sources.values(), key=lambda found: (len(found.peers), found.manifest.block.header.height)
+        """Turn to the source with most peers, the newest of them; to one that was left before only when there is no other."""
+        _, self._chosen = max(
+            self._sources.items(),
+            key=lambda found: (
+                found[0] not in self._left,
+                len(found[1].peers),
+                found[1].manifest.block.header.height,
+            ),
         )
         self._asked.clear()
+        self._patience = PATIENCE_TICKS
         chunks = self._chosen.manifest.chunks
         self._missing = [index for index in range(len(chunks)) if not self._has_chunk(chunks[index])]
         self._missing.reverse()

@@ -65,6 +65,8 @@ class ChainLog:
         self._findings = findings
         self._descriptors: list[int] = []
         self._snapshot: Place | None = None
+        self._positions: list[tuple[Place, int]] = []
+        """Of each snapshot: where its record stands, and the inbox position of its state."""
         self._chunks: dict[Hash32, Place] = {}
         self._blocks: dict[Hash32, Place] = {}
         self._states: dict[Hash32, Place] = {}
@@ -135,6 +137,16 @@ class ChainLog:
         """Return the beacon block that a shard followed at ``height``."""
         record = self._read(self._followed.get(height))
         return record if isinstance(record, BeaconRecord) else None
+
+    def get_position_at(self, height: int) -> int:
+        """Return the inbox position of the snapshot that the node had when it followed the beacon block at ``height``.
+
+        What is below was consumed before it came, and is not in the record. 0 when there was no snapshot yet.
+        """
+        followed = self._followed.get(height)
+        if followed is None:
+            return 0
+        return max((position for place, position in self._positions if place < followed), default=0)
 
     def get_state(self, block_hash: Hash32) -> StateRecord | None:
         """Return what the node wrote down of executing a block."""
@@ -214,6 +226,7 @@ class ChainLog:
                 self._add_final(record, place, where)
             case SnapshotRecord(block):
                 self.base, self._snapshot = block.header.height, place
+                self._positions.append((place, block.header.shard_content.inbox_position))
                 self.finals.clear()
             case SubmissionRecord(submission):
                 self._submissions[submission.crosslink.hash] = place

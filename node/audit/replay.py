@@ -80,6 +80,7 @@ class ShardReplay:
 
     def verify_arrivals(self, beacon_height: int, arrivals: Sequence[bytes]) -> None:
         """Compare what a beacon block put into the inbox with what the node wrote down, from which it would deliver."""
+        first = self._flow.inboxes[self.shard].length - len(arrivals)
         for log in self._replicas:
             record = log.get_followed(beacon_height)
             if record is None:
@@ -87,7 +88,7 @@ class ShardReplay:
             self._findings.count(Promise.ORDER, len(arrivals))
             found = [data for bundle in record.bundles for data in bundle]
             # Of what was consumed before its snapshot a node keeps nothing.
-            expected = arrivals[len(arrivals) - len(found) :] if log.base else arrivals
+            expected = arrivals[max(0, log.get_position_at(beacon_height) - first) :]
             if found != list(expected):
                 self._findings.add(
                     Promise.ORDER,

@@ -2,7 +2,8 @@
 
 Records come in the order of the log. Deliveries are not stored with a block: they are the stretch of the shard's inbox that
 its header consumed (X5), and the inbox is what the followed beacon blocks brought, in order. A block is added when it is
-final and its results are known, whichever comes last. What the index has already is compared by hash and kept.
+final and its results are known, whichever comes last. What the index has already is compared by hash and kept. A log with
+snapshots is read from its beginning, for the inbox; the index begins at the last of them.
 """
 
 from collections import deque
@@ -20,8 +21,10 @@ from shardyard.ids import Hash32
 class IndexRebuilder:
     """Feeds an index from log records; ``finish`` when the log has been read."""
 
-    def __init__(self, index: ChainIndex, genesis_block: Block) -> None:
+    def __init__(self, index: ChainIndex, genesis_block: Block, *, base: int = 0) -> None:
+        """``base`` is the height of the log's last snapshot; 0 when it has none."""
         self._index = index
+        self._base = base
         if index.get_hash(0) != genesis_block.hash:
             index.clear()
             index.append(build_indexed_block(genesis_block, b"", (), ()))
@@ -63,6 +66,8 @@ class IndexRebuilder:
         self._outcomes.clear()
         self._outboxes.clear()
         self._finals.clear()
+        if block.header.height != self._base:
+            return  # a later snapshot took its place
         if self._index.get_hash(block.header.height) != block.hash or self._index.first_height == 1:
             empty = msgspec.structs.replace(block, body=encode(ShardBody(b"", ())))
             genesis = build_indexed_block(self._genesis_block, b"", (), ())
@@ -95,6 +100,8 @@ class IndexRebuilder:
             del self._blocks[loser]
             self._outcomes.pop(loser, None)
             self._outboxes.pop(loser, None)
+        if header.height <= self._base:
+            return
         known = self._index.get_hash(header.height)
         if known == block.hash:
             return

@@ -199,7 +199,7 @@ async def test_an_index_that_begins_at_a_snapshot_knows_what_follows_it(chain, t
     snapshot = SnapshotRecord(first[0], proof, ())
 
     def rebuild(index):
-        rebuilder = IndexRebuilder(index, chain.genesis.build_shard_block(SHARD))
+        rebuilder = IndexRebuilder(index, chain.genesis.build_shard_block(SHARD), base=1)
         rebuilder.take(snapshot)
         receipts = tuple(receipt for _, _, deliveries, _ in rest for receipt in deliveries)
         rebuilder.take(BeaconRecord(chain.genesis.beacon_block, proof, (receipts,)))
@@ -226,4 +226,39 @@ async def test_an_index_that_begins_at_a_snapshot_knows_what_follows_it(chain, t
     assert (index.first_height, index.height) == (2, 1)
     index.rollback_to(0)
     assert (index.first_height, index.height) == (1, -1)
+    index.close()
+
+
+async def test_a_log_with_two_snapshots_leaves_the_index_as_it_is_at_the_next_start(
+    chain, tmp_path, monkeypatch
+):
+    """Blocks of genesis, blocks of a first snapshot, and those of a second one, all in one log."""
+    await fill(chain)
+    proof = FinalityProof(
+        (CertifiedHeader(chain.genesis.beacon_block.header, EMPTY_JUSTIFICATION),), CERTIFICATE, CERTIFICATE
+    )
+    begun = []
+    original = ChainIndex.begin_at
+    monkeypatch.setattr(ChainIndex, "begin_at", lambda *args: (begun.append(args[1].height), original(*args)))
+
+    def rebuild(index):
+        rebuilder = IndexRebuilder(index, chain.genesis.build_shard_block(SHARD), base=2)
+        receipts = tuple(receipt for _, _, deliveries, _ in chain.logged for receipt in deliveries)
+        rebuilder.take(BeaconRecord(chain.genesis.beacon_block, proof, (receipts,)))
+        for height, (block, outcomes, _, outbox) in enumerate(chain.logged, 1):
+            rebuilder.take(BlockRecord(block))
+            rebuilder.take_outcomes(block.hash, outcomes)
+            rebuilder.take(ExecutionRecord(block.hash, outbox))
+            rebuilder.take(FinalRecord(block.header.height, block.hash, proof))
+            if height <= 2:
+                rebuilder.take(SnapshotRecord(block, proof, ()))
+        rebuilder.finish()
+
+    index = open_another(chain, tmp_path / "another")
+    rebuild(index)
+    assert (begun, index.first_height, index.height) == ([2], 3, 3)
+    before = dump(index)
+    rebuild(index)
+    assert begun == [2]
+    assert dump(index) == before
     index.close()

@@ -23,7 +23,13 @@ class Peers:
         self.height = 3
         self.cuts = 0
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
-        self.server = SnapshotServer(0, self.cut, self.run, self.send, lambda: self.height)
+        self.lag = 0
+        """Blocks the beacon is behind this shard."""
+        self.gate = None
+        """Held while a cut takes its time."""
+        self.server = SnapshotServer(
+            0, self.cut, self.run, self.send, lambda: self.height, lambda: self.height - self.lag
+        )
         self.blocks = [GENESIS.build_shard_block(0)]
         for _ in range(40):
             self.blocks.append(build_shard_header(GENESIS, self.blocks[-1])[0])
@@ -33,6 +39,8 @@ class Peers:
         return list(CHUNKS)
 
     async def run(self, work):
+        if self.gate is not None:
+            await self.gate.wait()
         work()
 
     async def send(self, to, message):
@@ -92,6 +100,48 @@ async def test_who_asks_while_one_is_held_gets_it_and_no_other_is_cut(peers):
     await peers.grow_to(30)
     assert peers.cuts == 1
     assert len(peers.take()) == 51
+
+
+async def test_while_one_is_cut_no_other_is_wanted_and_who_asks_gets_that_one(peers):
+    peers.gate = asyncio.Event()
+    await peers.server.on_request("a", SnapshotRequest(0, 8))
+    await peers.grow_to(8)
+    await peers.server.on_request("b", SnapshotRequest(0, 16))
+    await peers.grow_to(20)
+    assert peers.cuts == 0
+    peers.gate.set()
+    await peers.grow_to(30)
+    assert peers.cuts == 1
+    assert [(to, manifest.block.header.height) for to, manifest in peers.take()] == [("a", 8), ("b", 8)]
+
+
+async def test_a_cut_that_fails_is_not_repeated_at_once(peers, monkeypatch):
+    def fail():
+        peers.cuts += 1
+        raise MemoryError("no room for a snapshot")
+
+    monkeypatch.setattr(peers.server, "_cut", fail)
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    for height in (8, 16, 24):
+        await peers.server.on_request("a", SnapshotRequest(0, height))
+        await peers.grow_to(height)
+    assert peers.cuts == 1
+
+
+async def test_it_is_told_when_the_beacon_has_accepted_its_block(peers):
+    """Otherwise a shard whose replicas all came by it would have nothing to offer the beacon (X4)."""
+    peers.lag = 5
+    await peers.server.on_request("a", SnapshotRequest(0, 8))
+    await peers.grow_to(10)
+    await peers.server.on_request("b", SnapshotRequest(0, 16))
+    await peers.grow_to(12)
+    assert peers.take() == []
+    assert peers.server.held_height == 8
+    await peers.grow_to(13)
+    assert [(to, manifest.block.header.height) for to, manifest in peers.take()] == [("a", 8), ("b", 8)]
+    await peers.server.on_request("c", SnapshotRequest(0, 16))
+    assert [to for to, _ in peers.take()] == ["c"]
+    assert peers.cuts == 1
 
 
 async def test_it_is_dropped_when_nobody_asks_and_in_the_end_in_any_case(peers):

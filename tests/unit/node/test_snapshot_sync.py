@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 import msgspec
 import pytest
 
+import node.snapshot_sync as module
 from node.bus.endpoint import BusConfig, BusIdentity
 from node.bus.memory import HubFaults, MemoryBus, MemoryHub
 from node.config import Options
@@ -14,7 +15,7 @@ from node.network import create_network
 from node.recovery import restore_snapshot
 from node.runtime import HaltedError, list_subscriptions
 from node.snapshot_server import SnapshotServer
-from node.snapshot_sync import catch_up_by_snapshot
+from node.snapshot_sync import AnswerQueue, catch_up_by_snapshot
 from node.storage.log import BlockLog, EntryKind
 from shardyard import _native
 from shardyard.blocks import (
@@ -29,7 +30,14 @@ from shardyard.codec import encode
 from shardyard.consensus.votes import Vote, VoteKind, build_certificate, compute_vote_message
 from shardyard.ids import Hash32, Height, NodeId, ShardId, Slot
 from shardyard.keys import BlsCrypto
-from shardyard.messages import ChunkRequest, RangeRequest, RangeResponse, SnapshotRequest, Status
+from shardyard.messages import (
+    ChunkRequest,
+    ChunkResponse,
+    RangeRequest,
+    RangeResponse,
+    SnapshotRequest,
+    Status,
+)
 
 SHARD = ShardId(0)
 HEIGHT = 40
@@ -108,7 +116,9 @@ class Peer:
         self.bus, self.lies = bus, lies
         self.served = 0
         self.has_blocks = True
-        self.server = SnapshotServer(SHARD, self.cut, self.run_work, self.send, lambda: HEIGHT - 3)
+        self.server = SnapshotServer(
+            SHARD, self.cut, self.run_work, self.send, lambda: HEIGHT - 3, lambda: HEIGHT
+        )
 
     def cut(self):
         return self.core.snapshot()
@@ -208,6 +218,55 @@ async def test_an_attempt_that_was_cut_short_goes_on_with_what_it_has(world, tmp
     read_back(world, place)
 
 
+async def test_answers_that_wait_are_bounded_by_bytes_and_one_of_a_kind(monkeypatch):
+    monkeypatch.setattr(module, "MAX_QUEUED_BYTES", 10_000)
+    queue = AnswerQueue()
+    for _ in range(3):
+        queue.put("shard-0-1", ChunkResponse(0, b"s" * 32, 0, bytes(4000)))
+    for index in range(1, 20):
+        queue.put("shard-0-2", ChunkResponse(0, b"s" * 32, index, bytes(4000)))
+    assert queue.dropped == 20
+    assert [(await queue.get())[1].index for _ in range(2)] == [0, 1]
+    queue.put("shard-0-2", ChunkResponse(0, b"s" * 32, 1, bytes(10_000)))
+    assert (await queue.get())[0] == "shard-0-2"
+
+
+LIE_CASES = [
+    ("shard-0-3", 0, 2**64 - 1),
+    ("shard-0-3", 0, 1 << 47),
+    ("shard-0-3", 1, 1 << 47),
+    ("shard-1-0", 0, 1 << 47),
+    ("beacon-0", 0, 1 << 47),
+]
+
+
+@pytest.mark.parametrize(("liar", "topic_chain", "height"), LIE_CASES)
+async def test_one_replica_that_tells_a_huge_height_delays_nobody(world, tmp_path, liar, topic_chain, height):
+    network = world[0]
+
+    class Said:
+        """What the topics hold when a replica starts."""
+
+        async def messages(self):
+            for sender, chain, told in (
+                (liar, topic_chain, height),
+                ("shard-0-1", 0, HEIGHT - 3),
+                ("shard-0-2", 0, HEIGHT - 3),
+            ):
+                yield sender, chain, Status(SHARD, Slot(38), Height(told), world[2].hash)
+            await asyncio.Event().wait()
+
+        async def send(self, to, _, message):
+            sent.append((to, message))
+
+    sent = []
+    with BlockLog(tmp_path / "log", network.genesis.network) as log:
+        # With nobody who says that blocks are missing, they are fetched one by one.
+        assert await catch_up_by_snapshot(network, "shard-0-0", log, Said(), distance=HEIGHT) is None
+    assert all(isinstance(message, RangeRequest) for _, message in sent)
+    assert {to for to, _ in sent} <= {"shard-0-1", "shard-0-2", "shard-0-3"}
+
+
 @pytest.mark.parametrize("has_blocks", [True, False])
 async def test_when_little_is_missing_a_snapshot_comes_only_if_nobody_has_the_blocks(
     world, tmp_path, has_blocks
@@ -225,16 +284,23 @@ async def test_when_little_is_missing_a_snapshot_comes_only_if_nobody_has_the_bl
     assert peer.server.held_height == (0 if has_blocks else HEIGHT)
 
 
-async def test_a_log_that_lost_a_chunk_is_refused_with_the_way_out(world, tmp_path, monkeypatch):
-    await come_by_snapshot(world, tmp_path / "log")
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda index, chunk: None if index == 0 else chunk, r"1 of \d+ chunks are missing in the log"),
+        (lambda *_: None, r"(\d+) of \1 chunks are missing in the log"),
+        (lambda index, chunk: b"rot" if index == 0 else chunk, "its chunks make no state"),
+    ],
+)
+async def test_a_log_whose_chunks_make_no_state_is_refused_with_the_way_out(
+    world, tmp_path, monkeypatch, damage, found
+):
+    record, _ = await come_by_snapshot(world, tmp_path / "log")
     original = BlockLog.get_chunk
-    lost = []
 
     def get_chunk(log, chunk_hash):
-        if not lost:
-            lost.append(chunk_hash)
-        return None if chunk_hash in lost else original(log, chunk_hash)
+        return damage(record.chunks.index(chunk_hash), original(log, chunk_hash))
 
     monkeypatch.setattr(BlockLog, "get_chunk", get_chunk)
-    with pytest.raises(HaltedError, match=r"1 of \d+ chunks are missing in the log"):
+    with pytest.raises(HaltedError, match=found + ".*; try: delete the data directory"):
         read_back(world, tmp_path / "log")

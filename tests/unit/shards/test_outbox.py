@@ -160,6 +160,24 @@ def test_replicas_of_a_shard_offer_the_same_crosslink():
     assert left.offer() == right.offer()
 
 
+def test_a_crosslink_follows_one_that_ends_at_the_snapshots_block():
+    shard = Shard()
+    shard.finalise(1)
+    (first,) = shard.offer()
+    shard.beacon(first.crosslink)
+    late = CrosslinkAssembler(
+        shard.genesis, 0, lambda height: shard.find(height) if height > 1 else None, is_offering=True
+    )
+    late.begin_after(shard.blocks[1].header)
+    late.on_beacon_block(1, [first.crosslink])
+    for _ in range(3):
+        outbox = shard.finalise(2)
+        late.on_final(shard.blocks[-1].header, outbox, congestion=0)
+    (effect,) = late.offer()
+    assert effect.message.submission == shard.offer()[0]
+    assert effect.message.submission.crosslink.burnt == (21).to_bytes(32, "big")
+
+
 def test_a_follower_without_keys_offers_nothing():
     shard = Shard(is_offering=False)
     shard.finalise(1)

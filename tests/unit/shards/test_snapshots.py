@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from shards import snapshots as snapshots_module
 from shards.snapshots import (
     ASK_AGAIN_TICKS,
     GATHER_TICKS,
@@ -10,6 +11,9 @@ from shards.snapshots import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
     MAX_ROUNDS,
+    MAX_SOURCES,
+    PATIENCE_TICKS,
+    TICKS_PER_CHUNK,
     KeepChunk,
     RestoreState,
     SnapshotFetcher,
@@ -17,6 +21,7 @@ from shards.snapshots import (
     SnapshotTaken,
     choose_height,
     compute_chunk_hash,
+    estimate_height,
 )
 from shardyard import effects as fx
 from shardyard.messages import ChunkRequest, ChunkResponse, SnapshotManifest, SnapshotRequest
@@ -50,7 +55,7 @@ MANIFEST = build_manifest()
 @pytest.fixture
 def fetcher():
     found = SnapshotFetcher(GENESIS, 0, CRYPTO, 0, lambda _: False)
-    found.start(PEERS)
+    found.start(PEERS, 40)
     return found
 
 
@@ -99,10 +104,25 @@ def choose(fetcher, manifest=MANIFEST, peers=PEERS):
 
 def test_all_peers_are_asked_for_one_height_that_is_still_ahead_of_them():
     fetcher = SnapshotFetcher(GENESIS, 0, CRYPTO, 0, lambda _: False)
-    asked = sent(fetcher.start(PEERS), SnapshotRequest)
+    asked = sent(fetcher.start(PEERS, 40), SnapshotRequest)
     assert {to for to, _ in asked} == set(PEERS)
     assert {message.height for _, message in asked} == {48}
     assert (choose_height(40), choose_height(47), choose_height(48)) == (48, 48, 56)
+
+
+def test_a_faulty_replica_cannot_raise_the_height():
+    assert estimate_height([2**64 - 1, 39, 40], 1) == 40
+    assert estimate_height([0, 39, 40], 1) == 39
+    assert estimate_height([7], 1) == 7
+    assert estimate_height([], 1) == 0
+
+
+def test_later_rounds_ask_for_a_height_that_is_still_ahead_when_a_block_comes_per_tick(fetcher):
+    outputs = []
+    for _ in range(2 * ASK_AGAIN_TICKS):
+        outputs += fetcher.on_tick()
+    heights = [message.height for _, message in sent(outputs, SnapshotRequest)]
+    assert heights == [40 + 2 * ASK_AGAIN_TICKS] * 3 + [40 + 3 * ASK_AGAIN_TICKS] * 3
 
 
 def test_chunks_are_asked_of_all_who_have_the_same_a_few_at_a_time(fetcher):
@@ -193,7 +213,7 @@ def test_a_manifest_without_a_proof_of_its_block_counts_for_nothing(fetcher, cha
 
 def test_a_manifest_below_what_is_here_is_refused():
     fetcher = SnapshotFetcher(GENESIS, 0, CRYPTO, 8, lambda _: False)
-    fetcher.start(PEERS)
+    fetcher.start(PEERS, 40)
     assert refused(fetcher.on_manifest("shard-0-1", MANIFEST))
 
 
@@ -215,6 +235,32 @@ def test_unsolicited_answers_are_refused(fetcher):
     assert refused(fetcher.on_chunk(peer, answer(request)))  # once
 
 
+def test_only_what_was_asked_of_its_sender_is_awaited(fetcher):
+    assert fetcher.is_awaited("shard-0-1", MANIFEST)
+    assert not fetcher.is_awaited("shard-1-0", MANIFEST)
+    requests = sent(choose(fetcher), ChunkRequest)
+    peer, request = requests[0]
+    other = next(name for name in PEERS if name != peer)
+    assert fetcher.is_awaited(peer, answer(request))
+    assert not fetcher.is_awaited(other, answer(request))
+    assert not fetcher.is_awaited(peer, replace(answer(request), snapshot=b"o" * 32))
+    assert not fetcher.is_awaited(peer, replace(answer(request), index=19))
+    told = serve(fetcher, [fx.Send(to, message) for to, message in requests])
+    assert isinstance(told[-1], RestoreState)
+    assert not fetcher.is_awaited(peer, MANIFEST)  # while the state is made nothing piles up
+
+
+def test_lies_fill_no_disk(fetcher, monkeypatch):
+    monkeypatch.setattr(snapshots_module, "MAX_KEPT_CHUNKS", 30)
+    lie = build_manifest([bytes([index]) * 50 for index in range(20)])
+    fetcher.on_manifest("shard-0-1", lie)
+    fetcher.on_manifest("shard-0-2", lie)
+    told = serve(fetcher, fetcher.on_manifest("shard-0-3", MANIFEST), [bytes([i]) * 50 for i in range(20)])
+    told += serve(fetcher, fetcher.on_root(b"x" * 32))
+    assert sum(isinstance(item, KeepChunk) for item in told) == 30
+    assert any(isinstance(item, SnapshotGivenUp) for item in told)
+
+
 def test_a_chunk_beyond_the_cap_is_refused_even_with_its_hash(fetcher):
     large = [bytes(MAX_CHUNK_BYTES + 1)]
     manifest = build_manifest(large)
@@ -225,7 +271,7 @@ def test_a_chunk_beyond_the_cap_is_refused_even_with_its_hash(fetcher):
 def test_what_an_earlier_attempt_left_is_not_asked_again():
     held = {compute_chunk_hash(chunk) for chunk in CHUNKS[:15]}
     fetcher = SnapshotFetcher(GENESIS, 0, CRYPTO, 0, held.__contains__)
-    fetcher.start(PEERS)
+    fetcher.start(PEERS, 40)
     told = serve(fetcher, choose(fetcher))
     assert [item.data for item in told if isinstance(item, KeepChunk)] == CHUNKS[15:]
     assert isinstance(told[-1], RestoreState)
@@ -260,6 +306,75 @@ def test_when_nobody_answers_it_is_given_up(fetcher):
         outputs += fetcher.on_tick()
     assert len(sent(outputs, SnapshotRequest)) == 3 * (MAX_ROUNDS - 1)
     assert any(isinstance(item, SnapshotGivenUp) for item in outputs)
+
+
+def pass_ticks(fetcher, count):
+    outputs = []
+    for _ in range(count):
+        outputs += fetcher.on_tick()
+    return outputs
+
+
+def test_a_source_that_falls_silent_is_left_for_another(fetcher):
+    lure = build_manifest([b"never sent"])
+    fetcher.on_manifest("shard-0-1", lure)
+    assert sent(pass_ticks(fetcher, GATHER_TICKS), ChunkRequest)
+    fetcher.on_manifest("shard-0-2", MANIFEST)
+    outputs = pass_ticks(fetcher, PATIENCE_TICKS)
+    assert ("shard-0-2", MANIFEST.id) in {
+        (to, request.snapshot) for to, request in sent(outputs, ChunkRequest)
+    }
+    fetcher.on_manifest("shard-0-1", lure)  # it lures again, and is not chosen for it
+    told = serve(fetcher, [item for item in outputs if getattr(item, "to", "") == "shard-0-2"])
+    assert isinstance(told[-1], RestoreState)
+
+
+def test_after_the_only_source_fell_silent_manifests_are_asked_for_again(fetcher):
+    """As when the one server restarts in the middle: it then holds another snapshot."""
+    choose(fetcher)
+    asked = sent(pass_ticks(fetcher, PATIENCE_TICKS), SnapshotRequest)
+    assert {to for to, _ in asked} == set(PEERS)
+    told = serve(fetcher, choose(fetcher))
+    assert isinstance(told[-1], RestoreState)
+
+
+def test_a_peer_that_always_lures_and_never_sends_is_given_up(fetcher):
+    outputs = []
+    for round_number in range(MAX_ROUNDS + 1):
+        outputs += fetcher.on_manifest("shard-0-1", build_manifest([bytes([round_number])]))
+        outputs += pass_ticks(fetcher, GATHER_TICKS + PATIENCE_TICKS)
+    assert any(isinstance(item, SnapshotGivenUp) for item in outputs)
+
+
+def test_a_source_that_trickles_is_as_good_as_silent():
+    chunks = [bytes([index % 256, index // 256]) for index in range(MAX_CHUNKS)]
+    manifest = build_manifest(chunks)
+    fetcher = SnapshotFetcher(GENESIS, 0, CRYPTO, 0, lambda _: False)
+    fetcher.start(["shard-0-1"], 40)
+    requests = sent(fetcher.on_manifest("shard-0-1", manifest), ChunkRequest)
+    ticks, outputs = 0, []
+    while not sent(outputs, SnapshotRequest) and ticks < 4 * PATIENCE_TICKS:
+        outputs = pass_ticks(fetcher, 2 * TICKS_PER_CHUNK)
+        ticks += 2 * TICKS_PER_CHUNK
+        requests = sent(outputs, ChunkRequest) or requests
+        fetcher.on_chunk(requests[0][0], answer(requests.pop(0)[1], chunks, manifest))
+    assert ticks < 4 * PATIENCE_TICKS
+
+
+def test_one_peer_cannot_fill_all_places_with_its_manifests(fetcher):
+    for number in range(2 * MAX_SOURCES):
+        fetcher.on_manifest("shard-0-1", build_manifest([bytes([number])]))
+    fetcher.on_manifest("shard-0-2", MANIFEST)
+    outputs = fetcher.on_manifest("shard-0-3", MANIFEST)
+    assert {to for to, _ in sent(outputs, ChunkRequest)} == {"shard-0-2", "shard-0-3"}
+
+
+def test_a_peer_that_repeats_its_manifest_does_not_put_off_the_choice(fetcher):
+    outputs = []
+    for _ in range(GATHER_TICKS + 1):
+        outputs += fetcher.on_manifest("shard-0-1", MANIFEST)
+        outputs += fetcher.on_tick()
+    assert sent(outputs, ChunkRequest)
 
 
 def test_two_replicas_with_different_proofs_of_one_block_have_one_snapshot():
