@@ -35,10 +35,7 @@ def hunt_range(options: dict[str, Any]) -> int:
     """Hunt over a range of seeds; return the exit code."""
     ledger = None if options["no_ledger"] else open_ledger(options["ledger"])
     start, count, minutes = options["start"], options["seeds"], options["minutes"]
-    Recipe(start, minutes=minutes).build_scenario()
-    recipes = [
-        Recipe(seed, minutes=minutes, faults=options["faults"]) for seed in range(start, start + count)
-    ]
+    recipes = _build_recipes(options)
     jobs = options["jobs"] or os.cpu_count() or 1
     where = f", ledger {ledger.path}" if ledger else ", no ledger"
     say(f"seeds {start} to {start + count - 1} x {minutes:g} simulated minutes, {jobs} processes{where}")

@@ -89,6 +89,17 @@ def test_a_hunt_goes_on_where_the_ledger_ends(tmp_path):
     assert len(path.read_bytes().splitlines()) == 3
 
 
+def test_a_hunt_runs_the_profile_that_it_is_told(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    words = ["sim", "hunt", "--seeds", "2", "--minutes", "0.5", "--jobs", "1", "--ledger", str(path)]
+    done = run_cli(*words, "--profile", "calm", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {recipe.profile for recipe in Ledger(path).entries} == {"calm"}
+    done = run_cli(*words, "--profile", "nonsense", home=tmp_path)
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
+
+
 def test_a_hunt_that_is_killed_loses_at_most_what_was_running(tmp_path, eventually):
     path = tmp_path / "ledger.jsonl"
     environ = {**os.environ, "SHARDYARD_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
