@@ -5,6 +5,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,29 @@ def test_results_of_a_crew_are_those_of_one_process():
     with Crew(2) as crew:
         side_by_side = {result.seed: result.report for result in crew.run(recipes)}
     assert side_by_side == {recipe.seed: run_recipe(recipe).report for recipe in recipes}
+
+
+def test_a_crew_that_was_stopped_early_goes_on_with_new_processes():
+    is_idle = threading.Event()
+
+    def give():
+        yield Recipe(0, minutes=SHORT)
+        yield Recipe(1, minutes=20.0)
+        is_idle.set()
+
+    with Crew(2) as crew:
+        with closing(crew.run(give())) as results:
+            assert next(results).is_ok
+            assert is_idle.wait(60), "one process has nothing to do, the other one works on"
+        again = list(crew.run([Recipe(seed, minutes=SHORT) for seed in range(2)]))
+        assert [result.violation for result in again] == ["", ""]
+
+
+def test_one_run_in_so_many_is_repeated_however_they_come():
+    recipes = [Recipe(seed, minutes=SHORT) for seed in range(3)]
+    with Crew(1, repeat_every=10) as crew:
+        assert crew.find_first(recipes, "I7") is None
+        assert crew.repeated == 1, "and not one of every batch"
 
 
 def test_a_story_has_all_faults_and_the_last_steps_of_the_chain_that_failed():
