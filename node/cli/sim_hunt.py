@@ -229,7 +229,7 @@ def describe_ledger(path: Path | None, *, as_json: bool) -> int:
 
 
 def _print_coverage(table: Table) -> None:
-    if not table.faults:
+    if not table.counts:
         return
     click.echo("\nfaults by the phase that they hit")
     rows = [
