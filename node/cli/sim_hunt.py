@@ -57,6 +57,8 @@ def hunt_range(options: dict[str, Any]) -> int:
     if options["as_json"]:
         print_json(_to_json(found, time.monotonic() - started) | {"missed": missed})
     else:
+        for entry in found.known_violations:
+            click.echo(f"{entry.violation} (from the ledger)\n  replay: {entry.recipe.command}")
         click.echo(summarise(found))
         for text in missed:
             say(f"missed: {text}")

@@ -16,7 +16,7 @@ from node.sim.hunt import hunt, summarise
 from node.sim.ledger import Ledger
 from node.sim.narration import Epilogue, Filter, Line
 from node.sim.recipe import Recipe
-from node.sim.run import run_recipe
+from node.sim.run import Result, run_recipe
 from node.sim.shrink import describe_shrunk, list_strikes
 from node.sim.worker import Worker
 
@@ -100,6 +100,16 @@ def test_a_hunt_runs_the_profile_that_it_is_told(tmp_path):
     done = run_cli(*words, "--profile", "nonsense", home=tmp_path)
     assert done.returncode == 2
     assert "nonsense" in done.stderr
+
+
+def test_a_violation_that_the_ledger_holds_is_told_with_its_line(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    recipe = Recipe(0, minutes=SHORT)
+    Ledger(path).append(Result(recipe, recipe.build_scenario(), "I7: it stands", 1.0, 1.0, None))
+    words = ["sim", "hunt", "--seeds", "1", "--minutes", "0.5", "--jobs", "1", "--ledger", str(path)]
+    done = run_cli(*words, home=tmp_path)
+    assert done.returncode == 6
+    assert f"I7: it stands (from the ledger)\n  replay: {recipe.command}\n" in done.stdout
 
 
 def test_a_hunt_that_is_killed_loses_at_most_what_was_running(tmp_path, eventually):
