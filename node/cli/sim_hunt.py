@@ -35,10 +35,7 @@ def hunt_range(options: dict[str, Any]) -> int:
     """Hunt over a range of seeds; return the exit code."""
     ledger = None if options["no_ledger"] else open_ledger(options["ledger"])
     start, count, minutes = options["start"], options["seeds"], options["minutes"]
-    Recipe(start, minutes=minutes).build_scenario()
-    recipes = [
-        Recipe(seed, minutes=minutes, faults=options["faults"]) for seed in range(start, start + count)
-    ]
+    recipes = _build_recipes(options)
     jobs = options["jobs"] or os.cpu_count() or 1
     where = f", ledger {ledger.path}" if ledger else ", no ledger"
     say(f"seeds {start} to {start + count - 1} x {minutes:g} simulated minutes, {jobs} processes{where}")
@@ -60,6 +57,8 @@ def hunt_range(options: dict[str, Any]) -> int:
     if options["as_json"]:
         print_json(_to_json(found, time.monotonic() - started) | {"missed": missed})
     else:
+        for entry in found.known_violations:
+            click.echo(f"{entry.violation} (from the ledger)\n  replay: {entry.recipe.command}")
         click.echo(summarise(found))
         for text in missed:
             say(f"missed: {text}")
@@ -232,7 +231,7 @@ def describe_ledger(path: Path | None, *, as_json: bool) -> int:
 
 
 def _print_coverage(table: Table) -> None:
-    if not table.faults:
+    if not table.counts:
         return
     click.echo("\nfaults by the phase that they hit")
     rows = [

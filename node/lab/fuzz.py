@@ -11,6 +11,7 @@ import hashlib
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -51,9 +52,10 @@ def run_target(target: Target, state: Path, budget_s: float) -> Tally:
     (directory / "findings").mkdir(parents=True, exist_ok=True)
     write_seeds(target, directory / "corpus")
     total = Tally(target.name)
-    before = set((directory / "findings").iterdir())
+    told: set[Path] = set()
     while total.cpu_s < budget_s:
         (directory / "tally.json").unlink(missing_ok=True)
+        before = _list_findings(directory)
         left_s = str(budget_s - total.cpu_s)
         command = [sys.executable, "-P", "-m", "node.lab.fuzz_worker", target.name, str(directory), left_s]
         done = subprocess.run(command, capture_output=True, check=False)
@@ -64,8 +66,10 @@ def run_target(target: Target, state: Path, budget_s: float) -> Tally:
         total.growth_bytes = max(total.growth_bytes, part.growth_bytes)
         if done.returncode == 0:
             break
-        new = set((directory / "findings").iterdir()) - before
-        before |= new
+        written = {path for path, _ in _list_findings(directory) - before}
+        new, told = written - told, told | written
+        if written and not new:
+            break  # the corpus itself holds what was found: the same input ends every process at once
         if not new:
             raise FuzzError(f"{target.name}: exit code {done.returncode}: {text[-600:].strip()}")
         (directory / "last-finding.txt").write_text(text, encoding="utf-8")
@@ -74,6 +78,11 @@ def run_target(target: Target, state: Path, budget_s: float) -> Tally:
             break
     total.corpus = len(list((directory / "corpus").iterdir()))
     return total
+
+
+def _list_findings(directory: Path) -> set[tuple[Path, int]]:
+    """Return the findings and when each was written: an input that is found again has the same name."""
+    return {(path, path.stat().st_mtime_ns) for path in (directory / "findings").iterdir()}
 
 
 def _read_tally(path: Path, name: str) -> Tally:
@@ -122,14 +131,25 @@ def run(targets: Sequence[Target], state: Path, minutes: float) -> bool:
     return not findings
 
 
-def replay(target: Target, path: Path) -> None:
-    """Run one input through a target, with nothing around it."""
+def replay(target: Target, path: Path) -> bool:
+    """Run one input through a target, with nothing around it; tell whether it does nothing that it must not do.
+
+    Raises ``FuzzError`` when there is no such file.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise FuzzError(f"{path}: {error.strerror}; try: a file below findings") from error
-    Probe(target, 1.0).feed(data)
+    try:
+        Probe(target, 1.0).feed(data)
+    except Exception as error:  # noqa: BLE001  # whatever a target raises is what was found
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        sys.stdout.write(
+            f"{path}: {len(data)} bytes: {type(error).__name__}: {error} (in {last.name}, {last.filename}:{last.lineno})\n"
+        )
+        return False
     sys.stdout.write(f"{path}: {len(data)} bytes are taken or refused as they should be\n")
+    return True
 
 
 def parse_minutes(text: str) -> float:
@@ -178,8 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise FuzzError(
                     "--replay: got no single target, expected one; try: --only message --replay FILE"
                 )
-            replay(targets[0], options.replay)
-            return 0
+            return 0 if replay(targets[0], options.replay) else EXIT_MISSED
         _check_engine()
         state = options.state or get_home() / "lab" / "fuzz"
         return 0 if run(targets, state, options.minutes) else EXIT_MISSED

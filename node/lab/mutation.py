@@ -2,8 +2,9 @@
 
 A mutant runs seeds in the simulator until an invariant breaks or the seeds are used up; then the tests of the room it is in
 until one fails. The simulator comes first, because it has to find what nobody thought of; tests come after, for what it cannot
-see: the real driver, the real signer, the bus, and lies that no actor of the simulator tells. Tests that fail without any bug
-would catch everything, so each set has to pass unchanged first.
+see: the real driver, the real signer, the bus, and lies that no actor of the simulator tells. What fails without any bug would
+catch everything: each set of tests has to pass unchanged first, and a seed that caught a bug has to hold without it. Every
+passage is looked up and compiled before the first run: a mutant that cannot be planted is not one that is caught.
 
 What was caught is kept in a file below the state directory and not run again while neither the sources nor the plant change;
 survivors are run again each time. Exit code 6 when a bug that may lead to two truths survives, or more than one in twenty.
@@ -23,7 +24,7 @@ import msgspec
 
 from node.config import get_home
 from node.sim.mutants import PLANTS, describe_plants, get_plant
-from node.sim.plants import Plant
+from node.sim.plants import Plant, PlantError, apply_plant, read_module
 from node.sim.recipe import Recipe
 from node.sim.sources import ROOT, compute_sources_hash
 from node.sim.worker import Worker
@@ -162,9 +163,33 @@ class Records:
 
 
 def compute_key(plant: Plant) -> str:
-    """Return under what an outcome is kept: the sources that decide a run, and the plant."""
-    content = encode((compute_sources_hash(), msgspec.json.encode(plant)))
+    """Return under what an outcome is kept: the plant, its modules, its tests, and the sources that decide a run."""
+    modules = tuple(read_module(passage.module).encode() for passage in plant.passages)
+    content = encode(
+        (compute_sources_hash(), msgspec.json.encode(plant), modules, _read_tests(find_tests(plant.module)))
+    )
     return hash_tagged(b"shardyard/mutant", content).hex()[:16]
+
+
+def _read_tests(tests: Iterable[str]) -> tuple[tuple[str, bytes], ...]:
+    """Return the files of ``tests``, by their names."""
+    places = [ROOT / test for test in tests]
+    files = {file for place in places for file in (place.rglob("*.py") if place.is_dir() else (place,))}
+    return tuple((str(file), file.read_bytes()) for file in sorted(files) if file.is_file())
+
+
+def verify_plants(plants: Iterable[Plant]) -> None:
+    """Raise ``PlantError`` unless every one can be planted: its passages stand there, and what they become is Python."""
+    for plant in plants:
+        for module in sorted({passage.module for passage in plant.passages}):
+            text = apply_plant(plant, module, read_module(module))
+            try:
+                compile(text, module, "exec", dont_inherit=True)
+            except SyntaxError as error:
+                raise PlantError(
+                    f"plant {plant.name}: got {error.msg} in line {error.lineno} of {module}, expected Python; "
+                    "try: bring the table of plants in line with the module"
+                ) from error
 
 
 def find_tests(module: str) -> tuple[str, ...]:
@@ -203,8 +228,10 @@ class Hunter:
     def _run_seeds(self, plant: Plant) -> tuple[str, str]:
         with Worker(plant.name) as worker:
             for seed in self._seeds:
-                result = worker.run(Recipe(seed=seed, minutes=self._minutes, plant=plant.name))
+                recipe = Recipe(seed=seed, minutes=self._minutes, profile=plant.profile, plant=plant.name)
+                result = worker.run(recipe)
                 if not result.is_ok:
+                    _check_seed(msgspec.structs.replace(recipe, plant=""))
                     return f"seed {seed}", result.violation
         return "", ""
 
@@ -219,6 +246,15 @@ class Hunter:
             if failed:
                 raise MutationError(f"{failed} fails without any planted bug; try: scripts/test unit")
             self._sound.add(tests)
+
+
+def _check_seed(recipe: Recipe) -> None:
+    with Worker() as worker:
+        result = worker.run(recipe)
+    if not result.is_ok:
+        raise MutationError(
+            f"seed {recipe.seed} fails without any planted bug: {result.violation}; try: {result.command}"
+        )
 
 
 def run_tests(plant: str, tests: Iterable[str]) -> tuple[str, str]:
@@ -270,8 +306,12 @@ def summarise(outcomes: Sequence[Outcome], seconds: float) -> tuple[str, bool]:
 
 
 def run(plants: Sequence[Plant], hunter: Hunter, records: Records) -> bool:
-    """Run every mutant that is not on record and print the list; tell whether enough is caught."""
+    """Run every mutant that is not on record and print the list; tell whether enough is caught.
+
+    Raises ``PlantError`` when one cannot be planted, ``MutationError`` when a seed or a test fails without any.
+    """
     started = time.monotonic()
+    verify_plants(plants)
     width = max(len(plant.name) for plant in plants)
     outcomes = []
     for plant in plants:

@@ -7,13 +7,16 @@ from typing import Final
 
 import msgspec
 
+from node.sim.faults import PEACE
+from node.sim.phases import PHASES
+
 ENOUGH: Final = 100
 """Hits of a class of fault in a phase, below which the pair counts as a hole."""
 _PAIR: Final = re.compile(r"(?P<fault>.+?) (?:after|while|during) (?P<phase>.+)")
 
 
 class Table(msgspec.Struct, frozen=True):
-    """Counts by (fault, phase); both axes by their own totals, most first."""
+    """Counts by (fault, phase): every class and role that a profile may ask for, every phase that there is; most hit first."""
 
     faults: tuple[str, ...]
     phases: tuple[str, ...]
@@ -27,10 +30,10 @@ class Table(msgspec.Struct, frozen=True):
 
 
 def build_table(coverage: Mapping[str, int]) -> Table:
-    """Return the table of counters whose names read ``<fault> after <phase>``; others are passed over."""
+    """Return the table of counters whose names read ``<fault> while <phase>``; others are passed over."""
     counts: Counter[tuple[str, str]] = Counter()
-    faults: Counter[str] = Counter()
-    phases: Counter[str] = Counter()
+    faults = Counter(dict.fromkeys((*PEACE.strikes, *PEACE.roles), 0))
+    phases = Counter(dict.fromkeys(map(str, PHASES), 0))
     for name, count in coverage.items():
         pair = _PAIR.fullmatch(name)
         if pair is not None:

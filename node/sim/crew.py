@@ -20,10 +20,14 @@ class Crew:
     """``jobs`` processes that run recipes, all with the same bug planted if any."""
 
     def __init__(self, jobs: int, plant: str = "", *, repeat_every: int = 0) -> None:
-        """One recipe in ``repeat_every``, the first included, runs again under another hash seed; 0 means none."""
+        """One recipe in ``repeat_every`` of all that the crew runs, the first included, runs again under another hash seed;
+        0 means none.
+        """
         self._workers = [Worker(plant) for _ in range(jobs)]
         self._repeaters = [Worker(plant, OTHER_HASH_SEED) for _ in range(jobs)]
         self._repeat_every = repeat_every
+        self._taken = 0
+        """Recipes taken so far, over all calls of ``run``."""
         self.repeated = 0
 
     def __enter__(self) -> Self:
@@ -41,7 +45,7 @@ class Crew:
 
     def run(self, recipes: Iterable[Recipe]) -> Generator[Result]:
         """Run ``recipes``, taken one by one as workers are free; give up the rest when the caller stops listening."""
-        waiting = enumerate(recipes)
+        waiting = iter(recipes)
         taking = threading.Lock()
         results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
         is_over = threading.Event()
@@ -50,7 +54,9 @@ class Crew:
             try:
                 while not is_over.is_set():
                     with taking:
-                        number, recipe = next(waiting, (0, None))
+                        recipe = next(waiting, None)
+                        number = self._taken
+                        self._taken += recipe is not None
                     if recipe is None:
                         break
                     result = worker.run(recipe)
@@ -81,11 +87,14 @@ class Crew:
                     yield item
         finally:
             is_over.set()
-            for worker in [*self._workers, *self._repeaters]:
-                if any(thread.is_alive() for thread in threads):
+            is_early = any(thread.is_alive() for thread in threads)
+            if is_early:
+                for worker in [*self._workers, *self._repeaters]:
                     worker.kill()
             for thread in threads:
                 thread.join()
+            if is_early:  # what was killed is dead, at work or idle: the next run begins with new processes
+                self.close()
 
     def tell(self, recipe: Recipe) -> Result:
         """Return the result of ``recipe`` with its story."""

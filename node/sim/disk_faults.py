@@ -25,6 +25,7 @@ MAX_LACKING: Final = 60
 """Batches that an old copy of a signer's record lacks at most."""
 
 Tell = Callable[[str, str, SimNode], None]
+Note = Callable[[str, str], None]
 Ambush = Callable[[random.Random, SimNode, Callable[[], None]], None]
 Later = Callable[[random.Random, tuple[int, int], Callable[[], None]], None]
 
@@ -39,6 +40,7 @@ class DiskFaults:
         chance: random.Random,
         *,
         tell: Tell,
+        note: Note,
         later: Later,
         ambush: Ambush,
         restart: Callable[[SimNode], None],
@@ -48,6 +50,7 @@ class DiskFaults:
         self._weights = weights
         self._chance = chance
         self._tell = tell
+        self._note = note
         self._later = later
         self._ambush = ambush
         self._restart = restart
@@ -61,7 +64,7 @@ class DiskFaults:
     def fail_stop(self, node: SimNode) -> None:
         """A process has met a disk that fails, and ends; its supervisor starts it again."""
         lost = node.crash()
-        self._tell("fail-stop", f"{node.name} stops, for its disk failed; {lost} records lost", node)
+        self._note("fail-stop", f"{node.name} stops, for its disk failed; {lost} records lost")
         self._later(self._chance, RESTART_MS, partial(self._restart, node))
 
     def replace_log(self, node: SimNode) -> None:
@@ -70,7 +73,7 @@ class DiskFaults:
             raise InvariantError(
                 f"I12: {node.name} refuses a log that nobody damaged after it was synced: {node.refusal}"
             )
-        self._tell("log replaced", f"{node.name} had a damaged log and starts with an empty one", node)
+        self._note("log replaced", f"{node.name} had a damaged log and starts with an empty one")
         node.disk.wipe()
         node.start()
 

@@ -44,6 +44,12 @@ class Hunt(msgspec.Struct):
         return add_up(self.entries)
 
     @property
+    def known_violations(self) -> list[Entry]:
+        """Violations that the ledger held already; those of this hunt are in ``failed``."""
+        fresh = {result.recipe for result in self.failed}
+        return [entry for entry in self.entries if entry.violation and entry.recipe not in fresh]
+
+    @property
     def is_ok(self) -> bool:
         """Whether every invariant held in every run."""
         return not any(entry.violation for entry in self.entries)

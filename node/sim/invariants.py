@@ -145,10 +145,16 @@ class Checker:
 
     def _on_crosslink(self, crosslink: Crosslink) -> None:
         key = (crosslink.shard, crosslink.last_height)
-        if self._finals.get(key) is None:
+        known = self._finals.get(key)
+        if known is None and self._byzantine.get(crosslink.shard):
             # Proven final, and so far only a Byzantine node has told; honest ones must come to the same block.
             self._claimed[key] = crosslink.head_hash
-        elif self._finals[key] != crosslink.head_hash:
+        elif known is None:
+            raise InvariantError(
+                f"I5: the beacon finalised head {crosslink.head_hash.hex()[:16]} of shard {crosslink.shard} at height "
+                f"{crosslink.last_height}, where no node of the shard, all honest, has finalised anything yet"
+            )
+        elif known != crosslink.head_hash:
             raise InvariantError(
                 f"I5: the beacon finalised head {crosslink.head_hash.hex()[:16]} of shard {crosslink.shard} at height "
                 f"{crosslink.last_height}, which the shard did not"

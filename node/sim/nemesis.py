@@ -1,6 +1,8 @@
 """Who makes the faults: draws instants and victims from the seed, and puts everything right again at the end.
 
-Every class of fault has its number and its severity in the profile. What Byzantine nodes do is in ``byzantine``.
+Every class of fault has its number and its severity in the profile. What Byzantine nodes do is in ``byzantine``. Counted is
+what happens: no strike at a node that is down, no cut between nobody, no role before its first act; what a fault leads to (a torn
+log, a process that stops, a log that is replaced) counts apart from it.
 """
 
 import random
@@ -54,6 +56,7 @@ class Nemesis:
             weights,
             chance,
             tell=self._tell,
+            note=self._note,
             later=self._later,
             ambush=self._ambush,
             restart=self._restart,
@@ -78,6 +81,10 @@ class Nemesis:
             "old record": partial(self._disks.restore_record, down_ms=down_ms),
         }
         self.faults: Counter[str] = Counter()
+        """Of every class, the roles of Byzantine nodes included: those that have acted, once for each node."""
+        self.consequences: Counter[str] = Counter()
+        """What faults led to."""
+        self._actors: set[tuple[int, str]] = set()
         self.acts: Counter[str] = Counter()
         """What Byzantine nodes did."""
         self.coverage: Counter[str] = Counter()
@@ -118,6 +125,15 @@ class Nemesis:
         self._clock.schedule(chance.randint(*bounds), self._guard(action))
 
     def _ambush(self, chance: random.Random, node: SimNode, strike: Callable[[], None]) -> None:
+        """Strike at ``node`` at once, or, where it hurts more, between two of its next effects; not while it is down."""
+
+        def act() -> None:
+            if node.is_up:
+                strike()
+
+        self._await(chance, node, act)
+
+    def _await(self, chance: random.Random, node: SimNode, strike: Callable[[], None]) -> None:
         """Strike at once, or, where it hurts more, between two of the next effects of ``node``."""
         if node.doom is None and chance.random() < DOOM_CHANCE:
             aim = chance.choice(PHASES) if node.is_up else Phase.STARTING
@@ -132,6 +148,12 @@ class Nemesis:
             if node.is_up or victim is not None:
                 self.coverage[f"{fault} while {node.phase}"] += 1
         self._trace.add(self._clock.now_ms, "nemesis", fault, text.encode())
+        self._trace.tell(self._clock.now_ms, "nemesis", text)
+
+    def _note(self, consequence: str, text: str) -> None:
+        """Count what a fault has led to."""
+        self.consequences[consequence] += 1
+        self._trace.add(self._clock.now_ms, "nemesis", consequence, text.encode())
         self._trace.tell(self._clock.now_ms, "nemesis", text)
 
     # Faults of processes
@@ -149,7 +171,7 @@ class Nemesis:
             lost = node.crash()
             self._tell("crash", f"{node.name} crashes, {lost} records lost", node)
             if lost:
-                self.faults["torn"] += 1
+                self.consequences["torn"] += 1
             self._later(chance, self._scenario.profile.down_ms, partial(self._restart, node))
 
     def _restart(self, node: SimNode) -> None:
@@ -174,8 +196,11 @@ class Nemesis:
         self._ambush(chance, node, partial(self._put_off, chance, node))
 
     def _put_off(self, chance: random.Random, node: SimNode) -> None:
-        node.clock_offset_ms = chance.randint(-1, 1) * chance.randint(0, self._scenario.profile.jump_ms)
-        self._tell("clock", f"the clock of {node.name} is off by {node.clock_offset_ms} ms", node)
+        offset_ms = chance.randint(-1, 1) * chance.randint(0, self._scenario.profile.jump_ms)
+        if offset_ms == node.clock_offset_ms:
+            return
+        node.clock_offset_ms = offset_ms
+        self._tell("clock jump", f"the clock of {node.name} is off by {node.clock_offset_ms} ms", node)
 
     def _slow_down(self, chance: random.Random) -> None:
         node = chance.choice(self._nodes)
@@ -194,7 +219,7 @@ class Nemesis:
     # Faults of the bus
 
     def _cut(self, chance: random.Random) -> None:
-        self._ambush(chance, chance.choice(self._nodes), partial(self._divide, chance))
+        self._await(chance, chance.choice(self._nodes), partial(self._divide, chance))
 
     def _divide(self, chance: random.Random) -> None:
         names = sorted({node.name for node in self._nodes})
@@ -206,6 +231,8 @@ class Nemesis:
             for other in names
             if one != other and ((one in side) != (other in side)) and (not one_way or one in side)
         }
+        if not cut:
+            return  # everybody is on one side
         self._bus.cuts |= cut
         self._tell("partition", f"cut between {sorted(side)} and the rest{', one way' if one_way else ''}")
 
@@ -215,7 +242,7 @@ class Nemesis:
         self._later(chance, self._scenario.profile.cut_ms, heal)
 
     def _black_out(self, chance: random.Random) -> None:
-        self._ambush(chance, chance.choice(self._nodes), partial(self._kill_broker, chance))
+        self._await(chance, chance.choice(self._nodes), partial(self._kill_broker, chance))
 
     def _kill_broker(self, chance: random.Random) -> None:
         self._bus.go_down()
@@ -233,12 +260,16 @@ class Nemesis:
     # Byzantine nodes
 
     def corrupt(self, node: SimNode, role: str) -> None:
-        """Note that ``node`` plays a Byzantine role."""
-        self._tell(role, f"{node.name} is Byzantine: {role}")
+        """Tell that ``node`` plays a Byzantine role; it counts from its first act on."""
+        self._trace.tell(self._clock.now_ms, "nemesis", f"{node.name} is Byzantine: {role}")
 
     def act(self, node: SimNode, role: str, act: str) -> None:
         """Note what a Byzantine node did, and what the others of its chain were doing then."""
         self.acts[act] += 1
+        actor = (self._nodes.index(node), role)
+        if actor not in self._actors:
+            self._actors.add(actor)
+            self.faults[role] += 1
         for other in self._nodes:
             if other.chain == node.chain and other is not node and other.is_up:
                 self.coverage[f"{role} while {other.phase}"] += 1

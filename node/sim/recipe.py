@@ -94,7 +94,7 @@ class Recipe(msgspec.Struct, frozen=True):
     @property
     def options(self) -> list[str]:
         """The words of a command line that say what is run."""
-        words = [f"--seed {self.seed}", f"--minutes {self.minutes:g}"]
+        words = [f"--seed {self.seed}", f"--minutes {_describe_number(self.minutes)}"]
         if self.profile != DEFAULT_PROFILE:
             words.append(f"--profile {self.profile}")
         for flag, value in (
@@ -106,7 +106,7 @@ class Recipe(msgspec.Struct, frozen=True):
             ("--calm-from", self.calm_from_s),
         ):
             if value is not None:
-                words.append(f"{flag} {value:g}")
+                words.append(f"{flag} {_describe_number(value)}")
         if self.calm:
             words.append(f"--calm {','.join(self.calm)}")
         if self.only_strikes is not None:
@@ -121,6 +121,11 @@ class Recipe(msgspec.Struct, frozen=True):
     def command(self) -> str:
         """The one line that shows this run step by step."""
         return " ".join(["shardyard sim replay", *self.options])
+
+
+def _describe_number(value: float) -> str:
+    """Return the shortest text that is read as the same number."""
+    return repr(value).removesuffix(".0")
 
 
 def list_knobs(profile: FaultProfile) -> list[str]:

@@ -22,7 +22,9 @@ from node.sim.weights import Weights
 from node.sim.workload import TransactionPool
 from shardyard.consensus.view import ChainView
 from shardyard.ids import BEACON, Hash32, NodeId, ShardId
+from shardyard.messages import Message, Proposal, Votes
 
+Publish = Callable[[SimNode, Message], None]
 QUIET_MS: Final = 5_000
 """After the faults: the time within which finality must be back (I7)."""
 MIN_GROWTH: Final = 5
@@ -40,6 +42,8 @@ class Report(msgspec.Struct, frozen=True):
     bus: dict[str, int]
     acts: dict[str, int] = {}
     """What Byzantine nodes did."""
+    consequences: dict[str, int] = {}
+    """What faults led to: torn logs, processes that stopped, logs that were replaced."""
 
 
 class World:
@@ -79,7 +83,7 @@ class World:
         for node in self.nodes:
             self.nemesis.supervise(node)
 
-    def _add_node(self, name: str, chain: ShardId, keys: range) -> SimNode:
+    def _add_node(self, name: str, chain: ShardId, keys: range, publish: Publish | None = None) -> SimNode:
         node = SimNode(
             NodeId(name),
             chain,
@@ -90,7 +94,7 @@ class World:
             self.scenario.profile,
             self.trace,
             self.checker,
-            self.bus.publish,
+            publish or self.bus.publish,
             self.bus.send,
             None if chain == BEACON else self.pools[chain],
             self.executions,
@@ -115,7 +119,12 @@ class World:
                             self._add_twin(node)
 
     def _add_twin(self, node: SimNode) -> None:
-        twin = self._add_node(node.name, node.chain, range(0))
+        def speak(twin: SimNode, message: Message) -> None:
+            if isinstance(message, Proposal | Votes):
+                self.nemesis.act(twin, TWIN, f"spoke twice: {type(message).__name__.lower()}")
+            self.bus.publish(twin, message)
+
+        twin = self._add_node(node.name, node.chain, range(0), speak)
         twin.keys = node.keys
         twin.is_byzantine = True
 
@@ -188,4 +197,5 @@ class World:
             coverage=dict(self.nemesis.coverage),
             bus=dict(self.bus.counters),
             acts=dict(self.nemesis.acts),
+            consequences=dict(self.nemesis.consequences),
         )

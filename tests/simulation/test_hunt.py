@@ -5,6 +5,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from node.sim.hunt import hunt, summarise
 from node.sim.ledger import Ledger
 from node.sim.narration import Epilogue, Filter, Line
 from node.sim.recipe import Recipe
-from node.sim.run import run_recipe
+from node.sim.run import Result, run_recipe
 from node.sim.shrink import describe_shrunk, list_strikes
 from node.sim.worker import Worker
 
@@ -89,6 +91,27 @@ def test_a_hunt_goes_on_where_the_ledger_ends(tmp_path):
     assert len(path.read_bytes().splitlines()) == 3
 
 
+def test_a_hunt_runs_the_profile_that_it_is_told(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    words = ["sim", "hunt", "--seeds", "2", "--minutes", "0.5", "--jobs", "1", "--ledger", str(path)]
+    done = run_cli(*words, "--profile", "calm", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {recipe.profile for recipe in Ledger(path).entries} == {"calm"}
+    done = run_cli(*words, "--profile", "nonsense", home=tmp_path)
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
+
+
+def test_a_violation_that_the_ledger_holds_is_told_with_its_line(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    recipe = Recipe(0, minutes=SHORT)
+    Ledger(path).append(Result(recipe, recipe.build_scenario(), "I7: it stands", 1.0, 1.0, None))
+    words = ["sim", "hunt", "--seeds", "1", "--minutes", "0.5", "--jobs", "1", "--ledger", str(path)]
+    done = run_cli(*words, home=tmp_path)
+    assert done.returncode == 6
+    assert f"I7: it stands (from the ledger)\n  replay: {recipe.command}\n" in done.stdout
+
+
 def test_a_hunt_that_is_killed_loses_at_most_what_was_running(tmp_path, eventually):
     path = tmp_path / "ledger.jsonl"
     environ = {**os.environ, "SHARDYARD_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
@@ -122,6 +145,29 @@ def test_results_of_a_crew_are_those_of_one_process():
     with Crew(2) as crew:
         side_by_side = {result.seed: result.report for result in crew.run(recipes)}
     assert side_by_side == {recipe.seed: run_recipe(recipe).report for recipe in recipes}
+
+
+def test_a_crew_that_was_stopped_early_goes_on_with_new_processes():
+    is_idle = threading.Event()
+
+    def give():
+        yield Recipe(0, minutes=SHORT)
+        yield Recipe(1, minutes=20.0)
+        is_idle.set()
+
+    with Crew(2) as crew:
+        with closing(crew.run(give())) as results:
+            assert next(results).is_ok
+            assert is_idle.wait(60), "one process has nothing to do, the other one works on"
+        again = list(crew.run([Recipe(seed, minutes=SHORT) for seed in range(2)]))
+        assert [result.violation for result in again] == ["", ""]
+
+
+def test_one_run_in_so_many_is_repeated_however_they_come():
+    recipes = [Recipe(seed, minutes=SHORT) for seed in range(3)]
+    with Crew(1, repeat_every=10) as crew:
+        assert crew.find_first(recipes, "I7") is None
+        assert crew.repeated == 1, "and not one of every batch"
 
 
 def test_a_story_has_all_faults_and_the_last_steps_of_the_chain_that_failed():

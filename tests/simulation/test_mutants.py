@@ -2,11 +2,25 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from node.lab import mutation
-from node.lab.mutation import Hunter, Outcome, Records, compute_key, find_tests, main, run_tests, summarise
+from node.lab.mutation import (
+    Hunter,
+    Outcome,
+    Records,
+    compute_key,
+    find_tests,
+    is_simulated,
+    main,
+    run_tests,
+    summarise,
+)
 from node.sim.mutants import PLANTS, get_plant
+from node.sim.plants import read_module
+from node.sim.run import Result
+from node.sim.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +45,66 @@ def test_tests_that_fail_without_a_bug_catch_nothing(tmp_path):
     assert run_tests("", [str(broken)])[0].startswith("test ")
     with pytest.raises(mutation.MutationError, match="fails without any planted bug"):
         Hunter(range(0), 1.0)._check_sound((str(broken),))
+
+
+def test_a_seed_that_fails_without_the_bug_catches_nothing(monkeypatch):
+    """Whatever is run breaks here: the mutant proves nothing, and that is said instead of counted."""
+    plant = get_plant("l3-no-final-after-notarcert")
+    original = Worker.run
+
+    def fail(self, recipe, **words):
+        return msgspec.structs.replace(original(self, recipe, **words), violation="I7: planted everywhere")
+
+    monkeypatch.setattr(Worker, "run", fail)
+    with pytest.raises(mutation.MutationError, match=r"seed 0 fails without any planted bug: I7.*try: "):
+        Hunter(range(1), 0.5).hunt(plant)
+
+
+def test_seeds_run_under_the_profile_of_the_plant(monkeypatch):
+    plant = next(plant for plant in PLANTS if plant.profile != "default" and is_simulated(plant))
+    seen = []
+
+    def note(_, recipe, **__):
+        seen.append(recipe)
+        violation = "I7: it stands" if recipe.plant else ""
+        return Result(recipe, recipe.build_scenario(), violation, 1.0, 1.0, None)
+
+    monkeypatch.setattr(Worker, "run", note)
+    assert Hunter(range(1), 0.5).hunt(plant).by == "seed 0"
+    assert [recipe.profile for recipe in seen] == [plant.profile] * 2
+    assert [recipe.plant for recipe in seen] == [plant.name, ""], (
+        "the seed that caught it, and that without it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"old": "not there"}, "got 0 places"), ({"new": "    if (:\n"}, "expected Python; try: ")],
+)
+def test_a_mutant_that_cannot_be_planted_is_refused_before_anything_runs(
+    changes, words, monkeypatch, tmp_path, capsys
+):
+    good = get_plant("l3-no-final-after-notarcert")
+    table = (good, msgspec.structs.replace(get_plant("x0-reference-is-believed"), **changes))
+    monkeypatch.setattr(mutation, "PLANTS", table)
+    monkeypatch.setattr(Hunter, "hunt", lambda *_: pytest.fail("a mutant was run"))
+    assert main(["--state", str(tmp_path)]) == mutation.EXIT_USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_an_outcome_is_kept_for_the_module_and_the_tests_that_it_is_of(monkeypatch, tmp_path):
+    plant = next(plant for plant in PLANTS if plant.module.startswith("node.bus"))
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_it.py").write_text("one = 1\n")
+    monkeypatch.setattr(mutation, "find_tests", lambda _module: (str(tests),))
+    first = compute_key(plant)
+    assert compute_key(plant) == first
+    (tests / "test_it.py").write_text("one = 2\n")
+    second = compute_key(plant)
+    assert second != first
+    monkeypatch.setattr(mutation, "read_module", lambda name: read_module(name) + "more = 1\n")
+    assert compute_key(plant) != second
 
 
 def test_what_was_caught_is_not_run_again_and_what_survived_is(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Every invariant has a planted bug that makes it fire: a checker that never fires proves nothing."""
 
+from collections import deque
+
 import msgspec
 import pytest
 
@@ -14,6 +16,7 @@ from shards.access_lists import AccessListShelf
 from shards.replica import ShardReplica
 from shardyard import effects as fx
 from shardyard.consensus.signer import SignerState
+from shardyard.ids import ShardId
 
 ROUGH = FaultProfile(latency_ms=(1, 600), drop=0.2, crashes=8, disk_ms=(5, 100), partitions=4)
 
@@ -127,6 +130,30 @@ def test_i5_a_crosslink_of_a_head_that_is_not_final():
     )
     with pytest.raises(InvariantError, match="I5"):
         world.run()
+
+
+@pytest.mark.parametrize("byzantine", [(), (3,)])
+def test_i5_a_crosslink_of_a_head_that_becomes_final_later(byzantine):
+    """The beacon accepts what is merely notarized: every node of the shard has its final blocks later."""
+    world = World(1, Scenario(duration_ms=30_000, settle_ms=10_000, tps=0.0))
+    if byzantine:
+        world.checker.accuse(ShardId(0), byzantine)
+    original, late = world.checker.on_record, deque()
+
+    def look_late(node, record):
+        if node.chain == 0 and isinstance(record, fx.FinalRecord):
+            late.append((node, record))
+            delay_ms = 6_000 if world.clock.now_ms < 15_000 else 0
+            world.clock.schedule(delay_ms, lambda: original(*late.popleft()))
+        else:
+            original(node, record)
+
+    world.checker.on_record = look_late
+    if byzantine:  # they may have told the beacon alone, so that nobody honest knows yet
+        world.run()
+    else:
+        with pytest.raises(InvariantError, match=r"I5: .* of shard 0 .* all honest"):
+            world.run()
 
 
 def test_i6_signing_rules_that_are_off(monkeypatch):

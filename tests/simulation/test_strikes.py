@@ -1,8 +1,11 @@
 """The strikes of a run: each is drawn by itself, so leaving some out changes none of the others."""
 
+import random
+
 import msgspec
 import pytest
 
+from node.sim.faults import PEACE
 from node.sim.run import run
 from node.sim.scenario import FaultProfile, Scenario, draw_scenario
 from node.sim.strikes import draw_strikes
@@ -67,3 +70,46 @@ def test_no_strike_at_all_is_peace_but_for_the_network():
     result = run(1, scenario=scenario)
     assert result.is_ok
     assert result.report.faults == {}
+
+
+class OneSided(random.Random):
+    """Draws a cut with everybody on one side, and a clock that is where it was."""
+
+    def random(self):
+        return 0.99
+
+    def randint(self, low, high):
+        return max(low, min(high, 0))
+
+    def choice(self, items):
+        return items[0]
+
+
+PEACEFUL = Scenario(duration_ms=40_000, settle_ms=15_000)
+
+
+@pytest.mark.parametrize("kind", sorted(set(PEACE.strikes) - {"partition", "outage"}))
+def test_a_strike_at_a_node_that_is_down_did_not_happen(kind):
+    nemesis = World(1, PEACEFUL).nemesis  # nobody has started
+    for seed in range(20):
+        nemesis._blows[kind](random.Random(seed))
+    assert not nemesis.faults
+    assert not nemesis.consequences
+
+
+@pytest.mark.parametrize("kind", ["partition", "clock jump"])
+def test_a_cut_between_nobody_and_a_jump_of_nothing_did_not_happen(kind):
+    world = World(1, PEACEFUL)
+    for node in world.nodes:
+        node.start()
+    world.nemesis._blows[kind](OneSided())
+    assert not world.nemesis.faults
+    for seed in range(20):
+        world.nemesis._blows[kind](random.Random(seed))
+    assert set(world.nemesis.faults) == {kind}, "others do"
+
+
+def test_a_role_counts_from_its_first_act_on():
+    world = World(1, Scenario(duration_ms=40_000, settle_ms=15_000, profile=FaultProfile(equivocators=1)))
+    assert not world.nemesis.faults
+    assert world.run().faults == {"equivocator": 3}

@@ -1,7 +1,9 @@
 """Every fuzz target takes real encodings, and refuses changed ones by its own errors only, fast."""
 
 import random
+import subprocess
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -59,9 +61,42 @@ def test_what_a_target_must_not_do_is_a_finding(monkeypatch):
 
     monkeypatch.setattr(fuzz_probe, "MAX_INPUT_CPU_S", 0.0)
     slow = Probe(Target("t", "", lambda: lambda _: sum(range(100_000)), (), list), 1.0)
-    slow.feed(b"")  # caches are filled
     with pytest.raises(FindingError, match="of processor time"):
         slow.feed(b"")
+
+
+def test_the_first_input_may_fill_caches_and_no_more(monkeypatch):
+    times = iter([0.0, 5.0, 5.0, 5.1])
+    monkeypatch.setattr(fuzz_probe.time, "thread_time", lambda: next(times))
+    Probe(Target("t", "", lambda: lambda _: None, (), list), 1.0).feed(b"")
+    assert next(times, None) is None, "it was measured twice"
+
+
+def test_a_replay_that_shows_the_finding_again_says_so(tmp_path, capsys, monkeypatch):
+    def fail(_data):
+        raise KeyError("planted")
+
+    path = tmp_path / "input"
+    path.write_bytes(b"abc")
+    monkeypatch.setattr(fuzz, "get_target", lambda name: Target(name, "", lambda: fail, (ValueError,), list))
+    assert main(["--only", "message", "--replay", str(path)]) == fuzz.EXIT_MISSED
+    told = capsys.readouterr()
+    assert "3 bytes: KeyError: 'planted' (in fail, " in told.out
+    assert not told.err
+
+
+def test_a_finding_that_the_corpus_holds_is_told_and_ends_the_target(tmp_path, monkeypatch):
+    """Every further process stumbles over the same input of the corpus and writes the same file."""
+
+    def stumble(command, **_):
+        (Path(command[-2]) / "findings" / "crash-1").write_bytes(b"x")
+        return subprocess.CompletedProcess(command, 77, b"", b"ERROR: planted")
+
+    monkeypatch.setattr(fuzz.subprocess, "run", stumble)
+    for _ in range(2):  # the next run tells it again
+        tally = fuzz.run_target(Target("t", "", lambda: lambda _: None, (), list), tmp_path, 60.0)
+        (line,) = tally.findings
+        assert "crash-1: ERROR: planted" in line
 
 
 def test_a_process_that_grows_is_a_finding(monkeypatch):

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from node.sim.coverage import ENOUGH, build_table
+from node.sim.faults import PEACE
 from node.sim.ledger import Ledger, LedgerError, add_up, build_entry
+from node.sim.phases import PHASES
 from node.sim.recipe import Recipe
 from node.sim.run import Result
 from node.sim.scenario import Scenario
@@ -121,19 +123,27 @@ def test_totals_add_up_and_name_the_poorest_run():
 def test_holes_are_the_pairs_that_were_hit_too_rarely():
     table = build_table(
         {
-            "crash while VOTING": ENOUGH,
-            "crash while BUILDING": ENOUGH - 1,
-            "slow disk while VOTING": 3,
+            "crash while skipping": ENOUGH,
+            "crash while building": ENOUGH - 1,
+            "slow disk while skipping": 3,
             "not a pair": 7,
         }
     )
-    assert table.faults == ("crash", "slow disk")
-    assert table.phases == ("VOTING", "BUILDING")
-    assert table.holes == [
-        ("crash", "BUILDING", ENOUGH - 1),
-        ("slow disk", "VOTING", 3),
-        ("slow disk", "BUILDING", 0),
-    ]
+    assert table.faults[:2] == ("crash", "slow disk")
+    assert table.phases[:2] == ("skipping", "building")
+    assert table.holes[0] == ("crash", "building", ENOUGH - 1)
+    assert ("slow disk", "skipping", 3) in table.holes
+    assert ("slow disk", "building", 0) in table.holes
+
+
+def test_what_never_hit_anything_is_on_the_axes_too():
+    """Otherwise the coverage would be the better the less has happened."""
+    table = build_table({f"crash while {phase}": ENOUGH for phase in PHASES[1:]})
+    assert set(table.phases) == set(map(str, PHASES))
+    assert set(table.faults) == {*PEACE.strikes, *PEACE.roles}
+    assert ("crash", PHASES[0], 0) in table.holes
+    assert ("twin", PHASES[0], 0) in table.holes
+    assert len(table.holes) == len(table.faults) * len(PHASES) - (len(PHASES) - 1)
 
 
 def test_a_line_of_the_ledger_is_plain_json(path):

@@ -74,6 +74,11 @@ def test_what_a_seed_does_not_have_is_refused(changes, words):
     assert words in str(caught.value)
 
 
+def test_numbers_keep_all_their_digits():
+    options = Recipe(1, minutes=1.2345678, tps=3.0, calm_from_s=1234567.125, shards=2).options
+    assert options[1:] == ["--minutes 1.2345678", "--shards 2", "--tps 3", "--calm-from 1234567.125"]
+
+
 def test_knobs_are_what_can_rest_without_renumbering_the_strikes():
     scenario = Recipe(7).build_scenario()
     knobs = list_knobs(scenario.profile)
