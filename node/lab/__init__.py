@@ -1,1 +1,1 @@
-"""The laboratory of finality: a bounded model check, forks by force, mutants, fuzzing."""
+"""Attacks on finality and its rules: a bounded model check, forks by force, mutants, fuzzing."""
