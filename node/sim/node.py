@@ -133,6 +133,8 @@ class SimNode:
         self._timers: dict[str, int] = {}
         self._timer_count = 0
         self._thawed: deque[Event] = deque()
+        self._held: deque[Callable[[], None]] = deque()
+        """Syncs that ended while it was frozen: it learns of them when it goes on."""
 
     # Life
 
@@ -150,6 +152,7 @@ class SimNode:
         self._is_syncing = False
         self._timers.clear()
         self._thawed.clear()
+        self._held.clear()
         self.is_up, self.is_frozen = True, False
         if self.chain == BEACON:
             self.machine = BeaconMachine(
@@ -245,6 +248,10 @@ class SimNode:
     def thaw(self) -> None:
         """Let it go on: everything that piled up comes at once."""
         self.is_frozen = False
+        while self._held and self.is_up:
+            self._held.popleft()()
+        if self.is_up:
+            self._drain()
         while self._thawed and self.is_up and not self.is_frozen:
             self.step(self._thawed.popleft())
 
@@ -343,10 +350,10 @@ class SimNode:
     def _drain(self) -> None:
         """Perform the outbox up to the next barrier that is not on disk yet."""
         life, outbox = self._life, self._outbox
-        while outbox and not self._is_syncing:
+        while outbox and not self._is_syncing and not self.is_frozen:
             if self.doom is not None:
                 self._meet_doom(outbox[0])
-                if self._life != life:
+                if self._life != life or self.is_frozen:
                     return
             match outbox.popleft():
                 case fx.Broadcast(message):
@@ -385,6 +392,9 @@ class SimNode:
 
         def finish() -> None:
             if self.is_up and self._life == life:
+                if self.is_frozen:
+                    self._held.append(finish)
+                    return
                 self._is_syncing = False
                 self._finish_sync(records)
                 self._drain()

@@ -1,7 +1,7 @@
 """Which sources decide a run: their hash is the key under which a ledger holds what was found with them.
 
-The three inner rooms, whatever of ``node`` the simulated world imports, the contracts of genesis, and the native core: its
-Rust sources in a clone, the built library in an installed package. Of Python what is hashed is the syntax tree without its
+The three inner rooms, whatever of ``node`` the simulated world imports, the contracts of genesis, and the native core: the
+built library that runs and, in a clone, its Rust sources. Of Python what is hashed is the syntax tree without its
 docstrings: words and layout may change and every seed in the ledger still counts.
 """
 
@@ -56,7 +56,8 @@ def find_sources() -> Iterator[Path]:
     yield from _find_imported(WORLD)
     yield from (ROOT / "node" / "artifacts").glob("*.json")
     rust = list((ROOT / "native").glob("*/src/**/*.rs"))
-    yield from [*rust, ROOT / "native" / "Cargo.lock"] if rust else [Path(str(_native.__file__))]
+    yield from [*rust, ROOT / "native" / "Cargo.lock"] if rust else []
+    yield Path(str(_native.__file__))  # what runs, which may be older than its sources
 
 
 def _find_imported(name: str) -> Iterable[Path]:

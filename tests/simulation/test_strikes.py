@@ -10,6 +10,7 @@ from node.sim.run import run
 from node.sim.scenario import FaultProfile, Scenario, draw_scenario
 from node.sim.strikes import draw_strikes
 from node.sim.world import World
+from shardyard.ids import BEACON
 
 
 def test_a_seed_draws_the_same_strikes_for_ever_and_all_within_the_time_of_faults():
@@ -113,3 +114,25 @@ def test_a_role_counts_from_its_first_act_on():
     world = World(1, Scenario(duration_ms=40_000, settle_ms=15_000, profile=FaultProfile(equivocators=1)))
     assert not world.nemesis.faults
     assert world.run().faults == {"equivocator": 3}
+
+
+def test_a_frozen_node_says_nothing_until_it_goes_on():
+    """A stop may come between the end of a sync and what waits behind it."""
+    world = World(1, Scenario(duration_ms=40_000, settle_ms=15_000, profile=FaultProfile(disk_ms=(300, 300))))
+    node = next(node for node in world.nodes if node.chain == BEACON)
+    said = []
+    node._publish = lambda _, message: said.append(message)
+    for other in world.nodes:
+        other.start()
+    clock = world.clock
+    while not (node._is_syncing and node._outbox) and clock.now_ms < 10_000:
+        clock.run_until(clock.now_ms + 10)
+    node.freeze()
+    before = len(said)
+    waiting = len(node._outbox)
+    clock.run_until(clock.now_ms + 5_000)
+    assert len(said) == before
+    assert len(node._outbox) >= waiting > 0
+    node.thaw()
+    clock.run_until(clock.now_ms + 5_000)
+    assert len(said) > before

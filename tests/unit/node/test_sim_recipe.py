@@ -102,6 +102,7 @@ def test_sources_are_the_inner_rooms_and_what_the_world_imports():
     } <= names
     assert {"sim/world.py", "sim/nemesis.py", "node/executor.py"} <= names
     assert {"sim/hunt.py", "sim/shrink.py", "sim/ledger.py", "cli/root.py"}.isdisjoint(names)
+    assert any(name.startswith("shardyard/_native.") and name.endswith(".so") for name in names), "what runs"
     assert len(compute_sources_hash()) == 16
 
 
