@@ -70,7 +70,9 @@ class RejoinPool:
     def choose(self) -> list[Rejoin]:
         """Return what the next block shall carry, ordered by validator.
 
-        Every final block lets another validator come first, so that a few who ask again and again keep nobody out.
+        Every final block lets another validator come first, so that a few who ask again and again keep nobody
+        out of a block. (One who says an old Rejoin of the same validator again after each new one does keep that one out:
+        the last one heard waits.)
         """
         count = len(self._committee)
         turns = sorted(self._waiting, key=lambda validator: (validator - self._final_blocks) % count)

@@ -6,12 +6,13 @@ from timing; it holds at any moment, and the key stops for good. Certificates te
 were verified by the engine; single votes of own keys are rare enough to be verified here.
 
 Before a process signs for the first time it listens for ``WATCH_SLOTS`` block times, within which a committee that goes on shows
-who votes in it; what the engine wants signed waits meanwhile. It listens the whole time: what peers say of their heights may
-be old or lag behind, and shortens nothing. It does not listen when there is nothing to hear: no other process has keys of this
+who votes in it; what the engine wants signed waits meanwhile. What peers say of their heights may be old or lag behind, and
+shortens nothing. It does not listen when there is nothing to hear: no other process has keys of this
 chain, or a process signed into this very record within ``RECENT_S`` on this machine (a restart; a copy is none).
 
 What is not heard: single votes of a twin that has this node's name as well, a whole copied network, because the bus takes
 what comes by one's own name for an echo; and single votes after ``MAX_CHECKS`` were verified. Certificates tell of both.
+Nor is what others say while the bus is not connected: a watch that a broken bus falls into ends all the same.
 """
 
 import asyncio

@@ -84,7 +84,8 @@ def restore_snapshot(core: _native.Core, log: BlockLog, records: Sequence[Record
 def _refuse_snapshot(header: Header, what: str) -> HaltedError:
     return HaltedError(
         f"snapshot of block {header.height}: {what}; "
-        "try: delete the data directory of this node, it comes back by a snapshot"
+        "try: shardyard validator export NODE -o FILE, delete the data directory of this node, shardyard validator import "
+        "NODE FILE; it comes back by a snapshot, and signs on what it has signed"
     )
 
 

@@ -283,7 +283,7 @@ class Signer:
             raise
         except Exception as error:  # noqa: BLE001
             # Whatever it was, memory may now be ahead of the disk: only a new process reads the record again.
-            self._failure = error
+            self._failure = self._failure or error
             self._verify_alive()
 
     def _verify_alive(self) -> None:
@@ -294,6 +294,8 @@ class Signer:
 
     def _serve(self, batch: Sequence[_Waiting]) -> None:
         """Check, record, sync, then sign; runs in the signer's thread."""
+        # A floor may have been written, and failed, since the batch was handed over.
+        self._verify_alive()
         record = self._record
         allowed: list[_Waiting] = []
         changed: dict[tuple[int, int], SignerEntry] = {}

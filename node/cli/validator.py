@@ -25,7 +25,7 @@ from node.interchange import (
 from node.network import Network, get_local_validators, parse_node
 from node.runtime import open_node_data
 from node.signer import build_witness
-from node.storage.data_dir import DataDir, DataDirBusyError
+from node.storage.data_dir import SIGNER_FILE, DataDir, DataDirBusyError
 from node.storage.key_locks import KeyLocks, get_lock_dir, read_holder
 from node.storage.signer_record import SignerRecord, SignerRecordError, Witness, create_record, peek_record
 from shardyard.consensus.signer import BLOCKED, SignerState
@@ -118,7 +118,7 @@ def list_validators(*, name: str, as_json: bool) -> int:
 
 def _describe_node(network: Network, node: str) -> list[dict[str, Any]]:
     chain, _ = parse_node(node)
-    path = network.get_data_dir(node) / "signer.log"
+    path = network.get_data_dir(node) / SIGNER_FILE
     record, state = "sound", SignerState()
     if not path.parent.exists():
         record = "none yet"

@@ -6,7 +6,7 @@ see: the real driver, the real signer, the bus, and lies that no actor of the si
 catch everything: each set of tests has to pass unchanged first, and a seed that caught a bug has to hold without it. Every
 passage is looked up and compiled before the first run: a mutant that cannot be planted is not one that is caught.
 
-What was caught is kept in a file below the state directory and not run again while neither the sources nor the plant change;
+What was caught is kept in a file below the state directory and not run again while neither sources, tests nor plant change;
 survivors are run again each time. Exit code 6 when a bug that may lead to two truths survives, or more than one in twenty.
 """
 

@@ -12,7 +12,7 @@ from node.sim.phases import PHASES
 
 ENOUGH: Final = 100
 """Hits of a class of fault in a phase, below which the pair counts as a hole."""
-_PAIR: Final = re.compile(r"(?P<fault>.+?) (?:after|while|during) (?P<phase>.+)")
+_PAIR: Final = re.compile(r"(?P<fault>.+?) while (?P<phase>.+)")
 
 
 class Table(msgspec.Struct, frozen=True):

@@ -75,8 +75,8 @@ class Crew:
         ]
         for thread in threads:
             thread.start()
+        at_work = len(threads)
         try:
-            at_work = len(threads)
             while at_work:
                 item = results.get()
                 if item is None:
@@ -87,7 +87,7 @@ class Crew:
                     yield item
         finally:
             is_over.set()
-            is_early = any(thread.is_alive() for thread in threads)
+            is_early = at_work > 0
             if is_early:
                 for worker in [*self._workers, *self._repeaters]:
                     worker.kill()

@@ -203,6 +203,24 @@ async def test_a_stop_that_cannot_be_written_ends_the_signer(start, monkeypatch)
         await signer.sign([ask(VoteKind.NOTAR, 99, A)])
 
 
+async def test_a_batch_that_waited_behind_a_stop_that_fails_gets_no_signature(start, monkeypatch):
+    signer = start(secrets=SECRETS)
+    written = threading.Event()
+
+    def fail(_):
+        written.wait(10)
+        monkeypatch.undo()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    signer.take_records([certify(VoteKind.NOTAR, 7, A, (1, 2, 3))])
+    waiting = asyncio.ensure_future(signer.sign([ask(VoteKind.NOTAR, 9, A, validator=0)]))
+    await asyncio.sleep(0)  # it finds the signer alive, and is handed over
+    written.set()
+    with pytest.raises(SignerFailedError, match="must stop"):
+        await waiting
+
+
 async def test_the_proof_of_a_snapshot_tells_of_newer_votes_too(start):
     proof = FinalityProof(
         path=(),

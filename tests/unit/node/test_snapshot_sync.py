@@ -302,5 +302,7 @@ async def test_a_log_whose_chunks_make_no_state_is_refused_with_the_way_out(
         return damage(record.chunks.index(chunk_hash), original(log, chunk_hash))
 
     monkeypatch.setattr(BlockLog, "get_chunk", get_chunk)
-    with pytest.raises(HaltedError, match=found + ".*; try: delete the data directory"):
+    with pytest.raises(
+        HaltedError, match=found + ".*; try: shardyard validator export .* delete the data directory"
+    ):
         read_back(world, tmp_path / "log")
