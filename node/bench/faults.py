@@ -1,6 +1,6 @@
 """``faults``: live promises on real processes: four validators a shard, each a process, under load, while some of them fail.
 
-One of four of every shard down for good: the other leaders' slots all bring a final block. Two of four down: a safe halt, and
+One of four of every shard down for good: finality keeps its pace. Two of four down: a safe halt, and
 finality within seconds after one returns. Even and uneven partitions heal to one chain. A process stopped for half a minute,
 one whose disk is full and one that equivocates do no harm. At the end every check and the offline audit must hold.
 """
@@ -35,10 +35,8 @@ HEAL_LIMIT_S: Final = 5.0
 GIVE_UP_S: Final = 60.0
 SETTLE_S: Final = 3.0
 """After a fault begins, for what was on its way."""
-LEADERS_LEFT: Final = (NODES - 1) / NODES
-"""Share of the slots that have a leader when one of four is down."""
-PACE_MARGIN: Final = 0.9
-"""Of the blocks that the leaders left should make, less one at the edge of the window."""
+PACE_LEFT: Final = 0.95
+"""Share of the usual blocks that must become final while one of four is away, less one at the edge of the window."""
 FAULT_TIMEOUT_S: Final = 30.0
 
 
@@ -65,8 +63,10 @@ class Run:
         self.shards = [describe_shard(shard) for shard in range(options.shards)]
         self.baseline: dict[str, float] = {}
         preset = devnet.network.genesis.preset
-        self.longest_gap_s = (2 * preset.block_time_ms + 2 * preset.delta_ms) / 1000 + 0.5
-        """One slot whose leader is away: its timer (L6), the next block, and half a second for a busy machine."""
+        self.longest_gap_s = (preset.block_time_ms + preset.delta_ms) / 1000 + 0.5
+        """A leader that is away costs Δ of the next one's wait (L6); half a second is for a busy machine."""
+        self.missed_turn_s = ((NODES + 1) * preset.block_time_ms + 2 * preset.delta_ms) / 1000 + 0.5
+        """Within this, whoever goes away misses its first turn, for which it is waited as usual, and is known to be away."""
 
     def list_nodes(self, *numbers: int) -> tuple[str, ...]:
         """Return the nodes with these numbers of every shard."""
@@ -95,13 +95,14 @@ class Run:
         self.targets.append(at_most(name, took, HEAL_LIMIT_S, "s"))
 
     async def watch_pace(self, name: str, seconds: float) -> list[Progress]:
-        """Watch the shards with a leader away: all other slots bring their block, and no gap is longer than one slot's timer."""
+        """Watch the shards with a leader known to be away: they keep their pace, and no gap is longer than Δ explains."""
+        await asyncio.sleep(self.missed_turn_s)
         found = await self.heads.watch(self.shards, seconds)
         slowest = min(found, key=lambda one: one.blocks / self.baseline[one.chain])
         share = slowest.blocks_per_s / self.baseline[slowest.chain]
-        due = self.baseline[slowest.chain] * slowest.seconds * LEADERS_LEFT
+        due = self.baseline[slowest.chain] * slowest.seconds
         self.targets += [
-            at_least(f"{name}, final blocks", slowest.blocks, int(PACE_MARGIN * due) - 1, "blocks"),
+            at_least(f"{name}, final blocks", slowest.blocks, int(PACE_LEFT * due) - 1, "blocks"),
             at_most(f"{name}, longest gap", max(one.longest_gap_s for one in found), self.longest_gap_s, "s"),
         ]
         self.details[name] = {
@@ -121,7 +122,6 @@ async def run_legs(run: Run) -> None:
 
     say("one of four down for good")
     down = await run.begin("kill", *run.list_nodes(3))
-    await asyncio.sleep(SETTLE_S)
     await run.watch_pace("one of four down", options.watch_s)
 
     say("two of four down")
@@ -137,20 +137,17 @@ async def run_legs(run: Run) -> None:
 
     say("partition three against one")
     cut = await run.begin("partition", *run.list_nodes(3))
-    await asyncio.sleep(SETTLE_S)
     await run.watch_pace("partition three against one", options.halt_s)
     await run.time_healing("uneven partition heals", run.list_nodes(0, 1, 2, 3), cut)
 
     say(f"SIGSTOP for {options.pause_s:.0f} s")
     paused = await run.begin("pause", *run.list_nodes(1))
-    await asyncio.sleep(SETTLE_S)
-    await run.watch_pace("one of four asleep", options.pause_s - SETTLE_S)
+    await run.watch_pace("one of four asleep", options.pause_s - run.missed_turn_s)
     await run.time_healing("sleeper is back", run.list_nodes(1), paused)
 
     say("full disk")
     restarts = await _count_restarts(run)
     full = await run.begin("full-disk", *run.list_nodes(2))
-    await asyncio.sleep(SETTLE_S)
     await run.watch_pace("one of four with a full disk", options.halt_s)
     stopped = sum((await _count_restarts(run)).values()) - sum(restarts.values())
     run.targets.append(at_least("stops for want of a disk", stopped, len(run.shards), "stops"))
@@ -248,7 +245,7 @@ async def _run_under_load(run: Run) -> tuple[LoadRun, list[Verdict]]:
     knobs = Knobs(
         options.shards, options.tps, 0.3 if options.shards > 1 else 0.0, accounts=16, seed=options.seed
     )
-    duration_s = 4 * options.watch_s + 2 * options.pause_s + 8 * options.halt_s + GIVE_UP_S
+    duration_s = 4 * options.watch_s + 2 * options.pause_s + 8 * options.halt_s + 2 * GIVE_UP_S
     load = LoadRun(run.devnet.urls, knobs, RunOptions(duration_s, drain_s=GIVE_UP_S, sign_ahead_s=10.0), say)
     await load.prepare()
     sending = asyncio.create_task(load.send(), name="load")
@@ -284,7 +281,7 @@ def judge(run: Run, verdicts: list[Verdict], load: LoadResult, audit: AuditRepor
     got = {target.name: target.got for target in run.targets}
     share = run.details["one of four down"]["share of the usual pace"]
     summary = (
-        f"1 of 4 down: {share:.0%} of the pace with {LEADERS_LEFT:.0%} of the leaders; "
+        f"1 of 4 down: {share:.0%} of the usual pace; "
         f"2 of 4 down: halt, back after {got['finality after the second returns']:.1f} s; partitions heal in "
         f"{got['even partition heals']:.1f} s and {got['uneven partition heals']:.1f} s; after SIGSTOP "
         f"{got['sleeper is back']:.1f} s, after a full disk {got['disk has room again']:.1f} s; "

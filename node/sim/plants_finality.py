@@ -8,6 +8,7 @@ PROOFS = "shardyard.consensus.proofs"
 SYNC = "shardyard.consensus.sync"
 CATCHUP = "shardyard.consensus.catchup"
 PACING = "shardyard.consensus.pacing"
+SLOT_TIMER = "shardyard.consensus.slot_timer"
 CERTIFICATES = "shardyard.consensus.certificates"
 
 FINALITY_PLANTS: tuple[Plant, ...] = (
@@ -161,8 +162,8 @@ FINALITY_PLANTS: tuple[Plant, ...] = (
         "l6-no-skip-after-the-timer",
         "L6",
         SIMPLEX,
-        "                return\n        self._voter.skip(self._slot)\n",
-        "                return\n",
+        "            self._voter.skip(self._slot)\n",
+        "            pass\n",
         "nobody gives up on a silent leader",
         is_safety=False,
     ),
@@ -173,6 +174,15 @@ FINALITY_PLANTS: tuple[Plant, ...] = (
         "    return config.delta_ms * min(MAX_GROWTH, max(0, slot - final_slot - USUAL_DISTANCE))\n",
         "    return 0 * (slot - final_slot)\n",
         "timeouts stay short however slow the network is",
+        is_safety=False,
+    ),
+    Plant(
+        "l6-who-was-away-stays-away",
+        "L6",
+        SLOT_TIMER,
+        "        return self._missed[validator] > self._heard[validator]\n",
+        "        return self._missed[validator] > NEVER\n",
+        "a leader that missed one turn is never waited for again",
         is_safety=False,
     ),
     Plant(

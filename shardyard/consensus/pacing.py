@@ -1,4 +1,4 @@
-"""When to propose and when to give up: slot timers, the leader's wait, timestamps.
+"""When to propose and when to give up: names of timers, growth of timeouts, the leader's wait, timestamps.
 
 An idle network makes exactly one block per block time: the leader waits until its parent's timestamp plus the block time,
 and stamps the block with that instant unless it is late by a whole block time. It never waits longer than one block time
@@ -42,16 +42,6 @@ class ProposalPhase(Enum):
 def compute_growth(config: EngineConfig, slot: int, final_slot: int) -> int:
     """Return by how many milliseconds the timeouts of ``slot`` exceed the usual ones (L6)."""
     return config.delta_ms * min(MAX_GROWTH, max(0, slot - final_slot - USUAL_DISTANCE))
-
-
-def compute_leader_timeout(config: EngineConfig, slot: int, final_slot: int) -> int:
-    """Return how long after entering ``slot`` a valid proposal must be there: block time, 2Δ and the growth."""
-    return config.block_time_ms + 2 * config.delta_ms + compute_growth(config, slot, final_slot)
-
-
-def compute_advance_timeout(config: EngineConfig, slot: int, final_slot: int) -> int:
-    """Return how much longer a slot with a proposal may take to be certified: 3Δ in all, and the growth."""
-    return config.delta_ms + compute_growth(config, slot, final_slot)
 
 
 def compute_standstill_period(config: EngineConfig) -> int:

@@ -46,14 +46,13 @@ from shardyard.consensus.pacing import (
     TIMER_RANGE,
     TIMER_SLOT,
     TIMER_STANDSTILL,
-    compute_advance_timeout,
-    compute_leader_timeout,
     compute_standstill_period,
 )
 from shardyard.consensus.pool import MAX_ITEMS, MAX_SENDERS, MAX_STRIKES, VotePool
 from shardyard.consensus.proofs import get_notarization, verify_proof_with
 from shardyard.consensus.proposals import ProposalBook
 from shardyard.consensus.proposer import Proposer, build_header
+from shardyard.consensus.slot_timer import SlotTimer
 from shardyard.consensus.standstill import Standstill
 from shardyard.consensus.sync import Sync
 from shardyard.consensus.targets import FinalityTargets
@@ -64,7 +63,6 @@ from shardyard.consensus.votes import Certificate, Crypto, Vote, VoteKind
 from shardyard.effects import (
     BlockRecord,
     Broadcast,
-    CancelTimer,
     CertificateRecord,
     FinalRecord,
     Notice,
@@ -108,12 +106,12 @@ class SimplexEngine(ChainView):
         self._sync = Sync(config, self._verifier, self._certificates, self._tree, self._finals)
         self._proposer = Proposer(config, self._certificates, self._voter, self._tree, self._finals)
         self._standstill = Standstill()
+        self._slot_timer = SlotTimer(config)
         self._final_notarization: Certificate | None = None
         self._targets = FinalityTargets(self._tree)
         self._fresh: list[tuple[Certificate, NodeId | None, bool]] = []
         self._epoch = compute_epoch(config.genesis.header.slot)
         self._slot = GENESIS_SLOT
-        self._has_waited = False
         self._last_status_ms: int | None = None
         self._strikes: Counter[NodeId] = Counter()
         self._out: list[EngineOutput] = []
@@ -358,6 +356,7 @@ class SimplexEngine(ChainView):
         )
 
     def _count_vote(self, vote: Vote, sender: NodeId | None) -> None:
+        self._slot_timer.note_vote(vote.validator, vote.slot)
         if not self._is_in_window(vote.slot):
             return
         certificate = self._pool.add(vote, sender)
@@ -447,6 +446,7 @@ class SimplexEngine(ChainView):
         if told and self._voter.has_keys:
             self._out.append(Broadcast(Certificates(tuple(told))))
         for certificate, source, _ in fresh:
+            self._slot_timer.note_certificate(certificate)
             if certificate.kind is VoteKind.SKIP:
                 self._notify("slot.skipped", slot=certificate.slot)
                 continue
@@ -501,24 +501,20 @@ class SimplexEngine(ChainView):
             slot += 1
         if slot == self._slot:
             return
-        if self._voter.has_keys:
-            if self._slot > GENESIS_SLOT:
-                self._out.append(CancelTimer(f"{TIMER_SLOT}{self._slot}"))
-            timeout = compute_leader_timeout(self._config, slot, self.final_slot)
-            self._out.append(SetTimer(f"{TIMER_SLOT}{slot}", timeout))  # L6
         self._slot = Slot(slot)
+        if self._voter.has_keys:
+            self._out.extend(self._slot_timer.enter(self._slot, self.final_slot))
         self._out.extend(self._proposer.enter_slot(self._slot))
-        self._has_waited = False
 
     def _on_slot_timer(self) -> None:
-        """L6: SKIP; a slot with a proposal that may still be valid gets a little longer, once."""
-        if not self._has_waited:
-            self._has_waited = True
-            if any(entry.state is not BlockState.INVALID for entry in self._tree.get_at_slot(self._slot)):
-                timeout = compute_advance_timeout(self._config, self._slot, self.final_slot)
-                self._out.append(SetTimer(f"{TIMER_SLOT}{self._slot}", timeout))
-                return
-        self._voter.skip(self._slot)
+        """L6: SKIP, unless there is something left to wait for."""
+        entries = self._tree.get_at_slot(self._slot)
+        has_proposal = any(entry.state is not BlockState.INVALID for entry in entries)
+        timer = self._slot_timer.fire(self.final_slot, has_proposal=has_proposal)
+        if timer is None:
+            self._voter.skip(self._slot)
+        else:
+            self._out.append(timer)
 
     def _on_standstill(self, now_ms: int) -> None:
         """L7: say everything again, and hear the own votes again."""

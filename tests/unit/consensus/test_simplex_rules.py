@@ -391,7 +391,7 @@ def test_l5_a_block_beside_a_final_one_is_abandoned():
 def test_l6_timeouts_grow_with_the_distance_from_the_last_final_slot():
     solo = Solo()
     for slot in range(1, 8):
-        solo.certify_and_hear(SKIP, slot)
+        solo.certify_and_hear(SKIP, slot, validators=(0, 1, 2, 3))
     timers = {output.name: output.delay_ms for output in solo.of(SetTimer)}
     delays = [timers[f"engine.slot.{slot}"] for slot in range(1, 8)]
     assert delays == [1400, 1400, *(1400 + DELTA_MS * growth for growth in range(1, 6))]
