@@ -46,13 +46,20 @@ class HeadBook:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        assert self._reader is not None, "entered before"
+        if self._reader.done():
+            self._reader.result()  # it reads for ever: it failed
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
 
     async def _read(self) -> None:
+        async with asyncio.TaskGroup() as readers:
+            for node in self._devnet.network.nodes:
+                readers.create_task(self._read_node(node), name=f"head of {node}")
+            readers.create_task(self._watch_machine(), name="standstill")
+
+    async def _watch_machine(self) -> None:
         while True:
-            await asyncio.gather(*(self._read_node(node) for node in self._devnet.network.nodes))
             slept = time.monotonic()
             await asyncio.sleep(POLL_S)
             late_s = time.monotonic() - slept - POLL_S
@@ -63,14 +70,18 @@ class HeadBook:
                 )
 
     async def _read_node(self, node: str) -> None:
-        try:
-            found = await self._devnet.ask(node, "finals", first=1, count=1)
-        except ControlError:
-            return  # down, or asleep
-        height = self._heights[node] = int(found["height"])
+        """Read one node, which may be asleep and answer nothing for long: nobody else's reading waits for it."""
         moves = self._moves.setdefault(describe_shard(parse_node(node)[0]), [])
-        if not moves or height > moves[-1][1]:
-            moves.append((time.monotonic(), height))
+        while True:
+            try:
+                found = await self._devnet.ask(node, "finals", first=1, count=1)
+            except ControlError:
+                pass  # down, or asleep
+            else:
+                height = self._heights[node] = int(found["height"])
+                if not moves or height > moves[-1][1]:
+                    moves.append((time.monotonic(), height))
+            await asyncio.sleep(POLL_S)
 
     def get_height(self, chain: str) -> int:
         """Return the highest final height of ``chain``."""
