@@ -25,6 +25,9 @@ MAX_SEED: Final = 1 << 31
 PROFILE_HELP: Final = (
     "Fault profile: calm, default, crashy, byzantine, wan, disk or chaos.  [default: default]"
 )
+MINUTES_HELP: Final = (
+    "Minutes of virtual time; short runs with Byzantine nodes have more, for the quiet at their end."
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,7 +88,7 @@ def recipe_options(function: F) -> F:
         click.option(
             "--faults/--no-faults", default=True, show_default=True, help="Crashes, losses, partitions, …"
         ),
-        click.option("--minutes", default=2.0, show_default=True, help="Minutes of virtual time."),
+        click.option("--minutes", default=2.0, show_default=True, help=MINUTES_HELP),
     ):
         function = option(function)
     return function
@@ -204,7 +207,7 @@ def _report(result: "Result") -> int:
 @sim.command("hunt")
 @click.option("--seeds", type=click.IntRange(1), default=100, show_default=True, help="How many seeds.")
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="The first of them.")
-@click.option("--minutes", default=2.0, show_default=True, help="Minutes of virtual time per seed.")
+@click.option("--minutes", default=2.0, show_default=True, help=f"Per seed: {MINUTES_HELP}")
 @click.option("--faults/--no-faults", default=True, show_default=True, help="Crashes, losses, partitions, …")
 @click.option("--profile", metavar="NAME", help=PROFILE_HELP)
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per core]")

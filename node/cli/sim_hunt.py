@@ -20,7 +20,7 @@ from node.sim.plants import Plant, PlantError, apply_plant, read_module
 from node.sim.progress import Progress, format_duration
 from node.sim.recipe import Recipe
 from node.sim.shrink import describe_shrunk
-from node.sim.sources import ROOT, compute_sources_hash, describe_commit, find_sources
+from node.sim.sources import compute_sources_hash, describe_commit, is_simulated
 
 MAX_HOLES: Final = 20
 """Holes that are named; of more the number is told."""
@@ -141,10 +141,9 @@ def list_plants(*, as_json: bool) -> int:
 def hunt_plant(name: str, options: dict[str, Any]) -> int:
     """Plant a bug and hunt until it is found; the exit code is 0 when it is."""
     plant = get_plant(name)
-    run = set(find_sources())
     for passage in plant.passages:
         apply_plant(plant, passage.module, read_module(passage.module))
-        if ROOT.joinpath(*passage.module.split(".")).with_suffix(".py") not in run:
+        if not is_simulated(passage.module):
             raise PlantError(
                 f"plant {plant.name}: {passage.module} is run by real processes, not by the simulator; "
                 f"try: scripts/mutants --only {plant.name}"

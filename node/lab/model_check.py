@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from node.sim.mutants import PLANTS
-from node.sim.plants import Plant, install_plant
+from node.sim.mutants import get_plant
+from node.sim.plants import Plant, PlantError, install_plant
 from shardyard.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -153,12 +153,10 @@ def parse_slots(text: str) -> int:
 
 def find_plant(name: str) -> Plant:
     """Return the planted bug that leaves a rule out."""
-    for plant in PLANTS:
-        if plant.name == name:
-            return plant
-    raise argparse.ArgumentTypeError(
-        f"got {name!r}, expected a planted bug; try: --without {NECESSARY[0][1]}"
-    )
+    try:
+        return get_plant(name)
+    except PlantError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def build_parser() -> argparse.ArgumentParser:

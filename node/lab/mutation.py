@@ -7,16 +7,21 @@ catch everything: each set of tests has to pass unchanged first, and a seed that
 passage is looked up and compiled before the first run: a mutant that cannot be planted is not one that is caught.
 
 What was caught is kept in a file below the state directory and not run again while neither sources, tests nor plant change;
-survivors are run again each time. Exit code 6 when a bug that may lead to two truths survives, or more than one in twenty.
+survivors are run again each time. What caught a mutant before is tried first when it has to be run again. A mutant whose
+module cannot even be imported is *not judged*: whatever notices it would notice any slip of a pen. Exit code 6 when one is
+not judged, when a bug that may lead to two truths survives, or more than one in twenty.
 """
 
 import argparse
+import os
 import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +31,7 @@ from node.config import get_home
 from node.sim.mutants import PLANTS, describe_plants, get_plant
 from node.sim.plants import Plant, PlantError, apply_plant, read_module
 from node.sim.recipe import Recipe
-from node.sim.sources import ROOT, compute_sources_hash
+from node.sim.sources import ROOT, compute_sources_hash, is_simulated
 from node.sim.worker import Worker
 from shardyard.codec import encode
 from shardyard.errors import ConfigError
@@ -42,6 +47,7 @@ LEAST_CAUGHT: Final = 95
 TEST_CPU_S: Final = 90
 """Processor time that the tests of one mutant may take; a mutant that needs more hangs, and so is caught."""
 FILE_NAME: Final = "mutants.jsonl"
+MAX_JOBS: Final = 64
 
 ENGINE_TESTS: Final = (
     "tests/unit/consensus",
@@ -96,9 +102,15 @@ NEAREST: Final = {
     "shards.replica": "tests/unit/shards/test_replica.py",
 }
 """Tests that are tried before the others of a line, because they most often know: it only saves time."""
-SIMULATED: Final = ("shardyard", "shards", "crosslink", "node.sim", "node.storage.signer_record")
-"""Modules that run in the simulator; the others are the shell of real processes."""
-
+IMPORT_PROGRAM: Final = """
+import importlib, sys
+from node.sim.mutants import get_plant
+from node.sim.plants import install_plant
+plant = get_plant(sys.argv[1])
+install_plant(plant)
+for passage in plant.passages:
+    importlib.import_module(passage.module)
+"""
 TEST_PROGRAM: Final = """
 import sys
 from node.sim.mutants import get_plant
@@ -124,6 +136,8 @@ class Outcome(msgspec.Struct, frozen=True):
     reason: str
     seconds: float
     """Of real time."""
+    error: str = ""
+    """Why it was not judged: what its import raises."""
 
     @property
     def is_caught(self) -> bool:
@@ -155,6 +169,11 @@ class Records:
         found = self._outcomes.get(name)
         return found if found is not None and found.key == key and found.is_caught else None
 
+    def get_hint(self, name: str) -> str:
+        """Return what caught a mutant when it was last run, in whatever sources; empty when nothing did."""
+        found = self._outcomes.get(name)
+        return found.by if found is not None else ""
+
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome."""
         self._outcomes[outcome.name] = outcome
@@ -175,7 +194,11 @@ def _read_tests(tests: Iterable[str]) -> tuple[tuple[str, bytes], ...]:
     """Return the files of ``tests``, by their names."""
     places = [ROOT / test for test in tests]
     files = {file for place in places for file in (place.rglob("*.py") if place.is_dir() else (place,))}
-    return tuple((str(file), file.read_bytes()) for file in sorted(files) if file.is_file())
+    return tuple(
+        (Path(os.path.relpath(file, ROOT)).as_posix(), file.read_bytes())
+        for file in sorted(files)
+        if file.is_file()
+    )
 
 
 def verify_plants(plants: Iterable[Plant]) -> None:
@@ -203,31 +226,46 @@ def find_tests(module: str) -> tuple[str, ...]:
     raise MutationError(f"{module}: no tests are named for it; try: a line in {__name__}.TESTS")
 
 
-def is_simulated(plant: Plant) -> bool:
-    """Tell whether the bug is in code that the simulator runs."""
-    return any(plant.module == prefix or plant.module.startswith(f"{prefix}.") for prefix in SIMULATED)
-
-
 class Hunter:
-    """Runs mutants; knows which sets of tests pass without any."""
+    """Runs mutants, several at once if its threads do; knows which sets of tests pass without any."""
 
     def __init__(self, seeds: Sequence[int], minutes: float) -> None:
         self._seeds = seeds
         self._minutes = minutes
         self._sound: set[tuple[str, ...]] = set()
+        self._checking = threading.Lock()
+        self.is_over = False
+        """Nothing more is begun: somebody has stopped it."""
 
-    def hunt(self, plant: Plant) -> Outcome:
-        """Return what caught ``plant``, or that it survived."""
+    def hunt(self, plant: Plant, hint: str = "") -> Outcome:
+        """Return what caught ``plant``, or that it survived, or why it is not judged.
+
+        ``hint`` is what caught it before, which is tried first. Raises ``MutationError`` when what caught it fails without it.
+        """
         started = time.monotonic()
-        by, reason = self._run_seeds(plant) if is_simulated(plant) else ("", "")
-        if not by:
-            by, reason = self._run_tests(plant)
+        by, reason, error = "", "", find_import_error(plant)
+        if not error:
+            by, reason = self._follow(plant, hint)
+            if not by and any(is_simulated(passage.module) for passage in plant.passages):
+                by, reason = self._run_seeds(plant, self._seeds)
+            if not by:
+                by, reason = self._run_tests(plant, find_tests(plant.module))
         seconds = round(time.monotonic() - started, 1)
-        return Outcome(name=plant.name, key=compute_key(plant), by=by, reason=reason, seconds=seconds)
+        return Outcome(plant.name, compute_key(plant), by, reason, seconds, error)
 
-    def _run_seeds(self, plant: Plant) -> tuple[str, str]:
+    def _follow(self, plant: Plant, hint: str) -> tuple[str, str]:
+        kind, _, rest = hint.partition(" ")
+        if kind == "seed" and rest.isdecimal() and int(rest) in self._seeds:
+            return self._run_seeds(plant, [int(rest)])
+        test = rest.partition("::")[0]
+        if kind == "test" and (ROOT / test).is_file():
+            return self._run_tests(plant, (test,))
+        return "", ""
+
+    def _run_seeds(self, plant: Plant, seeds: Iterable[int]) -> tuple[str, str]:
         with Worker(plant.name) as worker:
-            for seed in self._seeds:
+            for seed in seeds:
+                self._check_stopped()
                 recipe = Recipe(seed=seed, minutes=self._minutes, profile=plant.profile, plant=plant.name)
                 result = worker.run(recipe)
                 if not result.is_ok:
@@ -235,17 +273,38 @@ class Hunter:
                     return f"seed {seed}", result.violation
         return "", ""
 
-    def _run_tests(self, plant: Plant) -> tuple[str, str]:
-        tests = find_tests(plant.module)
+    def _run_tests(self, plant: Plant, tests: tuple[str, ...]) -> tuple[str, str]:
+        self._check_stopped()
         self._check_sound(tests)
+        self._check_stopped()
         return run_tests(plant.name, tests)
 
     def _check_sound(self, tests: tuple[str, ...]) -> None:
-        if tests not in self._sound:
-            failed, _ = run_tests("", tests)
-            if failed:
-                raise MutationError(f"{failed} fails without any planted bug; try: scripts/test unit")
-            self._sound.add(tests)
+        with self._checking:
+            if tests not in self._sound:
+                failed, _ = run_tests("", tests)
+                if failed:
+                    raise MutationError(f"{failed} fails without any planted bug; try: scripts/test unit")
+                self._sound.add(tests)
+
+    def _check_stopped(self) -> None:
+        if self.is_over:
+            raise MutationError("stopped")
+
+
+def find_import_error(plant: Plant) -> str:
+    """Return what importing the modules of ``plant`` raises with the bug in them; empty when they can be imported."""
+    command = [sys.executable, "-P", "-c", IMPORT_PROGRAM, plant.name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=_environ())
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason"])[-1]
+
+
+def _environ() -> dict[str, str]:
+    """Return the environment of a process that imports this clone."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
 
 
 def _check_seed(recipe: Recipe) -> None:
@@ -264,7 +323,13 @@ def run_tests(plant: str, tests: Iterable[str]) -> tuple[str, str]:
     options = ["-x", "-q", "--no-header", "--tb=line", "-rfE", "--timeout=0", "-p", "no:cacheprovider"]
     command = [sys.executable, "-c", TEST_PROGRAM, plant, *options, "--hypothesis-seed=0", *tests]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=_limit_processor_time
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=_limit_processor_time,
+        env=_environ(),
     )
     if done.returncode == 0:
         return "", ""
@@ -284,7 +349,10 @@ def describe_outcome(outcome: Outcome, width: int) -> str:
     """Return a line of the list."""
     plant = get_plant(outcome.name)
     kind = "safety  " if plant.is_safety else "liveness"
-    head = f"{'caught  ' if outcome.is_caught else 'SURVIVED'} {plant.name:{width}} {plant.rule:7} {kind}"
+    verdict = "NOT JUDGED" if outcome.error else "caught" if outcome.is_caught else "SURVIVED"
+    head = f"{verdict:10} {plant.name:{width}} {plant.rule:7} {kind}"
+    if outcome.error:
+        return f"{head} {outcome.seconds:6.1f} s  its import raises {outcome.error[:120]}; try: another passage for it"
     if not outcome.is_caught:
         return f"{head} {outcome.seconds:6.1f} s  {plant.what}"
     return f"{head} {outcome.seconds:6.1f} s  {outcome.by}: {outcome.reason[:120]}".rstrip(": ")
@@ -296,32 +364,54 @@ def summarise(outcomes: Sequence[Outcome], seconds: float) -> tuple[str, bool]:
     by_seed = sum(outcome.by.startswith("seed") for outcome in caught)
     safety = [outcome for outcome in outcomes if get_plant(outcome.name).is_safety]
     safe = sum(outcome.is_caught for outcome in safety)
-    is_enough = 100 * len(caught) >= LEAST_CAUGHT * len(outcomes) and safe == len(safety)
+    unjudged = sum(bool(outcome.error) for outcome in outcomes)
+    is_enough = 100 * len(caught) >= LEAST_CAUGHT * len(outcomes) and safe == len(safety) and not unjudged
+    share = 100 * len(caught) / max(1, len(outcomes))
     line = (
-        f"mutants: {len(outcomes)} planted, {len(caught)} caught ({by_seed} by seeds, {len(caught) - by_seed} by tests), "
+        f"mutants: {len(outcomes)} planted, {len(caught)} caught = {share:.1f} % "
+        f"({by_seed} by seeds, {len(caught) - by_seed} by tests), {unjudged} not judged, "
         f"{safe} of {len(safety)} that may lead to two truths; {sum(outcome.seconds for outcome in outcomes):.0f} s of work, "
         f"{seconds:.0f} s now: {'enough' if is_enough else 'NOT ENOUGH'}"
     )
     return line, is_enough
 
 
-def run(plants: Sequence[Plant], hunter: Hunter, records: Records) -> bool:
-    """Run every mutant that is not on record and print the list; tell whether enough is caught.
+def run(plants: Sequence[Plant], hunter: Hunter, records: Records, jobs: int = 1) -> bool:
+    """Run every mutant that is not on record, ``jobs`` at once, and print each as it ends; tell whether enough is caught.
 
     Raises ``PlantError`` when one cannot be planted, ``MutationError`` when a seed or a test fails without any.
     """
     started = time.monotonic()
     verify_plants(plants)
     width = max(len(plant.name) for plant in plants)
-    outcomes = []
-    for plant in plants:
-        outcome = records.get(plant.name, compute_key(plant))
-        if outcome is None:
-            outcome = hunter.hunt(plant)
-            records.add(outcome)
+    outcomes: list[Outcome] = []
+
+    def take(outcome: Outcome) -> None:
         outcomes.append(outcome)
         sys.stdout.write(describe_outcome(outcome, width) + "\n")
         sys.stdout.flush()
+
+    known = {plant.name: records.get(plant.name, compute_key(plant)) for plant in plants}
+    for outcome in filter(None, known.values()):
+        take(outcome)
+    waiting = [plant for plant in plants if known[plant.name] is None]
+    with ThreadPoolExecutor(jobs, thread_name_prefix="mutant") as pool:
+        running = [pool.submit(hunter.hunt, plant, records.get_hint(plant.name)) for plant in waiting]
+        try:
+            for done in as_completed(running):
+                outcome = done.result()
+                records.add(outcome)
+                take(outcome)
+        except BaseException:
+            hunter.is_over = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    safety = [outcome for outcome in outcomes if get_plant(outcome.name).is_safety]
+    sys.stdout.write(f"{len(safety)} mutants that may lead to two truths:\n")
+    for outcome in sorted(safety, key=lambda found: found.name):
+        sys.stdout.write(
+            f"  {outcome.name:{width}} {outcome.by or 'NOT JUDGED' * bool(outcome.error) or 'SURVIVED'}\n"
+        )
     line, is_enough = summarise(outcomes, time.monotonic() - started)
     sys.stdout.write(line + "\n")
     return is_enough
@@ -332,6 +422,15 @@ def parse_count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(
             f"got {text!r}, expected a number from 0; try: --seeds {DEFAULT_SEEDS}"
+        )
+    return int(text)
+
+
+def parse_jobs(text: str) -> int:
+    """Return a number of processes, from 1 to ``MAX_JOBS``."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_JOBS):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected 1 to {MAX_JOBS}; try: --jobs {os.cpu_count() or 1}"
         )
     return int(text)
 
@@ -347,6 +446,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds", type=parse_count, default=DEFAULT_SEEDS, help="seeds for each mutant (default %(default)s)"
+    )
+    parser.add_argument(
+        "--jobs", type=parse_jobs, default=1, help="mutants that run at once (default %(default)s)"
     )
     parser.add_argument("--start", type=int, default=0, help="the first seed (default %(default)s)")
     parser.add_argument(
@@ -374,7 +476,7 @@ def main(arguments: list[str] | None = None) -> int:
         seeds = range(options.start, options.start + options.seeds)
         return (
             0
-            if run(plants, Hunter(seeds, options.minutes), Records(path, forget=options.force))
+            if run(plants, Hunter(seeds, options.minutes), Records(path, forget=options.force), options.jobs)
             else EXIT_MISSED
         )
     except ConfigError as error:

@@ -112,6 +112,11 @@ class FaultProfile(msgspec.Struct, frozen=True):
         }
 
     @property
+    def is_lasting(self) -> bool:
+        """Whether some nodes go on misbehaving, or are silent, when the faults are over: Byzantine ones, those with a loss."""
+        return any(self.roles.values()) or any(getattr(self, name) for name in _LOSSES)
+
+    @property
     def count(self) -> int:
         """Number of faults that strike at an instant."""
         return sum(self.strikes.values())

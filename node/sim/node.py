@@ -134,7 +134,7 @@ class SimNode:
         self._timer_count = 0
         self._thawed: deque[Event] = deque()
         self._held: deque[Callable[[], None]] = deque()
-        """Syncs that ended while it was frozen: it learns of them when it goes on."""
+        """Syncs of log and signer's record that ended while it was frozen: it learns of them when it goes on."""
 
     # Life
 
@@ -248,7 +248,7 @@ class SimNode:
     def thaw(self) -> None:
         """Let it go on: everything that piled up comes at once."""
         self.is_frozen = False
-        while self._held and self.is_up:
+        while self._held and self.is_up and not self.is_frozen:
             self._held.popleft()()
         if self.is_up:
             self._drain()
@@ -426,6 +426,9 @@ class SimNode:
 
         def finish() -> None:
             if self.is_up and self._life == life:
+                if self.is_frozen:
+                    self._held.append(finish)
+                    return
                 if self.record.is_failing:
                     self.on_failure(self)
                     return

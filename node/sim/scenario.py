@@ -22,7 +22,7 @@ from shardyard import _native
 from shardyard.consensus.registry import DEFAULT_ENGINE
 from shardyard.genesis import Genesis, ShardGenesis
 from shardyard.ids import Address, Hash32, compute_chain_id
-from shardyard.preset import get_preset
+from shardyard.preset import Preset, get_preset
 
 __all__ = [
     "ACCOUNTS",
@@ -31,12 +31,14 @@ __all__ = [
     "COUNTER",
     "GENESIS_MS",
     "PEACE",
+    "RETURN_MS",
     "STAKES",
     "TOPOLOGIES",
     "FaultProfile",
     "Scenario",
     "build_sim_alloc",
     "build_sim_genesis",
+    "compute_quiet_ms",
     "draw_scenario",
 ]
 
@@ -50,6 +52,14 @@ COUNTER: Final = Address(bytes.fromhex("00000000000000000000000000000000000c0de1
 TOPOLOGIES: Final = ((1, 1), (2, 2), (1, 4), (4, 1), (2, 4), (4, 2), *((4, 4),) * 6)
 """Processes per shard and on the beacon; only where both are four may anybody be Byzantine."""
 STAKES: Final = (32, 32, 32, 32)
+PRESET: Final = "devnet"
+SETTLE_MS: Final = 45_000
+"""The quiet at the end of a run; a short one has it for half of its time, unless nodes go on misbehaving in it."""
+RETURN_MS: Final = 5_000
+"""After the faults: the time within which finality must be back (I7)."""
+HOPS: Final = 5
+"""Blocks that must become final one after the other for a message and its answer: of the source, of the beacon, of the
+destination, of the beacon, of the source."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -93,10 +103,26 @@ class Scenario(msgspec.Struct, frozen=True):
         return self.only_strikes is None or index in self.only_strikes
 
 
+def compute_quiet_ms(preset: Preset) -> int:
+    """Return the milliseconds of quiet in which everything comes right although a third of every committee goes on misbehaving.
+
+    Leaders take turns, so before every block on the way one slot may be given up: by both of its timers, which have grown
+    by the slots since the last final one (L6). The block itself takes two slots of honest leaders.
+    """
+    growth_ms = 2 * preset.delta_ms
+    given_up_ms = preset.block_time_ms + 3 * preset.delta_ms + 2 * growth_ms
+    final_ms = 2 * (preset.block_time_ms + preset.delta_ms)
+    return RETURN_MS + HOPS * (given_up_ms + final_ms)
+
+
 def draw_scenario(
     seed: int, duration_ms: int, *, faults: bool = True, profile: str = DEFAULT_PROFILE
 ) -> Scenario:
-    """Return the scenario of ``seed`` with the faults of the profile of that name; raises ``ConfigError`` for another name."""
+    """Return the scenario of ``seed`` with the faults of the profile of that name.
+
+    Half of a short run is quiet; it lasts longer than ``duration_ms`` when that is too little for those who are still
+    Byzantine, or silent for what they lost (``compute_quiet_ms``). Raises ``ConfigError`` for another name.
+    """
     verify_profile(profile)
     chance = random.Random(f"scenario {seed}")
     shards = chance.choice([2, 2, 2, 3])
@@ -104,11 +130,14 @@ def draw_scenario(
         replicas = beacon_replicas = 4
     else:
         replicas, beacon_replicas = chance.choice(TOPOLOGIES)
-    settle_ms = min(45_000, duration_ms // 2)
+    settle_ms = min(SETTLE_MS, duration_ms // 2)
     drawn = PEACE
     if faults:
         draw = random.Random(f"faults {profile} {seed}")
         drawn = draw_profile(profile, draw, duration_ms - settle_ms, replicas == beacon_replicas == 4)
+    if drawn.is_lasting and (missing_ms := compute_quiet_ms(get_preset(PRESET)) - settle_ms) > 0:
+        duration_ms += missing_ms
+        settle_ms += missing_ms
     return Scenario(
         shards=shards,
         replicas=replicas,
@@ -137,7 +166,7 @@ def build_sim_alloc(shards: int) -> bytes:
 @lru_cache(maxsize=8)
 def build_sim_genesis(shards: int, validators: int) -> Genesis:
     """Return the genesis of a simulated network."""
-    preset = msgspec.structs.replace(get_preset("devnet"), validators_per_shard=validators)
+    preset = msgspec.structs.replace(get_preset(PRESET), validators_per_shard=validators)
     alloc = msgspec.json.decode(build_sim_alloc(shards), type=dict[str, dict[str, object]])
     supply = compute_alloc_supply(alloc).to_bytes(32, "big")  # type: ignore[arg-type]  # as decoded, so encoded
     roots = [

@@ -60,6 +60,17 @@ def find_sources() -> Iterator[Path]:
     yield Path(str(_native.__file__))  # what runs, which may be older than its sources
 
 
+@cache
+def _list_sources() -> frozenset[Path]:
+    return frozenset(find_sources())
+
+
+def is_simulated(module: str) -> bool:
+    """Tell whether the simulated world runs ``module``; all others are the shell of real processes."""
+    place = ROOT.joinpath(*module.split("."))
+    return not _list_sources().isdisjoint({place.with_suffix(".py"), place / "__init__.py"})
+
+
 def _find_imported(name: str) -> Iterable[Path]:
     """Find the modules of ``node`` that ``name`` imports, itself included."""
     found: dict[str, Path] = {}

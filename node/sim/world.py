@@ -16,7 +16,7 @@ from node.sim.executor import Execution
 from node.sim.invariants import Checker, InvariantError
 from node.sim.nemesis import Nemesis
 from node.sim.node import SimNode
-from node.sim.scenario import ACCOUNTS, Scenario, build_sim_genesis
+from node.sim.scenario import ACCOUNTS, RETURN_MS, Scenario, build_sim_genesis
 from node.sim.trace import Listener, Trace
 from node.sim.weights import Weights
 from node.sim.workload import TransactionPool
@@ -25,8 +25,6 @@ from shardyard.ids import BEACON, Hash32, NodeId, ShardId
 from shardyard.messages import Message, Proposal, Votes
 
 Publish = Callable[[SimNode, Message], None]
-QUIET_MS: Final = 5_000
-"""After the faults: the time within which finality must be back (I7)."""
 MIN_GROWTH: Final = 5
 
 
@@ -141,10 +139,10 @@ class World:
                 f"I14: {len(self.clock)} actions are waiting, expected at most {MAX_PENDING}"
             )
         self.nemesis.stop()
-        self.clock.run_until(self.clock.now_ms + min(QUIET_MS, scenario.settle_ms // 2))
+        self.clock.run_until(self.clock.now_ms + min(RETURN_MS, scenario.settle_ms // 2))
         before = self.checker.get_heights()
         self.clock.run_until(scenario.end_ms)
-        quiet_blocks = (scenario.settle_ms - min(QUIET_MS, scenario.settle_ms // 2)) // 2_500
+        quiet_blocks = (scenario.settle_ms - min(RETURN_MS, scenario.settle_ms // 2)) // 2_500
         self.checker.check_progress(before, min(MIN_GROWTH, max(1, quiet_blocks)))
         self.checker.check_delivered()
         self._check_included()

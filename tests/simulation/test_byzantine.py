@@ -10,7 +10,8 @@ from node.sim.byzantine.garbage import EPOCH_SLOTS
 from node.sim.byzantine.lies import LIES
 from node.sim.byzantine.roles import ROLES
 from node.sim.node import SimNode
-from node.sim.run import describe_result, run
+from node.sim.recipe import Recipe
+from node.sim.run import describe_result, run, run_recipe
 from node.sim.scenario import FaultProfile, Scenario, build_sim_genesis
 from node.sim.weights import Weights
 from node.sim.world import World
@@ -99,6 +100,14 @@ def test_one_node_per_committee_in_a_role_breaks_nothing(seed, role):
     # A role counts from its first act, and only blocks of shards have access lists to change.
     assert result.report.faults[role] == (2 if role == "tamperer" else 3), "one node of every chain"
     assert sum(result.report.acts.values()) > 15
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_quiet_after_a_short_run_is_enough_for_messages_on_their_way(seed):
+    """Those who are still Byzantine in it cost every block on the way a slot that is given up."""
+    result = run_recipe(Recipe(seed, minutes=0.5, profile="byzantine"))
+    assert result.is_ok, describe_result(result)
+    assert result.report.counters["delivered"] > 0
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -56,7 +56,7 @@ def test_a_complete_check_says_so_and_a_missed_one_fails(capsys, monkeypatch):
         (["--slots", "0"], "got '0', expected 1 to 4"),
         (["--stakes", "1,1"], "expected 4 to 7 positive numbers"),
         (["--stakes", "1,1,1,-1"], "expected 4 to 7 positive numbers"),
-        (["--without", "nothing"], "expected a planted bug"),
+        (["--without", "nothing"], "expected a name or a rule"),
     ],
 )
 def test_bad_options_are_told_with_what_to_try(arguments, words, capsys):

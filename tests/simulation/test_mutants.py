@@ -1,5 +1,6 @@
 """Mutants: a planted bug is caught by a seed or by a test, what was caught stays on record, and survivors fail the run."""
 
+import threading
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,6 @@ from node.lab.mutation import (
     Records,
     compute_key,
     find_tests,
-    is_simulated,
     main,
     run_tests,
     summarise,
@@ -20,6 +20,7 @@ from node.lab.mutation import (
 from node.sim.mutants import PLANTS, get_plant
 from node.sim.plants import read_module
 from node.sim.run import Result
+from node.sim.sources import is_simulated
 from node.sim.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +62,7 @@ def test_a_seed_that_fails_without_the_bug_catches_nothing(monkeypatch):
 
 
 def test_seeds_run_under_the_profile_of_the_plant(monkeypatch):
-    plant = next(plant for plant in PLANTS if plant.profile != "default" and is_simulated(plant))
+    plant = next(plant for plant in PLANTS if plant.profile != "default" and is_simulated(plant.module))
     seen = []
 
     def note(_, recipe, **__):
@@ -121,7 +122,79 @@ def test_what_was_caught_is_not_run_again_and_what_survived_is(tmp_path, capsys)
     assert again.get(survived.name, compute_key(survived)) is None
     assert Records(path, forget=True).get(caught.name, compute_key(caught)) is None
     assert main(["--only", caught.name, "--state", str(tmp_path)]) == 0
-    assert "1 caught (1 by seeds, 0 by tests)" in capsys.readouterr().out
+    assert "1 caught = 100.0 % (1 by seeds, 0 by tests)" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(300)
+def test_a_mutant_that_cannot_be_imported_is_not_judged_and_fails_the_run(monkeypatch, tmp_path, capsys):
+    """Its every seed and test would fail, and say nothing of what they look at."""
+    name = "d1-votes-without-kind"
+    program = mutation.IMPORT_PROGRAM.replace(
+        "install_plant(plant)\n", "raise KeyError('a slip of the pen')\n"
+    )
+    monkeypatch.setattr(mutation, "IMPORT_PROGRAM", program)
+    assert main(["--only", name, "--state", str(tmp_path)]) == mutation.EXIT_MISSED
+    said = capsys.readouterr().out
+    assert f"NOT JUDGED {name}" in said
+    assert "raises KeyError: 'a slip of the pen'" in said
+    assert "0 caught = 0.0 %" in said
+    assert "1 not judged" in said
+    assert Records(tmp_path / "mutants.jsonl").get(name, compute_key(get_plant(name))) is None
+
+
+def test_every_listed_mutant_that_is_tried_here_can_be_imported():
+    for plant in (PLANTS[0], PLANTS[-1]):
+        assert mutation.find_import_error(plant) == ""
+
+
+def test_what_caught_a_mutant_before_is_tried_first(monkeypatch):
+    plant = get_plant("l3-no-final-after-notarcert")
+    seen = []
+
+    def note(_, recipe, **__):
+        seen.append((recipe.seed, recipe.plant))
+        violation = "I7: it stands" if recipe.plant else ""
+        return Result(recipe, recipe.build_scenario(), violation, 1.0, 1.0, None)
+
+    monkeypatch.setattr(Worker, "run", note)
+    assert Hunter(range(9), 0.5).hunt(plant, "seed 7").by == "seed 7"
+    assert seen == [(7, plant.name), (7, "")]
+    tried = []
+    monkeypatch.setattr(mutation, "run_tests", lambda name, tests: tried.append((name, tests)) or ("", ""))
+    monkeypatch.setattr(Worker, "run", lambda *_, **__: pytest.fail("seeds come after what is known"))
+    test = "tests/unit/consensus/test_votes.py"
+    with pytest.raises(pytest.fail.Exception):
+        Hunter(range(9), 0.5).hunt(plant, f"test {test}::test_it")
+    assert tried == [("", (test,)), (plant.name, (test,))], "first without the bug"
+
+
+def test_several_mutants_run_at_once_and_each_is_told_once(monkeypatch, tmp_path, capsys):
+    both = threading.Barrier(2, timeout=30)
+
+    def hunt(_, plant, hint):
+        both.wait()
+        return Outcome(plant.name, compute_key(plant), "seed 0", f"I5: {hint}", 1.0)
+
+    monkeypatch.setattr(Hunter, "hunt", hunt)
+    names = [PLANTS[0].name, PLANTS[1].name]
+    only = [word for name in names for word in ("--only", name)]
+    assert main([*only, "--jobs", "2", "--state", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert all(said.count(f"caught     {name} ") == 1 for name in names)
+    assert "2 caught = 100.0 %" in said
+
+
+def test_both_ways_to_plant_a_bug_agree_on_what_the_simulator_runs():
+    simulated = {plant.name for plant in PLANTS if all(is_simulated(part.module) for part in plant.passages)}
+    assert "s3-final-after-skip" in simulated
+    assert "s5-signing-before-the-disk" not in simulated
+    assert "x13-deliveries-come-last" in simulated, "the executor's records are part of the simulated world"
+
+
+def test_a_key_does_not_depend_on_where_the_clone_is():
+    files = mutation._read_tests(("tests/unit/consensus",))
+    assert files
+    assert all(name.startswith("tests/unit/consensus/") for name, _ in files)
 
 
 def build_outcomes(survivors):

@@ -136,3 +136,40 @@ def test_a_frozen_node_says_nothing_until_it_goes_on():
     node.thaw()
     clock.run_until(clock.now_ms + 5_000)
     assert len(said) > before
+
+
+def test_a_frozen_signer_syncs_its_record_when_it_goes_on():
+    """Until then nothing of the process runs: its record is not durable, and a crash may lose it."""
+    world = World(1, PEACEFUL)
+    node = next(node for node in world.nodes if node.chain == BEACON)
+    synced = []
+    sync = node.record.sync
+    node.record.sync = lambda: (synced.append(world.clock.now_ms), sync())
+    written = []
+    append = node.record.append
+    node.record.append = lambda entries: (written.append(entries), append(entries))
+    for other in world.nodes:
+        other.start()
+    while not (len(written) > len(synced)) and world.clock.now_ms < 10_000:
+        world.clock.run_until(world.clock.now_ms + 1)
+    assert len(written) > len(synced), "a signature is under way"
+    before = len(synced)
+    node.freeze()
+    world.clock.run_until(world.clock.now_ms + 2_000)
+    assert len(synced) == before
+    node.thaw()
+    assert len(synced) > before
+
+
+def test_a_node_that_is_stopped_again_while_it_goes_on_holds_the_rest():
+    world = World(1, PEACEFUL)
+    node = world.nodes[0]
+    node.start()
+    seen = []
+    node.freeze()
+    node._held.append(node.freeze)
+    node._held.append(lambda: seen.append("on"))
+    node.thaw()
+    assert not seen
+    node.thaw()
+    assert seen == ["on"]

@@ -7,10 +7,11 @@ from click.testing import CliRunner
 
 from node.cli.sim import sim
 from node.sim.recipe import Recipe, RecipeError, list_knobs
-from node.sim.scenario import draw_scenario
+from node.sim.scenario import PRESET, SETTLE_MS, compute_quiet_ms, draw_scenario
 from node.sim.sources import _dump_code, compute_sources_hash, find_sources
 from node.sim.strikes import draw_strikes
 from shardyard.errors import ConfigError
+from shardyard.preset import get_preset
 
 FULL = Recipe(
     7,
@@ -39,6 +40,20 @@ def test_everything_that_is_said_is_in_the_scenario():
     assert scenario.profile.drop == scenario.profile.duplicate == 0.0
     assert scenario.calm_ms == 12_500
     assert scenario.end_ms == 12_500 + scenario.settle_ms
+
+
+@pytest.mark.parametrize("minutes", [0.5, 1.0, 2.0, 10.0])
+@pytest.mark.parametrize("profile", ["byzantine", "crashy"])
+def test_quiet_is_as_long_as_those_who_still_misbehave_need(minutes, profile):
+    scenario = Recipe(0, minutes=minutes, profile=profile).build_scenario()
+    needed_ms = compute_quiet_ms(get_preset(PRESET))
+    asked_ms = int(minutes * 60_000)
+    assert needed_ms <= SETTLE_MS, "long runs last as long as they are told to"
+    assert scenario.settle_ms == max(
+        min(SETTLE_MS, asked_ms // 2), needed_ms if profile == "byzantine" else 0
+    )
+    assert scenario.fault_ms == asked_ms - min(SETTLE_MS, asked_ms // 2), "faults have the time they had"
+    assert scenario.end_ms == scenario.duration_ms == max(asked_ms, scenario.fault_ms + scenario.settle_ms)
 
 
 @pytest.mark.parametrize(
