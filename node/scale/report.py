@@ -69,6 +69,10 @@ def build_row(point: Point) -> tuple[str, ...]:
     )
 
 
+def _name_shards(count: int) -> str:
+    return "1 shard" if count == 1 else f"{count} shards"
+
+
 def _describe_s(value: float) -> str:
     return f"{value:.2f}" if value else "-"
 
@@ -100,12 +104,14 @@ def describe_finding(points: Sequence[Point]) -> str:
     named = ", ".join(f"{name} {share:.0%}" for name, share in ranked[:3]) or "nothing"
     if first is None:
         return (
-            f"the beacon does not saturate up to {shown.plan.shards} shards: its busiest process is busy "
+            f"the beacon does not saturate up to {_name_shards(shown.plan.shards)}: its busiest process is busy "
             f"{shown.beacon_busy:.0%} of the time ({named})"
         )
     before = [point.plan.shards for point in ordered if point.plan.shards < first.plan.shards]
     since = (
-        f"between {before[-1]} and {first.plan.shards} shards" if before else f"at {first.plan.shards} shards"
+        f"between {before[-1]} and {first.plan.shards} shards"
+        if before
+        else f"at {_name_shards(first.plan.shards)}"
     )
     return (
         f"the beacon saturates {since}: at {first.plan.shards} its busiest process is busy "
@@ -117,7 +123,7 @@ def describe_limits(points: Sequence[Point]) -> list[str]:
     """Return what else a reader must know of points: shards at their own end, lost messages."""
     lines = []
     for point in points:
-        name = f"{point.plan.shards} shards"
+        name = _name_shards(point.plan.shards)
         busy = max(point.shard_busy, point.pool_busy)
         if busy > BUSY_LIMIT:
             lines.append(f"{name}: the busiest shard process is at its own end, a processor busy {busy:.0%}")
@@ -131,7 +137,7 @@ def describe_limits(points: Sequence[Point]) -> list[str]:
 def draw_plots(points: Sequence[Point]) -> dict[str, str]:
     """Return the plots by file name."""
     ordered = sorted(points, key=lambda point: point.plan.shards)
-    labels = [f"{point.plan.shards} shards" for point in ordered]
+    labels = [_name_shards(point.plan.shards) for point in ordered]
     tps = [
         Group(label, (_bar(point.offered_tps, 0), _bar(point.final_tps, 1)))
         for label, point in zip(labels, ordered, strict=True)
