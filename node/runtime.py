@@ -92,7 +92,8 @@ def list_subscriptions(chain: ShardId) -> tuple[Subscription, ...]:
     """Return what a node of ``chain`` wants to hear; requests and answers to it come by its own topic anyway."""
     if chain == BEACON:
         return (
-            Subscription(BEACON),
+            # Bundles are for their destinations: other beacon replicas have the bodies, and there are as many as links.
+            Subscription(BEACON, frozenset(MessageClass) - {MessageClass.BUNDLE}),
             Subscription(None, frozenset({MessageClass.CROSSLINK})),
         )
     return (

@@ -242,3 +242,51 @@ def show_ledger(*, ledger: Path | None, as_json: bool) -> int:
     from node.cli.sim_hunt import describe_ledger
 
     return describe_ledger(ledger, as_json=as_json)
+
+
+def parse_shards(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """Return the numbers in ``1,4,16``, each once, in order."""
+    try:
+        found = tuple(sorted({int(word) for word in value.split(",")}))
+    except ValueError:
+        text = f"got {value!r}, expected numbers of shards such as 1,4,16"
+        raise click.BadParameter(text, ctx, param) from None
+    return found
+
+
+@sim.command("scale")
+@click.option(
+    "--shards",
+    callback=parse_shards,
+    default="1,4,16,64,256",
+    show_default=True,
+    metavar="NUMBERS",
+    help="Numbers of shards, a point each; up to 256.",
+)
+@click.option("--validators", type=int, default=16, show_default=True, help="Keys per shard, up to 16.")
+@click.option("--shard-nodes", type=int, help="Processes that share them.  [default: 4]")
+@click.option(
+    "--beacon-committee", type=int, default=128, show_default=True, help="Validators sampled for the beacon."
+)
+@click.option("--beacon-nodes", type=int, help="Processes that share their keys.  [default: 4]")
+@click.option("--cores-per-node", type=int, default=2, show_default=True, help="Processors of every process.")
+@click.option("--cross", type=float, default=0.2, show_default=True, help="Share that leaves its shard.")
+@click.option(
+    "--tps-per-shard", type=float, default=100.0, show_default=True, help="Transactions offered to each."
+)
+@click.option("--saturate", is_flag=True, help="Offer what fills every block to its gas target.")
+@click.option("--block-time", type=int, default=1000, show_default=True, metavar="MS", help="Of all chains.")
+@click.option("--seconds", type=float, default=20.0, show_default=True, help="Of virtual time, per point.")
+@click.option("--regions", default="lan", show_default=True, help="Distances: none, lan, continent or world.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same figures.")
+@click.option("--costs", type=click.Path(path_type=Path), help="Measured before, instead of now.")
+@click.option("--save-costs", type=click.Path(path_type=Path), help="Where to keep what is measured now.")
+@click.option(
+    "--svg", "--plot", "svg", type=click.Path(path_type=Path, file_okay=False), help="Folder for three plots."
+)
+@json_option
+def scale(**options: Any) -> int:
+    """Project TPS, latency and beacon load against shards: real machines, measured costs as virtual time."""
+    from node.cli.sim_scale import run_scale
+
+    return run_scale(options)

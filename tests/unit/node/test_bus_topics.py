@@ -14,6 +14,7 @@ from node.bus.topics import (
     verify_name,
     verify_topic_of,
 )
+from node.runtime import list_subscriptions
 from shardyard.crosslinks import Bundle
 from shardyard.errors import ConfigError, DecodeError
 from shardyard.ids import BEACON, ZERO_HASH, Height, NodeId, ShardId, Slot
@@ -109,3 +110,12 @@ def test_a_filter_inside_another_is_left_out():
 def test_a_name_that_cannot_be_one_level_is_refused(name):
     with pytest.raises(ConfigError):
         verify_name(name)
+
+
+def test_the_beacon_hears_no_bundles_and_shards_hear_theirs():
+    def hear(chain):
+        filters = compute_filters("dev", NodeId("me"), list_subscriptions(chain))
+        return {name for name in filters if "/bundle" in name or name.endswith("#")}
+
+    assert hear(BEACON) == set()  # one per link and beacon replica: what nobody there reads
+    assert hear(ShardId(3)) == {"sy/dev/node/+/+/bundle/shard-3"}
