@@ -6,7 +6,7 @@ between honest holders of one block (the leader's signature, the finality proof 
 """
 
 from enum import IntEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import msgspec
 
@@ -89,14 +89,10 @@ class Header(msgspec.Struct, frozen=True, array_like=True, dict=True):
     body_hash: Hash32
     content: ShardContent | BeaconContent
 
-    @property
+    @cached_property
     def hash(self) -> Hash32:
         """Hash of the header, and so of its block."""
-        found: Hash32 | None = self.__dict__.get("_hash")
-        if found is None:
-            found = hash_struct(TAG_HEADER, self)
-            self.__dict__["_hash"] = found
-        return found
+        return hash_struct(TAG_HEADER, self)
 
     @property
     def shard_content(self) -> ShardContent:
@@ -113,7 +109,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True, dict=True):
         return self.content
 
 
-class Justification(msgspec.Struct, frozen=True, array_like=True):
+class Justification(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """Why a block may stand in its slot: NotarCert of its parent and SkipCerts of every slot between (S1).
 
     ``notarization`` is None exactly when the parent is genesis.
@@ -122,13 +118,13 @@ class Justification(msgspec.Struct, frozen=True, array_like=True):
     notarization: Certificate | None
     skips: tuple[Certificate, ...]
 
-    @property
+    @cached_property
     def hash(self) -> Hash32:
         """What the header commits to (A1)."""
         return hash_struct(TAG_JUSTIFICATION, self)
 
 
-class Block(msgspec.Struct, frozen=True, array_like=True):
+class Block(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """A header with everything needed to check and execute it."""
 
     header: Header
@@ -139,7 +135,7 @@ class Block(msgspec.Struct, frozen=True, array_like=True):
     beacon_proof: bytes
     """Encoded ``FinalityProof`` of ``beacon_ref``, shards only; empty when the ref equals the parent's."""
 
-    @property
+    @cached_property
     def hash(self) -> Hash32:
         """Hash of the header."""
         return self.header.hash

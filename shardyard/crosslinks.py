@@ -1,6 +1,7 @@
 """Crosslinks: a shard's finalised segment as the beacon sees it (X4), and the order of receipts that follows (X5)."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import msgspec
 
@@ -13,7 +14,7 @@ from shardyard.receipts import LinkSummary
 from shardyard.rejoins import Rejoin
 
 
-class Crosslink(msgspec.Struct, frozen=True, array_like=True):
+class Crosslink(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """X4: what a beacon block carries of one shard. ``burnt`` is the wei burnt in the range, 32 bytes big endian."""
 
     shard: ShardId
@@ -32,7 +33,7 @@ class Crosslink(msgspec.Struct, frozen=True, array_like=True):
     base_fee: int
     """Base fee of the head, wei per gas: the floor for messages sent to this shard (X2)."""
 
-    @property
+    @cached_property
     def hash(self) -> Hash32:
         """Identity of the crosslink, parent of the next one."""
         return hash_struct(TAG_CROSSLINK, self)

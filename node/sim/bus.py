@@ -8,11 +8,13 @@ hears nothing until it has subscribed again; one whose queue is short loses what
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, Protocol
 
 from node.sim.clock import Clock
 from node.sim.links import Links
 from node.sim.scenario import FaultProfile
+from shardyard.events import MessageReceived
 from shardyard.ids import BEACON, NodeId, ShardId
 from shardyard.messages import (
     BundleAnnouncement,
@@ -34,7 +36,7 @@ class Receiver(Protocol):
     name: NodeId
     chain: ShardId
 
-    def receive(self, sender: NodeId, chain: ShardId, message: Message) -> None:
+    def receive(self, event: MessageReceived) -> None:
         """Take a message."""
         ...
 
@@ -125,6 +127,7 @@ class SimBus:
             left_ms = waited
         sent, lost, drop, duplicate = counters["sent"], 0, self.drop, self._duplicate
         low_ms, span_ms, links, schedule = self._low_ms, self._span_ms, self._links, self._clock.schedule
+        event = MessageReceived(sender.name, sender.chain, message)  # one for all who hear it
         for receiver in receivers:
             if receiver is sender:
                 continue
@@ -133,7 +136,7 @@ class SimBus:
                 lost += 1
                 continue
             if sent % WIRE_SAMPLE == 0:
-                message = decode_message(encode_message(message))
+                event = MessageReceived(sender.name, sender.chain, decode_message(encode_message(message)))
             for _ in range(2 if draw() < duplicate else 1):
                 delay_ms = low_ms + int(draw() * span_ms)
                 if links is not None:
@@ -141,7 +144,7 @@ class SimBus:
                     if travelled is None:
                         continue
                     delay_ms = travelled
-                schedule(delay_ms, self._delivery(receiver, sender, message))
+                schedule(delay_ms, self._delivery(receiver, event))
         counters["sent"] = sent
         if lost:
             counters["lost"] += lost
@@ -164,28 +167,20 @@ class SimBus:
             return True
         return False
 
-    def _delivery(self, receiver: Receiver, sender: Receiver, message: Message) -> Callable[[], None]:
-        life, name, chain = self.life, sender.name, sender.chain
-        if receiver.name in self.short:
-            return self._counted_delivery(receiver, sender, message)
-
-        def deliver() -> None:
-            if self.life == life:
-                receiver.receive(name, chain, message)
-
-        return deliver
-
-    def _counted_delivery(self, receiver: Receiver, sender: Receiver, message: Message) -> Callable[[], None]:
-        """Deliver to a node whose queue is short: whatever is on its way is in that queue."""
-        life = self.life
+    def _delivery(self, receiver: Receiver, event: MessageReceived) -> Callable[[], None]:
+        if receiver.name not in self.short:
+            return partial(self._deliver, self.life, receiver, event)
         self._waiting[receiver.name] += 1
+        return partial(self._deliver_counted, self.life, receiver, event)
 
-        def deliver() -> None:
-            self._waiting[receiver.name] -= 1
-            if self.life == life:
-                receiver.receive(sender.name, sender.chain, message)
+    def _deliver(self, life: int, receiver: Receiver, event: MessageReceived) -> None:
+        if self.life == life:
+            receiver.receive(event)
 
-        return deliver
+    def _deliver_counted(self, life: int, receiver: Receiver, event: MessageReceived) -> None:
+        """Deliver to a node whose queue is short: whatever is on its way is in that queue."""
+        self._waiting[receiver.name] -= 1
+        self._deliver(life, receiver, event)
 
 
 def _is_subscribed(own: ShardId, chain: ShardId, message: Message) -> bool:

@@ -255,11 +255,11 @@ class SimNode:
         while self._thawed and self.is_up and not self.is_frozen:
             self.step(self._thawed.popleft())
 
-    def receive(self, sender: NodeId, chain: ShardId, message: Message) -> None:
+    def receive(self, event: MessageReceived) -> None:
         """Take a message from the bus."""
         if not self.is_up or (self.is_frozen and len(self._thawed) >= MAX_QUEUED):
             return
-        self._take(MessageReceived(sender, chain, message))
+        self._take(event)
 
     def _take(self, event: Event) -> None:
         if self.is_frozen:

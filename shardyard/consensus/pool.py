@@ -67,7 +67,9 @@ class VotePool:
         """Take ``vote`` (``sender`` None: an own one, signed here) and return the certificate it completes, if any."""
         if not self._is_acceptable(vote, sender):
             return None
-        slot = self._slots.setdefault(vote.slot, _SlotVotes())
+        slot = self._slots.get(vote.slot)
+        if slot is None:
+            slot = self._slots[vote.slot] = _SlotVotes()
         key = (vote.kind, vote.block_hash)
         present = slot.buckets.get(key, {}).get(vote.validator)
         if present is not None and (present.vote.signature == vote.signature or present.verified):

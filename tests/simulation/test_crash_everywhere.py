@@ -5,6 +5,7 @@ import pytest
 from node.sim.node import SimNode
 from node.sim.scenario import FaultProfile, Scenario
 from node.sim.world import World
+from shardyard.events import MessageReceived
 
 DOWN_MS = 700
 SCENARIO = Scenario(
@@ -67,5 +68,5 @@ def test_a_node_that_is_down_takes_nothing_in():
     assert isinstance(node, SimNode)
     node.start()
     node.crash()
-    node.receive(world.nodes[1].name, node.chain, None)
+    node.receive(MessageReceived(world.nodes[1].name, node.chain, None))
     assert not node.is_up

@@ -26,9 +26,9 @@ class Ear:
         self.name, self.chain, self._clock = NodeId(name), ShardId(chain), clock
         self.heard = []
 
-    def receive(self, sender, chain, message):
-        assert chain in {self.chain, BEACON}
-        self.heard.append((self._clock.now_ms, sender, message))
+    def receive(self, event):
+        assert event.chain in {self.chain, BEACON}
+        self.heard.append((self._clock.now_ms, event.sender, event.message))
 
 
 def build_bus(nodes=3, **changes):
