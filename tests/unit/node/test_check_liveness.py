@@ -37,7 +37,7 @@ def tell(network, monkeypatch):
                 next(accepted) if method == "supply" else next(told[path], SILENT) if path in told else SILENT
             )
             if found is ASLEEP:
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             if found is SILENT:
                 raise ControlError("nobody there")
             return {"height": found} if method == "finals" else {"shards": [{"shard": 0, "height": found}]}
