@@ -47,11 +47,13 @@ async def _count(witnesses: Witnesses, row: dict[str, Any]) -> int | None:
 def judge_supply(books: dict[str, Any], counted: dict[int, int], shards: int, silent: str = "") -> Verdict:
     """Return the verdict on the beacon's ``books``, with the wei that were ``counted`` by shard."""
     findings: list[str] = []
+    is_wrong = False
     for row in books["shards"]:
         name, wei = describe_shard(row["shard"]), counted.get(row["shard"])
         if wei is None:
             findings.append(f"{name}: no node could count its wei at height {row['height']}")
         elif wei != int(row["balance"]):
+            is_wrong = True
             findings.append(
                 f"{name}: its accounts hold {wei} wei at height {row['height']}, the beacon's books say {row['balance']}"
             )
@@ -60,12 +62,13 @@ def judge_supply(books: dict[str, Any], counted: dict[int, int], shards: int, si
     genesis, held = int(books["genesis"]), sum(counted.values())
     total = held + in_flight + burnt
     if len(counted) == shards and total != genesis:
+        is_wrong = True
         findings.append(f"got {total} wei in all, genesis made {genesis}: {total - genesis:+} wei")
     words = (
         f"at beacon height {books['height']}: {_format_ether(held)} on shards + {_format_ether(in_flight)} in flight + "
         f"{_format_ether(burnt)} burnt = {_format_ether(total)} ether, as genesis made"
         if not findings
-        else f"the sum does not hold at beacon height {books['height']}"
+        else f"the sum {'does not hold' if is_wrong else 'cannot be counted'} at beacon height {books['height']}"
     )
     figures = {
         "beacon_height": books["height"],

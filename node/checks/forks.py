@@ -20,12 +20,13 @@ async def check_no_forks(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verd
     findings: list[str] = []
     rows: list[dict[str, Any]] = []
     books = await witnesses.ask("beacon-0", "supply")
+    heads = await witnesses.ask_all("finals", first=1, count=1)
+    unseen: list[str] = []
     for chain in network.genesis.committees:
         nodes = witnesses.list_nodes(chain)
-        heads = {node: await witnesses.ask(node, "finals", first=1, count=1) for node in nodes}
-        heights = {node: int(found["height"]) for node, found in heads.items() if found is not None}
+        heights = {node: int(heads[node]["height"]) for node in nodes if node in heads}
         if not heights:
-            findings.append(f"{describe_shard(chain)}: no node answers")
+            unseen.append(f"{describe_shard(chain)}: no node answers")
             continue
         first = max(1, min(heights.values()) - blocks + 1) if blocks else 1
         by_height: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -52,11 +53,13 @@ async def check_no_forks(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verd
         if found.get("evidence")
     }
     compared = sum(row["compared"] for row in rows)
-    words = f"no two nodes differ in {compared} heights of {len(rows)} chains" if not findings else "FORKED"
+    words = "FORKED" if findings else f"no two nodes differ in {compared} heights of {len(rows)} chains"
+    if unseen and not findings:
+        words = f"{len(unseen)} of {len(unseen) + len(rows)} chains cannot be compared; {words}"
     if evidence:
         words += f"; evidence against {describe_accused(evidence)}"
     figures = {"chains": rows, "evidence": evidence, "silent": sorted(witnesses.silent)}
-    return build_verdict("no-forks", words + witnesses.describe_silent(), figures, findings)
+    return build_verdict("no-forks", words + witnesses.describe_silent(), figures, [*findings, *unseen])
 
 
 def describe_accused(evidence: dict[str, dict[str, int]]) -> str:

@@ -1,6 +1,7 @@
 """``liveness``: every chain makes final blocks, and the beacon goes on accepting the shards' (I7)."""
 
 import asyncio
+import contextlib
 import time
 from typing import Any, Final
 
@@ -46,42 +47,80 @@ class Growth(msgspec.Struct):
             self.grown_s = round(passed_s, 2)
 
 
-async def read_heights(witnesses: Witnesses) -> dict[ShardId, dict[str, int]]:
-    """Return, by chain, the final height of each of its nodes that answers."""
-    found: dict[ShardId, dict[str, int]] = {}
-    for node, answer in (await witnesses.ask_all("finals", first=1, count=1)).items():
-        found.setdefault(parse_node(node)[0], {})[node] = int(answer["height"])
-    return found
+class Watch:
+    """What the nodes of a network answer; each is asked again and again by itself, so that none waits for a silent one."""
 
+    def __init__(self, witnesses: Witnesses) -> None:
+        self.witnesses = witnesses
+        self.before: dict[ShardId, int] = {}
+        """Up to which height the beacon had accepted each shard when it first said; empty until then."""
+        self.accepted: dict[ShardId, int] = {}
+        """Up to which height it has, as it last said."""
+        self.chains = {
+            chain: Growth(chain=describe_shard(chain), nodes=len(witnesses.list_nodes(chain)))
+            for chain in witnesses.network.genesis.committees
+        }
+        self.has_seen_all = asyncio.Event()
+        """Every chain has grown, and the beacon accepted more of every shard."""
+        self._started = time.monotonic()
+        self._known: set[str] = set()
+        self._heights: dict[ShardId, dict[str, int]] = {chain: {} for chain in self.chains}
 
-async def read_accepted(witnesses: Witnesses) -> dict[ShardId, int]:
-    """Return up to which height the beacon has accepted each shard; nothing when it does not answer."""
-    books = await witnesses.ask("beacon-0", "supply")
-    return {} if books is None else {ShardId(row["shard"]): int(row["height"]) for row in books["shards"]}
+    @property
+    def passed_s(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._started
+
+    async def follow_heights(self, node: str) -> None:
+        """Ask ``node`` for its final height until cancelled."""
+        chain, _ = parse_node(node)
+        heights = self._heights[chain]
+        while True:
+            found = await self.witnesses.ask(node, "finals", first=1, count=1)
+            if found is None:
+                heights.pop(node, None)
+            else:
+                heights[node] = int(found["height"])
+            self.chains[chain].note(self._known, heights, self.passed_s)
+            self._judge_end()
+            await asyncio.sleep(POLL_S)
+
+    async def follow_books(self) -> None:
+        """Ask the beacon what it has accepted until cancelled."""
+        while True:
+            books = await self.witnesses.ask("beacon-0", "supply")
+            if books is not None:
+                self.accepted = {ShardId(row["shard"]): int(row["height"]) for row in books["shards"]}
+                self.before = self.before or self.accepted
+                self._judge_end()
+            await asyncio.sleep(POLL_S)
+
+    def _judge_end(self) -> None:
+        has_grown = all(growth.grown_s >= 0 for growth in self.chains.values())
+        if has_grown and _has_moved(self.before, self.accepted):
+            self.has_seen_all.set()
+
+    def note_unheard(self) -> None:
+        """Count those as silent that never answered, although nobody has given up on them yet."""
+        for node in self.witnesses.network.nodes:
+            if node not in self._known:
+                self.witnesses.silent.setdefault(node, "no answer yet")
 
 
 async def check_liveness(network: Network, within_s: float) -> Verdict:
     """Watch all chains grow, for at most ``within_s`` seconds."""
-    witnesses = Witnesses(network)
-    started = time.monotonic()
-    chains = {
-        chain: Growth(chain=describe_shard(chain), nodes=len(witnesses.list_nodes(chain)))
-        for chain in network.genesis.committees
-    }
-    known: set[str] = set()
-    before: dict[ShardId, int] = {}
-    accepted: dict[ShardId, int] = {}
-    while True:
-        heights, books = await read_heights(witnesses), await read_accepted(witnesses)
-        passed = time.monotonic() - started
-        for chain, growth in chains.items():
-            growth.note(known, heights.get(chain, {}), passed)
-        before = before or books
-        accepted = books or accepted
-        has_grown = all(growth.grown_s >= 0 for growth in chains.values())
-        if (has_grown and _has_moved(before, accepted)) or passed >= within_s:
-            return _judge(witnesses, chains, before, accepted, passed)
-        await asyncio.sleep(POLL_S)
+    watch = Watch(Witnesses(network))
+    async with asyncio.TaskGroup() as group:
+        asking = [group.create_task(watch.follow_heights(node), name=f"ask {node}") for node in network.nodes]
+        asking.append(group.create_task(watch.follow_books(), name="ask beacon-0 for its books"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await watch.has_seen_all.wait()
+        passed_s = watch.passed_s
+        for task in asking:
+            task.cancel()
+    watch.note_unheard()
+    return _judge(watch.witnesses, watch.chains, watch.before, watch.accepted, passed_s)
 
 
 def _has_moved(before: dict[ShardId, int], after: dict[ShardId, int]) -> bool:

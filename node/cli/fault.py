@@ -43,10 +43,7 @@ class Duration(click.ParamType[int]):
         del param, ctx
         if isinstance(value, int):
             return value
-        try:
-            found = parse_duration_ms(value)
-        except OverflowError:
-            found = -1
+        found = parse_duration_ms(value)
         if found < self._is_positive:
             expected = "1ms or more" if self._is_positive else "0s or more"
             raise click.BadParameter(f"duration: got {value!r}, expected {expected}, for example 10s")
@@ -149,6 +146,10 @@ def loss(
 ) -> int:
     """Lose messages between SIDE and OTHER, or on all links of SIDE, by chance."""
     session = Session(name)
+    if not 0.1 <= percent <= 100:  # not a number is neither
+        raise CliError(
+            f"percent: got {percent:g}, expected 0.1 to 100; try: shardyard fault loss --help", EXIT_USAGE
+        )
     lost = round(percent * 10)
     found = begin(session, Kind.LOSS, side, other, lost=lost, is_one_way=one_way, for_ms=for_ms)
     return tell(session, found, as_json=as_json)
@@ -262,7 +263,7 @@ def list_faults(*, name: str, as_json: bool) -> int:
 def heal(*, faults: tuple[str, ...], name: str, as_json: bool) -> int:
     """Undo FAULTS by number, or all of them."""
     session = Session(name)
-    wanted = [] if faults in {(), ("all",)} else list(faults)
+    wanted = [] if faults in {(), ("all",)} else list(dict.fromkeys(faults))
     if strangers := [one for one in wanted if not one.isdecimal()]:
         raise CliError(
             f"fault: got {strangers[0]!r}, expected its number; try: shardyard fault list{session.name_flag}",

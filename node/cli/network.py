@@ -26,6 +26,8 @@ from node.network import Network, open_or_create
 
 DETACH_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 15.0
+STATUS_TIMEOUT_S = 3.0
+"""Status is asked for when something hangs, and must not hang with it."""
 
 
 @click.command()
@@ -111,7 +113,7 @@ def parse_duration_ms(text: str) -> int:
         if stripped.endswith("ms"):
             return int(stripped[:-2])
         return round(float(stripped.removesuffix("s")) * 1000)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise click.BadParameter(f"duration: got {text!r}, expected for example 1s or 250ms") from None
 
 
@@ -150,16 +152,19 @@ def _start_detached(network: Network, started: float, *, as_json: bool) -> int:
             start_new_session=True,
         )
     deadline = started + DETACH_TIMEOUT_S
-    while not _is_ready(network, process.pid):
-        if (code := process.poll()) is not None:
-            raise _describe_end(log_path.read_bytes()[position:].decode(errors="replace"), code)
-        if time.monotonic() > deadline:
-            process.terminate()
-            raise CliError(
-                f"the network was not ready within {DETACH_TIMEOUT_S:.0f} s and was stopped; "
-                f"try: shardyard logs launcher{get_name_flag(network.options.name)}"
-            )
-        time.sleep(0.03)
+    try:
+        while not _is_ready(network, process.pid):
+            if (code := process.poll()) is not None:
+                raise _describe_end(log_path.read_bytes()[position:].decode(errors="replace"), code)
+            if time.monotonic() > deadline:
+                raise CliError(
+                    f"the network was not ready within {DETACH_TIMEOUT_S:.0f} s and was stopped; "
+                    f"try: shardyard logs launcher{get_name_flag(network.options.name)}"
+                )
+            time.sleep(0.03)
+    except BaseException:
+        process.terminate()  # an interrupted start leaves nothing running either
+        raise
     if not as_json:
         say(f"ready after {time.monotonic() - started:.2f} s (launcher pid {process.pid})")
     _print_ready(network, as_json=as_json, is_foreground=False)
@@ -241,6 +246,8 @@ def _describe_node(session: Session, found: dict[str, Any]) -> dict[str, Any]:
     """Return what a running node does at the moment: signing, following only, or coming by a snapshot."""
     if not found["pid"]:
         return {"state": "stopped"}
+    if found["paused"]:
+        return {"state": "paused"}
     try:
         told = session.ask_briefly(found["node"], "status")
     except ControlError:
@@ -293,7 +300,7 @@ def describe_execution(found: dict[str, Any]) -> tuple[str, str, str]:
 @network_option
 def status(*, name: str, as_json: bool) -> int:
     """Show shards, heads and processes of a network."""
-    session = Session(name)
+    session = Session(name, rpc_timeout_s=STATUS_TIMEOUT_S)
     found = collect_status(session)
     if as_json:
         print_json(found)

@@ -23,6 +23,8 @@ from node.launcher.lock import is_held
 from node.network import Network, open_network
 
 RPC_TIMEOUT_S = 30.0
+PROBE_TIMEOUT_S = 2.0
+"""How long a replica may take to say who it is while there is another to ask: one that sleeps accepts and never answers."""
 BRIEF_TIMEOUT_S = 1.0
 CONTROL_TIMEOUT_S = 20.0
 """Stopping a process may take all the seconds its supervisor gives it."""
@@ -65,6 +67,12 @@ class RpcClient:
         """Close the kept connection; a later request opens another."""
         self._connection.close()
 
+    def set_timeout(self, timeout_s: float) -> None:
+        """Wait this many seconds for each answer from now on."""
+        self._connection.timeout = timeout_s
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(timeout_s)
+
     def request(self, method: str, *params: object) -> Any:
         """Return the result of ``method``; raises ``RpcError``, or ``CliError`` when nobody answers."""
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
@@ -79,7 +87,7 @@ class RpcClient:
         return answer["result"]
 
     def _post(self, body: str) -> dict[str, Any]:
-        """Send ``body``; a kept connection may have been closed meanwhile, so a failure is tried once more."""
+        """Send ``body``; a kept connection may have been closed meanwhile, so a failure is tried once more, silence is not."""
         for is_last in (False, True):
             try:
                 self._connection.request("POST", "/", body, {"Content-Type": "application/json"})
@@ -89,7 +97,7 @@ class RpcClient:
                 raise ValueError("not a JSON-RPC answer")
             except (OSError, http.client.HTTPException, ValueError) as error:
                 self._connection.close()
-                if is_last:
+                if is_last or isinstance(error, TimeoutError):
                     raise self._describe_silence(self.shard) from error
         raise AssertionError("the last attempt returns or raises")
 
@@ -97,9 +105,10 @@ class RpcClient:
 class Session:
     """A network that a command works with."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, rpc_timeout_s: float = RPC_TIMEOUT_S) -> None:
         check_name(name)
         self.name = name
+        self._rpc_timeout_s = rpc_timeout_s
         self.root: Path = get_home() / name
         self.network: Network = open_network(self.root)
         self._clients: dict[int, RpcClient] = {}
@@ -150,12 +159,15 @@ class Session:
         urls = list(endpoint.get("nodes", {}).values()) or [endpoint["rpc"]]
         for url in urls:
             client = RpcClient(url, name=self.name, shard=shard, describe_silence=self._describe_silence)
+            is_last = url == urls[-1]
+            client.set_timeout(self._rpc_timeout_s if is_last else min(PROBE_TIMEOUT_S, self._rpc_timeout_s))
             try:
                 found = _ask_network(client)
             except CliError:
-                if url == urls[-1] or not self.is_running():
+                if is_last or not self.is_running():
                     raise
                 continue
+            client.set_timeout(self._rpc_timeout_s)
             if found == "0x" + self.network.genesis.network.hex():
                 return client
             client.close()

@@ -32,6 +32,8 @@ MAX_START_FAILURES = 4
 """Times a process may end before it is ready; more are no accident."""
 LOCK_TIMEOUT_S = 8.0
 
+_METHODS = "ping, stop, nodes, exits, kill, stop-node, start-node, restart-node"
+
 Report = Callable[[str, float], None]
 """Called with what became ready and after how many seconds."""
 
@@ -266,7 +268,7 @@ class Launcher:
             case _ if method in self._laboratory.methods:
                 return await self._laboratory.methods[method](params)
             case _:
-                raise ControlError(f"method: got {method!r}, expected ping, stop, nodes, exits or kill")
+                raise ControlError(f"method: got {method!r}, expected {_METHODS} or one of the laboratory")
         return {"node": params["node"], "pid": self._get_child(params["node"]).pid}
 
 

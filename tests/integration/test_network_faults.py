@@ -166,7 +166,7 @@ def test_proof_of_finality_stands_alone(lab, tmp_path):
         ("fault partition shard-0-9", 2, "node: got 'shard-0-9', expected one of beacon-0"),
         ("fault partition shard-0-0 shard-0-0,shard-0-1", 2, "shard-0-0 stands on both sides"),
         ("fault delay shard-0-0 --by soon", 2, "duration: got 'soon'"),
-        ("fault loss shard-0-0 --percent 0", 2, "loss: got 0 %"),
+        ("fault loss shard-0-0 --percent 0", 2, "percent: got 0, expected 0.1 to 100"),
         ("fault byzantine beacon-0 silent", 2, "no other process would hear it lie"),
         ("fault byzantine shard-0-0 rude", 2, "'rude' is not one of"),
         ("fault heal 999", 2, "fault: got 999, expected one of none"),

@@ -1,5 +1,6 @@
 """Liveness is what was seen to grow: a first answer is no growth, and a beacon without books fails the check."""
 
+import asyncio
 import itertools
 
 import pytest
@@ -10,6 +11,8 @@ from node.control import ControlError
 from node.network import create_network
 
 SILENT = None
+ASLEEP = "asleep"
+"""An answer that never comes, as of a process that is stopped."""
 
 
 @pytest.fixture
@@ -33,6 +36,8 @@ def tell(network, monkeypatch):
             found = (
                 next(accepted) if method == "supply" else next(told[path], SILENT) if path in told else SILENT
             )
+            if found is ASLEEP:
+                await asyncio.Event().wait()
             if found is SILENT:
                 raise ControlError("nobody there")
             return {"height": found} if method == "finals" else {"shards": [{"shard": 0, "height": found}]}
@@ -91,3 +96,19 @@ async def test_beacon_silent_in_the_end_has_accepted_what_it_said_before(network
     tell([3, 4, SILENT], beacon_0=[7, 8, 9], shard_0_0=[5, 6, 7], shard_0_1=[5, 6, 7])
     found = await check(network)
     assert found.held, found.findings
+
+
+async def test_node_that_sleeps_holds_up_nobody_and_is_named(network, tell):
+    tell([3, 4], beacon_0=[7, 8, 9], shard_0_0=[5, 6, 7], shard_0_1=[ASLEEP])
+    found = await check(network)
+    assert found.held, found.findings
+    assert found.words.endswith("no answer from shard-0-1")
+
+
+async def test_watch_ends_in_time_when_everybody_sleeps(network, tell):
+    tell([ASLEEP], beacon_0=[ASLEEP], shard_0_0=[ASLEEP], shard_0_1=[ASLEEP])
+    async with asyncio.timeout(5):
+        found = await check(network)
+    assert not found.held
+    assert found.figures["silent"] == ["beacon-0", "shard-0-0", "shard-0-1"]
+    assert found.figures["seconds"] < 1

@@ -1,6 +1,7 @@
 """A command never talks to a network that it does not mean, and says what it found instead."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from node.cli import session as sessions
 from node.cli.root import CliError
 from node.cli.session import RpcError, Session
 from node.config import Options
@@ -137,3 +139,31 @@ def test_next_replica_is_asked_while_the_first_is_silent(
     )
     monkeypatch.setattr(session, "is_running", lambda: True)
     assert session.get_client(0).url == answering.url
+
+
+def test_next_replica_is_asked_while_the_first_sleeps(
+    session: Session, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "PROBE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(session, "is_running", lambda: True)
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as asleep:  # it accepts, as a stopped process does, and never answers
+        nodes = {"shard-0-0": f"http://127.0.0.1:{asleep.getsockname()[1]}", "shard-0-1": answering.url}
+        endpoints = {"shards": [{"shard": 0, "rpc": nodes["shard-0-0"], "nodes": nodes}]}
+        write_json(session.root / "endpoints.json", endpoints)
+        assert session.get_client(0).url == answering.url
+
+
+def test_silence_is_waited_for_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "is_running", lambda: True)
+    brief = Session("mine", rpc_timeout_s=0.05)
+    with socket.create_server(("127.0.0.1", 0)) as asleep:
+        url = f"http://127.0.0.1:{asleep.getsockname()[1]}"
+        write_json(session.root / "endpoints.json", {"shards": [{"shard": 0, "rpc": url}]})
+        with pytest.raises(CliError):
+            brief.get_client(0)
+        asleep.settimeout(0.2)
+        asleep.accept()[0].close()
+        with pytest.raises(TimeoutError):
+            asleep.accept()
