@@ -186,7 +186,7 @@ class SimBus:
 def _is_subscribed(own: ShardId, chain: ShardId, message: Message) -> bool:
     match message:
         case BundleAnnouncement(bundle=bundle):
-            return own in {bundle.dst, BEACON} if chain == BEACON else own == bundle.dst
+            return own == bundle.dst
         case SubmitCrosslink():
             return own == BEACON
         case FinalBlock() | Status():

@@ -8,10 +8,17 @@ from typing import Final
 import msgspec
 
 from node.sim.faults import PEACE
-from node.sim.phases import PHASES
+from node.sim.phases import PHASES, Phase
 
 ENOUGH: Final = 100
 """Hits of a class of fault in a phase, below which the pair counts as a hole."""
+_LEADING: Final = (Phase.WAITING_TO_PROPOSE, Phase.BUILDING, Phase.PROPOSING)
+EXEMPT: Final[dict[str, tuple[tuple[Phase, ...], str]]] = {
+    "withholder": (_LEADING, "acts in its own slot, in which nobody else of its chain leads"),
+    "bad proposer": (_LEADING, "acts in its own slot, in which nobody else of its chain leads"),
+    "tamperer": ((Phase.ANNOUNCING,), "acts on shards, and only the beacon announces"),
+}
+"""Phases that a role does not meet by its nature (now and then it does, between nodes that are apart), and why: no holes."""
 _PAIR: Final = re.compile(r"(?P<fault>.+?) while (?P<phase>.+)")
 
 
@@ -24,9 +31,14 @@ class Table(msgspec.Struct, frozen=True):
 
     @property
     def holes(self) -> list[tuple[str, str, int]]:
-        """Pairs that were hit less than ``ENOUGH`` times."""
-        pairs = [(fault, phase) for fault in self.faults for phase in self.phases]
+        """Pairs that were hit less than ``ENOUGH`` times, but for those that are exempt."""
+        pairs = [(fault, phase) for fault in self.faults for phase in self.phases if not is_exempt(fault, phase)]
         return [(*pair, self.counts.get(pair, 0)) for pair in pairs if self.counts.get(pair, 0) < ENOUGH]
+
+
+def is_exempt(fault: str, phase: str) -> bool:
+    """Tell whether ``fault`` does not meet ``phase`` by its nature."""
+    return fault in EXEMPT and phase in EXEMPT[fault][0]
 
 
 def build_table(coverage: Mapping[str, int]) -> Table:

@@ -15,7 +15,7 @@ from node.sim.bus_faults import BusFaults
 from node.sim.clock import Clock
 from node.sim.disk_faults import DiskFaults
 from node.sim.node import Doom, SimNode
-from node.sim.phases import PHASES, Phase
+from node.sim.phases import AIMS, Phase
 from node.sim.scenario import Scenario
 from node.sim.strikes import Strike, draw_strikes
 from node.sim.trace import Trace
@@ -136,7 +136,7 @@ class Nemesis:
     def _await(self, chance: random.Random, node: SimNode, strike: Callable[[], None]) -> None:
         """Strike at once, or, where it hurts more, between two of the next effects of ``node``."""
         if node.doom is None and chance.random() < DOOM_CHANCE:
-            aim = chance.choice(PHASES) if node.is_up else Phase.STARTING
+            aim = chance.choice(AIMS) if node.is_up else Phase.STARTING
             node.doom = Doom(aim, chance.randint(1, MAX_PATIENCE), self._guard(strike))
         else:
             strike()

@@ -61,6 +61,16 @@ class Phase(StrEnum):
 
 
 PHASES: Final = tuple(Phase)
+BRIEF: Final = (
+    Phase.BUILDING,
+    Phase.EXECUTING,
+    Phase.WAITING_TO_PROPOSE,
+    Phase.PROPOSING,
+    Phase.CERTIFYING,
+)
+"""Phases that nodes are seldom seen in."""
+AIMS: Final = (*PHASES, *BRIEF * 3)
+"""What faults aim at, the brief phases more often: otherwise hunts of any length hit them least."""
 _OF_VOTES: Final = {
     VoteKind.PROPOSE: Phase.PROPOSING,
     VoteKind.NOTAR: Phase.VOTING_NOTAR,
