@@ -20,7 +20,8 @@ from node.bench.faults import FaultOptions, measure_faults
 from node.bench.hostile import measure_hostile
 from node.bench.hundredk import measure_hundred_k
 from node.bench.idle import measure_idle
-from node.bench.kill import KillOptions, judge, run_kills
+from node.bench.kill import measure_kills
+from node.bench.kill_ledger import DEFAULT_PATH, KillOptions
 from node.bench.latency import measure_latency
 from node.bench.page import CHOICES, PageOptions, make_page
 from node.bench.report import BenchReport, finish, say
@@ -45,8 +46,9 @@ Measure = Callable[[argparse.Namespace, Path], Awaitable[BenchReport]]
 
 
 async def _kill(options: argparse.Namespace, folder: Path) -> BenchReport:
-    chosen = KillOptions(options.count, options.seed, options.tps)
-    return judge(chosen, *await run_kills(folder, chosen))
+    names = ("seed", "tps", "shards", "nodes_per_shard", "validators", "leg")
+    chosen = KillOptions(**{name: getattr(options, name) for name in names})
+    return await measure_kills(folder, chosen, options.ledger, options.count, is_summary=options.summary)
 
 
 async def _faults(options: argparse.Namespace, folder: Path) -> BenchReport:
@@ -108,6 +110,13 @@ async def _page(options: argparse.Namespace, _: Path) -> BenchReport:
     return await make_page(chosen)
 
 
+def read_count(text: str) -> int:
+    """Return a number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 1 on")
+    return int(text)
+
+
 def read_counts(text: str) -> tuple[int, ...]:
     """Return the numbers of a list such as ``1000,10000``."""
     counts = tuple(int(part) for part in text.split(","))
@@ -126,8 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--check", action="store_true", help="exit 6 when a target is missed")
         command.add_argument("--keep", action="store_true", help="keep chains and logs, and say where")
         command.add_argument("--seed", type=int, default=1, help="of load and victims")
-    made["kill"].add_argument("--count", type=int, default=50, help="kills")
-    made["kill"].add_argument("--tps", type=float, default=100.0, help="load over all shards")
+    _add_kill_arguments(made["kill"])
     made["faults"].add_argument("--shards", type=int, default=2, help="of four processes each")
     made["faults"].add_argument(
         "--seconds", type=float, default=30.0, help="to watch a pace; half for a halt"
@@ -185,6 +193,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     made["startup"].add_argument("--count", type=int, default=3, help="starts of each kind")
     return parser
+
+
+def _add_kill_arguments(kill: argparse.ArgumentParser) -> None:
+    kill.add_argument("--count", type=read_count, default=50, help="kills that the ledger shall hold")
+    kill.add_argument("--tps", type=float, default=60.0, help="load over all shards")
+    kill.add_argument("--shards", type=read_count, default=2)
+    kill.add_argument("--nodes-per-shard", type=read_count, default=1, help="processes of each shard")
+    kill.add_argument("--validators", type=read_count, default=4, help="of each shard")
+    kill.add_argument(
+        "--leg", type=read_count, default=50, help="kills of one network, up to the end of a bag"
+    )
+    kill.add_argument("--ledger", type=Path, default=DEFAULT_PATH, metavar="PATH", help="where legs are kept")
+    kill.add_argument("--summary", action="store_true", help="run nothing, judge what the ledger holds")
 
 
 async def _run_interruptibly(measure: Measure, options: argparse.Namespace, folder: Path) -> BenchReport:
