@@ -26,6 +26,7 @@ from node.bench.latency import measure_latency
 from node.bench.page import CHOICES, PageOptions, make_page
 from node.bench.report import BenchReport, finish, say
 from node.bench.startup import measure_startup
+from node.bench.torn import measure_torn
 from shardyard.errors import ShardyardError
 
 EXIT_INTERRUPTED = 130
@@ -40,6 +41,7 @@ BENCHES = {
     "executor": "what the parallel executor gains over sequential revm, by workload, threads and block size",
     "hostile": "what blocks made to hurt the executor cost over executing them in order, in time and processor",
     "page": "runs the benches of speed and writes docs/performance.md with its plots",
+    "torn": "a log of 64 KiB cut, flipped and zeroed at every byte, opened again each time",
     "commitment": "what hashing a block costs: elements, leaves, whole blocks, on one thread and on several",
 }
 Measure = Callable[[argparse.Namespace, Path], Awaitable[BenchReport]]
@@ -70,6 +72,10 @@ async def _startup(options: argparse.Namespace, folder: Path) -> BenchReport:
 
 async def _commitment(_: argparse.Namespace, folder: Path) -> BenchReport:
     return await measure_commitment(folder)
+
+
+async def _torn(_: argparse.Namespace, folder: Path) -> BenchReport:
+    return await measure_torn(folder)
 
 
 async def _e2e(options: argparse.Namespace, folder: Path) -> BenchReport:
@@ -229,6 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         "idle": _idle,
         "startup": _startup,
         "commitment": _commitment,
+        "torn": _torn,
         "e2e": _e2e,
         "hundred-k": _hundred_k,
         "executor": _executor,
