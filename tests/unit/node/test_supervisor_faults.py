@@ -111,6 +111,7 @@ def test_a_process_that_a_dead_launcher_paused_wakes_and_leaves(home, command):
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
+        orphan.poll()  # whoever waited for it has its status; it must not be taken for running
     assert network.root.exists() == (command == ["down"])
 
 
