@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from crosslink.beacon import BeaconMachine
+from node.ballots import BallotBook
 from node.bus.mqtt import MqttBus
 from node.bus.watch import WatchMirror
 from node.driver import Driver
@@ -123,6 +124,9 @@ async def run_beacon(network: Network, node: str) -> None:
         machine.recover(records)
         async with build_bus(network, node, BEACON, data) as bus:
             injection = Injection(network, node, bus)
+            ballots = BallotBook(
+                BEACON, len(network.genesis.committees[BEACON]), lambda: machine.final_block.header.slot
+            )
             driver = Driver(
                 chain=BEACON,
                 machine=machine,
@@ -130,6 +134,7 @@ async def run_beacon(network: Network, node: str) -> None:
                 log=log,
                 signer=signer,
                 on_records=signer.take_records,
+                on_signed=ballots.on_signed,
             )
             watch = begin_watch(network, BEACON, signer, data, lambda: machine.final_block.header.height)
             host = BeaconHost(WatchMirror(bus), signer, network.genesis.preset.max_body_bytes)
@@ -137,6 +142,7 @@ async def run_beacon(network: Network, node: str) -> None:
             lag = LagMeter()
             methods = {
                 "faults": injection.answer,
+                "ballots": ballots.answer,
                 **list_chain_methods(machine.engine),
                 **list_beacon_methods(machine),
             }
@@ -152,4 +158,6 @@ async def run_beacon(network: Network, node: str) -> None:
                     machine.final_block.header.height,
                     time.monotonic() - started,
                 )
-                await run_until_ended(ended, driver.run(), pump_messages(bus, driver, watch), lag.run())
+                await run_until_ended(
+                    ended, driver.run(), pump_messages(bus, driver, watch, ballots), lag.run()
+                )

@@ -18,6 +18,7 @@ from typing import Protocol
 from node.bus.endpoint import Bus
 from node.signer import Signer
 from shardyard import effects as fx
+from shardyard.consensus.votes import Vote
 from shardyard.errors import RemoteProtocolError
 from shardyard.events import Event, MessageReceived, Started, TimerFired
 from shardyard.ids import NodeId, ShardId, describe_shard
@@ -93,8 +94,9 @@ class Driver:
         signer: Signer,
         get_time_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         on_records: Callable[[Sequence[fx.Record]], None] = lambda _: None,
+        on_signed: Callable[[Sequence[Vote]], None] = lambda _: None,
     ) -> None:
-        """``on_records`` sees every record on its way to the log."""
+        """``on_records`` sees every record on its way to the log, ``on_signed`` every vote that the signer gave."""
         self.chain = chain
         self.counters: Counter[str] = Counter()
         self._machine = machine
@@ -103,6 +105,7 @@ class Driver:
         self._signer = signer
         self._get_time_ms = get_time_ms
         self._on_records = on_records
+        self._on_signed_votes = on_signed
         self._host: Host | None = None
         self._completions: deque[Event] = deque()
         self._messages: deque[Event] = deque()
@@ -209,7 +212,9 @@ class Driver:
         task.add_done_callback(self._on_signed)
 
     async def _sign(self, effect: fx.Sign) -> None:
-        self.complete(await self._signer.sign(effect.requests))
+        signed = await self._signer.sign(effect.requests)
+        self._on_signed_votes(signed.votes)
+        self.complete(signed)
 
     def _on_signed(self, task: "asyncio.Task[None]") -> None:
         self._signing.discard(task)

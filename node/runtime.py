@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import asynccontextmanager
 from typing import Any
 
+from node.ballots import BallotBook
 from node.bus.endpoint import BusConfig, BusIdentity
 from node.bus.mqtt import BrokerAddress, MqttBus
 from node.bus.topics import MessageClass, Subscription
@@ -137,6 +138,7 @@ async def pump_messages(
     bus: MqttBus,
     driver: Driver,
     watch: DoppelgangerWatch,
+    ballots: BallotBook,
     on_transactions: Callable[[Transactions], None] | None = None,
     serve: Callable[[NodeId, Message], Awaitable[None]] | None = None,
 ) -> None:
@@ -146,6 +148,7 @@ async def pump_messages(
     """
     async for sender, chain, message in bus.messages():
         watch.observe(chain, message)
+        ballots.observe(chain, message)
         if serve is not None:
             await serve(sender, message)
         route_message(sender, chain, message, driver, on_transactions)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from node.admission import restore_journal
 from node.backend import ShardBackend
+from node.ballots import BallotBook
 from node.bus.mqtt import MqttBus
 from node.bus.watch import WatchMirror
 from node.doppelganger import DoppelgangerWatch
@@ -168,6 +169,10 @@ class ShardNode:
         stores.journal.attach(lambda: self.mempool.encode_bodies(MAX_BODY_BYTES))
         self.backend = self._build_backend()
         self._injection = Injection(network, node, bus)
+        engine = self.replica.engine
+        self._ballots = BallotBook(
+            self.chain, len(genesis.committees[self.chain]), lambda: engine.final_block.header.slot
+        )
         self.driver = Driver(
             chain=self.chain,
             machine=self.replica,
@@ -175,6 +180,7 @@ class ShardNode:
             log=stores.log,
             signer=stores.signer,
             on_records=stores.signer.take_records,
+            on_signed=self._ballots.on_signed,
         )
         self.executor = self._build_executor()
         mirror = WatchMirror(bus)
@@ -256,6 +262,7 @@ class ShardNode:
         access = get_access(self._network, self._node)
         methods = {
             "faults": self._injection.answer,
+            "ballots": self._ballots.answer,
             **list_chain_methods(self.replica.engine),
             **list_shard_methods(self.core),
         }
@@ -280,7 +287,7 @@ class ShardNode:
                     self.driver.run(),
                     self.backend.run(),
                     self._lag.run(),
-                    pump_messages(self._bus, self.driver, watch, self._receive, self._serve),
+                    pump_messages(self._bus, self.driver, watch, self._ballots, self._receive, self._serve),
                 )
         finally:
             self.executor.close()

@@ -20,11 +20,13 @@ from node.bench.faults import FaultOptions, measure_faults
 from node.bench.hostile import measure_hostile
 from node.bench.hundredk import measure_hundred_k
 from node.bench.idle import measure_idle
-from node.bench.kill import KillOptions, judge, run_kills
+from node.bench.kill import measure_kills
+from node.bench.kill_ledger import DEFAULT_PATH, KillOptions
 from node.bench.latency import measure_latency
 from node.bench.page import CHOICES, PageOptions, make_page
 from node.bench.report import BenchReport, finish, say
 from node.bench.startup import measure_startup
+from node.bench.torn import measure_torn
 from shardyard.errors import ShardyardError
 
 EXIT_INTERRUPTED = 130
@@ -39,14 +41,16 @@ BENCHES = {
     "executor": "what the parallel executor gains over sequential revm, by workload, threads and block size",
     "hostile": "what blocks made to hurt the executor cost over executing them in order, in time and processor",
     "page": "runs the benches of speed and writes docs/performance.md with its plots",
+    "torn": "a log of 64 KiB cut, flipped and zeroed at every byte, opened again each time",
     "commitment": "what hashing a block costs: elements, leaves, whole blocks, on one thread and on several",
 }
 Measure = Callable[[argparse.Namespace, Path], Awaitable[BenchReport]]
 
 
 async def _kill(options: argparse.Namespace, folder: Path) -> BenchReport:
-    chosen = KillOptions(options.count, options.seed, options.tps)
-    return judge(chosen, *await run_kills(folder, chosen))
+    names = ("seed", "tps", "shards", "nodes_per_shard", "validators", "leg")
+    chosen = KillOptions(**{name: getattr(options, name) for name in names})
+    return await measure_kills(folder, chosen, options.ledger, options.count, is_summary=options.summary)
 
 
 async def _faults(options: argparse.Namespace, folder: Path) -> BenchReport:
@@ -68,6 +72,10 @@ async def _startup(options: argparse.Namespace, folder: Path) -> BenchReport:
 
 async def _commitment(_: argparse.Namespace, folder: Path) -> BenchReport:
     return await measure_commitment(folder)
+
+
+async def _torn(_: argparse.Namespace, folder: Path) -> BenchReport:
+    return await measure_torn(folder)
 
 
 async def _e2e(options: argparse.Namespace, folder: Path) -> BenchReport:
@@ -108,6 +116,13 @@ async def _page(options: argparse.Namespace, _: Path) -> BenchReport:
     return await make_page(chosen)
 
 
+def read_count(text: str) -> int:
+    """Return a number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 1 on")
+    return int(text)
+
+
 def read_counts(text: str) -> tuple[int, ...]:
     """Return the numbers of a list such as ``1000,10000``."""
     counts = tuple(int(part) for part in text.split(","))
@@ -126,8 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--check", action="store_true", help="exit 6 when a target is missed")
         command.add_argument("--keep", action="store_true", help="keep chains and logs, and say where")
         command.add_argument("--seed", type=int, default=1, help="of load and victims")
-    made["kill"].add_argument("--count", type=int, default=50, help="kills")
-    made["kill"].add_argument("--tps", type=float, default=100.0, help="load over all shards")
+    _add_kill_arguments(made["kill"])
     made["faults"].add_argument("--shards", type=int, default=2, help="of four processes each")
     made["faults"].add_argument(
         "--seconds", type=float, default=30.0, help="to watch a pace; half for a halt"
@@ -187,6 +201,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_kill_arguments(kill: argparse.ArgumentParser) -> None:
+    kill.add_argument("--count", type=read_count, default=50, help="kills that the ledger shall hold")
+    kill.add_argument("--tps", type=float, default=60.0, help="load over all shards")
+    kill.add_argument("--shards", type=read_count, default=2)
+    kill.add_argument("--nodes-per-shard", type=read_count, default=1, help="processes of each shard")
+    kill.add_argument("--validators", type=read_count, default=4, help="of each shard")
+    kill.add_argument(
+        "--leg", type=read_count, default=50, help="kills of one network, up to the end of a bag"
+    )
+    kill.add_argument("--ledger", type=Path, default=DEFAULT_PATH, metavar="PATH", help="where legs are kept")
+    kill.add_argument("--summary", action="store_true", help="run nothing, judge what the ledger holds")
+
+
 async def _run_interruptibly(measure: Measure, options: argparse.Namespace, folder: Path) -> BenchReport:
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
@@ -208,6 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         "idle": _idle,
         "startup": _startup,
         "commitment": _commitment,
+        "torn": _torn,
         "e2e": _e2e,
         "hundred-k": _hundred_k,
         "executor": _executor,

@@ -22,7 +22,8 @@ from node.cli.session import Session
 from node.config import Options, check_name, get_home, resolve_options
 from node.control import ControlError, ask
 from node.launcher.lock import is_held
-from node.network import Network, open_or_create
+from node.network import Network, open_network, open_or_create
+from shardyard.errors import ShardyardError
 
 DETACH_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 15.0
@@ -377,6 +378,8 @@ def describe_memory(pid: int | None) -> str:
 def down(*, name: str, as_json: bool) -> int:
     """Stop a running network; its state is kept."""
     session = Session(name)
+    if not is_held(session.root) and (woken := _wake_orphans(session.network)):
+        say(f"the launcher is gone; {woken} of its processes slept, were woken and left")
     session.ask_launcher("stop")
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while is_held(session.root):
@@ -393,6 +396,13 @@ def down(*, name: str, as_json: bool) -> int:
     return 0
 
 
+def _wake_orphans(network: Network) -> int:
+    """Wake what a launcher paused before it died, so that it leaves; return how many processes slept."""
+    from node.launcher.laboratory import wake_orphans
+
+    return wake_orphans(network, STOP_TIMEOUT_S)
+
+
 def delete_network(root: Path) -> None:
     """Delete a network that is not running; raises ``CliError`` when it is, or when ``root`` is something else."""
     if not root.exists():
@@ -407,6 +417,9 @@ def delete_network(root: Path) -> None:
         raise CliError(
             f"network {root.name!r} is running; try: shardyard down --name {root.name}", EXIT_CONFLICT
         )
+    else:
+        with contextlib.suppress(ShardyardError):  # one that is damaged is deleted all the same
+            _wake_orphans(open_network(root))
     shutil.rmtree(root)
 
 

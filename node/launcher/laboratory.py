@@ -8,7 +8,6 @@ with a file size limit of 0 every write of the process fails, index and log file
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -234,17 +233,21 @@ def describe_fault(fault: Fault) -> dict[str, Any]:
     }
 
 
-def wake_orphans(network: Network) -> None:
+def wake_orphans(network: Network, wait_s: float = 0.0) -> int:
     """Let processes go on that a launcher paused before it died: asleep, they would never notice that it is gone.
 
-    The faults it left behind are forgotten with that.
+    The faults it left behind are forgotten with that. Return how many were woken; they have ``wait_s`` to leave.
     """
     import psutil
 
+    woken: list[psutil.Process] = []
     for pid in read_fault_file(network).paused.values():
         with contextlib.suppress(psutil.Error, OSError):
-            if (
-                str(network.root) in psutil.Process(pid).cmdline()
-            ):  # else the number is another program's by now
-                os.kill(pid, signal.SIGCONT)
+            process = psutil.Process(pid)
+            if str(network.root) in process.cmdline():  # else the number is another program's by now
+                process.send_signal(signal.SIGCONT)
+                woken.append(process)
     get_faults_path(network).unlink(missing_ok=True)
+    if woken and wait_s:
+        psutil.wait_procs(woken, timeout=wait_s)
+    return len(woken)

@@ -248,6 +248,7 @@ class Launcher:
                         "node": child.name,
                         "pid": child.pid,
                         "restarts": child.restarts,
+                        "age_s": round(time.monotonic() - child.started_at, 3),
                         "enabled": child.enabled,
                         "paused": child.is_paused,
                         "validators": self._list_validators(child.name),

@@ -21,10 +21,10 @@ WORLD: Final = "node.sim.run"
 
 
 @cache
-def compute_sources_hash() -> str:
-    """Return the hash of all sources that decide a run, 16 hexadecimal digits."""
+def compute_sources_hash(programs: tuple[str, ...] = (WORLD,)) -> str:
+    """Return the hash of all sources that decide what ``programs`` do, 16 hexadecimal digits."""
     hasher = blake2b(digest_size=8)
-    for path in sorted(set(find_sources())):
+    for path in sorted(set(find_sources(programs))):
         name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
         content = path.read_bytes()
         code = _dump_code(content) if path.suffix == ".py" else content
@@ -49,11 +49,12 @@ def _is_text(statement: ast.stmt) -> bool:
     )
 
 
-def find_sources() -> Iterator[Path]:
-    """Find the files that decide a run."""
+def find_sources(programs: Iterable[str] = (WORLD,)) -> Iterator[Path]:
+    """Find the files that decide what ``programs``, modules of ``node``, do."""
     for room in INNER_ROOMS:
         yield from (ROOT / room).rglob("*.py")
-    yield from _find_imported(WORLD)
+    for program in programs:
+        yield from _find_imported(program)
     yield from (ROOT / "node" / "artifacts").glob("*.json")
     rust = list((ROOT / "native").glob("*/src/**/*.rs"))
     yield from [*rust, ROOT / "native" / "Cargo.lock"] if rust else []

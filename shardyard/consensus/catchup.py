@@ -121,9 +121,14 @@ class RangeSync:
         if not ahead:
             return None
         start = ahead.index(self._last) + 1 if self._last in ahead else 0
-        self._last = ahead[start % len(ahead)]
-        self._asked = (self._last, final_height + 1)
-        return self._last
+        node = ahead[start % len(ahead)]
+        self.ask(node, final_height)
+        return node
+
+    def ask(self, node: NodeId, final_height: int) -> None:
+        """Count a request to ``node`` for the blocks after ``final_height`` as under way."""
+        self._last = node
+        self._asked = (node, final_height + 1)
 
     def accept(self, sender: NodeId) -> int | None:
         """End the request that ``sender`` answers and return the height it asked from; None if nothing was asked of it."""

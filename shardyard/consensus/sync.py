@@ -1,8 +1,9 @@
 """Catch-up inside an engine: asks for what is missing, answers what others miss, checks every answer.
 
 A replica that lags by a few blocks fetches them by hash from those who sent the votes and certificates (L9); one that was
-away asks for ranges of final blocks from whoever says it is ahead. An answer counts only if this node asked its sender
-for it; blocks of a range are checked by hash chain and the finality proof of the last one before any is kept.
+away asks for ranges of final blocks from whoever says it is ahead. One that starts asks the first peer that it hears. An
+answer counts only if this node asked its sender for it; blocks of a range are checked by hash chain and the finality proof
+of the last one before any is kept.
 """
 
 from shardyard.blocks import Block, FinalityProof
@@ -49,6 +50,7 @@ class Sync:
         self._fetcher = Fetcher(self._peers, self._tick_ms)
         self._range = RangeSync()
         self._range_until = 0
+        self._has_asked_range = False
         self._is_fetch_ticking = False
         self._is_range_ticking = False
 
@@ -114,7 +116,13 @@ class Sync:
     def on_status(self, sender: NodeId, status: Status) -> list[Effect]:
         """Note how far ``sender`` is."""
         self._range.note(sender, status.final_height)
-        return self.poll_range()
+        if self._has_asked_range:
+            return self.poll_range()
+        # What was said while this process was away is not repeated, and a status may be a block time old: the first peer
+        # is asked for whatever follows, or the next proposal would come before its parent and be voted on too late.
+        height = self._finals.tip.header.height
+        self._range.ask(sender, height)
+        return [self._request_range(sender, height), *self._tick_range()]
 
     def note_height(self, sender: NodeId, height: int) -> None:
         """Note that ``sender`` speaks of a final block at ``height``."""
@@ -202,9 +210,11 @@ class Sync:
 
     def _ask_range(self, height: int) -> list[Effect]:
         peer = self._range.choose(height)
-        if peer is None:
-            return []
-        return [Send(peer, RangeRequest(self._config.shard, Height(height + 1), RANGE_BLOCKS))]
+        return [] if peer is None else [self._request_range(peer, height)]
+
+    def _request_range(self, peer: NodeId, height: int) -> Send:
+        self._has_asked_range = True
+        return Send(peer, RangeRequest(self._config.shard, Height(height + 1), RANGE_BLOCKS))
 
     def _tick_range(self) -> list[Effect]:
         if self._is_range_ticking:

@@ -1,16 +1,14 @@
-"""Benches: victims from a fair bag, targets that decide the exit code, one line at the end."""
+"""Benches: targets that decide the exit code, one line at the end."""
 
 import json
 import shutil
 import subprocess
-from collections import Counter
 
 import pytest
 
 from node.bench import report as report_module
 from node.bench.__main__ import BENCHES, build_parser
 from node.bench.commitment import LIMITS_US, Row, judge
-from node.bench.kill import list_victims
 from node.bench.native import NativeBenchError
 from node.bench.report import (
     EXIT_MISSED,
@@ -23,18 +21,6 @@ from node.bench.report import (
 )
 from node.cli.load import parse_seconds, parse_share
 from node.cli.root import CliError
-
-PROCESSES = ["broker", "beacon-0", "shard-0-0", "shard-1-0", "launcher"]
-
-
-def test_every_kind_of_process_dies_equally_often():
-    victims = list_victims(PROCESSES, 50, seed=1)
-    assert Counter(victims) == dict.fromkeys(PROCESSES, 10)
-
-
-def test_order_of_victims_follows_from_the_seed():
-    assert list_victims(PROCESSES, 12, seed=1) == list_victims(PROCESSES, 12, seed=1)
-    assert list_victims(PROCESSES, 12, seed=1) != list_victims(PROCESSES, 12, seed=2)
 
 
 def test_missed_target_is_named_and_fails_a_check(tmp_path, capsys):

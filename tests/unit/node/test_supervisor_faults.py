@@ -1,8 +1,13 @@
 """What the launcher can do to a process: hold it down, stop it by a signal, let its writes fail."""
 
+import contextlib
+import subprocess
+import sys
+
 import psutil
 import pytest
 
+from node.cli.root import run as run_command
 from node.config import Options
 from node.injection import FaultFile, get_faults_path, read_fault_file, write_fault_file
 from node.launcher.laboratory import Laboratory, wake_orphans
@@ -90,6 +95,24 @@ async def test_full_disk_lasts_over_restarts_and_ends(tmp_path, eventually_async
         child.set_disk_full(full=False)
         size = written.stat().st_size
         await eventually_async(lambda: written.stat().st_size > size)
+
+
+@pytest.mark.parametrize("command", [["down"], ["reset", "--yes"]])
+def test_a_process_that_a_dead_launcher_paused_wakes_and_leaves(home, command):
+    network = create_network(home / "lab", Options(name="lab", shards=1, seed=5))
+    create_run_dir(network.run_dir)
+    orphan = psutil.Popen([sys.executable, "-c", "input()", str(network.root)], stdin=subprocess.PIPE)
+    try:
+        orphan.suspend()
+        orphan.stdin.close()  # as its launcher's death does
+        write_fault_file(network, FaultFile({}, {"shard-0-0": orphan.pid}))
+        run_command([*command, "--name", "lab"])
+        assert not orphan.is_running()
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            orphan.kill()
+        orphan.poll()  # whoever waited for it has its status; it must not be taken for running
+    assert network.root.exists() == (command == ["down"])
 
 
 def test_faults_of_a_dead_launcher_are_forgotten(home):
