@@ -11,7 +11,7 @@ import rich_click as click
 from node.cli.output import print_json, print_table, say
 from node.cli.root import EXIT_CHECK_FAILED
 from node.config import get_home
-from node.sim.coverage import ENOUGH, Table, build_table
+from node.sim.coverage import ENOUGH, EXEMPT, Table, build_table
 from node.sim.faults import DEFAULT_PROFILE
 from node.sim.hunt import Hunt, hunt, summarise
 from node.sim.ledger import FILE_NAME, Ledger, add_up
@@ -244,3 +244,5 @@ def _print_coverage(table: Table) -> None:
         click.echo(f"\n{len(holes)} holes (hit less than {ENOUGH} times): {named}{more}")
     else:
         click.echo(f"\nno holes: every class of fault hit every phase at least {ENOUGH} times")
+    for fault, (phases, reason) in EXEMPT.items():
+        click.echo(f"left out: {fault} while {', '.join(phases)}: it {reason}")

@@ -32,7 +32,9 @@ class Table(msgspec.Struct, frozen=True):
     @property
     def holes(self) -> list[tuple[str, str, int]]:
         """Pairs that were hit less than ``ENOUGH`` times, but for those that are exempt."""
-        pairs = [(fault, phase) for fault in self.faults for phase in self.phases if not is_exempt(fault, phase)]
+        pairs = [
+            (fault, phase) for fault in self.faults for phase in self.phases if not is_exempt(fault, phase)
+        ]
         return [(*pair, self.counts.get(pair, 0)) for pair in pairs if self.counts.get(pair, 0) < ENOUGH]
 
 

@@ -52,8 +52,8 @@ DRIVER_PLANTS: tuple[Plant, ...] = (
         "s2-late-timer",
         "S2",
         "shardyard.consensus.simplex",
-        "        self._voter.skip(self._slot)\n",
-        "        self._voter.skip(Slot(self._slot - 1))\n        self._voter.skip(self._slot)\n",
+        "            self._voter.skip(self._slot)\n",
+        "            self._voter.skip(Slot(self._slot - 1))\n            self._voter.skip(self._slot)\n",
         "a slot's timer also skips the slot before, finalized or not, and the signer lets it",
         is_safety=True,
         also=(

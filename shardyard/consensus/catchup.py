@@ -1,7 +1,7 @@
 """What to ask of whom when something is missing: blocks by hash (L9) and ranges of final blocks.
 
-Both ask one peer at a time, go on to the next after a timeout that doubles, and know whom they asked for what: an answer
-that nobody asked for is refused before anything of it is verified or kept.
+Both ask one peer at a time, go on to the next after a timeout, which doubles once all were asked in vain, and know whom they
+asked for what: an answer that nobody asked for is refused before anything of it is verified or kept.
 """
 
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ MAX_WANTED = 64
 """Blocks asked for by hash at a time; what is missing beyond that is asked for when these have come."""
 MAX_PEERS = 64
 """Peers remembered as possible sources."""
-MAX_ATTEMPTS_DOUBLED = 5
-"""The timeout of a fetch doubles this often at most."""
+MAX_ROUNDS_DOUBLED = 5
+"""The timeout of a fetch doubles this often at most, after each round of all peers: who has the block may come last."""
 
 
 class Peers:
@@ -27,10 +27,10 @@ class Peers:
         if len(self._nodes) < MAX_PEERS:
             self._nodes.setdefault(node)
 
-    def pick(self, attempt: int, first: NodeId | None) -> NodeId | None:
-        """Return whom to ask at ``attempt``: ``first`` at first, then the others in turn."""
+    def pick(self, attempt: int, first: NodeId | None) -> tuple[NodeId, int] | None:
+        """Return whom to ask at ``attempt``, ``first`` at first and then the others in turn, and the round that this is."""
         order = [*([first] if first is not None else []), *(node for node in self._nodes if node != first)]
-        return order[attempt % len(order)] if order else None
+        return (order[attempt % len(order)], attempt // len(order)) if order else None
 
 
 @dataclass(slots=True)
@@ -78,10 +78,11 @@ class Fetcher:
             want.wait_ms -= elapsed_ms
             if want.wait_ms > 0:
                 continue
-            peer = self._peers.pick(want.attempt, want.source)
-            if peer is None:
+            picked = self._peers.pick(want.attempt, want.source)
+            if picked is None:
                 continue
-            want.wait_ms = self._timeout_ms << min(want.attempt, MAX_ATTEMPTS_DOUBLED)
+            peer, rounds = picked
+            want.wait_ms = self._timeout_ms << min(rounds, MAX_ROUNDS_DOUBLED)
             want.attempt += 1
             want.asked.add(peer)
             requests.setdefault(peer, []).append(block_hash)

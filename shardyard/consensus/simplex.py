@@ -162,7 +162,10 @@ class SimplexEngine(ChainView):
         if self._strikes[sender] >= MAX_STRIKES:
             self.refused["muted"] += 1
             return []
-        self._sync.note_peer(sender)
+        if not isinstance(message, BlockRequest | RangeRequest):
+            self._sync.note_peer(
+                sender
+            )  # who only asks, as shards ask of the beacon's blocks, has nothing to give
         try:
             self._dispatch(sender, message)
         except RemoteProtocolError as error:

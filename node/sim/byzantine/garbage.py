@@ -17,6 +17,8 @@ from shardyard.validators import SIGNATURE_BYTES
 GARBLE_CHANCE: Final = 0.3
 TAMPER_CHANCE: Final = 0.8
 REPLAY_CHANCE: Final = 0.25
+RECENT: Final = 48
+"""Messages, the newest that were heard, of which every other one that is said again comes."""
 FAR_SLOTS: Final = 1 << 20
 EPOCH_SLOTS: Final = 1 << 32
 """D2: the same slot, one epoch later."""
@@ -125,7 +127,9 @@ class Replayer(Role):
         spool, chance = self._spool.messages, self.seat.chance
         if not isinstance(effect, fx.Broadcast) or not spool or chance.random() > REPLAY_CHANCE:
             return (effect,)
-        old = spool[chance.randrange(len(spool))]
+        # What was said just now elsewhere is of slots that are open here too.
+        start = max(0, len(spool) - RECENT) if chance.random() < 0.5 else 0
+        old = spool[chance.randrange(start, len(spool))]
         if chance.random() < 0.25:
             old = _move_epoch(old)
         self.seat.tell(f"replayed {type(old).__name__.lower()}")

@@ -5,7 +5,6 @@ import pytest
 
 from shardyard.blocks import BlockKind, Justification
 from shardyard.consensus.engine import BlockAbandoned, BlockFinal, BlockNotarized, RequestValidation
-from shardyard.consensus.proofs import build_certified_header, build_finality_proof
 from shardyard.consensus.simplex import FUTURE_SLOTS
 from shardyard.consensus.votes import VoteKind
 from shardyard.effects import BlockRecord, Broadcast, CertificateRecord, Persist, Send, SetTimer, Sign
@@ -15,8 +14,6 @@ from shardyard.messages import (
     BlockResponse,
     Certificates,
     Proposal,
-    RangeResponse,
-    Status,
     Votes,
 )
 from tests.unit.consensus.harness import DELTA_MS, GENESIS
@@ -429,75 +426,6 @@ def test_l7_rounds_within_the_budget_reach_every_item(monkeypatch):
         assert len(round_slots) <= 3
         told.update(round_slots)
     assert told == set(range(1, 10))
-
-
-def requests_for(solo, block_hash):
-    return [
-        output.to
-        for output in solo.of(Send)
-        if isinstance(output.message, BlockRequest) and block_hash in output.message.hashes
-    ]
-
-
-def test_l9_missing_ancestry_is_asked_of_the_sender_first_then_of_others():
-    solo = Solo()
-    solo.hear(Votes(()), "other")
-    parent = solo.build_block(1)
-    solo.hear(Proposal(solo.build_block(2, parent)), "leader")
-    assert requests_for(solo, parent.hash) == ["leader"]
-    for _ in range(8):
-        solo.fire("engine.fetch")
-    assert set(requests_for(solo, parent.hash)) == {"leader", "other"}
-
-
-def test_l9_a_fetch_survives_a_skip_and_its_answer_is_used():
-    solo = Solo()
-    parent = solo.build_block(1)
-    child = solo.build_block(2, parent)
-    solo.hear(Proposal(child))
-    solo.certify_and_hear(SKIP, 1)
-    solo.hear(BlockResponse(solo.config.shard, (parent,), ()))
-    assert {vote.block_hash for vote in solo.votes_sent(NOTAR)} == {parent.hash, child.hash}
-
-
-def test_l9_the_fetch_of_a_certified_block_survives_a_skip():
-    solo = Solo()
-    block = solo.build_block(1)
-    solo.certify_and_hear(NOTAR, 1, block.hash)
-    solo.certify_and_hear(SKIP, 1)
-    solo.fire("engine.fetch")
-    assert [output.message for output in solo.of(Send)] == [BlockRequest(solo.config.shard, (block.hash,))]
-
-
-def test_l9_an_unsolicited_answer_is_refused_before_it_is_kept():
-    solo = Solo()
-    block = solo.build_block(1)
-    solo.hear(BlockResponse(solo.config.shard, (block,), ()))
-    assert solo.engine.refused["UnsolicitedError"] == 1
-    assert solo.engine.get_block(block.hash) is None
-
-
-def test_l9_an_answer_by_somebody_else_is_refused():
-    solo = Solo()
-    parent = solo.build_block(1)
-    solo.hear(Proposal(solo.build_block(2, parent)), "leader")
-    solo.hear(BlockResponse(solo.config.shard, (parent,), ()), "stranger")
-    assert solo.engine.get_block(parent.hash) is None
-
-
-def test_l9_a_range_is_taken_only_from_whom_it_was_asked_of():
-    solo = Solo(local=())
-    block = solo.build_block(1)
-    certificates = solo.certify(NOTAR, 1, block.hash), solo.certify(FINAL, 1, block.hash)
-    proof = build_finality_proof((), build_certified_header(block), *certificates)
-    solo.hear(Status(solo.config.shard, 9, 8, ZERO_HASH), "asked")
-    assert [output.to for output in solo.of(Send)] == ["asked"]
-    answer = RangeResponse(solo.config.shard, (block,), proof)
-    solo.hear(answer, "another")
-    assert solo.finals == []
-    assert solo.engine.refused["UnsolicitedError"] == 1
-    solo.hear(answer, "asked")
-    assert [final.hash for final in solo.finals] == [block.hash]
 
 
 def test_a_stranger_who_sends_another_body_first_does_not_shut_out_the_block():
