@@ -241,7 +241,7 @@ def test_what_is_replayed_from_elsewhere_is_refused_by_domain_slot_and_signature
 
     monkeypatch.setattr(VotePool, "_drop", drop)
     monkeypatch.setattr(SimplexEngine, "_count_vote", count)
-    for seed in range(8):
+    for seed in range(5):
         world = build_world(seed, profile=FaultProfile(replayers=1), duration_ms=60_000, settle_ms=25_000)
         report = world.run()
         assert "evidence" not in report.counters, "nothing that was replayed may speak against anybody"

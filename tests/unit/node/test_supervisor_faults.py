@@ -101,8 +101,10 @@ async def test_full_disk_lasts_over_restarts_and_ends(tmp_path, eventually_async
 def test_a_process_that_a_dead_launcher_paused_wakes_and_leaves(home, command):
     network = create_network(home / "lab", Options(name="lab", shards=1, seed=5))
     create_run_dir(network.run_dir)
-    orphan = psutil.Popen([sys.executable, "-c", "input()", str(network.root)], stdin=subprocess.PIPE)
+    program = [sys.executable, "-c", "print(flush=True); input()", str(network.root)]
+    orphan = psutil.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        orphan.stdout.readline()  # one that is stopped while it is executed has no command line yet
         orphan.suspend()
         orphan.stdin.close()  # as its launcher's death does
         write_fault_file(network, FaultFile({}, {"shard-0-0": orphan.pid}))
@@ -111,6 +113,7 @@ def test_a_process_that_a_dead_launcher_paused_wakes_and_leaves(home, command):
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
+        orphan.stdout.close()
         orphan.poll()  # whoever waited for it has its status; it must not be taken for running
     assert network.root.exists() == (command == ["down"])
 
