@@ -9,6 +9,7 @@ from node.sim.byzantine.bad_proposer import BadProposer
 from node.sim.byzantine.garbage import EPOCH_SLOTS
 from node.sim.byzantine.lies import LIES
 from node.sim.byzantine.roles import ROLES
+from node.sim.invariants import Checker
 from node.sim.node import SimNode
 from node.sim.recipe import Recipe
 from node.sim.run import describe_result, run, run_recipe
@@ -296,3 +297,18 @@ def test_damaged_answers_are_refused_and_had_from_others(reasons):
         "got receipts of root",
     ):
         assert any(reason in text for text in texts), (reason, sorted(texts))
+
+
+def test_what_a_liar_proves_is_final_for_shards_before_honest_replicas_have_told_of_it(monkeypatch):
+    """A shard follows the beacon by proofs, whoever serves them; twins were the first to hand out a final block here."""
+    early = []
+    original = Checker._on_delivery
+
+    def on_delivery(self, shard, block, data, receipt):
+        original(self, shard, block, data, receipt)
+        early.extend(key for key in self._claimed if key[0] == BEACON)
+
+    monkeypatch.setattr(Checker, "_on_delivery", on_delivery)
+    result = run_recipe(Recipe(seed=58, minutes=10, calm_from_s=64))
+    assert result.is_ok, describe_result(result)
+    assert early
