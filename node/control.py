@@ -58,10 +58,13 @@ class ControlServer:
 
 async def answer_line(handler: Handler, line: bytes) -> bytes:
     """Return the answer to one line, as JSON: what ``handler`` gives, or why there is nothing."""
+    method = "the method"
     try:
         method, params = _read_request(line)
         result = await handler(method, params)
-    except (ShardyardError, KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        return json.dumps({"error": f"params: got no {error}, which {method} needs"}).encode()
+    except (ShardyardError, TypeError, ValueError) as error:
         return json.dumps({"error": f"{error}"}).encode()
     return json.dumps({"result": result}).encode()
 
@@ -86,7 +89,7 @@ def _read_request(line: bytes) -> tuple[str, dict[str, Any]]:
 async def ask(path: Path, method: str, /, *, timeout_s: float = 5.0, **params: Any) -> Any:
     """Return the answer of the process behind ``path``.
 
-    Raises ``NoAnswerError`` when there is none, and ``ControlError`` when it is a refusal.
+    Raises ``NoAnswerError`` when there is none, and ``ControlError`` when it is a refusal or nothing that can be read.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -96,11 +99,18 @@ async def ask(path: Path, method: str, /, *, timeout_s: float = 5.0, **params: A
                 line = await reader.readline()
             finally:
                 writer.close()
+    except ValueError as error:  # the reader's word for a line beyond its limit
+        raise ControlError(f"answer of {path.name}: got more than {MAX_LINE} bytes in a line") from error
     except (OSError, TimeoutError) as error:
         raise NoAnswerError(f"no answer at {path.name}: {str(error) or 'timed out'}") from error
     if not line:
         raise NoAnswerError(f"no answer at {path.name}: the connection was closed")
-    answer = json.loads(line)
+    try:
+        answer = json.loads(line)
+    except ValueError as error:
+        raise ControlError(f"answer of {path.name}: got a line that is no JSON: {error}") from error
+    if not isinstance(answer, dict) or not answer.keys() & {"error", "result"}:
+        raise ControlError(f"answer of {path.name}: got neither an error nor a result")
     if "error" in answer:
-        raise ControlError(answer["error"])
+        raise ControlError(str(answer["error"]))
     return answer["result"]

@@ -192,8 +192,14 @@ def _write_new(path: Path, text: bytes) -> None:
         raise CliError(f"{path} exists and is left alone; try: another --output", EXIT_CONFLICT) from error
     except OSError as error:
         raise CliError(f"{path}: {error.strerror}; try: another --output", EXIT_USAGE) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise CliError(f"{path}: {error.strerror}; try: another --output") from error
 
 
 @validator.command("import")

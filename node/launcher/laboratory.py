@@ -27,7 +27,7 @@ from node.launcher.faults import (
     get_name_flag,
     list_warnings,
 )
-from node.launcher.supervisor import Child
+from node.launcher.supervisor import Child, ChildError
 from node.network import Network
 
 TELL_TIMEOUT_S: Final = 5.0
@@ -87,6 +87,7 @@ class Laboratory:
                 untold = await self._make_true(fault)
             except BaseException:
                 self._strike_out(fault.id)
+                await self._undo_all(fault)  # some processes may have it by now
                 raise
             if fault.request.for_ms:
                 self._timers[fault.id] = asyncio.create_task(
@@ -122,7 +123,7 @@ class Laboratory:
         async with self._turn:
             for fault in faults:
                 if self._strike_out(fault.id):
-                    untold += await self._undo(fault)
+                    untold += await self._undo_all(fault)
                     logger.info("fault %d is healed: %s %s", fault.id, fault.kind, fault.describe())
         return sorted(set(untold))
 
@@ -172,22 +173,28 @@ class Laboratory:
                 return await self._tell(fault)
         return []
 
-    async def _undo(self, fault: Fault) -> list[str]:
-        match fault.kind:
-            case Kind.KILL:
-                for node in fault.request.nodes:
-                    self._children[node].start()
-            case Kind.PAUSE:
-                for node in fault.request.nodes:
-                    self._children[node].resume()
-                self._write_file()
-                return await self._tell(fault)  # it heard nothing while it slept
-            case Kind.FULL_DISK:
-                for node in fault.request.nodes:
-                    self._children[node].set_disk_full(full=False)
-            case _:
-                return await self._tell(fault)
-        return []
+    async def _undo_all(self, fault: Fault) -> list[str]:
+        """Undo ``fault`` for each of its processes, whatever becomes of the others; return those that could not be told."""
+        if fault.kind not in {*_SIGNALLED, Kind.FULL_DISK}:
+            return await self._tell(fault)
+        failed = [node for node in fault.request.nodes if not self._undo(fault.kind, node)]
+        if fault.kind is Kind.PAUSE:
+            return sorted({*failed, *await self._tell(fault)})  # they heard nothing while they slept
+        return failed
+
+    def _undo(self, kind: Kind, node: str) -> bool:
+        child = self._children[node]
+        try:
+            if kind is Kind.KILL:
+                child.start()
+            elif kind is Kind.PAUSE:
+                child.resume()
+            else:
+                child.set_disk_full(full=False)
+        except (ChildError, OSError) as error:
+            logger.warning("%s of %s cannot be undone: %s", kind, node, error)
+            return False
+        return True
 
     async def _tell(self, fault: Fault) -> list[str]:
         """Tell the processes that ``fault`` concerns what holds now; return those that run and did not answer."""

@@ -87,6 +87,8 @@ class Child:
                 start_new_session=True,
             )
         self.started_at = time.monotonic()
+        if not self.enabled:  # it was stopped while it was being started
+            await self._terminate()
         if self._is_disk_full:
             self.set_disk_full(full=True)  # long before the new process has loaded what it writes with
         code = await self._process.wait()

@@ -1,6 +1,7 @@
 """Ports, the launcher's lock, supervision of one process, and the control socket."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -210,3 +211,33 @@ async def test_line_that_is_no_request_is_answered_with_what_was_expected(line: 
     told = json.loads(await answer_line(answer, line))
     assert told["error"].startswith("request: got ")
     assert "expected {" in told["error"]
+
+
+@pytest.mark.parametrize(
+    ("told", "match"),
+    [
+        (b"not json\n", "no JSON"),
+        (b"[1]\n", "neither an error nor a result"),
+        (b"{}\n", "neither an error nor a result"),
+        (b"x" * (MAX_LINE + 2) + b"\n", "got more than"),
+    ],
+)
+async def test_answer_that_is_none_is_a_control_error(home: Path, told: bytes, match: str) -> None:
+    async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        with contextlib.suppress(ConnectionError):
+            writer.write(told)
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_unix_server(tell, path=str(home / "liar.sock")):
+        with pytest.raises(ControlError, match=match):
+            await ask(home / "liar.sock", "status")
+
+
+async def test_parameter_that_is_missing_is_named() -> None:
+    async def answer(_method: str, params: dict[str, Any]) -> Any:
+        return params["node"]
+
+    told = json.loads(await answer_line(answer, b'{"method": "node.stop", "params": {}}'))
+    assert told["error"] == "params: got no 'node', which node.stop needs"

@@ -1,5 +1,6 @@
 """What the launcher can do to a process: hold it down, stop it by a signal, let its writes fail."""
 
+import asyncio
 import contextlib
 import subprocess
 import sys
@@ -95,6 +96,72 @@ async def test_full_disk_lasts_over_restarts_and_ends(tmp_path, eventually_async
         child.set_disk_full(full=False)
         size = written.stat().st_size
         await eventually_async(lambda: written.stat().st_size > size)
+
+
+async def test_process_that_is_stopped_while_it_starts_does_not_run(tmp_path, monkeypatch, eventually_async):
+    spawn, is_spawning, may_spawn, spawned = (
+        asyncio.create_subprocess_exec,
+        asyncio.Event(),
+        asyncio.Event(),
+        [],
+    )
+
+    async def spawn_slowly(*arguments, **options):
+        is_spawning.set()
+        await may_spawn.wait()
+        spawned.append(await spawn(*arguments, **options))
+        return spawned[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn_slowly)
+    async with supervise(tmp_path, WAITING) as (child, exits, _):
+        await is_spawning.wait()
+        await child.stop()
+        may_spawn.set()
+        await eventually_async(lambda: spawned and spawned[0].returncode is not None)
+        assert child.pid is None
+        child.start()
+        await eventually_async(lambda: child.pid is not None)
+        assert exits == []
+
+
+class Stubborn:
+    """A child whose files nobody may limit, once ``is_stubborn``."""
+
+    pid = 1
+    is_paused = False
+
+    def __init__(self):
+        self.is_stubborn = False
+        self.is_full = False
+
+    def set_disk_full(self, *, full):
+        if self.is_stubborn:
+            raise ChildError("one: this user may not limit its files")
+        self.is_full = full
+
+
+async def test_fault_that_begins_in_part_is_taken_back(home):
+    network = create_network(home / "lab", Options(name="lab", shards=1, nodes_per_shard=2, seed=5))
+    create_run_dir(network.run_dir)
+    children = {"shard-0-0": Stubborn(), "shard-0-1": Stubborn()}
+    laboratory = Laboratory(network, children)
+    children["shard-0-1"].is_stubborn = True
+    with pytest.raises(ChildError, match="may not limit"):
+        await laboratory.methods["fault"]({"kind": "full-disk", "nodes": list(children)})
+    assert not children["shard-0-0"].is_full
+    assert (await laboratory.methods["faults"]({}))["faults"] == []
+
+
+async def test_one_process_that_cannot_be_healed_keeps_no_other_ill(home):
+    network = create_network(home / "lab", Options(name="lab", shards=1, nodes_per_shard=2, seed=5))
+    create_run_dir(network.run_dir)
+    children = {"shard-0-0": Stubborn(), "shard-0-1": Stubborn()}
+    laboratory = Laboratory(network, children)
+    for node in children:
+        await laboratory.methods["fault"]({"kind": "full-disk", "nodes": [node]})
+    children["shard-0-0"].is_stubborn = True
+    assert (await laboratory.methods["heal"]({}))["untold"] == ["shard-0-0"]
+    assert not children["shard-0-1"].is_full
 
 
 @pytest.mark.parametrize("command", [["down"], ["reset", "--yes"]])
