@@ -104,9 +104,14 @@ async def supervise(folder: Path, program: str) -> AsyncIterator[tuple[Child, Ex
 WAITING = "import sys; print('here', flush=True); sys.stdin.read()"
 
 
+def is_here(child: Child) -> bool:
+    """Tell whether a waiting child runs, and its supervisor knows: its words may come first."""
+    return child.pid is not None and "here" in child.read_last_words()
+
+
 async def test_killed_child_is_started_again(tmp_path: Path, eventually_async: Any) -> None:
     async with supervise(tmp_path, WAITING) as (child, exits, _):
-        await eventually_async(lambda: "here" in child.read_last_words())
+        await eventually_async(lambda: is_here(child))
         first = child.pid
         child.kill()
         await eventually_async(lambda: child.pid not in {None, first})
@@ -116,7 +121,7 @@ async def test_killed_child_is_started_again(tmp_path: Path, eventually_async: A
 
 async def test_stopped_child_stays_stopped_until_it_is_started(tmp_path: Path, eventually_async: Any) -> None:
     async with supervise(tmp_path, WAITING) as (child, exits, _):
-        await eventually_async(lambda: "here" in child.read_last_words())
+        await eventually_async(lambda: is_here(child))
         await child.stop()
         assert child.pid is None
         with pytest.raises(ChildError, match="one is not running"):

@@ -15,7 +15,7 @@ from node.launcher.laboratory import Laboratory, wake_orphans
 from node.launcher.launcher import create_run_dir
 from node.launcher.supervisor import ChildError
 from node.network import create_network
-from tests.unit.node.test_launcher import WAITING, supervise
+from tests.unit.node.test_launcher import WAITING, is_here, supervise
 
 WRITING = """
 import sys, time
@@ -31,7 +31,7 @@ while True:
 
 async def test_killed_process_stays_down_until_it_is_let_up(tmp_path, eventually_async):
     async with supervise(tmp_path, WAITING) as (child, exits, _):
-        await eventually_async(lambda: "here" in child.read_last_words())
+        await eventually_async(lambda: is_here(child))
         child.kill_and_hold()
         await eventually_async(lambda: child.pid is None)
         with pytest.raises(ChildError, match="one is not running"):
@@ -43,7 +43,7 @@ async def test_killed_process_stays_down_until_it_is_let_up(tmp_path, eventually
 
 async def test_paused_process_sleeps_wakes_and_can_be_stopped_asleep(tmp_path, eventually_async):
     async with supervise(tmp_path, WAITING) as (child, _, _):
-        await eventually_async(lambda: "here" in child.read_last_words())
+        await eventually_async(lambda: is_here(child))
         child.pause()
         await eventually_async(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED)
         child.resume()
@@ -72,7 +72,7 @@ async def test_process_killed_in_its_sleep_is_paused_no_more(tmp_path, home, eve
                 for fault in (await laboratory.methods["faults"]({}))["faults"]
             ]
 
-        await eventually_async(lambda: "here" in one.read_last_words() and "here" in two.read_last_words())
+        await eventually_async(lambda: is_here(one) and is_here(two))
         await begin({"kind": "pause", "nodes": ["shard-0-0", "shard-0-1"]})
         down = await begin({"kind": "kill", "nodes": ["shard-0-0"]})
         assert await list_held() == [("pause", ["shard-0-1"]), ("kill", ["shard-0-0"])]
