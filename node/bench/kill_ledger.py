@@ -4,8 +4,6 @@ A leg is a network of its own that was killed in parts, drained and audited. It 
 the bench loses the leg under way and nothing else. Legs count together when the same sources and options made them.
 """
 
-import fcntl
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Final
 import msgspec
 
 from node.bench.revival import Round
+from node.json_lines import append_line
 from node.load.result import Latency, compute_latency
 from node.sim.sources import compute_sources_hash
 from shardyard.errors import ConfigError
@@ -54,7 +53,7 @@ class Leg(msgspec.Struct, frozen=True):
     doubled: int
     """Transactions or messages that were executed twice, or out of their order."""
     equivocations: int
-    """Pairs of signatures that no honest validator gives, as nodes reported them or the audit found them."""
+    """Pairs of signatures that no honest validator gives, as nodes reported them; what the audit finds is under ``broken``."""
     broken: dict[str, int]
     """What the audit found, by promise; empty when all of them held."""
     error: str
@@ -125,20 +124,8 @@ class KillLedger:
 
     def append(self, leg: Leg) -> None:
         """Add a leg; it is on disk when this returns. Raises ``KillLedgerError`` when it cannot be written."""
-        line = msgspec.json.encode(leg) + b"\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                size = os.fstat(descriptor).st_size
-                if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                    line = b"\n" + line  # somebody was killed in the middle of a line
-                while line:
-                    line = line[os.write(descriptor, line) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            append_line(self.path, msgspec.json.encode(leg))
         except OSError as error:
             raise KillLedgerError(
                 f"ledger: {error}; try: --ledger PATH of a file that can be written"

@@ -15,7 +15,6 @@ not judged, when a bug that may lead to two truths survives, or more than one in
 import argparse
 import os
 import re
-import resource
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from typing import Final
 import msgspec
 
 from node.config import get_home
+from node.json_lines import append_line
 from node.sim.mutants import PLANTS, describe_plants, get_plant
 from node.sim.plants import Plant, PlantError, apply_plant, read_module
 from node.sim.recipe import Recipe
@@ -114,8 +114,9 @@ install_plant(plant)
 for passage in plant.passages:
     importlib.import_module(passage.module)
 """
-TEST_PROGRAM: Final = """
-import sys
+TEST_PROGRAM: Final = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, ({TEST_CPU_S}, {TEST_CPU_S}))
 from node.sim.mutants import get_plant
 from node.sim.plants import install_plant
 name, *arguments = sys.argv[1:]
@@ -180,8 +181,7 @@ class Records:
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome."""
         self._outcomes[outcome.name] = outcome
-        with self._path.open("ab") as file:
-            file.write(b"\n" + msgspec.json.encode(outcome) + b"\n")
+        append_line(self._path, msgspec.json.encode(outcome))
 
 
 def compute_key(plant: Plant) -> str:
@@ -331,7 +331,6 @@ def run_tests(plant: str, tests: Iterable[str]) -> tuple[str, str]:
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=_limit_processor_time,
         env=_environ(),
     )
     if done.returncode == 0:
@@ -342,10 +341,6 @@ def run_tests(plant: str, tests: Iterable[str]) -> tuple[str, str]:
     if done.returncode < 0:
         return f"tests of {' '.join(tests)}", f"ended by signal {-done.returncode}"
     raise MutationError(f"tests: exit code {done.returncode}: {(done.stderr or done.stdout)[-400:].strip()}")
-
-
-def _limit_processor_time() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (TEST_CPU_S, TEST_CPU_S))
 
 
 def describe_outcome(outcome: Outcome, width: int) -> str:

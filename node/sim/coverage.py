@@ -16,7 +16,10 @@ _LEADING: Final = (Phase.WAITING_TO_PROPOSE, Phase.BUILDING, Phase.PROPOSING)
 EXEMPT: Final[dict[str, tuple[tuple[Phase, ...], str]]] = {
     "withholder": (_LEADING, "acts in its own slot, in which nobody else of its chain leads"),
     "bad proposer": (_LEADING, "acts in its own slot, in which nobody else of its chain leads"),
-    "tamperer": ((Phase.ANNOUNCING,), "acts on shards, and only the beacon announces"),
+    "tamperer": (
+        (*_LEADING, Phase.ANNOUNCING),
+        "acts in its own slot, in which nobody else of its chain leads, and on shards, which do not announce",
+    ),
 }
 """Phases that a role does not meet by its nature (now and then it does, between nodes that are apart), and why: no holes."""
 _PAIR: Final = re.compile(r"(?P<fault>.+?) while (?P<phase>.+)")

@@ -4,8 +4,6 @@ A hunt may be killed at any instant: a line is written whole or its rest is pass
 hunts may write to one ledger; runs that another one has finished in the meantime are counted once.
 """
 
-import fcntl
-import os
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from node.json_lines import append_line
 from node.sim.recipe import Recipe
 from node.sim.run import Result
 from node.sim.sources import compute_sources_hash, describe_commit
@@ -112,24 +111,13 @@ class Ledger:
         return recipe in self.entries
 
     def append(self, result: Result) -> Entry:
-        """Add a finished run; it is in the file when this returns.
+        """Add a finished run; it is on disk when this returns.
 
         Raises ``LedgerError`` when it cannot be written.
         """
         entry = build_entry(result)
-        line = msgspec.json.encode(entry) + b"\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                size = os.fstat(descriptor).st_size
-                if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                    line = b"\n" + line  # somebody was killed in the middle of a line
-                while line:
-                    line = line[os.write(descriptor, line) :]
-            finally:
-                os.close(descriptor)
+            append_line(self.path, msgspec.json.encode(entry))
         except OSError as error:
             raise LedgerError(f"ledger: {error}; try: --ledger PATH of a file that can be written") from error
         self._keep(entry)

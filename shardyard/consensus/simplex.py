@@ -162,10 +162,9 @@ class SimplexEngine(ChainView):
         if self._strikes[sender] >= MAX_STRIKES:
             self.refused["muted"] += 1
             return []
+        # Who only asks, as shards ask for the beacon's blocks, has nothing to give.
         if not isinstance(message, BlockRequest | RangeRequest):
-            self._sync.note_peer(
-                sender
-            )  # who only asks, as shards ask of the beacon's blocks, has nothing to give
+            self._sync.note_peer(sender)
         try:
             self._dispatch(sender, message)
         except RemoteProtocolError as error:

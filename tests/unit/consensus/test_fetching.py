@@ -41,7 +41,7 @@ def test_missing_ancestry_is_asked_of_the_sender_first_then_of_others():
 
 
 def test_who_only_asks_is_asked_for_nothing():
-    """Shards follow the beacon by asking; a replica that asked them for its missing blocks stood still for minutes."""
+    """Shards follow the beacon by asking; a replica that asked them for its missing blocks stood still."""
     solo = Solo()
     for number in range(12):
         solo.hear(RangeRequest(solo.config.shard, 1, 16), f"follower-{number}")

@@ -2,12 +2,17 @@
 
 import random
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import median
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
-from node.sim.bus import SimBus
+from node.bus.topics import CLASS_OF
+from node.runtime import list_subscriptions
+from node.scale.world import _is_heard
+from node.sim.bus import SimBus, _is_subscribed
 from node.sim.clock import Clock
 from node.sim.links import ENVELOPE_BYTES, MAX_BACKLOG_MS, TABLES, TAIL_STEPS, Links, get_table
 from node.sim.scenario import FaultProfile
@@ -163,3 +168,15 @@ def test_losses_and_copies_come_as_often_as_they_should():
     assert 500 < bus.counters["lost"] < 700
     assert 2900 < len(ears[1].heard) < 3350
     assert len(Counter(at for at, _, _ in ears[1].heard)) == 50
+
+
+@pytest.mark.parametrize("kind", CLASS_OF, ids=lambda kind: kind.__name__)
+def test_the_simulated_broker_delivers_what_real_nodes_subscribe_to(kind):
+    chains = [BEACON, ShardId(0), ShardId(1), ShardId(2)]
+    for sender, destination in product(chains, chains[1:]):
+        fields = dict.fromkeys(field.name for field in msgspec.structs.fields(kind))
+        message = kind(
+            **fields | ({"bundle": SimpleNamespace(dst=destination)} if "bundle" in fields else {})
+        )
+        heard = {chain for chain in chains if _is_heard(list_subscriptions(chain), sender, message)}
+        assert {chain for chain in chains if _is_subscribed(chain, sender, message)} == heard
