@@ -12,7 +12,7 @@ from typing import Final
 
 from crosslink.availability import BodyStore, NoSubmissionSource, SubmissionSource
 from crosslink.fetching import FETCH_TIMER, BodyFetcher
-from crosslink.ledger import Ledger, read_body
+from crosslink.ledger import Ledger
 from crosslink.rejoins import REJOIN_TIMER, RejoinPool
 from crosslink.reports import (
     describe_block,
@@ -326,7 +326,7 @@ class BeaconMachine:
 
     def _announce(self, block: Block, proof: FinalityProof, accepted: list[CrosslinkFacts]) -> list[Effect]:
         effects: list[Effect] = [Finalise(block, proof)]
-        self._rejoins.on_final(read_body(self._genesis, block).rejoins)
+        self._rejoins.on_final(self._ledger.read_body(block).rejoins)
         if not self._is_catching_up:  # old blocks are fetched by whoever needs them
             effects.append(Broadcast(FinalBlock(block=block, proof=proof)))
         effects.append(describe_block(block, self.state))

@@ -87,6 +87,8 @@ class Ledger:
         self.final_block = genesis.beacon_block
         self.final_state = build_genesis_state(genesis)
         self._states: dict[Hash32, BeaconState] = {}
+        self._read: tuple[Block, BeaconBody] | None = None
+        """The block whose body was read last."""
         self._refs: dict[int, BeaconRef] = {0: build_beacon_ref(genesis.beacon_block)}
 
     def get_state(self, block: Block) -> BeaconState | None:
@@ -130,7 +132,15 @@ class Ledger:
 
     def read_crosslinks(self, block: Block) -> tuple[Crosslink, ...]:
         """Return the crosslinks of ``block``; raises ``InvalidBlockError``."""
-        return read_body(self._genesis, block).crosslinks
+        return self.read_body(block).crosslinks
+
+    def read_body(self, block: Block) -> BeaconBody:
+        """Return the body of ``block``; raises ``InvalidBlockError``. One block is asked about several times in a row."""
+        if (
+            self._read is None or self._read[0] is not block
+        ):  # the same object: a hash does not say what the body holds
+            self._read = block, read_body(self._genesis, block)
+        return self._read[1]
 
     def find_missing(self, block: Block) -> list[Crosslink]:
         """Return the crosslinks of ``block`` whose bodies are not held; raises ``InvalidBlockError``."""
@@ -138,7 +148,7 @@ class Ledger:
 
     def execute(self, parent: Block, before: BeaconState, block: Block) -> BeaconState:
         """Return the state after ``block``, all bodies of which are held; raises ``InvalidBlockError``."""
-        body = read_body(self._genesis, block)
+        body = self.read_body(block)
         committee = self._genesis.committees[BEACON]
         verify_rejoins(self._crypto, self._genesis.get_domain(BEACON), committee, body.rejoins)
         find_ref = self.build_find_ref(parent)
@@ -228,7 +238,7 @@ class Ledger:
             after = self._lookup(block.hash) or self.execute(self.final_block, self.final_state, block)
         except InvalidBlockError as error:
             raise LocalProtocolError(f"the beacon finalised an invalid block: {error}") from error
-        crosslinks = read_body(self._genesis, block).crosslinks
+        crosslinks = self.read_body(block).crosslinks
         accepted = [crosslink.hash for crosslink in crosslinks]
         facts = [checked.facts for key in accepted if (checked := self._bodies.get(key)) is not None]
         self.final_block, self.final_state = block, after

@@ -3,7 +3,7 @@
 A crosslink covers the final blocks after the last one that the beacon accepted: at most
 ``max_crosslink_blocks``, at most ``max_bundle_bytes`` of receipts. One is in flight at a time; a longer one
 replaces it only when the beacon moved on without it, so that all replicas of a shard offer the same few
-crosslinks. Its content is a function of final blocks alone.
+crosslinks. Its content is a function of final blocks alone, and replicas take turns to offer it (``shards.turns``).
 
 Receipts stay here until the beacon says that their destination consumed them, whoever asks for them again.
 The assembler counts what every inbox ever got, as the beacon does, and so knows the position at which a
@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from shards.turns import OfferTurns
 from shardyard.blocks import FinalityProof, Header
 from shardyard.crosslinks import Bundle, Crosslink, CrosslinkSubmission
 from shardyard.effects import Broadcast, Effect, Send
@@ -48,12 +49,13 @@ class _Accepted(msgspec.Struct, frozen=True):
 class CrosslinkAssembler:
     """Offers crosslinks of one shard and serves what they carry."""
 
-    def __init__(self, genesis: Genesis, shard: ShardId, find_final: FindFinal, *, is_offering: bool) -> None:
+    def __init__(self, genesis: Genesis, shard: ShardId, find_final: FindFinal, keys: Sequence[int]) -> None:
+        """``keys`` are the validators in this process; without any it keeps receipts available and offers nothing."""
         self._genesis = genesis
         self._shard = shard
         self._find_final = find_final
-        self._is_offering = is_offering
-        """Followers without keys keep receipts available and offer nothing."""
+        self._is_offering = bool(keys)
+        self._turns = OfferTurns(keys, len(genesis.committees[shard]))
         self._outboxes: dict[int, tuple[bytes, ...]] = {}
         self._congestion: dict[int, int] = {}
         self._bytes = 0
@@ -117,6 +119,7 @@ class CrosslinkAssembler:
         crosslink = accepted.crosslink
         self._last_hash, self._last_height = crosslink.hash, crosslink.last_height
         self._in_flight = None
+        self._turns.begin()
         for height in [height for height in self._congestion if height <= crosslink.last_height]:
             del self._congestion[height]
         if accepted.ends:
@@ -136,7 +139,7 @@ class CrosslinkAssembler:
     # --- offering ---
 
     def offer(self) -> list[Effect]:
-        """Return the submission of a crosslink when one is due."""
+        """Return the submission of a crosslink when one is due, and it is this replica's turn."""
         is_known = self._last_height + 1 >= self._first_height
         if not self._is_offering or not is_known or self._final_height <= self._last_height:
             return []
@@ -150,13 +153,15 @@ class CrosslinkAssembler:
         while len(self._offered) > MAX_OFFERED:
             del self._offered[next(iter(self._offered))]
         self._offered_at = self._beacon_height
-        return [Broadcast(SubmitCrosslink(submission))]
+        return [Broadcast(SubmitCrosslink(submission))] if self._turns.offer(self._last_hash) else []
 
-    def offer_again(self) -> list[Effect]:
-        """Return what is in flight once more: the bus loses messages, and a silent beacon may have
+    def on_tick(self) -> list[Effect]:
+        """Return what is in flight once more, now and then: the bus loses messages, and a silent beacon may have
         restarted.
         """
-        return [Broadcast(SubmitCrosslink(self._in_flight))] if self._in_flight is not None else self.offer()
+        if self._in_flight is None:
+            return self.offer()
+        return [Broadcast(SubmitCrosslink(self._in_flight))] if self._turns.tick(self._last_hash) else []
 
     def _build(self) -> CrosslinkSubmission | None:
         headers: list[Header] = []

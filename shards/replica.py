@@ -105,7 +105,7 @@ from shardyard.messages import (
 
 OFFER_TIMER: Final = "outbox.offer"
 OFFER_PERIOD: Final = 4
-"""Block times after which a crosslink in flight is sent once more."""
+"""Block times between two looks at a crosslink in flight: is it to be offered once more?"""
 MAX_WAITING_FINALS: Final = 128
 """Final blocks waiting for execution before catch-up stops to ask for more."""
 
@@ -164,9 +164,7 @@ class ShardReplica:
         )
         self.engine = build_engine(config, crypto, blocks)
         self.follower = BeaconFollower(genesis, shard, crypto)
-        self.assembler = CrosslinkAssembler(
-            genesis, shard, self._find_final, is_offering=bool(local_validators)
-        )
+        self.assembler = CrosslinkAssembler(genesis, shard, self._find_final, config.local_validators)
         self._candidates = Candidates(genesis_block.header)
         self._access_lists = AccessListShelf(genesis.preset.max_access_list_bytes)
         self._has_distant_voters = len(config.local_validators) < len(config.committee)
@@ -269,7 +267,7 @@ class ShardReplica:
             case TimerFired(name=name) if name.startswith(TIMER_PREFIX):
                 self._run(self.engine.on_timer(name, now_ms), now_ms)
             case TimerFired(name=name) if name == OFFER_TIMER:
-                self._emit(*self.assembler.offer_again())
+                self._emit(*self.assembler.on_tick())
                 self._emit(SetTimer(OFFER_TIMER, OFFER_PERIOD * self._genesis.preset.block_time_ms))
             case TimerFired(name=name):
                 self._absorb(self.follower.on_timer(name))

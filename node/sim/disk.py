@@ -14,7 +14,7 @@ from node.executor import StateRecord
 from node.sim.frame_file import FrameFile
 from node.storage.data_dir import SIGNER_FILE, SIGNER_FILE_KIND, DataDir, DataStamp
 from node.storage.frames import Frame, scan
-from node.storage.log import LOG_FILE_KIND, MAX_RECORD_BYTES, BlockLog, EntryKind, compute_label
+from node.storage.log import LOG_FILE_KIND, MAX_RECORD_BYTES, BlockLog, EntryKind, LogEntry, compute_label
 from node.storage.signer_record import FrameKind, SignerRecord, Witness
 from shardyard.blocks import Block, FinalityProof
 from shardyard.codec import decode, encode
@@ -41,6 +41,8 @@ class SimDisk:
         self._blocks: dict[Hash32, Block] = {}
         self._finals: dict[int, tuple[Block, FinalityProof]] = {}
         self._submissions: dict[Hash32, CrosslinkSubmission] = {}
+        self._decoded: dict[bytes, Record | StateRecord] = {}
+        """What bytes said that were read before: most of a log is the same at the next restart."""
 
     def append(self, record: Record) -> None:
         """Write a record without waiting for the disk."""
@@ -80,11 +82,13 @@ class SimDisk:
             BlockLog(path, self._owner, segment_bytes=SEGMENT_BYTES) as log,
         ):
             for entry in log.iterate():
-                if entry.kind is EntryKind.NODE:
-                    state = decode(entry.payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
-                    states[state.block_hash] = state
+                found = self._decoded.get(entry.payload)
+                if found is None:
+                    found = self._decoded[entry.payload] = _decode_entry(entry)
+                if isinstance(found, StateRecord):
+                    states[found.block_hash] = found
                 else:
-                    records.append(entry.decode_record())
+                    records.append(found)
         for record in records:
             self._index(record)
         return records, states
@@ -107,6 +111,12 @@ class SimDisk:
             self._finals[record.height] = (self._blocks.pop(record.block_hash), record.proof)
         elif isinstance(record, SubmissionRecord):
             self._submissions[record.submission.crosslink.hash] = record.submission
+
+
+def _decode_entry(entry: LogEntry) -> Record | StateRecord:
+    if entry.kind is EntryKind.NODE:
+        return decode(entry.payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
+    return entry.decode_record()
 
 
 def _encode_entry(value: object) -> tuple[bytes, bytes]:

@@ -51,7 +51,7 @@ _TIMERS: Final = {
     "engine.standstill": "nothing has become final for too long",
     "engine.fetch": "asks again for missing blocks",
     "engine.range": "asks again for final blocks",
-    "outbox.offer": "offers its crosslink again",
+    "outbox.offer": "looks whether its crosslink was accepted",
 }
 
 

@@ -1,4 +1,4 @@
-"""Planted bugs between the shards: rules X0 to X13, B6, the codec, and what the bus refuses."""
+"""Planted bugs between the shards: rules X0 to X14, B6, the codec, and what the bus refuses."""
 
 from node.sim.plants import Plant
 
@@ -290,6 +290,24 @@ SHARD_PLANTS: tuple[Plant, ...] = (
         "        index = position - len(self.deliveries_data)\n        if index < 0:\n",
         "        index = position\n        if index >= len(self.transactions.ends):\n",
         "user transactions are found where deliveries stand",
+        is_safety=False,
+    ),
+    Plant(
+        "x14-turns-never-move-on",
+        "X14",
+        "shards.turns",
+        "        self._attempt += 1\n",
+        "        self._attempt += 0\n",
+        "a crosslink whose first two replicas are away is offered by nobody",
+        is_safety=False,
+    ),
+    Plant(
+        "x14-no-pause-grows",
+        "X14",
+        "shards.turns",
+        "        self._pause = self._ticks = min(2 * self._pause, MAX_PAUSE)\n",
+        "        self._pause = self._ticks = 1\n",
+        "bodies are said again and again to a beacon that stands still",
         is_safety=False,
     ),
     Plant(

@@ -18,7 +18,7 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final
 
@@ -34,10 +34,13 @@ FORMAT_VERSION: Final = 1
 _HEADER: Final = struct.Struct(">8sHH32sI")
 _MAGIC: Final = b"SYFRAMES"
 _FRAME: Final = struct.Struct(">4sBBIQ")
+_PLACE: Final = struct.Struct(">QI")
 _HEAD_BYTES: Final = _FRAME.size + 2
 _MARKER: Final = b"\xf5\x53\x59\xa7"
 _CHECKSUM_BYTES: Final = 16
 FRAME_BYTES: Final = _HEAD_BYTES + _CHECKSUM_BYTES
+WINDOW_BYTES: Final = 1 << 20
+"""Bytes that are read at a time where a file is read from front to back."""
 
 
 class CorruptFileError(ShardyardError):
@@ -95,12 +98,42 @@ def encode_frame(
 
 def read_frame(descriptor: int, number: int, offset: int) -> Frame | None:
     """Return the frame at ``offset``, or None when there is no good one."""
-    fixed = os.pread(descriptor, FRAME_BYTES, offset)
+    return _read_frame(lambda size, at: os.pread(descriptor, size, at), number, offset)
+
+
+def read_frames(descriptor: int, number: int) -> Iterator[Frame]:
+    """Yield the frames of a file from its beginning up to the first that is not good, reading it in large pieces."""
+    read = _ReadAhead(descriptor).read
+    offset = HEADER_BYTES
+    while (frame := _read_frame(read, number, offset)) is not None:
+        yield frame
+        offset = frame.end
+
+
+class _ReadAhead:
+    """Reads of a file from front to back, in pieces of ``WINDOW_BYTES``."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._start = 0
+        self._window = b""
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return ``size`` bytes at ``offset``, or fewer where the file ends."""
+        at = offset - self._start
+        if at < 0 or at + size > len(self._window):
+            self._window = os.pread(self._descriptor, max(size, WINDOW_BYTES), offset)
+            self._start, at = offset, 0
+        return self._window[at : at + size]
+
+
+def _read_frame(read: Callable[[int, int], bytes], number: int, offset: int) -> Frame | None:
+    fixed = read(FRAME_BYTES, offset)
     head = _decode_head(fixed)
     if head is None:
         return None
     kind, label_bytes, payload_bytes, synced = head
-    body = os.pread(descriptor, label_bytes + payload_bytes, offset + FRAME_BYTES)
+    body = read(label_bytes + payload_bytes, offset + FRAME_BYTES)
     if len(body) < label_bytes + payload_bytes:
         return None
     label, payload = body[:label_bytes], body[label_bytes:]
@@ -132,16 +165,13 @@ def verify_header(descriptor: int, file_kind: int, owner: bytes, number: int, na
 
 def scan(descriptor: int, number: int) -> Iterator[Frame | ScanEnd]:
     """Yield the good frames of a file from its beginning, and at last one ``ScanEnd``."""
-    size = os.fstat(descriptor).st_size
     offset = HEADER_BYTES
-    while offset < size:
-        frame = read_frame(descriptor, number, offset)
-        if frame is None:
-            yield ScanEnd(offset, _judge_tail(descriptor, number, offset, size))
-            return
+    for frame in read_frames(descriptor, number):
         yield frame
         offset = frame.end
-    yield ScanEnd(offset, Tail.CLEAN)
+    size = os.fstat(descriptor).st_size
+    tail = Tail.CLEAN if offset >= size else _judge_tail(descriptor, number, offset, size)
+    yield ScanEnd(offset, tail)
 
 
 def salvage(descriptor: int, number: int) -> Iterator[Frame]:
@@ -178,21 +208,22 @@ def _decode_head(data: bytes) -> tuple[int, int, int, int] | None:
     marker, kind, label_bytes, payload_bytes, synced = _FRAME.unpack_from(data)
     if marker != _MARKER or payload_bytes > MAX_FRAME_PAYLOAD_BYTES:
         return None
-    if data[:_HEAD_BYTES] != _encode_head(kind, label_bytes, payload_bytes, synced):
+    if int.from_bytes(data[_FRAME.size : _HEAD_BYTES], "big") != binascii.crc_hqx(
+        data[: _FRAME.size], 0xFFFF
+    ):
         return None
     return kind, label_bytes, payload_bytes, synced
 
 
 def _find_frames(descriptor: int, number: int, offset: int) -> Iterator[Frame]:
     """Yield good frames wherever they stand from ``offset`` on."""
-    window_bytes = 1 << 20
     while True:
-        window = os.pread(descriptor, window_bytes, offset)
+        window = os.pread(descriptor, WINDOW_BYTES, offset)
         at = window.find(_MARKER)
         if at < 0:
-            if len(window) < window_bytes:
+            if len(window) < WINDOW_BYTES:
                 return
-            offset += window_bytes - len(_MARKER) + 1
+            offset += WINDOW_BYTES - len(_MARKER) + 1
             continue
         frame = read_frame(descriptor, number, offset + at)
         if frame is None:
@@ -204,7 +235,7 @@ def _find_frames(descriptor: int, number: int, offset: int) -> Iterator[Frame]:
 
 def _is_zero(descriptor: int, offset: int, size: int) -> bool:
     while offset < size:
-        window = os.pread(descriptor, min(1 << 20, size - offset), offset)
+        window = os.pread(descriptor, min(WINDOW_BYTES, size - offset), offset)
         if any(window):
             return False
         offset += len(window)
@@ -212,9 +243,7 @@ def _is_zero(descriptor: int, offset: int, size: int) -> bool:
 
 
 def _compute_checksum(offset: int, number: int, head: bytes, label: bytes, payload: bytes) -> bytes:
-    hasher = hashlib.blake2b(struct.pack(">QI", offset, number), digest_size=_CHECKSUM_BYTES)
-    hasher.update(head)
-    hasher.update(label)
+    hasher = hashlib.blake2b(_PLACE.pack(offset, number) + head + label, digest_size=_CHECKSUM_BYTES)
     hasher.update(payload)
     return hasher.digest()
 

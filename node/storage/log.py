@@ -32,6 +32,7 @@ from node.storage.frames import (
     encode_frame,
     encode_header,
     read_frame,
+    read_frames,
     scan,
     sync_directory,
     verify_header,
@@ -259,14 +260,12 @@ class BlockLog:
     def iterate(self) -> Iterator[LogEntry]:
         """Yield the entries that are on disk, in order. Raises ``CorruptFileError`` when a disk has rotted since."""
         for number, descriptor in enumerate(self._descriptors):
-            offset = HEADER_BYTES
-            end = os.fstat(descriptor).st_size
-            while offset < end:
-                frame = read_frame(descriptor, number, offset)
-                if frame is None:
-                    raise self._build_corruption(number, offset)
+            end, offset = os.fstat(descriptor).st_size, HEADER_BYTES
+            for frame in read_frames(descriptor, number):
                 yield LogEntry(EntryKind(frame.kind), frame.payload, frame.label)
                 offset = frame.end
+            if offset < end:
+                raise self._build_corruption(number, offset)
 
     def get_final(self, height: int) -> tuple[Block, FinalityProof] | None:
         """Return the final block at ``height`` with its proof, or None when the log does not hold it."""

@@ -44,7 +44,7 @@ def find(cli, node):
 
 
 def wait_for_height(cli, node, height, eventually):
-    eventually(lambda: has_answered(cli, node) and show(cli, node).get("latest", 0) >= height, DEADLINE_S)
+    eventually(lambda: find(cli, node).get("latest", 0) >= height, DEADLINE_S)
 
 
 def ask_rpc(cli, node, method, *params):
@@ -239,10 +239,7 @@ def test_what_keys_signed_moves_by_a_file(replicated, tmp_path, eventually):
     assert row["added"] > 0
     replicated.call("node", "start", "shard-0-2")
     eventually(
-        lambda: (
-            has_answered(replicated, "shard-0-2")
-            and show(replicated, "shard-0-2").get("signer", {}).get("state") == "signing"
-        ),
+        lambda: find(replicated, "shard-0-2").get("signer", {}).get("state") == "signing",
         DEADLINE_S,
     )
     newest = max(

@@ -24,10 +24,10 @@ replace = msgspec.structs.replace
 class Shard:
     """A shard's final chain and its assembler."""
 
-    def __init__(self, *, is_offering=True, **changes):
+    def __init__(self, *, keys=range(4), **changes):
         self.genesis = build_genesis(3, **changes)
         self.blocks = [self.genesis.build_shard_block(0)]
-        self.assembler = CrosslinkAssembler(self.genesis, 0, self.find, is_offering=is_offering)
+        self.assembler = CrosslinkAssembler(self.genesis, 0, self.find, tuple(keys))
         self.next_seq = {1: 1, 2: 1}
         self.beacon_height = 0
 
@@ -94,10 +94,37 @@ def test_one_crosslink_is_in_flight_until_the_beacon_moved_on_without_it():
 
 def test_what_is_in_flight_is_said_again_by_timer():
     shard = Shard()
-    assert shard.assembler.offer_again() == []
+    assert shard.assembler.on_tick() == []
     shard.finalise()
     (offer,) = shard.offer()
-    assert shard.assembler.offer_again() == [fx.Broadcast(SubmitCrosslink(offer))]
+    assert shard.assembler.on_tick() == [fx.Broadcast(SubmitCrosslink(offer))]
+
+
+def test_x14_replicas_that_are_not_first_hold_the_crosslink_and_offer_it_when_the_first_were_not_heard():
+    shards = [Shard(keys=(key,)) for key in range(4)]
+    for shard in shards:
+        shard.finalise(1)
+    offers = [shard.offer() for shard in shards]
+    assert [len(found) for found in offers] == [1, 1, 0, 0]
+    key = offers[0][0].crosslink.hash
+    assert all(len(shard.assembler.on_crosslink_request("beacon-0", key)) == 1 for shard in shards)
+    assert [len(shard.assembler.on_tick()) for shard in shards] == [0, 0, 1, 1]
+
+
+def test_x14_an_accepted_crosslink_gives_the_next_one_its_first_turn():
+    shards = [Shard(keys=(key,)) for key in range(4)]
+    for shard in shards:
+        shard.finalise()
+        shard.offer()
+        shard.assembler.on_tick()
+    (accepted,) = {
+        submission.crosslink for shard in shards for submission in shard.assembler._offered.values()
+    }
+    for shard in shards:
+        shard.beacon(accepted)
+        shard.finalise()
+    first = int.from_bytes(accepted.hash[:8], "big") % 4
+    assert {key for key in range(4) if shards[key].offer()} == {first, (first + 1) % 4}
 
 
 def test_x4_a_crosslink_never_covers_more_blocks_than_its_cap():
@@ -166,7 +193,7 @@ def test_a_crosslink_follows_one_that_ends_at_the_snapshots_block():
     (first,) = shard.offer()
     shard.beacon(first.crosslink)
     late = CrosslinkAssembler(
-        shard.genesis, 0, lambda height: shard.find(height) if height > 1 else None, is_offering=True
+        shard.genesis, 0, lambda height: shard.find(height) if height > 1 else None, range(4)
     )
     late.begin_after(shard.blocks[1].header)
     late.on_beacon_block(1, [first.crosslink])
@@ -179,7 +206,7 @@ def test_a_crosslink_follows_one_that_ends_at_the_snapshots_block():
 
 
 def test_a_follower_without_keys_offers_nothing():
-    shard = Shard(is_offering=False)
+    shard = Shard(keys=())
     shard.finalise(1)
     assert shard.offer() == []
 

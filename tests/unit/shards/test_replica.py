@@ -126,7 +126,7 @@ def test_a_follower_without_keys_catches_up_and_says_nothing_of_its_own(network,
     late.start()
     reach(network, 155, late)
     assert get_finals(late)[:100] == get_finals(node)[:100]
-    assert late.machine.assembler.offer_again() == []
+    assert late.machine.assembler.on_tick() == []
 
 
 def test_a_node_that_restarts_stands_where_it_stood_and_goes_on(network):
