@@ -22,7 +22,7 @@ from crosslink.reports import (
     describe_refusal,
 )
 from crosslink.state import BeaconState, CrosslinkFacts, SupplyTable
-from crosslink.validity import AheadError, CheckedSubmission, check_bodies, check_submission, verify_position
+from crosslink.validity import AheadError, CheckedSubmission, check_submission, read_bodies, verify_position
 from shardyard.blocks import Block, BlockKind, FinalityProof
 from shardyard.consensus.engine import (
     TIMER_PREFIX,
@@ -153,8 +153,7 @@ class BeaconMachine:
         submission = self._submissions.get_submission(crosslink)
         if submission is None:
             return None
-        bundles = check_bodies(self._genesis, submission).bundles
-        return next((found for found in bundles if found.dst == dst), None)
+        return next((found for found in read_bodies(submission).bundles if found.dst == dst), None)
 
     def recover(self, records: Sequence[Record]) -> None:
         """Take over the chain's log before ``Started``: the same records give the same state."""
@@ -174,7 +173,7 @@ class BeaconMachine:
 
     def _restore(self, submission: CrosslinkSubmission | None) -> None:
         if submission is not None:
-            checked = check_bodies(self._genesis, submission)
+            checked = read_bodies(submission)
             self._bodies.mark_logged(checked.facts.hash)
             self._bodies.add(checked)
 

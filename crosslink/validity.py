@@ -37,6 +37,7 @@ from shardyard.receipts import (
     compute_escrow,
     compute_outbox_root,
     count_deliveries,
+    decode_receipt,
     summarise_links,
 )
 
@@ -82,15 +83,23 @@ def check_submission(genesis: Genesis, crypto: Crypto, submission: CrosslinkSubm
 
 
 def check_bodies(genesis: Genesis, submission: CrosslinkSubmission) -> CheckedSubmission:
-    """Return the facts of a submission whose headers are known to be final, checking its bodies against them.
-
-    Enough by itself for what comes from this process's own log.
-    """
-    crosslink = submission.crosslink
+    """Return the facts of a submission whose headers are known to be final, checking its bodies against them."""
     entries: Entries = []
     for header, outbox in zip(submission.headers, submission.outboxes, strict=True):
         entries += _verify_block_outbox(genesis, header, outbox)
-    _verify_links(crosslink, entries)
+    _verify_links(submission.crosslink, entries)
+    return _gather(submission, entries)
+
+
+def read_bodies(submission: CrosslinkSubmission) -> CheckedSubmission:
+    """Return the facts of a submission from this process's own log, where only checked ones come (S5)."""
+    return _gather(
+        submission, [(data, decode_receipt(data)) for outbox in submission.outboxes for data in outbox]
+    )
+
+
+def _gather(submission: CrosslinkSubmission, entries: Entries) -> CheckedSubmission:
+    crosslink = submission.crosslink
     received: dict[ShardId, Entries] = {link.dst: [] for link in crosslink.links}
     for entry in entries:
         received[entry[1].dst].append(entry)

@@ -17,7 +17,13 @@ from node.load.result import Latency, compute_latency
 from node.sim.sources import compute_sources_hash
 from shardyard.errors import ConfigError
 
-PROGRAMS: Final = ("node.process", "node.bus.broker", "node.launcher.__main__", "node.bench.kill")
+PROGRAMS: Final = (
+    "node.process",
+    "node.bus.broker",
+    "node.launcher.__main__",
+    "node.launcher.fork_server",
+    "node.bench.kill",
+)
 """What runs in a leg; whatever these import decides what comes of it."""
 DEFAULT_PATH: Final = Path("reports/kill-ledger.jsonl")
 MAX_LINE_BYTES: Final = 16 << 20

@@ -251,7 +251,9 @@ def wake_orphans(network: Network, wait_s: float = 0.0) -> int:
     for pid in read_fault_file(network).paused.values():
         with contextlib.suppress(psutil.Error, OSError):
             process = psutil.Process(pid)
-            if str(network.root) in process.cmdline():  # else the number is another program's by now
+            if str(network.root) in " ".join(
+                process.cmdline()
+            ):  # else the number is another program's by now
                 process.send_signal(signal.SIGCONT)
                 woken.append(process)
     get_faults_path(network).unlink(missing_ok=True)

@@ -17,10 +17,11 @@ from typing import Any
 from node.bus.access import OBSERVER, build_access_list, write_access_file
 from node.bus.mosquitto import write_mosquitto_config
 from node.control import ControlError, ControlServer, ask
+from node.launcher.forking import CAN_FORK, Forker
 from node.launcher.laboratory import Laboratory, wake_orphans
 from node.launcher.lock import lock_network
 from node.launcher.ports import LOOPBACK, Ports, choose_ports
-from node.launcher.supervisor import Child, ChildError, build_python_argv
+from node.launcher.supervisor import Child, ChildError, Spawn, build_program, build_python_argv
 from node.network import Network, get_local_validators, parse_node, write_json
 from shardyard.errors import ShardyardError
 from shardyard.ids import BEACON, compute_chain_id
@@ -67,6 +68,8 @@ class Launcher:
         self._stop = asyncio.Event()
         self._exits: list[dict[str, Any]] = []
         self._laboratory = Laboratory(network, self._children)
+        self._environ = {**os.environ, "SHARDYARD_NODE": "1"}
+        self._forker = Forker(self._environ) if CAN_FORK else None
 
     def request_stop(self) -> None:
         """Make ``run`` stop everything and return."""
@@ -74,30 +77,33 @@ class Launcher:
 
     async def run(self) -> None:
         """Start everything, supervise, stop on request. Raises ``ShardyardError`` when a process refuses to start."""
+        with lock_network(self.network.root):
+            async with self._forker or contextlib.nullcontext():
+                wake_orphans(self.network)
+                await self._wait_for_orphans()
+                await self._run()
+
+    async def _run(self) -> None:
         options = self.network.options
         broker = choose_broker(options.broker)
-        with lock_network(self.network.root):
-            wake_orphans(self.network)
-            await self._wait_for_orphans()
-            ports = choose_ports(
-                port_base=options.port_base,
-                broker_port=options.broker_port,
-                shards=options.shards,
-                replicas=options.replicas,
-                embedded="://" not in broker,
-            )
-            create_run_dir(self.network.run_dir)
-            self._ports = ports
-            self._write_endpoints(broker, ports)
-            self._create_children(broker)
-            control = ControlServer(self.network.get_control_path("launcher"), self._answer)
-            try:
-                async with control, asyncio.TaskGroup() as group:
-                    await self._supervise(group)
-            except* ShardyardError as errors:
-                raise errors.exceptions[0] from None
-            finally:
-                shutil.rmtree(self.network.run_dir, ignore_errors=True)
+        self._ports = choose_ports(
+            port_base=options.port_base,
+            broker_port=options.broker_port,
+            shards=options.shards,
+            replicas=options.replicas,
+            embedded="://" not in broker,
+        )
+        create_run_dir(self.network.run_dir)
+        self._write_endpoints(broker, self._ports)
+        self._create_children(broker)
+        control = ControlServer(self.network.get_control_path("launcher"), self._answer)
+        try:
+            async with control, asyncio.TaskGroup() as group:
+                await self._supervise(group)
+        except* ShardyardError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            shutil.rmtree(self.network.run_dir, ignore_errors=True)
 
     async def _supervise(self, group: asyncio.TaskGroup) -> None:
         runners = {
@@ -160,11 +166,18 @@ class Launcher:
         write_json(self.network.root / "endpoints.json", endpoints)
 
     def _create_children(self, broker: str) -> None:
-        environ = {**os.environ, "SHARDYARD_NODE": "1"}
-        names = [*([] if "://" in broker else [BROKER]), *self.network.nodes]
-        for name in names:
-            argv = self._build_broker_argv(broker) if name == BROKER else self._build_node_argv(name)
-            self._children[name] = Child(name, argv, self.network.get_log_path(name), environ)
+        spawners = (
+            {} if "://" in broker else {BROKER: build_program(self._build_broker_argv(broker), self._environ)}
+        )
+        spawners |= {name: self._build_spawn(name) for name in self.network.nodes}
+        for name, spawn in spawners.items():
+            self._children[name] = Child(name, spawn, self.network.get_log_path(name))
+
+    def _build_spawn(self, name: str) -> Spawn:
+        arguments = self._list_arguments(name)
+        if self._forker is None:
+            return build_program(build_python_argv("node.process", *arguments), self._environ)
+        return self._forker.build_spawn(arguments)
 
     def _build_broker_argv(self, broker: str) -> list[str]:
         root, name = self.network.root, self.network.options.name
@@ -178,16 +191,16 @@ class Launcher:
             "node.bus.broker", "--listen", listen, "--access", str(access_path), "--exit-with-stdin"
         )
 
-    def _build_node_argv(self, name: str) -> list[str]:
+    def _list_arguments(self, name: str) -> list[str]:
+        """Return what ``python -m node.process`` is to be told."""
         options = self.network.options
-        return build_python_argv(
-            "node.process",
+        return [
             name,
             str(self.network.root),
             f"--executors={options.executors}",
             f"--snapshot-distance={options.snapshot_distance}",
             *(["--sync-mempool"] if options.sync_mempool else []),
-        )
+        ]
 
     async def _become_ready(self) -> None:
         await asyncio.gather(*(self._wait_ready(name) for name in self._children))

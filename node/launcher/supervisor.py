@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from shardyard.errors import ShardyardError
 
@@ -35,20 +36,49 @@ class ChildError(ShardyardError):
     """A child cannot run."""
 
 
+class Process(Protocol):
+    """A process of ours, as ``asyncio.subprocess`` has them."""
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, or the number of its signal, negative; None while it runs."""
+        ...
+
+    async def wait(self) -> int:
+        """Return its exit status, once it has ended."""
+        ...
+
+    def terminate(self) -> None:
+        """Send SIGTERM; raises ``ProcessLookupError`` when it has ended."""
+        ...
+
+    def kill(self) -> None:
+        """Send SIGKILL; raises ``ProcessLookupError`` when it has ended."""
+        ...
+
+
+Spawn = Callable[[int, bool], Awaitable[Process]]
+"""Starts a process whose output goes to a descriptor; it may be told that its disk is full."""
+
+
 class Child:
     """One supervised process."""
 
-    def __init__(self, name: str, argv: list[str], log_path: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, name: str, spawn: Spawn, log_path: Path) -> None:
         self.name = name
         self.restarts = 0
         self.started_at = 0.0
         self.enabled = True
         self.is_paused = False
         self._is_disk_full = False
-        self._argv = argv
+        self._spawn = spawn
         self._log_path = log_path
-        self._environ = dict(environ)
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
         self._enable = asyncio.Event()
         self._enable.set()
 
@@ -78,19 +108,12 @@ class Child:
     async def _run_once(self) -> int:
         self._rotate_log()
         with self._log_path.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._argv,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=self._environ,
-                start_new_session=True,
-            )
+            self._process = await self._spawn(log.fileno(), self._is_disk_full)
         self.started_at = time.monotonic()
         if not self.enabled:  # it was stopped while it was being started
             await self._terminate()
         if self._is_disk_full:
-            self.set_disk_full(full=True)  # long before the new process has loaded what it writes with
+            self.set_disk_full(full=True)  # for those that do not take it with them from their start
         code = await self._process.wait()
         self.is_paused = False
         return code
@@ -182,6 +205,23 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+def build_program(argv: list[str], environ: Mapping[str, str]) -> Spawn:
+    """Return what starts a program of its own, in a session of its own."""
+
+    async def spawn(output: int, is_disk_full: bool) -> Process:
+        del is_disk_full
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environ,
+            start_new_session=True,
+        )
+
+    return spawn
 
 
 def build_python_argv(module: str, *arguments: str) -> list[str]:

@@ -13,12 +13,13 @@ from node.sim.phases import PHASES, Phase
 ENOUGH: Final = 100
 """Hits of a class of fault in a phase, below which the pair counts as a hole."""
 _LEADING: Final = (Phase.WAITING_TO_PROPOSE, Phase.BUILDING, Phase.PROPOSING)
+_OWN_SLOT: Final = "acts when its own slot begins: nobody else of its chain leads then, and the blocks before it are executed"
 EXEMPT: Final[dict[str, tuple[tuple[Phase, ...], str]]] = {
-    "withholder": (_LEADING, "acts in its own slot, in which nobody else of its chain leads"),
-    "bad proposer": (_LEADING, "acts in its own slot, in which nobody else of its chain leads"),
+    "withholder": ((*_LEADING, Phase.EXECUTING), _OWN_SLOT),
+    "bad proposer": ((*_LEADING, Phase.EXECUTING), _OWN_SLOT),
     "tamperer": (
-        (*_LEADING, Phase.ANNOUNCING),
-        "acts in its own slot, in which nobody else of its chain leads, and on shards, which do not announce",
+        (*_LEADING, Phase.EXECUTING, Phase.ANNOUNCING),
+        f"{_OWN_SLOT}; and on shards, which do not announce",
     ),
 }
 """Phases that a role does not meet by its nature (now and then it does, between nodes that are apart), and why: no holes."""

@@ -19,7 +19,7 @@ from node.control import MAX_LINE, ControlError, ControlServer, NoAnswerError, a
 from node.launcher.launcher import create_run_dir
 from node.launcher.lock import NetworkBusyError, is_held, lock_network
 from node.launcher.ports import PortInUseError, choose_ports, describe_holder, is_free
-from node.launcher.supervisor import EXIT_REFUSED, Child, ChildError, compute_restart_delay
+from node.launcher.supervisor import EXIT_REFUSED, Child, ChildError, build_program, compute_restart_delay
 from shardyard.errors import ShardyardError
 
 # --- ports ---
@@ -92,7 +92,7 @@ class Exits(list[int]):
 
 @asynccontextmanager
 async def supervise(folder: Path, program: str) -> AsyncIterator[tuple[Child, Exits, "asyncio.Task[None]"]]:
-    child = Child("one", [sys.executable, "-c", program], folder / "one.log", os.environ)
+    child = Child("one", build_program([sys.executable, "-c", program], os.environ), folder / "one.log")
     exits = Exits()
     running = asyncio.create_task(child.run(exits))
     yield child, exits, running

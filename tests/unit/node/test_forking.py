@@ -1,0 +1,127 @@
+"""The fork server: what it forks is supervised like any process, and its own death costs a restart, never an orphan."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from node.config import Options
+from node.launcher.forking import CAN_FORK, Forker, ServerLostError
+from node.launcher.supervisor import EXIT_REFUSED, Child, ChildError
+from node.network import create_network
+
+pytestmark = pytest.mark.skipif(not CAN_FORK, reason="this system starts each node as a program of its own")
+
+
+@pytest.fixture
+async def forker():
+    async with Forker(os.environ) as made:
+        yield made
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """What starts a beacon that finds no broker: it tries for ever."""
+    return ["beacon-0", str(create_network(tmp_path / "net", Options(name="net", broker_port=9)).root)]
+
+
+@contextlib.asynccontextmanager
+async def supervise(child):
+    ends = []
+
+    async def note(_child, code):
+        ends.append(code)
+
+    running = asyncio.create_task(child.run(note))
+    yield ends, running
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert child.pid is None
+
+
+def is_gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_forked_node_says_why_it_refuses_and_how_it_ended(forker, tmp_path):
+    child = Child("one", forker.build_spawn(["beacon-0", str(tmp_path / "nothing")]), tmp_path / "one.log")
+    async with supervise(child) as (ends, running):
+        with pytest.raises(ChildError, match=r"one refused to start:(.|\n)*nothing"):
+            await asyncio.wait_for(running, 20)
+        assert ends == [EXIT_REFUSED]
+
+
+async def test_a_forked_node_is_a_session_of_its_own_with_a_name_and_is_started_again(
+    forker, tmp_path, arguments, eventually_async
+):
+    child = Child("one", forker.build_spawn(arguments), tmp_path / "one.log")
+    async with supervise(child) as (ends, _):
+        await eventually_async(lambda: child.pid is not None)
+        first = child.pid
+        await eventually_async(lambda: "node.process beacon-0" in " ".join(psutil.Process(first).cmdline()))
+        assert os.getsid(first) == first
+        assert psutil.Process(first).ppid() == forker.pid
+        child.kill()
+        await eventually_async(lambda: child.pid not in {None, first})
+        assert ends == [-signal.SIGKILL]
+
+
+async def test_nodes_of_a_server_that_died_are_ended_and_started_by_a_new_one(
+    forker, tmp_path, arguments, eventually_async
+):
+    child = Child("one", forker.build_spawn(arguments), tmp_path / "one.log")
+    async with supervise(child) as (ends, _):
+        await eventually_async(lambda: child.pid is not None)
+        first, server = child.pid, forker.pid
+        os.kill(server, signal.SIGKILL)
+        await eventually_async(lambda: child.pid not in {None, first})
+        assert ends == [-signal.SIGKILL]
+        assert is_gone(first)
+        assert forker.pid not in {None, server}
+
+
+async def test_a_start_that_was_given_up_leaves_no_process(forker, arguments, eventually_async):
+    spawning = asyncio.create_task(forker.build_spawn(arguments)(1, False))
+    await eventually_async(lambda: bool(forker._asked) or spawning.done())
+    spawning.cancel()
+    await asyncio.gather(spawning, return_exceptions=True)
+    await eventually_async(lambda: not forker._asked and not forker._processes)
+    assert psutil.Process(forker.pid).children() == []
+
+
+async def test_a_node_whose_disk_is_full_is_born_with_it(forker, arguments, eventually_async):
+    process = await forker.build_spawn(arguments)(1, True)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        await eventually_async(
+            lambda: is_gone(process.pid) or psutil.Process(process.pid).rlimit(psutil.RLIMIT_FSIZE)[0] == 0
+        )
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    assert await process.wait() != 0
+
+
+async def test_servers_that_cannot_start_are_told_of(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    async with Forker(os.environ) as forker:
+        with pytest.raises(ServerLostError, match="fork server"):
+            await forker.build_spawn(["beacon-0", str(tmp_path)])(1, False)
+
+
+async def test_a_server_ends_with_its_launcher(forker, eventually_async):
+    server = forker.pid
+    await forker.__aexit__()
+    await eventually_async(lambda: is_gone(server))
+
+
+def test_what_is_loaded_before_the_fork_starts_no_thread():
+    program = (
+        "import os; from node.launcher.fork_server import PRELOADED; [__import__(name) for name in PRELOADED]; "
+        "print(len(os.listdir('/proc/self/task')))"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout == "1\n"
