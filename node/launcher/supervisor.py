@@ -18,7 +18,7 @@ from typing import Protocol
 from shardyard.errors import ShardyardError
 
 RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
-STABLE_S = 5.0
+STABLE_S = 2.0
 """A child that lived this long starts again at once, however often it was killed: nothing it does wrong takes so long."""
 STOP_TIMEOUT_S = 5.0
 LOG_LIMIT_BYTES = 16 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""Planted bugs in how blocks become final: rules A1 to A3, L1 to L9, P4, and the mistakes of real Simplex networks."""
+"""Planted bugs in how blocks become final: rules A1 to A3, L1 to L11, P4, and the mistakes of real Simplex networks."""
 
 from node.sim.plants import Plant
 
@@ -229,6 +229,33 @@ FINALITY_PLANTS: tuple[Plant, ...] = (
         "        if self._asked is None or self._asked[0] != sender:\n",
         "        if self._asked is None:\n",
         "a range is taken from somebody who was not asked",
+        is_safety=False,
+    ),
+    Plant(
+        "l10-unsigned-proposals",
+        "L10",
+        SIMPLEX,
+        "            if self._sync.is_voted(block.hash):\n",
+        "            if self._sync.is_voted(block.hash) and block.signature:\n",
+        "what somebody voted for is voted for without its leader's signature",
+        is_safety=False,
+    ),
+    Plant(
+        "l10-forged-votes-ask-for-ever",
+        "L10",
+        CATCHUP,
+        "        if block_hash in self._wanted or voted >= MAX_VOTED:\n",
+        "        if block_hash in self._wanted:\n",
+        "forged votes for blocks that nobody has fill the list of what is fetched",
+        is_safety=False,
+    ),
+    Plant(
+        "l11-newcomers-are-told-nothing",
+        "L11",
+        CATCHUP,
+        "        self._nodes[node] = None\n        return True\n",
+        "        self._nodes[node] = None\n        return False\n",
+        "a leader that started first proposes to nobody",
         is_safety=False,
     ),
     Plant(

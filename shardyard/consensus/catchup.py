@@ -1,4 +1,4 @@
-"""What to ask of whom when something is missing: blocks by hash (L9) and ranges of final blocks.
+"""What to ask of whom when something is missing: blocks by hash (L9, L10) and ranges of final blocks.
 
 Both ask one peer at a time, go on to the next after a timeout, which doubles once all were asked in vain, and know whom they
 asked for what: an answer that nobody asked for is refused before anything of it is verified or kept.
@@ -10,6 +10,8 @@ from shardyard.ids import Hash32, NodeId
 
 MAX_WANTED = 64
 """Blocks asked for by hash at a time; what is missing beyond that is asked for when these have come."""
+MAX_VOTED = 4
+"""Proposals asked for at a time because somebody voted for them: votes are not verified before there are enough of them."""
 MAX_PEERS = 64
 """Peers remembered as possible sources."""
 MAX_ROUNDS_DOUBLED = 5
@@ -22,10 +24,12 @@ class Peers:
     def __init__(self) -> None:
         self._nodes: dict[NodeId, None] = {}
 
-    def note(self, node: NodeId) -> None:
-        """Remember ``node``; beyond the cap newcomers are not remembered."""
-        if len(self._nodes) < MAX_PEERS:
-            self._nodes.setdefault(node)
+    def note(self, node: NodeId) -> bool:
+        """Remember ``node``; tell whether it is new. Beyond the cap newcomers are not remembered."""
+        if node in self._nodes or len(self._nodes) >= MAX_PEERS:
+            return False
+        self._nodes[node] = None
+        return True
 
     def pick(self, attempt: int, first: NodeId | None) -> tuple[NodeId, int] | None:
         """Return whom to ask at ``attempt``, ``first`` at first and then the others in turn, and the round that this is."""
@@ -40,6 +44,8 @@ class _Want:
     attempt: int = 0
     wait_ms: int = 0
     asked: set[NodeId] = field(default_factory=set)
+    is_voted: bool = False
+    """Nothing but a vote speaks for this block."""
 
 
 class Fetcher:
@@ -53,10 +59,25 @@ class Fetcher:
     def want(self, block_hash: Hash32, slot: int, source: NodeId | None, delay_ms: int = 0) -> None:
         """Ask for a block after ``delay_ms``, during which it may still arrive by itself, and from ``source`` first."""
         want = self._wanted.get(block_hash)
-        if want is not None and want.attempt == 0:
-            want.wait_ms = min(want.wait_ms, delay_ms)
-        elif want is None and len(self._wanted) < MAX_WANTED:
+        if want is not None:
+            want.is_voted = False
+            if want.attempt == 0:
+                want.wait_ms = min(want.wait_ms, delay_ms)
+        elif len(self._wanted) < MAX_WANTED:
             self._wanted[block_hash] = _Want(source=source, slot=slot, wait_ms=delay_ms)
+
+    def want_voted(self, block_hash: Hash32, slot: int, source: NodeId, delay_ms: int) -> bool:
+        """Ask likewise for a block that ``source`` voted for; tell whether this is new, and not one too many."""
+        voted = sum(want.is_voted for want in self._wanted.values())
+        if block_hash in self._wanted or voted >= MAX_VOTED:
+            return False
+        self._wanted[block_hash] = _Want(source=source, slot=slot, wait_ms=delay_ms, is_voted=True)
+        return True
+
+    def is_voted(self, block_hash: Hash32) -> bool:
+        """Tell whether this block is asked for because of votes alone."""
+        want = self._wanted.get(block_hash)
+        return want is not None and want.is_voted
 
     def is_asked(self, block_hash: Hash32, sender: NodeId) -> bool:
         """Tell whether ``sender`` was asked for this block."""

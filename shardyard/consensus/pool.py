@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shardyard.consensus.evidence import VoteEvidence, is_slashable
+from shardyard.consensus.strikes import Strikes
 from shardyard.consensus.votes import (
     Certificate,
     Crypto,
@@ -25,10 +26,6 @@ from shardyard.validators import SIGNATURE_BYTES, ValidatorSet
 
 MAX_ITEMS = 1024
 """Votes or certificates read from one message."""
-MAX_STRIKES = 64
-"""Forged votes a node may send between two final blocks before the rest of its votes is dropped unread."""
-MAX_SENDERS = 1024
-"""Nodes whose strikes are counted."""
 MAX_HASHES = 2
 """Hashes kept per validator, slot and kind: the second one is evidence, a third one only noise."""
 MAX_EVIDENCE = 256
@@ -59,7 +56,8 @@ class VotePool:
         self._domain = domain
         self._committee = committee
         self._slots: dict[int, _SlotVotes] = {}
-        self._strikes: dict[NodeId, int] = {}
+        self._strikes = Strikes()
+        """Of those who sent forged votes."""
         self._reported: set[tuple[int, int, VoteKind, VoteKind]] = set()
         self._evidence: list[VoteEvidence] = []
 
@@ -114,7 +112,7 @@ class VotePool:
             return False
         if (vote.kind is VoteKind.SKIP) != (vote.block_hash == ZERO_HASH):
             return False
-        return sender is None or self._strikes.get(sender, 0) < MAX_STRIKES
+        return sender is None or not self._strikes.is_muted(sender)
 
     def _settle_contradictions(self, slot: _SlotVotes, entry: _Entry) -> bool:
         """Tell whether ``entry`` may be kept; verify it and its rivals when they cannot both be honest."""
@@ -176,8 +174,8 @@ class VotePool:
         kept = slot.by_validator.get(entry.vote.validator, [])
         if entry in kept:
             kept.remove(entry)
-        if entry.sender is not None and (entry.sender in self._strikes or len(self._strikes) < MAX_SENDERS):
-            self._strikes[entry.sender] = self._strikes.get(entry.sender, 0) + 1
+        if entry.sender is not None:
+            self._strikes.count(entry.sender)
 
     def _compute_message(self, vote: Vote) -> bytes:
         return compute_vote_message(self._domain, vote.kind, vote.slot, vote.block_hash)

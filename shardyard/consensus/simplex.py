@@ -2,7 +2,7 @@
 
 Every input adds facts (votes, certificates, blocks, verdicts); ``_settle`` then draws all conclusions until none is left:
 new certificates are recorded, told and answered by FINAL (L3, L4, A3), final blocks are finalised in order of height (L5),
-blocks whose parent is valid go to the host (L2), missing ancestry is fetched (L9), the slot advances (L1), its leader
+blocks whose parent is valid go to the host (L2), what is missing is fetched (L9, L10), the slot advances (L1), its leader
 proposes. Order of effects within a step: records, then what was learnt, then what the signer is asked (S5, A3).
 
 Votes go to the signer as intents that count at once (S2, S3); signatures return by ``on_signed`` and enter the own pool
@@ -12,7 +12,6 @@ Bounds: ``FUTURE_SLOTS`` above the current slot; per slot two signed proposals, 
 of certificates; what is at or below the last final slot is forgotten.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import assert_never
 
@@ -48,12 +47,13 @@ from shardyard.consensus.pacing import (
     TIMER_STANDSTILL,
     compute_standstill_period,
 )
-from shardyard.consensus.pool import MAX_ITEMS, MAX_SENDERS, MAX_STRIKES, VotePool
+from shardyard.consensus.pool import MAX_ITEMS, VotePool
 from shardyard.consensus.proofs import get_notarization, verify_proof_with
 from shardyard.consensus.proposals import ProposalBook
 from shardyard.consensus.proposer import Proposer, build_header
 from shardyard.consensus.slot_timer import SlotTimer
-from shardyard.consensus.standstill import Standstill
+from shardyard.consensus.standstill import Standstill, greet
+from shardyard.consensus.strikes import Strikes
 from shardyard.consensus.sync import Sync
 from shardyard.consensus.targets import FinalityTargets
 from shardyard.consensus.tree import BlockState, TreeEntry
@@ -113,7 +113,7 @@ class SimplexEngine(ChainView):
         self._epoch = compute_epoch(config.genesis.header.slot)
         self._slot = GENESIS_SLOT
         self._last_status_ms: int | None = None
-        self._strikes: Counter[NodeId] = Counter()
+        self._strikes = Strikes()
         self._out: list[EngineOutput] = []
         self._is_settled = True
         """No fact has come since the last ``_settle``: most messages of a busy network repeat what is known."""
@@ -159,12 +159,13 @@ class SimplexEngine(ChainView):
 
     def on_message(self, sender: NodeId, message: EngineMessage, now_ms: int) -> list[EngineOutput]:
         """Take a peer's message; what is wrong with it is counted and dropped."""
-        if self._strikes[sender] >= MAX_STRIKES:
+        if self._strikes.is_muted(sender):
             self.refused["muted"] += 1
             return []
         # Who only asks, as shards ask for the beacon's blocks, has nothing to give.
-        if not isinstance(message, BlockRequest | RangeRequest):
-            self._sync.note_peer(sender)
+        if not isinstance(message, BlockRequest | RangeRequest) and self._sync.note_peer(sender):
+            votes = self._voter.get_own_votes(self._slot)
+            self._out.extend(greet(sender, self._tree.get_at_slot(self._slot), votes))
         try:
             self._dispatch(sender, message)
         except RemoteProtocolError as error:
@@ -285,9 +286,7 @@ class SimplexEngine(ChainView):
             or self._proposals.is_full(block)
         ):
             return
-        evidence = self._proposals.admit(block)
-        if evidence is not None:
-            self._report(evidence)
+        self._report(self._proposals.admit(block))
         if self._proposals.is_first(block) or self._certificates.has(VoteKind.NOTAR, slot, block.hash):
             check_block(block, self._config.domain, self._config.committee)
             verify_justification(block.justification, self._verifier.verify)
@@ -305,7 +304,9 @@ class SimplexEngine(ChainView):
 
     def _on_block_response(self, sender: NodeId, response: BlockResponse) -> None:
         for block in self._sync.accept_blocks(sender, response):
-            if block.header.slot > self.final_slot and self._tree.get(block.hash) is None:
+            if self._sync.is_voted(block.hash):
+                self._on_proposal(sender, block)
+            elif block.header.slot > self.final_slot and self._tree.get(block.hash) is None:
                 verify_justification(block.justification, self._verifier.verify)
                 self._admit(block, sender)
             self._sync.drop(block.hash)
@@ -363,6 +364,8 @@ class SimplexEngine(ChainView):
             return
         certificate = self._pool.add(vote, sender)
         if self._pool.has_evidence:
+            self._is_settled = False
+        if sender is not None and vote.slot >= self._slot and self._sync.note_vote(vote, sender):
             self._is_settled = False
         if certificate is not None:
             self._verifier.remember(certificate)
@@ -540,9 +543,7 @@ class SimplexEngine(ChainView):
             signature=vote.signature,
             beacon_proof=block.beacon_proof,
         )
-        evidence = self._proposals.record(vote)
-        if evidence is not None:
-            self._report(evidence)  # another process signed with this key
+        self._report(self._proposals.record(vote))  # of another process that signed with this key
         self._out.append(Broadcast(Proposal(entry.block)))
 
     # Recovery
@@ -572,7 +573,9 @@ class SimplexEngine(ChainView):
         tip = self.final_block
         self._out.append(Broadcast(Status(self._config.shard, self._slot, tip.header.height, tip.hash)))
 
-    def _report(self, evidence: VoteEvidence) -> None:
+    def _report(self, evidence: VoteEvidence | None) -> None:
+        if evidence is None:
+            return
         self._notify(
             "evidence",
             validator=evidence.first.validator,
@@ -585,10 +588,8 @@ class SimplexEngine(ChainView):
     def _refuse(self, sender: NodeId, error: RemoteProtocolError) -> None:
         """Count a peer's fault; late answers are no sign of malice, forged bytes are."""
         self.refused[type(error).__name__] += 1
-        if not isinstance(error, UnsolicitedError) and (
-            sender in self._strikes or len(self._strikes) < MAX_SENDERS
-        ):
-            self._strikes[sender] += 1
+        if not isinstance(error, UnsolicitedError):
+            self._strikes.count(sender)
 
     def _notify(self, kind: str, **data: int | str | bytes) -> None:
         self._out.append(Notice(kind, self._config.shard, data))

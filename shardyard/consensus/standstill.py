@@ -1,4 +1,4 @@
-"""L7: what a node says again when nothing becomes final.
+"""L7, L11: what a node says again: to all when nothing becomes final, and to a peer that it hears for the first time.
 
 All certificates above the last final slot and all own votes, in turn within a byte budget: with only the highest
 certificate two nodes that each miss a different SkipCert would wait for ever. Nothing is signed here, only repeated: a
@@ -7,15 +7,30 @@ fresh FINAL made on a rebroadcast after SKIP was a real mistake of a real networ
 
 from collections.abc import Sequence
 
+from shardyard.consensus.tree import TreeEntry
 from shardyard.consensus.votes import Certificate, Vote
-from shardyard.effects import Broadcast
-from shardyard.messages import Certificates, Votes
+from shardyard.effects import Broadcast, Send
+from shardyard.ids import NodeId
+from shardyard.messages import Certificates, Proposal, Votes
 
 STANDSTILL_BYTES = 256 * 1024
 """What one rebroadcast may weigh."""
 ITEM_BYTES = 160
 """Weight of a vote or certificate without its bitmap, encoded."""
 MAX_ITEMS_PER_MESSAGE = 512
+
+
+def greet(peer: NodeId, entries: Sequence[TreeEntry], own_votes: Sequence[Vote]) -> list[Send]:
+    """L11: return what was said in the current slot before ``peer`` could hear it: the own proposal, and the own votes.
+
+    ``entries`` are the blocks of the slot. Processes that start together would else wait for those that said it too early.
+    """
+    voters = {vote.validator for vote in own_votes}
+    blocks = [
+        entry.block for entry in entries if entry.block.signature and entry.block.header.proposer in voters
+    ]
+    proposals = [Send(peer, Proposal(block)) for block in blocks]
+    return [*proposals, *([Send(peer, Votes(tuple(own_votes)))] if own_votes else [])]
 
 
 class Standstill:

@@ -1,9 +1,9 @@
 """Catch-up inside an engine: asks for what is missing, answers what others miss, checks every answer.
 
-A replica that lags by a few blocks fetches them by hash from those who sent the votes and certificates (L9); one that was
-away asks for ranges of final blocks from whoever says it is ahead. One that starts asks the first peer that it hears. An
-answer counts only if this node asked its sender for it; blocks of a range are checked by hash chain and the finality proof
-of the last one before any is kept.
+A replica that lags by a few blocks fetches them by hash from those who sent the certificates (L9), and a proposal that it
+missed from those who voted for it (L10); one that was away asks for ranges of final blocks from whoever says it is ahead.
+One that starts asks the first peer that it hears. An answer counts only if this node asked its sender for it; blocks of a
+range are checked by hash chain and the finality proof of the last one before any is kept.
 """
 
 from shardyard.blocks import Block, FinalityProof
@@ -15,6 +15,7 @@ from shardyard.consensus.justify import check_block
 from shardyard.consensus.pacing import TIMER_FETCH, TIMER_RANGE
 from shardyard.consensus.proofs import verify_proof_with
 from shardyard.consensus.tree import BlockTree
+from shardyard.consensus.votes import Vote, VoteKind
 from shardyard.effects import Effect, Send, SetTimer
 from shardyard.errors import InvalidBlockError, InvalidProofError, RemoteProtocolError, UnsolicitedError
 from shardyard.ids import Hash32, Height, NodeId
@@ -54,15 +55,25 @@ class Sync:
         self._is_fetch_ticking = False
         self._is_range_ticking = False
 
-    def note_peer(self, node: NodeId) -> None:
-        """Remember a node of this chain as a possible source."""
-        self._peers.note(node)
+    def note_peer(self, node: NodeId) -> bool:
+        """Remember a node of this chain as a possible source; tell whether it is new."""
+        return self._peers.note(node)
 
     # By hash
 
     def want(self, block_hash: Hash32, slot: int, source: NodeId | None, *, is_urgent: bool) -> None:
         """L9: fetch a block; one that is not urgent gets Δ to arrive by itself."""
         self._fetcher.want(block_hash, slot, source, 0 if is_urgent else self._config.delta_ms)
+
+    def note_vote(self, vote: Vote, source: NodeId) -> bool:
+        """L10: fetch what ``source`` votes for in a slot whose proposal did not come within Δ; tell whether that is new."""
+        if vote.kind is not VoteKind.NOTAR or self._tree.get_at_slot(vote.slot):
+            return False
+        return self._fetcher.want_voted(vote.block_hash, vote.slot, source, self._config.delta_ms)
+
+    def is_voted(self, block_hash: Hash32) -> bool:
+        """Tell whether votes alone speak for a block: it counts as its leader's proposal, and must be one."""
+        return self._fetcher.is_voted(block_hash)
 
     def drop(self, block_hash: Hash32) -> None:
         """End the fetch of a block that is held now."""

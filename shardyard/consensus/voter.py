@@ -62,9 +62,10 @@ class Voter:
         for vote in votes:
             self._own[vote.validator, vote.slot, vote.kind] = vote
 
-    def get_own_votes(self) -> Sequence[Vote]:
-        """Return the own votes above the last final slot, by slot."""
-        return [self._own[key] for key in sorted(self._own, key=lambda key: (key[1], key[0], key[2]))]
+    def get_own_votes(self, first: int = 0) -> Sequence[Vote]:
+        """Return the own votes above the last final slot, by slot, from slot ``first`` on."""
+        keys = [key for key in self._own if key[1] >= first]
+        return [self._own[key] for key in sorted(keys, key=lambda key: (key[1], key[0], key[2]))]
 
     def prune(self, floor: int) -> None:
         """Forget slots up to ``floor``."""

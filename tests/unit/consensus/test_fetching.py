@@ -1,5 +1,8 @@
-"""L9: what an engine fetches that it misses, of whom and how often, and which answers it takes."""
+"""L9, L10: what an engine fetches that it misses, of whom and how often, and which answers it takes."""
 
+import msgspec
+
+from shardyard.consensus.catchup import MAX_VOTED
 from shardyard.consensus.pacing import TIMER_RANGE
 from shardyard.consensus.proofs import build_certified_header, build_finality_proof
 from shardyard.consensus.sync import RANGE_BLOCKS
@@ -129,3 +132,60 @@ def test_a_process_that_starts_asks_the_first_peer_it_hears_for_what_follows_onc
     solo.fire(TIMER_RANGE)
     solo.hear(status, sender="second")
     assert len(solo.of(Send)) == 1
+
+
+def test_l10_a_missed_proposal_is_fetched_from_who_voted_for_it_and_voted_for():
+    solo = Solo()
+    block = solo.build_block(1)
+    solo.hear(Votes((solo.vote(NOTAR, 1, block.hash, 2),)), "voter")
+    assert requests_for(solo, block.hash) == [], "it has Δ to come by itself"
+    solo.fire("engine.fetch")
+    assert requests_for(solo, block.hash) == ["voter"]
+    solo.hear(BlockResponse(solo.config.shard, (block,), ()), "voter")
+    assert [vote.block_hash for vote in solo.votes_sent(NOTAR)] == [block.hash]
+
+
+def test_l10_a_proposal_that_came_is_not_asked_for():
+    solo = Solo()
+    block = solo.build_block(1)
+    solo.hear(Votes((solo.vote(NOTAR, 1, block.hash, 2),)), "voter")
+    solo.hear(Proposal(block))
+    solo.hear(Votes((solo.vote(NOTAR, 1, ZERO_HASH, 3),)), "liar")
+    for _ in range(4):
+        solo.fire("engine.fetch")
+    assert requests_for(solo, block.hash) == requests_for(solo, ZERO_HASH) == []
+
+
+def test_l10_what_votes_alone_speak_for_must_be_signed_by_its_leader():
+    solo = Solo()
+    block = solo.build_block(1)
+    solo.hear(Votes((solo.vote(NOTAR, 1, block.hash, 2),)), "voter")
+    solo.fire("engine.fetch")
+    for number, signature in enumerate((b"", block.signature[::-1]), start=1):
+        forged = msgspec.structs.replace(block, signature=signature)
+        solo.hear(BlockResponse(solo.config.shard, (forged,), ()), "voter")
+        assert solo.votes_sent(NOTAR) == []
+        assert solo.engine.refused["InvalidBlockError"] == number
+
+
+def test_l10_a_certificate_makes_the_leaders_signature_unnecessary():
+    solo = Solo()
+    block = solo.build_block(1)
+    solo.hear(Votes((solo.vote(NOTAR, 1, block.hash, 2),)), "voter")
+    solo.certify_and_hear(NOTAR, 1, block.hash)
+    solo.fire("engine.fetch")
+    unsigned = msgspec.structs.replace(block, signature=b"")
+    solo.hear(BlockResponse(solo.config.shard, (unsigned,), ()), "voter")
+    assert solo.engine.notarized_tip.hash == block.hash
+
+
+def test_l10_votes_for_many_blocks_that_nobody_has_cost_few_questions():
+    solo = Solo()
+    for number in range(40):
+        block_hash = number.to_bytes(32, "big")
+        solo.hear(Votes((solo.vote(NOTAR, 1 + number, block_hash, 1 + number % 3),)), "liar")
+    for _ in range(2):
+        solo.fire("engine.fetch")
+    requests = [output.message for output in solo.of(Send) if isinstance(output.message, BlockRequest)]
+    asked = {key for request in requests for key in request.hashes}
+    assert len(asked) == MAX_VOTED

@@ -8,7 +8,8 @@ from node.sim.mutants import PLANTS
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = {
-    "S1", "S2", "S3", "S4", "S5", "D1", "D2", "E1", "A1", "A2", "A3", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L9",
+    "S1", "S2", "S3", "S4", "S5", "D1", "D2", "E1", "A1", "A2", "A3",
+    "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L9", "L10", "L11",
     "X0", "X1", "X2", "X3", "X4", "X5", "X6", "X7", "X8", "X9", "X10", "X11", "X13", "X14", "B6", "P4",
 }  # fmt: skip
 
