@@ -7,6 +7,7 @@ JUSTIFY = "shardyard.consensus.justify"
 PROOFS = "shardyard.consensus.proofs"
 SYNC = "shardyard.consensus.sync"
 CATCHUP = "shardyard.consensus.catchup"
+STANDSTILL = "shardyard.consensus.standstill"
 PACING = "shardyard.consensus.pacing"
 SLOT_TIMER = "shardyard.consensus.slot_timer"
 CERTIFICATES = "shardyard.consensus.certificates"
@@ -252,9 +253,9 @@ FINALITY_PLANTS: tuple[Plant, ...] = (
     Plant(
         "l11-newcomers-are-told-nothing",
         "L11",
-        CATCHUP,
-        "        self._nodes[node] = None\n        return True\n",
-        "        self._nodes[node] = None\n        return False\n",
+        STANDSTILL,
+        "        votes = tuple(self._voter.get_own_votes(slot)) if its_slot <= slot else ()\n",
+        "        votes = tuple(self._voter.get_own_votes(slot)) if its_slot < 0 else ()\n",
         "a leader that started first proposes to nobody",
         is_safety=False,
     ),

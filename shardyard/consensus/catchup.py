@@ -24,12 +24,10 @@ class Peers:
     def __init__(self) -> None:
         self._nodes: dict[NodeId, None] = {}
 
-    def note(self, node: NodeId) -> bool:
-        """Remember ``node``; tell whether it is new. Beyond the cap newcomers are not remembered."""
-        if node in self._nodes or len(self._nodes) >= MAX_PEERS:
-            return False
-        self._nodes[node] = None
-        return True
+    def note(self, node: NodeId) -> None:
+        """Remember ``node``; beyond the cap newcomers are not remembered."""
+        if len(self._nodes) < MAX_PEERS:
+            self._nodes.setdefault(node)
 
     def pick(self, attempt: int, first: NodeId | None) -> tuple[NodeId, int] | None:
         """Return whom to ask at ``attempt``, ``first`` at first and then the others in turn, and the round that this is."""

@@ -52,7 +52,7 @@ from shardyard.consensus.proofs import get_notarization, verify_proof_with
 from shardyard.consensus.proposals import ProposalBook
 from shardyard.consensus.proposer import Proposer, build_header
 from shardyard.consensus.slot_timer import SlotTimer
-from shardyard.consensus.standstill import Standstill, greet
+from shardyard.consensus.standstill import Greeter, Standstill
 from shardyard.consensus.strikes import Strikes
 from shardyard.consensus.sync import Sync
 from shardyard.consensus.targets import FinalityTargets
@@ -106,6 +106,7 @@ class SimplexEngine(ChainView):
         self._sync = Sync(config, self._verifier, self._certificates, self._tree, self._finals)
         self._proposer = Proposer(config, self._certificates, self._voter, self._tree, self._finals)
         self._standstill = Standstill()
+        self._greeter = Greeter(self._tree, self._voter)
         self._slot_timer = SlotTimer(config)
         self._final_notarization: Certificate | None = None
         self._targets = FinalityTargets(self._tree)
@@ -163,9 +164,8 @@ class SimplexEngine(ChainView):
             self.refused["muted"] += 1
             return []
         # Who only asks, as shards ask for the beacon's blocks, has nothing to give.
-        if not isinstance(message, BlockRequest | RangeRequest) and self._sync.note_peer(sender):
-            votes = self._voter.get_own_votes(self._slot)
-            self._out.extend(greet(sender, self._tree.get_at_slot(self._slot), votes))
+        if not isinstance(message, BlockRequest | RangeRequest):
+            self._sync.note_peer(sender)
         try:
             self._dispatch(sender, message)
         except RemoteProtocolError as error:
@@ -274,6 +274,7 @@ class SimplexEngine(ChainView):
                 self._on_final_block(sender, block, proof)
             case Status():
                 self._out.extend(self._sync.on_status(sender, message))
+                self._out.extend(self._greeter.greet(sender, message.slot, self._slot))
             case _:
                 assert_never(message)
 

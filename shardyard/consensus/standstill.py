@@ -1,4 +1,4 @@
-"""L7, L11: what a node says again: to all when nothing becomes final, and to a peer that it hears for the first time.
+"""L7, L11: what a node says again: to all when nothing becomes final, and to a peer that came late to the slot.
 
 All certificates above the last final slot and all own votes, in turn within a byte budget: with only the highest
 certificate two nodes that each miss a different SkipCert would wait for ever. Nothing is signed here, only repeated: a
@@ -7,7 +7,8 @@ fresh FINAL made on a rebroadcast after SKIP was a real mistake of a real networ
 
 from collections.abc import Sequence
 
-from shardyard.consensus.tree import TreeEntry
+from shardyard.consensus.tree import BlockTree
+from shardyard.consensus.voter import Voter
 from shardyard.consensus.votes import Certificate, Vote
 from shardyard.effects import Broadcast, Send
 from shardyard.ids import NodeId
@@ -18,19 +19,30 @@ STANDSTILL_BYTES = 256 * 1024
 ITEM_BYTES = 160
 """Weight of a vote or certificate without its bitmap, encoded."""
 MAX_ITEMS_PER_MESSAGE = 512
+MAX_GREETED = 64
+"""Peers that are told again in one slot what was said in it."""
 
 
-def greet(peer: NodeId, entries: Sequence[TreeEntry], own_votes: Sequence[Vote]) -> list[Send]:
-    """L11: return what was said in the current slot before ``peer`` could hear it: the own proposal, and the own votes.
+class Greeter:
+    """L11: tells a peer that says where it stands what was said in this slot before it could hear it, once in a slot."""
 
-    ``entries`` are the blocks of the slot. Processes that start together would else wait for those that said it too early.
-    """
-    voters = {vote.validator for vote in own_votes}
-    blocks = [
-        entry.block for entry in entries if entry.block.signature and entry.block.header.proposer in voters
-    ]
-    proposals = [Send(peer, Proposal(block)) for block in blocks]
-    return [*proposals, *([Send(peer, Votes(tuple(own_votes)))] if own_votes else [])]
+    def __init__(self, tree: BlockTree, voter: Voter) -> None:
+        self._tree = tree
+        self._voter = voter
+        self._slot = 0
+        self._greeted: set[NodeId] = set()
+
+    def greet(self, peer: NodeId, its_slot: int, slot: int) -> list[Send]:
+        """Return the own proposal and the own votes of ``slot``, the current one, if ``peer`` stands no further."""
+        if slot != self._slot:
+            self._slot, self._greeted = slot, set()
+        votes = tuple(self._voter.get_own_votes(slot)) if its_slot <= slot else ()
+        if not votes or peer in self._greeted or len(self._greeted) >= MAX_GREETED:
+            return []
+        self._greeted.add(peer)
+        blocks = [entry.block for entry in self._tree.get_at_slot(slot)]
+        own = [block for block in blocks if block.signature and self._voter.is_local(block.header.proposer)]
+        return [*(Send(peer, Proposal(block)) for block in own), Send(peer, Votes(votes))]
 
 
 class Standstill:

@@ -55,9 +55,9 @@ class Sync:
         self._is_fetch_ticking = False
         self._is_range_ticking = False
 
-    def note_peer(self, node: NodeId) -> bool:
-        """Remember a node of this chain as a possible source; tell whether it is new."""
-        return self._peers.note(node)
+    def note_peer(self, node: NodeId) -> None:
+        """Remember a node of this chain as a possible source."""
+        self._peers.note(node)
 
     # By hash
 

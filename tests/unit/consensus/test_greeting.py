@@ -1,4 +1,4 @@
-"""L11: a peer that is heard for the first time gets what was said in this slot before it could hear it; nobody gets it twice."""
+"""L11: a peer that comes late to a slot gets what was said in it before it could hear it; nobody gets it twice."""
 
 from shardyard.consensus.engine import RequestBuild
 from shardyard.consensus.votes import VoteKind
@@ -55,12 +55,32 @@ def test_a_voter_tells_its_vote_and_not_the_proposal_of_another():
     assert {vote.block_hash for vote in votes.votes} == {block.hash}
 
 
-def test_who_only_asks_and_who_comes_before_anything_was_said_get_nothing():
+def test_who_only_asks_and_who_is_ahead_get_nothing():
     solo = Solo()
-    solo.hear(NEWCOMER, "early")
     solo.propose(1)
     solo.hear(BlockRequest(0, (ZERO_HASH,)), "follower")
-    assert greetings(solo, "early") == greetings(solo, "follower") == []
+    solo.hear(Status(0, 2, 0, GENESIS.hash), "ahead")
+    assert greetings(solo, "ahead") == greetings(solo, "follower") == []
+
+
+def test_who_came_before_anything_was_said_is_told_when_it_says_so_again():
+    """A peer that was heard is not a peer that heard: brokers keep the last status of those that are away."""
+    solo = Solo()
+    solo.hear(NEWCOMER, "early")
+    assert greetings(solo, "early") == []
+    solo.propose(1)
+    solo.hear(NEWCOMER, "early")
+    assert len(greetings(solo, "early")) == 1
+
+
+def test_each_slot_has_its_own_greetings():
+    solo = Solo()
+    first = solo.propose(1)
+    solo.hear(NEWCOMER, "slow")
+    solo.certify_and_hear(VoteKind.NOTAR, 1, first.hash)
+    solo.propose(2, first)
+    solo.hear(NEWCOMER, "slow")
+    assert [{vote.slot for vote in message.votes} for message in greetings(solo, "slow")] == [{1}, {2}]
 
 
 def test_votes_of_slots_that_are_over_are_not_told():
