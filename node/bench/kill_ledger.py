@@ -153,12 +153,12 @@ class Totals(msgspec.Struct, frozen=True):
     away: int
     """Processes that did not vote again, and rounds without finality."""
     voting: Latency
-    """From the signal to the first vote that counts, over killed nodes."""
+    """From the signal to the first vote that counts, over killed nodes; of a launcher that died, of the last of all nodes."""
     voting_after_respawn: Latency
     finality: Latency
-    """From the signal until every chain has a new final block, over rounds in which the launcher lived."""
+    """From the signal until every chain has a new final block, over rounds."""
     launcher_voting: Latency
-    """As ``voting``, of the last of all nodes after a launcher died and took everything with it."""
+    """Of ``voting`` and ``finality`` what followed a launcher's death, which takes everything down."""
     launcher_finality: Latency
 
 
@@ -173,7 +173,7 @@ def add_up(legs: Sequence[Leg], *, give_up_s: float, launcher: str) -> Totals:
     def spread(values: Iterable[float]) -> Latency:
         return compute_latency(give_up_s if value < 0 else value for value in values)
 
-    nodes = [one for one in revivals if one.nodes and one.victim != launcher]
+    nodes = [one for one in revivals if one.nodes]
     return Totals(
         kills=len(revivals),
         victims=dict(sorted(Counter(one.victim for one in revivals).items())),
@@ -186,7 +186,7 @@ def add_up(legs: Sequence[Leg], *, give_up_s: float, launcher: str) -> Totals:
         away=sum(one.missing for one in rounds),
         voting=spread(one.voting_s for one in nodes),
         voting_after_respawn=spread(one.voting_after_respawn_s for one in nodes),
-        finality=spread(one.resumed_s for one in rounds if launcher not in one.victims),
+        finality=spread(one.resumed_s for one in rounds),
         launcher_voting=spread(one.voting_s for one in revivals if one.victim == launcher),
         launcher_finality=spread(one.resumed_s for one in rounds if launcher in one.victims),
     )

@@ -17,7 +17,7 @@ OPTIONS = KillOptions(nodes_per_shard=4)
 def build_leg(ledger, number, *, voting_s=1.0, **found):
     rounds = (
         Round(1.0, 0.5, (Revival("shard-0-0", 1, 0.1, voting_s, voting_s - 0.1),)),
-        Round(9.0, 8.0, (Revival("launcher", 9, 0.9, 7.0, 6.0),)),
+        Round(9.0, 4.0, (Revival("launcher", 9, 0.9, 2.5, 1.6),)),
     )
     counts = {"lost": 0, "doubled": 0, "equivocations": 0, "broken": {}, "error": ""} | found
     return Leg(
@@ -90,11 +90,12 @@ def test_an_empty_ledger_proves_nothing(tmp_path):
     assert not judge(KillLedger(tmp_path / "none", OPTIONS), 1).held
 
 
-def test_what_follows_a_launchers_death_is_told_apart(tmp_path):
+def test_a_launchers_death_counts_like_any_and_what_follows_it_is_told_apart_too(tmp_path):
     ledger = KillLedger(tmp_path / "ledger.jsonl", OPTIONS)
     totals = add_up_all([build_leg(ledger, 1)])
-    assert (totals.voting.max, totals.finality.max) == (1.0, 0.5)
-    assert (totals.launcher_voting.max, totals.launcher_finality.max) == (7.0, 8.0)
+    assert (totals.voting.max, totals.finality.max) == (2.5, 4.0)
+    assert (totals.launcher_voting.max, totals.launcher_finality.max) == (2.5, 4.0)
+    assert totals.voting.p50 < 2.5
 
 
 def test_a_ledger_that_cannot_be_read_says_what_to_try(tmp_path):
