@@ -20,11 +20,11 @@ from node.runtime import (
     begin_watch,
     build_bus,
     describe_evidence,
-    open_node_data,
     open_signer,
     pump_messages,
     run_until_ended,
     serve_control,
+    take_node_data,
     watch_for_end,
 )
 from node.signer import Signer
@@ -107,7 +107,7 @@ async def run_beacon(network: Network, node: str) -> None:
     ended = watch_for_end()
     validators = get_local_validators(network, node)
     with (
-        open_node_data(network, node, BEACON) as data,
+        await take_node_data(network, node, BEACON, ended) as data,
         BlockLog(data.log_path, data.owner) as log,
         open_signer(network, node, data) as signer,
     ):

@@ -33,6 +33,7 @@ class ControlServer:
         self._path = path
         self._handler = handler
         self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
         self._path.unlink(missing_ok=True)
@@ -43,9 +44,12 @@ class ControlServer:
     async def __aexit__(self, *_: object) -> None:
         if self._server is not None:
             self._server.close()
+        for writer in self._writers:  # whoever keeps a connection open must not be cancelled with the loop
+            writer.close()
         self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         try:
             while line := await reader.readline():
                 writer.write(await answer_line(self._handler, line) + b"\n")
@@ -53,6 +57,7 @@ class ControlServer:
         except (ConnectionError, ValueError, asyncio.LimitOverrunError):
             pass
         finally:
+            self._writers.discard(writer)
             writer.close()
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,7 +23,7 @@ from node.doppelganger import WATCH_SLOTS, DoppelgangerWatch, is_recent
 from node.driver import Driver
 from node.network import Network, get_local_validators, parse_node
 from node.signer import Signer
-from node.storage.data_dir import DataDir, build_stamp, open_data_dir
+from node.storage.data_dir import DataDir, DataDirBusyError, build_stamp, open_data_dir
 from node.storage.key_locks import get_lock_dir
 from shardyard.effects import Notice
 from shardyard.errors import ShardyardError
@@ -33,6 +34,9 @@ from shardyard.messages import Message, Transactions
 logger = logging.getLogger("shardyard.node")
 
 LAG_PERIOD_S = 0.25
+LEAVE_S = 5.0
+"""How long a node waits for the process that still has its data: one whose launcher died has requests to answer first."""
+LEAVE_POLL_S = 0.02
 
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
 """What a control socket answers with, by the parameters it was sent."""
@@ -52,6 +56,19 @@ def open_node_data(network: Network, node: str, chain: ShardId) -> DataDir:
     return open_data_dir(
         network.get_data_dir(node), build_stamp(network.genesis.network, NodeId(node), chain)
     )
+
+
+async def take_node_data(network: Network, node: str, chain: ShardId, ended: asyncio.Event) -> DataDir:
+    """``open_node_data`` for the node itself: an earlier process of it that is about to leave is waited for."""
+    deadline = time.monotonic() + LEAVE_S
+    while True:
+        try:
+            return open_node_data(network, node, chain)
+        except DataDirBusyError as error:
+            if ended.is_set() or time.monotonic() > deadline:
+                raise
+            logger.debug("%s", error)
+        await asyncio.sleep(LEAVE_POLL_S)
 
 
 def open_signer(network: Network, node: str, data: DataDir) -> Signer:
@@ -236,12 +253,21 @@ async def serve_control(
         yield
 
 
-async def run_until_ended(ended: asyncio.Event, *parts: Coroutine[Any, Any, None]) -> None:
-    """Run ``parts`` until ``ended`` is set; an error of any of them ends all and is raised."""
+async def run_until_ended(
+    ended: asyncio.Event,
+    *parts: Coroutine[Any, Any, None],
+    close: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Run ``parts`` until ``ended`` is set; an error of any of them ends all and is raised.
+
+    What others ask is answered first: ``close`` is awaited while all parts still run.
+    """
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(part) for part in parts]
             await ended.wait()
+            if close is not None:
+                await close()
             for task in tasks:
                 task.cancel()
     except BaseExceptionGroup as errors:

@@ -37,11 +37,11 @@ from node.runtime import (
     build_bus,
     choose_executors,
     describe_evidence,
-    open_node_data,
     open_signer,
     pump_messages,
     run_until_ended,
     serve_control,
+    take_node_data,
     was_away,
     watch_for_end,
 )
@@ -288,6 +288,7 @@ class ShardNode:
                     self.backend.run(),
                     self._lag.run(),
                     pump_messages(self._bus, self.driver, watch, self._ballots, self._receive, self._serve),
+                    close=server.close,
                 )
         finally:
             self.executor.close()
@@ -313,7 +314,7 @@ async def run_shard(
     chain, _ = parse_node(node)
     genesis = network.genesis
     with (
-        open_node_data(network, node, chain) as data,
+        await take_node_data(network, node, chain, ended) as data,
         BlockLog(data.log_path, data.owner) as log,
         open_signer(network, node, data) as signer,
         MempoolJournal(data.journal_path, data.owner, is_synced=sync_mempool) as journal,

@@ -23,6 +23,7 @@ from shardyard.errors import ConfigError
 MAX_HEADER_BYTES: Final = 64 * 1024
 HEADER_TIMEOUT_S: Final = 15.0
 SHUTDOWN_S: Final = 2
+"""How long requests under way are waited for when the server closes."""
 BACKLOG: Final = 512
 
 
@@ -126,6 +127,10 @@ class RpcServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Answer what was asked, for ``SHUTDOWN_S`` at most, and listen no more; once is enough, twice does no harm."""
         assert self._server is not None, "entered before left"
         assert self._task is not None, "entered before left"
         self._server.should_exit = True
