@@ -6,8 +6,8 @@ import pytest
 
 from shardyard.codec import decode
 from shardyard.consensus.evidence import VoteEvidence, verify_evidence
-from shardyard.effects import Broadcast
-from shardyard.messages import Proposal, Votes
+from shardyard.effects import Broadcast, Send
+from shardyard.messages import BlockResponse, Proposal, Votes
 from tests.unit.consensus.harness import World, build_committee
 
 SPLIT = [[0], [1], [2], [3]]
@@ -117,14 +117,27 @@ def test_a_leader_that_withholds_its_blocks_is_skipped():
     world = World(build_committee([1, 1, 1, 1]), SPLIT)
 
     def withhold(node, effect):
-        is_proposal = isinstance(effect, Broadcast) and isinstance(effect.message, Proposal)
-        return None if is_proposal and node.name == "n2" else effect
+        message = effect.message if isinstance(effect, Broadcast | Send) else None
+        return None if isinstance(message, Proposal | BlockResponse) and node.name == "n2" else effect
 
     world.tamper = withhold
     world.start().run(60_000)
     assert min(world.heights()) >= 40
     # The votes of the withholder name a block that nobody can fetch from anybody else.
     assert all(block.header.proposer != 2 for block in world.nodes[0].finals)
+
+
+def test_l10_a_leader_whose_proposals_are_lost_leads_all_the_same():
+    world = World(build_committee([1, 1, 1, 1]), SPLIT)
+
+    def lose(node, effect):
+        is_proposal = isinstance(effect, Broadcast) and isinstance(effect.message, Proposal)
+        return None if is_proposal and node.name == "n2" else effect
+
+    world.tamper = lose
+    world.start().run(60_000)
+    led = sum(block.header.proposer == 2 for block in world.nodes[0].finals)
+    assert led >= len(world.nodes[0].finals) // 5
 
 
 def test_one_correct_validator_that_holds_the_certificate_tells_the_others():
