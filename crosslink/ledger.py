@@ -136,9 +136,8 @@ class Ledger:
 
     def read_body(self, block: Block) -> BeaconBody:
         """Return the body of ``block``; raises ``InvalidBlockError``. One block is asked about several times in a row."""
-        if (
-            self._read is None or self._read[0] is not block
-        ):  # the same object: a hash does not say what the body holds
+        # Compared is the object: a hash does not say what the body holds.
+        if self._read is None or self._read[0] is not block:
             self._read = block, read_body(self._genesis, block)
         return self._read[1]
 

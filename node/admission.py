@@ -92,6 +92,7 @@ class Admission:
         self._waiting_count = 0
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
+        self._is_stopping = False
 
     async def submit(self, transactions: Sequence[bytes]) -> list[Answer]:
         """Return for each raw transaction its hash, once durable, or why it is refused."""
@@ -125,6 +126,8 @@ class Admission:
         return submission.encode_answers(verdict.admitted, verdict.first)
 
     async def _wait(self, submission: _native.Submission) -> _Verdict:
+        if self._is_stopping:
+            raise _build_stopping()
         verdict: asyncio.Future[_Verdict] = asyncio.get_running_loop().create_future()
         if not self._enqueue(_Waiting(submission, verdict)):
             raise AdmissionFullError
@@ -176,9 +179,10 @@ class Admission:
                 while group := self._take_group():
                     await self._admit(group)
         finally:
+            self._is_stopping = True  # connections are still open, and whoever asked now would wait in vain
             for item in (*group, *self._waiting):
                 if item.verdict is not None and not item.verdict.done():
-                    item.verdict.set_exception(build_server_error("the node is stopping"))
+                    item.verdict.set_exception(_build_stopping())
             self._waiting.clear()
 
     async def _admit(self, group: Sequence[_Waiting]) -> None:
@@ -221,6 +225,10 @@ class Admission:
         now = time.perf_counter_ns()
         self.counters[stage] += (now - started) // 1000
         return now
+
+
+def _build_stopping() -> RpcError:
+    return build_server_error("the node is stopping")
 
 
 async def restore_journal(core: _native.Core, mempool: Mempool, transactions: Sequence[bytes]) -> int:

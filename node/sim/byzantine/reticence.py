@@ -5,9 +5,10 @@ from typing import ClassVar, Final
 
 from node.sim.byzantine.role import Role, Seat
 from shardyard import effects as fx
+from shardyard.blocks import Block
 from shardyard.consensus.pacing import TIMER_SLOT
 from shardyard.consensus.votes import Vote
-from shardyard.messages import Proposal, Votes
+from shardyard.messages import BlockResponse, Proposal, Votes
 
 SHARE_CHANCE: Final = 0.4
 """How often a withheld proposal goes to one peer after all."""
@@ -35,12 +36,24 @@ class Withholder(Role):
     name: ClassVar[str] = "withholder"
 
     def say(self, effect: fx.Effect) -> Iterable[fx.Effect]:
-        """Keep proposals back."""
-        if not (isinstance(effect, fx.Broadcast) and isinstance(effect.message, Proposal)):
-            return (effect,)
+        """Keep proposals back, from those who ask for what it votes for as well (L10, L11)."""
+        match effect:
+            case fx.Send(message=Proposal()):
+                return ()
+            case fx.Send(message=BlockResponse(blocks=blocks)) if any(map(self._is_own, blocks)):
+                return ()
+            case fx.Broadcast(message=Proposal() as proposal):
+                return self._withhold(proposal)
+            case _:
+                return (effect,)
+
+    def _is_own(self, block: Block) -> bool:
+        return block.header.proposer in self.seat.keys
+
+    def _withhold(self, proposal: Proposal) -> Iterable[fx.Effect]:
         self.seat.tell("withheld a proposal")
         if self.seat.peers and self.seat.chance.random() < SHARE_CHANCE:
-            return (fx.Send(self.seat.chance.choice(self.seat.peers), effect.message),)
+            return (fx.Send(self.seat.chance.choice(self.seat.peers), proposal),)
         return ()
 
 

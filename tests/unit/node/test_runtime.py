@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from node import runtime
+from node.admission import Admission
 from node.config import Options
 from node.network import create_network
 from node.runtime import open_node_data, run_until_ended, take_node_data
@@ -69,3 +70,13 @@ async def test_a_part_that_fails_ends_all_and_its_error_is_raised():
 
     with pytest.raises(OSError, match="the disk is gone"):
         await asyncio.wait_for(run_until_ended(asyncio.Event(), part(), fail()), 5)
+
+
+async def test_who_asks_after_admission_has_ended_is_told_so_at_once():
+    admission = Admission(core=None, mempool=None, journal=None, on_accepted=lambda *_: None)
+    running = asyncio.create_task(admission.run())
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    (answer,) = await asyncio.wait_for(admission.submit([b"\x02"]), 5)
+    assert "stopping" in answer.message
