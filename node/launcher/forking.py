@@ -24,6 +24,8 @@ CAN_FORK: Final = sys.platform == "linux"
 """Elsewhere system libraries may start threads while they are loaded, and each node is a program of its own."""
 MAX_SERVERS: Final = 3
 """Servers that may die over the start of one node."""
+MAX_ASKED: Final = 64
+"""Requests under way: as many fit into the socket's buffer, so that sending one never waits for the server."""
 
 
 class ServerLostError(ChildError):
@@ -66,6 +68,7 @@ class Forker:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = dict(environ)
         self._starting = asyncio.Lock()
+        self._asking = asyncio.Semaphore(MAX_ASKED)
         self._channel: socket.socket | None = None
         self._server: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -102,12 +105,15 @@ class Forker:
         return spawn
 
     async def _fork(self, request: ForkRequest, output: int) -> ForkedProcess:
+        async with self._asking:
+            return await self._ask(request, output)
+
+    async def _ask(self, request: ForkRequest, output: int) -> ForkedProcess:
         await self._start()
         assert self._channel is not None, "the server was started"
         future: asyncio.Future[ForkedProcess] = asyncio.get_running_loop().create_future()
         theirs, ours = os.pipe()
         try:
-            # As long as few requests are under way they fit into the socket's buffer: nothing here waits for the server.
             socket.send_fds(self._channel, [msgspec.json.encode(request)], [theirs, output])
         except OSError as error:
             os.close(ours)

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from node.config import Options
+from node.launcher import forking
 from node.launcher.forking import CAN_FORK, Forker, ServerLostError
 from node.launcher.supervisor import EXIT_REFUSED, Child, ChildError
 from node.network import create_network
@@ -103,6 +104,23 @@ async def test_a_node_whose_disk_is_full_is_born_with_it(forker, arguments, even
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     assert await process.wait() != 0
+
+
+async def test_many_nodes_that_start_at_once_ask_no_more_than_the_socket_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(forking, "MAX_ASKED", 3)
+    most = 0
+
+    async def start(forker, number):
+        nonlocal most
+        with (tmp_path / f"{number}.log").open("wb") as log:
+            process = await forker.build_spawn(["beacon-0", str(tmp_path / "nothing")])(log.fileno(), False)
+        most = max(most, len(forker._asked))
+        return await process.wait()
+
+    async with Forker(os.environ) as forker:
+        codes = await asyncio.gather(*(start(forker, number) for number in range(12)))
+    assert codes == [EXIT_REFUSED] * 12
+    assert most <= 3
 
 
 async def test_servers_that_cannot_start_are_told_of(monkeypatch, tmp_path):
