@@ -28,7 +28,7 @@ from node.runtime import (
     watch_for_end,
 )
 from node.signer import Signer
-from node.storage.log import BlockLog, EntryKind
+from node.storage.log import BlockLog, EntryKind, LogEntry
 from node.testimony import list_beacon_methods, list_chain_methods
 from shardyard import effects as fx
 from shardyard.codec import decode
@@ -106,12 +106,17 @@ async def run_beacon(network: Network, node: str) -> None:
     started = time.monotonic()
     ended = watch_for_end()
     validators = get_local_validators(network, node)
+    records: list[fx.Record] = []
+
+    def take(entry: LogEntry) -> None:
+        if entry.kind is EntryKind.KERNEL:
+            records.append(entry.decode_record())
+
     with (
         await take_node_data(network, node, BEACON, ended) as data,
-        BlockLog(data.log_path, data.owner) as log,
+        BlockLog(data.log_path, data.owner, on_entry=take) as log,
         open_signer(network, node, data) as signer,
     ):
-        records = [entry.decode_record() for entry in log.iterate() if entry.kind is EntryKind.KERNEL]
         signer.verify_covers(records)
         machine = BeaconMachine(
             network.genesis,

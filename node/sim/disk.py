@@ -77,18 +77,18 @@ class SimDisk:
         states: dict[Hash32, StateRecord] = {}
         if self._file.is_empty:
             return records, states
-        with (
-            self._file.materialise(lambda number: f"{number:08d}.log") as path,
-            BlockLog(path, self._owner, segment_bytes=SEGMENT_BYTES) as log,
-        ):
-            for entry in log.iterate():
-                found = self._decoded.get(entry.payload)
-                if found is None:
-                    found = self._decoded[entry.payload] = _decode_entry(entry)
-                if isinstance(found, StateRecord):
-                    states[found.block_hash] = found
-                else:
-                    records.append(found)
+
+        def take(entry: LogEntry) -> None:
+            found = self._decoded.get(entry.payload)
+            if found is None:
+                found = self._decoded[entry.payload] = _decode_entry(entry)
+            if isinstance(found, StateRecord):
+                states[found.block_hash] = found
+            else:
+                records.append(found)
+
+        with self._file.materialise(lambda number: f"{number:08d}.log") as path:
+            BlockLog(path, self._owner, segment_bytes=SEGMENT_BYTES, on_entry=take).close()
         for record in records:
             self._index(record)
         return records, states

@@ -18,7 +18,7 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final
 
@@ -34,8 +34,10 @@ FORMAT_VERSION: Final = 1
 _HEADER: Final = struct.Struct(">8sHH32sI")
 _MAGIC: Final = b"SYFRAMES"
 _FRAME: Final = struct.Struct(">4sBBIQ")
+_HEAD: Final = struct.Struct(">4sBBIQH")
+"""``_FRAME`` with the CRC-16 over it."""
 _PLACE: Final = struct.Struct(">QI")
-_HEAD_BYTES: Final = _FRAME.size + 2
+_HEAD_BYTES: Final = _HEAD.size
 _MARKER: Final = b"\xf5\x53\x59\xa7"
 _CHECKSUM_BYTES: Final = 16
 FRAME_BYTES: Final = _HEAD_BYTES + _CHECKSUM_BYTES
@@ -98,48 +100,55 @@ def encode_frame(
 
 def read_frame(descriptor: int, number: int, offset: int) -> Frame | None:
     """Return the frame at ``offset``, or None when there is no good one."""
-    return _read_frame(lambda size, at: os.pread(descriptor, size, at), number, offset)
+    needed = FRAME_BYTES
+    while needed:
+        data = os.pread(descriptor, needed, offset)
+        if len(data) < needed:
+            break
+        found = _parse_frame(data, 0, number, offset)
+        if isinstance(found, Frame):
+            return found
+        needed = found
+    return None
 
 
 def read_frames(descriptor: int, number: int) -> Iterator[Frame]:
     """Yield the frames of a file from its beginning up to the first that is not good, reading it in large pieces."""
-    read = _ReadAhead(descriptor).read
-    offset = HEADER_BYTES
-    while (frame := _read_frame(read, number, offset)) is not None:
-        yield frame
-        offset = frame.end
+    window, start, offset = b"", HEADER_BYTES, HEADER_BYTES
+    while True:
+        found = _parse_frame(window, offset - start, number, offset)
+        if isinstance(found, Frame):
+            yield found
+            offset = found.end
+            continue
+        if not found:
+            return
+        window, start = os.pread(descriptor, max(found, WINDOW_BYTES), offset), offset
+        if len(window) < found:
+            return  # the file ends within this frame
 
 
-class _ReadAhead:
-    """Reads of a file from front to back, in pieces of ``WINDOW_BYTES``."""
+def _parse_frame(window: bytes, at: int, number: int, offset: int) -> Frame | int:
+    """Return the frame at ``at`` of ``window``, which stands at ``offset`` of its file.
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._start = 0
-        self._window = b""
-
-    def read(self, size: int, offset: int) -> bytes:
-        """Return ``size`` bytes at ``offset``, or fewer where the file ends."""
-        at = offset - self._start
-        if at < 0 or at + size > len(self._window):
-            self._window = os.pread(self._descriptor, max(size, WINDOW_BYTES), offset)
-            self._start, at = offset, 0
-        return self._window[at : at + size]
-
-
-def _read_frame(read: Callable[[int, int], bytes], number: int, offset: int) -> Frame | None:
-    fixed = read(FRAME_BYTES, offset)
-    head = _decode_head(fixed)
+    Where the window ends before it does, return the bytes from ``at`` on that are needed to tell more; 0 for no good frame.
+    """
+    if len(window) - at < FRAME_BYTES:
+        return FRAME_BYTES
+    head = _decode_head(window, at)
     if head is None:
-        return None
+        return 0
     kind, label_bytes, payload_bytes, synced = head
-    body = read(label_bytes + payload_bytes, offset + FRAME_BYTES)
-    if len(body) < label_bytes + payload_bytes:
-        return None
-    label, payload = body[:label_bytes], body[label_bytes:]
-    if fixed[_HEAD_BYTES:] != _compute_checksum(offset, number, fixed[:_HEAD_BYTES], label, payload):
-        return None
-    return Frame(offset, offset + FRAME_BYTES + len(body), kind, synced, label, payload)
+    begin = at + FRAME_BYTES
+    middle = begin + label_bytes
+    end = middle + payload_bytes
+    if end > len(window):
+        return end - at
+    label, payload = window[begin:middle], window[middle:end]
+    checksum = _compute_checksum(offset, number, window[at : at + _HEAD_BYTES], label, payload)
+    if checksum != window[at + _HEAD_BYTES : begin]:
+        return 0
+    return Frame(offset, offset + end - at, kind, synced, label, payload)
 
 
 def verify_header(descriptor: int, file_kind: int, owner: bytes, number: int, name: str) -> bool:
@@ -201,16 +210,14 @@ def _encode_head(kind: int, label_bytes: int, payload_bytes: int, synced: int) -
     return head + binascii.crc_hqx(head, 0xFFFF).to_bytes(2, "big")
 
 
-def _decode_head(data: bytes) -> tuple[int, int, int, int] | None:
+def _decode_head(data: bytes, at: int = 0) -> tuple[int, int, int, int] | None:
     """Return kind, length of label, length of payload and synced position, or None when this is no whole head."""
-    if len(data) < FRAME_BYTES:
+    if len(data) - at < FRAME_BYTES:
         return None
-    marker, kind, label_bytes, payload_bytes, synced = _FRAME.unpack_from(data)
+    marker, kind, label_bytes, payload_bytes, synced, check = _HEAD.unpack_from(data, at)
     if marker != _MARKER or payload_bytes > MAX_FRAME_PAYLOAD_BYTES:
         return None
-    if int.from_bytes(data[_FRAME.size : _HEAD_BYTES], "big") != binascii.crc_hqx(
-        data[: _FRAME.size], 0xFFFF
-    ):
+    if check != binascii.crc_hqx(data[at : at + _FRAME.size], 0xFFFF):
         return None
     return kind, label_bytes, payload_bytes, synced
 

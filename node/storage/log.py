@@ -13,7 +13,7 @@ lists of the newest executed blocks are found by height and hash.
 import asyncio
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
@@ -84,6 +84,10 @@ class LogEntry(msgspec.Struct, frozen=True):
         return decode(self.payload, _RECORD, max_bytes=MAX_RECORD_BYTES)
 
 
+def _build_entry(frame: Frame) -> LogEntry:
+    return LogEntry(EntryKind(frame.kind), frame.payload, frame.label)
+
+
 class LogFailedError(ShardyardError):
     """A write or a sync failed; the process must stop."""
 
@@ -108,8 +112,17 @@ class _Queued(msgspec.Struct, frozen=True):
 class BlockLog:
     """The durable log of one chain. ``append`` and reads belong to one thread; ``sync`` does its work in another."""
 
-    def __init__(self, path: Path, owner: bytes, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        owner: bytes,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        on_entry: Callable[[LogEntry], object] | None = None,
+    ) -> None:
         """Open the log in directory ``path``, creating it when it is missing; ``owner`` is the hash of the genesis.
+
+        Opening reads all of it; ``on_entry`` is called with every entry meanwhile, in order, as ``iterate`` would yield them.
 
         Raises ``CorruptFileError`` when something durable is damaged or missing, ``OSError`` when the disk fails.
         """
@@ -136,7 +149,7 @@ class BlockLog:
         """What was cut off the end when the log was opened."""
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            self._open_segments()
+            self._open_segments(on_entry)
         except BaseException:
             self._close_descriptors()
             raise
@@ -262,7 +275,7 @@ class BlockLog:
         for number, descriptor in enumerate(self._descriptors):
             end, offset = os.fstat(descriptor).st_size, HEADER_BYTES
             for frame in read_frames(descriptor, number):
-                yield LogEntry(EntryKind(frame.kind), frame.payload, frame.label)
+                yield _build_entry(frame)
                 offset = frame.end
             if offset < end:
                 raise self._build_corruption(number, offset)
@@ -350,12 +363,15 @@ class BlockLog:
     def _get_segment_path(self, number: int) -> Path:
         return self._path / f"{number:08d}.log"
 
-    def _open_segments(self) -> None:
+    def _open_segments(self, on_entry: Callable[[LogEntry], object] | None) -> None:
         count = self._count_segments()
         for number in range(count):
             descriptor = os.open(self._get_segment_path(number), os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
             self._descriptors.append(descriptor)
-            self._open_segment(number, descriptor, is_last=number == count - 1)
+            for frame in self._open_segment(number, descriptor, is_last=number == count - 1):
+                self._add_to_index(frame.label, number << _OFFSET_BITS | frame.offset)
+                if on_entry is not None:
+                    on_entry(_build_entry(frame))
         if not count:
             self._create_segment(0)
 
@@ -369,7 +385,8 @@ class BlockLog:
                 )
         return len(names)
 
-    def _open_segment(self, number: int, descriptor: int, *, is_last: bool) -> None:
+    def _open_segment(self, number: int, descriptor: int, *, is_last: bool) -> Iterator[Frame]:
+        """Yield the frames of a segment, then cut off what a crash left behind them."""
         name = str(self._get_segment_path(number))
         if not verify_header(descriptor, LOG_FILE_KIND, self._owner, number, name):
             if not is_last or any(isinstance(item, Frame) for item in scan(descriptor, number)):
@@ -379,7 +396,7 @@ class BlockLog:
             os.fsync(descriptor)
         for item in scan(descriptor, number):
             if isinstance(item, Frame):
-                self._add_to_index(item.label, number << _OFFSET_BITS | item.offset)
+                yield item
             else:
                 self._cut_tail(number, descriptor, item, is_last=is_last)
 

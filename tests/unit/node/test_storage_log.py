@@ -9,7 +9,9 @@ import pytest
 from node.storage import log as log_module
 from node.storage.data_dir import LowDiskError
 from node.storage.frames import (
+    FRAME_BYTES,
     HEADER_BYTES,
+    WINDOW_BYTES,
     CorruptFileError,
     Frame,
     ScanEnd,
@@ -80,6 +82,28 @@ async def test_entries_come_back_in_order_after_reopening(tmp_path):
         log.append(EntryKind.NODE, b"more")
         log.sync_now()
         assert read_payloads(log) == [*payloads, b"more"]
+
+
+async def test_opening_hands_over_every_entry_on_the_way_and_none_of_a_torn_end(tmp_path):
+    payloads = [os.urandom(700) for _ in range(20)]
+    await fill(tmp_path / "log", payloads, segment_bytes=4096)
+    newest = max((tmp_path / "log").iterdir())
+    os.truncate(newest, newest.stat().st_size - 1)
+    entries = []
+    with BlockLog(tmp_path / "log", OWNER, segment_bytes=4096, on_entry=entries.append) as log:
+        assert log.truncated_bytes > 0
+        assert entries == list(log.iterate())
+    assert [entry.payload for entry in entries] == payloads[:-1]
+
+
+@pytest.mark.parametrize("around", [-1, 0, 1])
+async def test_frames_are_found_wherever_the_pieces_end_in_which_a_file_is_read(tmp_path, around):
+    first = os.urandom(WINDOW_BYTES - 2 * FRAME_BYTES + around)  # the next head begins within the first piece
+    payloads = [first, os.urandom(2 * WINDOW_BYTES), b"", os.urandom(5), os.urandom(WINDOW_BYTES), b"end"]
+    await fill(tmp_path / "log", payloads)
+    entries = []
+    with BlockLog(tmp_path / "log", OWNER, on_entry=entries.append) as log:
+        assert read_payloads(log) == payloads == [entry.payload for entry in entries]
 
 
 async def test_what_was_not_synced_is_not_read_back(tmp_path):
