@@ -73,6 +73,9 @@ async def check_finality(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verd
         chain, _ = parse_node(node)
         first = max(1, int(heads["height"]) - blocks + 1)
         answer = await witnesses.ask(node, "proofs", first=first, count=blocks)
+        if answer is not None and not answer.get("proofs") and int(answer.get("first", 0)) > first:
+            # It came by a snapshot since it told its height, and says where its history begins now.
+            answer = await witnesses.ask(node, "proofs", first=int(answer["first"]), count=blocks)
         if answer is None:
             continue
         try:

@@ -10,6 +10,7 @@ import rich_click as click
 from node.cli.output import network_option
 from node.cli.root import EXIT_USAGE, CliError
 from node.cli.session import Session
+from node.launcher.log_files import get_older
 
 POLL_S = 0.2
 
@@ -46,6 +47,8 @@ def _print_tails(paths: list[Path], lines: int, *, as_json: bool) -> dict[Path, 
         content = path.read_bytes()
         content = content[: content.rfind(b"\n") + 1]
         sizes[path] = len(content)
+        if content.count(b"\n") < lines:
+            content = _read_older(path) + content
         stamp = ""
         for line in content.decode(errors="replace").splitlines()[-lines:] if lines > 0 else ():
             stamp = _read_stamp(line) or stamp  # a line without a time belongs to the one before it
@@ -55,14 +58,24 @@ def _print_tails(paths: list[Path], lines: int, *, as_json: bool) -> dict[Path, 
     return sizes
 
 
+def _read_older(path: Path) -> bytes:
+    """Return what was in ``path`` before it was last emptied."""
+    with contextlib.suppress(FileNotFoundError):
+        return get_older(path).read_bytes()
+    return b""
+
+
 def _print_new_lines(path: Path, sizes: dict[Path, int], *, as_json: bool) -> None:
-    if path.stat().st_size < sizes[path]:
-        sizes[path] = 0  # rotated: the launcher began a new file
+    rest = b""
+    if path.stat().st_size < sizes[path]:  # the launcher kept what was in it elsewhere and emptied it
+        rest = _read_older(path)[sizes[path] :]
+        sizes[path] = 0
     with path.open("rb") as file:
         file.seek(sizes[path])
         fresh = file.read()
     complete = fresh[: fresh.rfind(b"\n") + 1]
     sizes[path] += len(complete)
+    complete = rest + complete
     for line in complete.decode(errors="replace").splitlines():
         _print_line(path.stem, line, as_json=as_json)
 

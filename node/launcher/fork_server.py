@@ -8,6 +8,7 @@ Requests and reports are lines of JSON over the socket FD, whose other end the l
 request come two descriptors: standard input of the new process, and its output. When the launcher goes, so does the server.
 """
 
+import errno
 import gc
 import os
 import resource
@@ -33,10 +34,14 @@ class ForkRequest(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A process began, or one ended with ``code``: its exit status, or the number of its signal, negative."""
+    """A process began, or one ended with ``code``: its exit status, or the number of its signal, negative.
+
+    With ``errno``, the system would not make one.
+    """
 
     pid: int
     code: int | None = None
+    errno: int = 0
 
 
 class ForkServer:
@@ -71,10 +76,14 @@ class ForkServer:
 
     def _fork(self, descriptors: list[int]) -> bool:
         """Tell whether this is the new process."""
-        pid = os.fork()
-        if pid:
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes, or no memory
+            pid = -1
+            self._tell(Report(pid, errno=error.errno or errno.EAGAIN))
+        if pid > 0:
             self._tell(Report(pid))
-        else:
+        elif pid == 0:
             os.setsid()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -93,7 +93,10 @@ class Forker:
             await listening
 
     def build_spawn(self, arguments: list[str]) -> Spawn:
-        """Return what starts a node with ``arguments``; it raises ``ChildError`` when servers die over it."""
+        """Return what starts a node with ``arguments``; it raises ``ChildError`` when servers die over it.
+
+        Raises ``OSError`` when the system has no room for another process.
+        """
 
         async def spawn(output: int, is_disk_full: bool) -> Process:
             request = ForkRequest(arguments, is_disk_full)
@@ -170,6 +173,11 @@ class Forker:
             self._processes.pop(report.pid).end(report.code)
             return
         future, standard_input = self._asked.popleft()
+        if report.errno:
+            os.close(standard_input)
+            if not future.done():
+                future.set_exception(OSError(report.errno, os.strerror(report.errno)))
+            return
         process = self._processes[report.pid] = ForkedProcess(report.pid, standard_input)
         if future.done():  # whoever asked for it was cancelled meanwhile
             process.kill()

@@ -20,6 +20,7 @@ from node.control import ControlError, ControlServer, ask
 from node.launcher.forking import CAN_FORK, Forker
 from node.launcher.laboratory import Laboratory, wake_orphans
 from node.launcher.lock import lock_network
+from node.launcher.log_files import keep_small
 from node.launcher.ports import LOOPBACK, Ports, choose_ports
 from node.launcher.supervisor import Child, ChildError, Spawn, build_program, build_python_argv
 from node.network import Network, get_local_validators, parse_node, write_json
@@ -27,6 +28,7 @@ from shardyard.errors import ShardyardError
 from shardyard.ids import BEACON, compute_chain_id
 
 BROKER = "broker"
+LAUNCHER = "launcher"
 READY_TIMEOUT_S = 30.0
 READY_POLL_S = 0.03
 MAX_START_FAILURES = 4
@@ -96,7 +98,7 @@ class Launcher:
         create_run_dir(self.network.run_dir)
         self._write_endpoints(broker, self._ports)
         self._create_children(broker)
-        control = ControlServer(self.network.get_control_path("launcher"), self._answer)
+        control = ControlServer(self.network.get_control_path(LAUNCHER), self._answer)
         try:
             async with control, asyncio.TaskGroup() as group:
                 await self._supervise(group)
@@ -110,9 +112,13 @@ class Launcher:
             name: group.create_task(child.run(self._on_exit), name=name)
             for name, child in self._children.items()
         }
-        becoming_ready = group.create_task(self._become_ready(), name="ready")
+        others = (
+            group.create_task(self._become_ready(), name="ready"),
+            group.create_task(keep_small(map(self.network.get_log_path, (*runners, LAUNCHER))), name="logs"),
+        )
         await self._stop.wait()
-        becoming_ready.cancel()
+        for task in others:
+            task.cancel()
         self._laboratory.close()
         broker = runners.pop(BROKER, None)
         for runner in runners.values():

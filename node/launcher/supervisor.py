@@ -21,8 +21,9 @@ RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 STABLE_S = 2.0
 """A child that lived this long starts again at once, however often it was killed: nothing it does wrong takes so long."""
 STOP_TIMEOUT_S = 5.0
-LOG_LIMIT_BYTES = 16 * 1024 * 1024
 EXIT_REFUSED = 2
+EXIT_NOT_STARTED = os.EX_OSERR
+"""What counts as the end of a process that the system would not start."""
 
 
 def compute_restart_delay(failures: int, lived_s: float) -> tuple[int, float]:
@@ -63,7 +64,8 @@ class Process(Protocol):
 
 
 Spawn = Callable[[int, bool], Awaitable[Process]]
-"""Starts a process whose output goes to a descriptor; it may be told that its disk is full."""
+"""Starts a process whose output goes to a descriptor; it may be told that its disk is full. Raises ``OSError`` when the system
+has no room for another process."""
 
 
 class Child:
@@ -106,9 +108,14 @@ class Child:
             await self._terminate()
 
     async def _run_once(self) -> int:
-        self._rotate_log()
-        with self._log_path.open("ab") as log:
-            self._process = await self._spawn(log.fileno(), self._is_disk_full)
+        self.started_at = time.monotonic()
+        with self._log_path.open("ab", 0) as log:
+            try:
+                self._process = await self._spawn(log.fileno(), self._is_disk_full)
+            except OSError as error:  # too many processes, or no memory: another time it may work
+                with contextlib.suppress(OSError):
+                    log.write(f"{self.name} could not be started: {error}; it is tried again\n".encode())
+                return EXIT_NOT_STARTED
         self.started_at = time.monotonic()
         if not self.enabled:  # it was stopped while it was being started
             await self._terminate()
@@ -117,11 +124,6 @@ class Child:
         code = await self._process.wait()
         self.is_paused = False
         return code
-
-    def _rotate_log(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            if self._log_path.stat().st_size > LOG_LIMIT_BYTES:
-                self._log_path.replace(self._log_path.with_suffix(".log.1"))
 
     def read_last_words(self, lines: int = 8) -> str:
         """Return the end of the child's log."""

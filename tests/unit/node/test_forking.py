@@ -13,7 +13,7 @@ import pytest
 from node.config import Options
 from node.launcher import forking
 from node.launcher.forking import CAN_FORK, Forker, ServerLostError
-from node.launcher.supervisor import EXIT_REFUSED, Child, ChildError
+from node.launcher.supervisor import EXIT_NOT_STARTED, EXIT_REFUSED, Child, ChildError
 from node.network import create_network
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="this system starts each node as a program of its own")
@@ -121,6 +121,30 @@ async def test_many_nodes_that_start_at_once_ask_no_more_than_the_socket_holds(t
         codes = await asyncio.gather(*(start(forker, number) for number in range(12)))
     assert codes == [EXIT_REFUSED] * 12
     assert most <= 3
+
+
+async def test_a_process_that_the_system_has_no_room_for_is_tried_again(tmp_path, eventually_async):
+    (tmp_path / "sitecustomize.py").write_text("""
+import errno, os
+fork, tries = os.fork, []
+
+def fork_at_last():
+    tries.append(1)
+    if len(tries) < 3:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+
+os.fork = fork_at_last
+""")
+    async with Forker({**os.environ, "PYTHONPATH": str(tmp_path)}) as forker:
+        server = forker.pid
+        child = Child("one", forker.build_spawn(["beacon-0", str(tmp_path)]), tmp_path / "one.log")
+        async with supervise(child) as (ends, running):
+            await eventually_async(running.done)
+            assert ends == [EXIT_NOT_STARTED, EXIT_NOT_STARTED, EXIT_REFUSED]
+            assert forker.pid == server
+    told = "one could not be started: [Errno 11] Resource temporarily unavailable; it is tried again\n"
+    assert (tmp_path / "one.log").read_text().startswith(2 * told)
 
 
 async def test_servers_that_cannot_start_are_told_of(monkeypatch, tmp_path):

@@ -121,3 +121,31 @@ async def test_replica_that_came_by_a_snapshot_proves_what_it_has(answering, net
     assert (rows["shard-0-2"]["first"], rows["shard-0-2"]["proven"]) == (6, 4)
     assert not [finding for finding in verdict.findings if "shard-0" in finding]
     assert all(parse_node(row["node"])[0] != BEACON for row in verdict.figures["nodes"])
+
+
+class Jumping(Held):
+    """Told its height in one answer, then came by a snapshot that is far above."""
+
+    looks = 0
+
+    @property
+    def final_block(self):
+        self.looks += 1
+        if self.looks <= 2:  # where its history begins, and the height itself
+            return self.chain.blocks[4]
+        self.base = 8
+        return super().final_block
+
+
+async def test_replica_that_jumps_between_two_questions_is_asked_where_its_history_begins(answering, network):
+    answering["shard-0-1"].__class__ = Jumping
+    verdict = await check_finality(network, 2)
+    rows = {row["node"]: row for row in verdict.figures["nodes"]}
+    assert (rows["shard-0-1"]["first"], rows["shard-0-1"]["proven"]) == (8, 2)
+    assert not [finding for finding in verdict.findings if "shard-0" in finding]
+
+
+async def test_node_that_proves_nothing_is_named(answering, network, monkeypatch):
+    monkeypatch.setattr(answering["shard-0-1"], "final_proof", lambda _: None)
+    verdict = await check_finality(network, 2)
+    assert "shard-0-1: it proves none of its 9 final blocks" in verdict.findings
