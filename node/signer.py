@@ -123,7 +123,7 @@ class Signer:
                     raise
                 with suppress(SignerRecordError):
                     self._state = peek_record(directory.signer_path, directory.owner)
-                self.lose_record(str(error))
+                self.lose_record(f"{error}; without an export: shardyard validator resume")
         except BaseException:
             self._locks.close()
             raise
@@ -195,7 +195,8 @@ class Signer:
                     self.lose_record(
                         f"the record ends at slot {slot} for validator {key}, but the chain's log has its "
                         f"{certificate.kind.name} vote of slot {certificate.slot}: the record is an old copy, or the "
-                        "key is used elsewhere. Try: shardyard validator import with an export from there"
+                        "key is used elsewhere. Try: shardyard validator import with an export from there; without one: "
+                        "shardyard validator resume"
                     )
                     return
 
@@ -223,7 +224,7 @@ class Signer:
         self.stopped[validator] = (
             f"validator {validator}: {evidence}, which is not on record here: another process signs with this key, "
             "or the record is an old copy; it signs no more here, also after a restart. Try: leave the key to the other "
-            "process, or shardyard up --fresh"
+            "process, or stop it for good, then shardyard validator resume"
         )
         _log.error("%s: %s", describe_shard(self._domain.shard), self.stopped[validator])
         self._state.raise_floor(validator, BLOCKED)

@@ -1,5 +1,6 @@
 """``validator``: keys, what they have signed, and how that moves with them (EIP-3076)."""
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from node.interchange import (
     verify_is_newest,
 )
 from node.network import Network, get_local_validators, parse_node
+from node.resumption import MARGIN_SLOTS, choose_slot, find_silent, hear_slots, resume_keys
 from node.runtime import open_node_data
 from node.signer import build_witness
 from node.storage.data_dir import SIGNER_FILE, DataDir, DataDirBusyError
@@ -34,7 +36,7 @@ from shardyard.ids import BEACON, Hash32, describe_shard
 
 @click.group(cls=NamingGroup)
 def validator() -> None:
-    """List validator keys; export and import what they have signed."""
+    """List validator keys; export and import what they have signed; let silent ones sign again."""
 
 
 def _verify_node(session: Session, node: str) -> None:
@@ -223,6 +225,67 @@ def import_(*, node_id: str, file: Path, name: str, as_json: bool) -> int:
         return 0
     print_table(("Validator", "Entries added", "Signs above"), [tuple(row.values()) for row in rows])
     return 0
+
+
+@validator.command("resume")
+@click.argument("node_id")
+@click.argument("validators", nargs=-1, type=click.IntRange(min=0))
+@click.option(
+    "--above",
+    type=click.IntRange(min=1),
+    help=f"Slot above which they sign.  [default: {MARGIN_SLOTS} beyond the newest one that the chain's nodes tell]",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@network_option
+def resume(
+    *, node_id: str, validators: tuple[int, ...], above: int | None, yes: bool, name: str, as_json: bool
+) -> int:
+    """Let keys of NODE_ID sign again: VALIDATORS, or all whose record is lost or with which another process signed.
+
+    NODE_ID must be stopped, and every other process with these keys for good: two that sign in one slot are slashable.
+    They sign above a slot in which none of them can have signed, so they are silent for a while yet.
+    """
+    session = Session(name)
+    network = session.network
+    chain, _ = parse_node(node_id) if node_id in network.nodes else (BEACON, 0)
+    with _open_stopped(session, node_id) as data, _open_witness(network, node_id) as witness:
+        keys = _get_keys(network, node_id)
+        if strangers := sorted(set(validators) - set(keys)):
+            raise CliError(
+                f"validator: got {strangers[0]}, expected one of {node_id}: {', '.join(map(str, keys))}",
+                EXIT_USAGE,
+            )
+        silent, reason = find_silent(data, witness, keys)
+        chosen = [key for key in silent if not validators or key in validators]
+        if chosen:
+            heard = asyncio.run(hear_slots(network, node_id, data, is_record_lost=bool(reason)))
+            slot = choose_slot(network, chain, heard, above)
+            if not yes:
+                _confirm_stopped(describe_shard(chain), chosen, reason)
+            resume_keys(data, witness, keys, chosen, slot)
+    rows = [{"validator": key, "floor": slot} for key in chosen]
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        say(f"no key of {node_id} that was asked for is silent; nothing is changed")
+    else:
+        print_table(("Validator", "Signs above"), [tuple(row.values()) for row in rows])
+        say(
+            f"{describe_shard(chain)} has to pass slot {slot} by the votes of others first; "
+            f"next: shardyard node start {node_id}{session.name_flag}"
+        )
+    return 0
+
+
+def _confirm_stopped(chain: str, keys: list[int], reason: str) -> None:
+    if reason:
+        say(reason)
+    names = ", ".join(map(str, keys))
+    click.confirm(
+        f"validators {names} of {chain}: is every other process with their keys stopped for good?",
+        abort=True,
+        err=True,
+    )
 
 
 def _merge(

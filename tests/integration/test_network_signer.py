@@ -260,6 +260,37 @@ def test_what_keys_signed_moves_by_a_file(replicated, tmp_path, eventually):
     replicated.call("node", "start", "shard-0-2")
 
 
+def test_keys_without_record_or_export_sign_again_above_what_anybody_entered(replicated, eventually):
+    # Without shard-0-1, whose record is lost, the shard needs shard-0-2: its slots would never pass one that is kept off.
+    eventually(lambda: "signer" in find(replicated, "shard-0-2"), DEADLINE_S)
+    message, _ = replicated.refuse("validator", "resume", "shard-0-2", code=7)
+    assert "is running" in message
+    replicated.call("node", "stop", "shard-0-2")
+    record = replicated.home / replicated.name / "data" / "shard-0-2" / "signer.log"
+    kept = record.read_bytes()
+    record.unlink()
+    message, _ = replicated.refuse("validator", "resume", "shard-0-2", "--yes", code=1)
+    assert "other nodes that sign have" in message
+    record.write_bytes(kept)
+    replicated.call("node", "start", "shard-0-2")
+    eventually(lambda: find(replicated, "shard-0-2").get("signer", {}).get("state") == "signing", DEADLINE_S)
+    # With it, shard-0-1 comes back.
+    replicated.call("node", "stop", "shard-0-1")
+    _, remedy = replicated.refuse("validator", "resume", "shard-0-1", "--above", "1", "--yes", code=1)
+    assert "the same with --above" in remedy
+    slot = show(replicated, "shard-0-0")["slot"] + 6
+    (row,) = replicated.read("validator", "resume", "shard-0-1", "--above", str(slot), "--yes")["items"]
+    assert row == {"validator": 1, "floor": slot}
+    assert replicated.read("validator", "resume", "shard-0-1", "--yes")["items"] == []
+    replicated.call("node", "start", "shard-0-1")
+
+    def read_newest():
+        rows = replicated.read("validator", "list")["items"]
+        return next(row["newest_slot"] for row in rows if row["node"] == "shard-0-1")
+
+    eventually(lambda: read_newest() > slot, DEADLINE_S)
+
+
 def test_the_audit_holds_over_all_of_it(replicated):
     replicated.call("down")
     report = replicated.read("audit")
