@@ -125,8 +125,11 @@ def serve(plant: str) -> None:
         if epilogue is not None and not result.is_ok:
             story = tuple(map(str, epilogue.tell(result.violation)))
             result = msgspec.structs.replace(result, story=story)
-        sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # whoever asked was killed meanwhile
+            os._exit(1)
 
 
 def _collect_rarely() -> None:

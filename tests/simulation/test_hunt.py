@@ -9,6 +9,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from node.sim.crew import Crew
@@ -138,6 +139,22 @@ def test_a_process_that_dies_over_a_run_is_a_violation_and_the_next_run_gets_ano
         result = worker.run(Recipe(2, minutes=0.5))
         assert result.violation == "I12: the process that ran it was ended by SIGKILL"
         assert worker.run(Recipe(2, minutes=0.5)).is_ok
+
+
+def test_a_process_whose_hunt_was_killed_ends_without_a_word():
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "node.sim.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        process.stdout.close()
+        order = {"recipe": Recipe(1, minutes=SHORT), "tells": False}
+        process.stdin.write(msgspec.json.encode(order) + b"\n")
+        process.stdin.flush()
+        assert process.wait(60) == 1
+        assert process.stderr.read() == b""
 
 
 def test_results_of_a_crew_are_those_of_one_process():
