@@ -173,8 +173,8 @@ def verify_is_newest(found: Interchange, witnessed: int, name: str) -> None:
     if number < witnessed:
         raise InterchangeError(
             f"{name}: it ends with entry {number}, but the keys were used up to entry {witnessed} of the record that "
-            "is lost: what they signed in between is in neither; try: an export made after that, or "
-            "shardyard up --fresh (a beacon node needs none: it signs again once its Rejoin is final)"
+            "is lost: what they signed in between is in neither; try: an export made after that, or shardyard validator "
+            "resume (a beacon node needs none: it signs again once its Rejoin is final)"
         )
 
 

@@ -1,17 +1,18 @@
 """How keys come to sign again whose record is lost, or with which another process was seen to sign (K6).
 
 They sign above a slot in which none of them can have signed. Who signs in a slot has entered it, and nobody enters one before a
-certificate ends the slot before it. So where nodes answer that have more stake than a certificate can lack, one of them has
-signed the certificate behind which the newest slot anywhere begins, and tells a slot next to it. A process that was started
-again may tell less than it knew; the margin is for that.
+certificate ends the slot before it. So where nodes tell their slots that have more stake than a certificate can lack, one of
+them has signed the certificate behind which the newest slot anywhere begins, and tells a slot next to it. A process that was
+started again may tell less than it knew; the margin is for that.
 
 The chain must get there without these keys: where the others that sign have no quorum, it would stand below that slot for ever.
 
-This holds for what was signed until now. That no other process signs with the keys from now on is for a person to say; on this
-machine their locks show it, and after its start the node listens before it signs (``node.doppelganger``).
+All this is about what was signed until now. That no other process signs with the keys from now on is for a person to say: on
+this machine their locks show it, elsewhere nothing does. Votes below the slot cannot be told from own ones of before, so a
+process that goes on with a key is noticed when both have signed, and not earlier.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import msgspec
 
 from node.checks.verdict import Witnesses
 from node.network import Network, get_local_validators, parse_node
+from node.signer import list_certificates
 from node.storage.data_dir import DataDir
 from node.storage.frames import CorruptFileError
 from node.storage.log import BlockLog, EntryKind, LogEntry
@@ -30,85 +32,125 @@ from node.storage.signer_record import (
     peek_record,
 )
 from shardyard.consensus.signer import BLOCKED, SignerState
-from shardyard.effects import CertificateRecord, FinalRecord, SnapshotRecord
 from shardyard.errors import ShardyardError
 from shardyard.ids import ShardId, describe_shard
 
 MARGIN_SLOTS: Final = 32
+MAX_AHEAD_SLOTS: Final = 10_000
+"""Slots that keys may be kept off, beyond the newest one known of: more is a slip of the pen, and nothing takes it back."""
 
 
 class ResumptionError(ShardyardError):
-    """It is not known above which slot keys may sign."""
+    """It is not known above which slot keys may sign, or their chain would never get there."""
 
 
-class SlotsHeard(msgspec.Struct, frozen=True):
-    """The newest slot that is known of, the stake of those who know of none beyond, and of the other nodes that sign."""
+class Logged(msgspec.Struct, frozen=True):
+    """What the log of a node tells of slots: the newest certificate, and the newest one with a vote of each local key."""
 
     slot: int
-    stake: int
+    own: dict[int, int]
+
+
+class Silent(msgspec.Struct, frozen=True):
+    """Keys that sign nothing until a person says so, and why all of them when their record is lost."""
+
+    keys: list[int]
+    reason: str = ""
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """The newest slot that is known of, the stake that knows of none beyond, the stake that signs without the silent keys."""
+
+    slot: int
+    knowing: int
     signing: int
+    has_answers: bool
+    """Whether other nodes of the chain answer at all."""
 
 
-async def hear_slots(network: Network, node: str, data: DataDir, *, is_record_lost: bool) -> SlotsHeard:
-    """Return what the other nodes of the chain of ``node`` tell, and its own log.
-
-    The log counts like a node that answers, unless the record is lost: then it may be as old as that.
-    """
-    chain, _ = parse_node(node)
-    stakes = network.genesis.committees[chain].stakes
-    witnesses = Witnesses(network)
-
-    async def ask_others(method: str, **params: Any) -> dict[str, Any]:
-        answers = await witnesses.ask_all(method, **params)
-        return {
-            other: answer
-            for other, answer in answers.items()
-            if other != node and parse_node(other)[0] == chain
-        }
-
-    def sum_stake(nodes: Iterable[str]) -> int:
-        return sum(stakes[key] for other in nodes for key in get_local_validators(network, other))
-
-    slots = {
-        other: int(answer["slot"]) for other, answer in (await ask_others("finals", first=1, count=1)).items()
-    }
-    signing = [
-        other for other, answer in (await ask_others("status")).items() if not answer["signer"]["silent"]
-    ]
-    logged = read_newest_slot(data)
-    knowing = [*slots, node] if logged and not is_record_lost else [*slots]
-    return SlotsHeard(max([logged, *slots.values()]), sum_stake(knowing), sum_stake(signing))
-
-
-def read_newest_slot(data: DataDir) -> int:
-    """Return the newest slot of which the log in ``data`` has a certificate; 0 when there is none, or the log is damaged."""
-    newest = 0
+def read_slots(data: DataDir, keys: Collection[int]) -> Logged:
+    """Return what the log in ``data`` tells; of a damaged one, what is in front of the damage."""
+    newest, own = 0, dict.fromkeys(keys, 0)
 
     def take(entry: LogEntry) -> None:
         nonlocal newest
         if entry.kind is not EntryKind.KERNEL:
             return
-        match entry.decode_record():
-            case CertificateRecord(certificate):
-                newest = max(newest, certificate.slot)
-            case FinalRecord(proof=proof) | SnapshotRecord(proof=proof):
-                newest = max(newest, proof.notarization.slot, proof.finalization.slot)
-            case _:
-                pass
+        for certificate in list_certificates([entry.decode_record()]):
+            newest = max(newest, certificate.slot)
+            signers = int.from_bytes(certificate.bitmap, "little")
+            for key in own:
+                if signers >> key & 1:
+                    own[key] = max(own[key], certificate.slot)
 
     if data.log_path.exists():
-        try:
+        with suppress(CorruptFileError):
             BlockLog(data.log_path, data.owner, on_entry=take).close()
-        except CorruptFileError:
-            return 0
-    return newest
+    return Logged(newest, own)
 
 
-def choose_slot(network: Network, chain: ShardId, heard: SlotsHeard, above: int | None) -> int:
+def find_silent(data: DataDir, witness: Witness, keys: Collection[int], logged: Logged) -> Silent:
+    """Return those of ``keys`` that sign nothing; all of them when the record is lost, or older than the log."""
+    try:
+        with SignerRecord(data, witness) as record:
+            state = record.state
+    except SignerRecordError as error:
+        return Silent([*keys], str(error))
+    for key in keys:
+        known = max(state.get_newest_slot(key), state.get_floor(key))
+        if logged.own.get(key, 0) > known:
+            return Silent(
+                [*keys],
+                f"{data.signer_path}: it ends at slot {known} for validator {key}, but the chain's log has a vote of slot "
+                f"{logged.own[key]}: it is an old copy",
+            )
+    return Silent([key for key in keys if state.get_floor(key) == BLOCKED])
+
+
+async def hear_slots(network: Network, node: str, silent: Silent, logged: Logged) -> Heard:
+    """Return what the other nodes of the chain of ``node`` tell, and its own log of slots that its sound keys have signed."""
+    chain, _ = parse_node(node)
+    stakes = network.genesis.committees[chain].stakes
+    witnesses = Witnesses(network)
+    slots: dict[str, int] = {}
+    for other, answer in (await witnesses.ask_all("finals", first=1, count=1)).items():
+        if other != node and parse_node(other)[0] == chain:
+            slots[other] = int(answer["slot"])
+    newest = max([logged.slot, *slots.values()])
+    sound = set(get_local_validators(network, node)) - set(silent.keys)
+    knowing, signing = set(sound), set(sound)
+    for other, status in (await witnesses.ask_all("status")).items():
+        if other not in slots or "signer" not in status:  # it may just come by a snapshot
+            continue
+        floors: Mapping[str, Any] = status["signer"]["floors"]
+        for key in get_local_validators(network, other):
+            floor = floors.get(str(key))
+            if floor is not None:  # none: it is silent itself, and its log may be lost as well
+                knowing.add(key)
+                if floor <= newest:
+                    signing.add(key)
+    return Heard(
+        newest, sum(stakes[key] for key in knowing), sum(stakes[key] for key in signing), bool(slots)
+    )
+
+
+def verify_reachable(network: Network, chain: ShardId, silent: Silent) -> None:
+    """Raise ``ResumptionError`` when the chain cannot go on without the silent keys, whoever else is there."""
+    committee = network.genesis.committees[chain]
+    others = committee.total_stake - sum(committee.stakes[key] for key in silent.keys)
+    if others < committee.quorum:
+        raise ResumptionError(
+            f"{describe_shard(chain)}: all validators but these have {others} of {committee.total_stake} stake, expected at "
+            f"least {committee.quorum}: without these keys it never gets to a slot in which they may sign; try: shardyard "
+            "validator import with an export of what they signed, or shardyard up --fresh"
+        )
+
+
+def choose_slot(network: Network, chain: ShardId, heard: Heard, above: int | None) -> int:
     """Return the slot above which keys of ``chain`` may sign: ``above``, or ``MARGIN_SLOTS`` beyond the newest one heard of.
 
-    Raises ``ResumptionError`` when too little stake tells of its slots, ``above`` is not beyond them, or the chain will not
-    get there. What others will do later is not known while nobody answers, and ``above`` is taken as it is.
+    Raises ``ResumptionError`` when too little stake tells of its slots, ``above`` is not beyond them or far beyond, or those
+    that answer will not get there. What others will do later is not known while nobody answers.
     """
     committee = network.genesis.committees[chain]
     name = describe_shard(chain)
@@ -117,48 +159,47 @@ def choose_slot(network: Network, chain: ShardId, heard: SlotsHeard, above: int 
             f"above: got {above}, expected more than {heard.slot}, a slot that {name} has entered; "
             f"try: the same with --above {heard.slot + MARGIN_SLOTS}"
         )
-    needed = committee.total_stake - committee.quorum + 1
-    if above is None and heard.stake < needed:
+    if above is not None and above > heard.slot + MAX_AHEAD_SLOTS:
         raise ResumptionError(
-            f"{name}: nodes with {heard.stake} of {committee.total_stake} stake tell how far it is, expected at least {needed}, "
-            f"so a newer slot than {heard.slot} may be unknown; try: shardyard up, or --above SLOT with a slot that nobody has "
-            "entered"
+            f"above: got {above}, expected at most {heard.slot + MAX_AHEAD_SLOTS}, {MAX_AHEAD_SLOTS} slots beyond the newest "
+            "that is known of: the keys would be silent until then, and nothing takes it back; try: a smaller --above"
         )
-    if heard.signing < committee.quorum and (above is None or heard.stake):
+    needed = committee.total_stake - committee.quorum + 1
+    way = "bring other nodes back first, shardyard status shows them" if heard.has_answers else "shardyard up"
+    if above is None and heard.knowing < needed:
         raise ResumptionError(
-            f"{name}: other nodes that sign have {heard.signing} of {committee.total_stake} stake, expected at least "
-            f"{committee.quorum}: without these keys it never gets to a slot in which they may sign; try: bring other nodes "
-            "back first, shardyard status shows them"
+            f"{name}: nodes with {heard.knowing} of {committee.total_stake} stake tell how far it is, expected at least "
+            f"{needed}, so a newer slot than {heard.slot} may be unknown; try: {way}, or --above SLOT with a slot that nobody "
+            "has entered"
+        )
+    if heard.signing < committee.quorum and (above is None or heard.has_answers):
+        raise ResumptionError(
+            f"{name}: keys that sign have {heard.signing} of {committee.total_stake} stake now, expected at least "
+            f"{committee.quorum}: without these keys it does not get to a slot in which they may sign; try: {way}; a key that "
+            "was resumed signs when its slot is passed"
         )
     return heard.slot + MARGIN_SLOTS if above is None else above
 
 
-def find_silent(data: DataDir, witness: Witness, keys: Collection[int]) -> tuple[list[int], str]:
-    """Return those of ``keys`` that sign nothing, and why all of them when the record is lost."""
+def resume_keys(data: DataDir, witness: Witness, silent: Silent, chosen: Collection[int], slot: int) -> None:
+    """Let ``chosen`` of the silent keys sign above ``slot``; the other silent ones stay so."""
     try:
         with SignerRecord(data, witness) as record:
-            return [key for key in keys if record.state.get_floor(key) == BLOCKED], ""
-    except SignerRecordError as error:
-        return list(keys), str(error)
-
-
-def resume_keys(
-    data: DataDir, witness: Witness, keys: Collection[int], chosen: Collection[int], slot: int
-) -> None:
-    """Let ``chosen`` of ``keys`` sign above ``slot``; the others stay as they are, and silent where the record is lost."""
-    try:
-        with SignerRecord(data, witness) as record:
-            for key in chosen:
-                record.state.key_floors[key] = slot
+            _set_floors(record.state, silent, chosen, slot)
             record.rewrite()
-            return
     except SignerRecordError:
         state = SignerState()
         with suppress(SignerRecordError):
             state = peek_record(data.signer_path, data.owner)
-    for key in keys:
-        if key in chosen:
+        _set_floors(state, silent, chosen, slot)
+        create_record(data, state, witness)
+
+
+def _set_floors(state: SignerState, silent: Silent, chosen: Collection[int], slot: int) -> None:
+    for key in silent.keys:
+        if key not in chosen:
+            state.raise_floor(key, BLOCKED)
+        elif state.get_floor(key) == BLOCKED:
             state.key_floors[key] = slot
         else:
-            state.raise_floor(key, BLOCKED)
-    create_record(data, state, witness)
+            state.raise_floor(key, slot)

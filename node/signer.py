@@ -48,7 +48,8 @@ MAX_REFUSALS_LOGGED: Final = 32
 """Refusals written to the log, each a line; after that they are only counted."""
 
 BLOCKED_REASON: Final = (
-    "a key is blocked on record: an import did not name it, or another process was seen to sign with it"
+    "a key is blocked on record: an import did not name it, or another process was seen to sign with it; when no other "
+    "process has it any more: shardyard validator resume"
 )
 
 _log = logging.getLogger(__name__)
@@ -167,6 +168,11 @@ class Signer:
             "state": state,
             "keys": len(self._secrets),
             "silent": silent,
+            "floors": {
+                str(key): self._state.get_floor(key)
+                for key in self._secrets
+                if not self.reason and key not in self.stopped and key not in blocked
+            },
             "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)) or "-",
         }
 
@@ -188,7 +194,7 @@ class Signer:
         newest = {
             key: max(self._state.get_newest_slot(key), self._state.get_floor(key)) for key in self._secrets
         }
-        for certificate in _list_certificates(records):
+        for certificate in list_certificates(records):
             signers = int.from_bytes(certificate.bitmap, "little")
             for key, slot in newest.items():
                 if signers >> key & 1 and certificate.slot > slot:
@@ -202,7 +208,7 @@ class Signer:
 
     def take_records(self, records: Iterable[Record]) -> None:
         """Look through certificates, verified by the engine, for votes of local keys that were not given here."""
-        for certificate in _list_certificates(records):
+        for certificate in list_certificates(records):
             for key in self._state.find_foreign(certificate, self._secrets):
                 self.stop_key(
                     key,
@@ -424,7 +430,8 @@ class Signer:
         self.close()
 
 
-def _list_certificates(records: Iterable[Record]) -> list[Certificate]:
+def list_certificates(records: Iterable[Record]) -> list[Certificate]:
+    """Return the certificates in records of a chain's log, in order."""
     found: list[Certificate] = []
     for record in records:
         match record:

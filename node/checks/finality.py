@@ -73,12 +73,12 @@ async def check_finality(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verd
         chain, _ = parse_node(node)
         first = max(1, int(heads["height"]) - blocks + 1)
         answer = await witnesses.ask(node, "proofs", first=first, count=blocks)
-        if answer is not None and not answer.get("proofs") and int(answer.get("first", 0)) > first:
-            # It came by a snapshot since it told its height, and says where its history begins now.
-            answer = await witnesses.ask(node, "proofs", first=int(answer["first"]), count=blocks)
-        if answer is None:
-            continue
         try:
+            if answer is not None and not answer["proofs"] and int(answer["first"]) > first:
+                # It came by a snapshot since it told its height, and says where its history begins now.
+                answer = await witnesses.ask(node, "proofs", first=int(answer["first"]), count=blocks)
+            if answer is None:
+                continue
             headers = verify_answer(clients[chain], network.genesis, chain, answer)
         except (RemoteProtocolError, KeyError, TypeError, ValueError) as error:
             findings.append(f"{node}: {error}")

@@ -139,10 +139,13 @@ def _run_here(network: Network, *, as_json: bool) -> int:
 
 
 def _start_detached(network: Network, started: float, *, as_json: bool) -> int:
+    from node.launcher.log_files import rotate
     from node.launcher.supervisor import build_python_argv
 
     changeable = json.dumps(msgspec.to_builtins(network.options))
     log_path = network.get_log_path("launcher")
+    with contextlib.suppress(OSError):
+        rotate(log_path)
     with log_path.open("ab") as log:
         position = log.tell()
         process = subprocess.Popen(

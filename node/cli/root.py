@@ -44,7 +44,10 @@ COMMANDS: Final = {
     "fault": ("node.cli.fault:fault", "Cut, slow, kill, pause and corrupt processes; heal them."),
     "check": ("node.cli.check:check", "Judge a network or a proof: liveness, finality, supply, forks."),
     "node": ("node.cli.nodes:node", "List nodes; stop, start, kill and restart them."),
-    "validator": ("node.cli.validator:validator", "List validator keys; move what they have signed."),
+    "validator": (
+        "node.cli.validator:validator",
+        "List validator keys; move what they have signed; let silent ones sign again.",
+    ),
     "load": ("node.cli.load:load", "Send load and measure what comes of it."),
     "audit": ("node.cli.audit:audit", "Re-execute every chain from its log and check every promise."),
     "sim": ("node.cli.sim:sim", "Run the same network from a seed in virtual time."),

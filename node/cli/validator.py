@@ -24,7 +24,15 @@ from node.interchange import (
     verify_is_newest,
 )
 from node.network import Network, get_local_validators, parse_node
-from node.resumption import MARGIN_SLOTS, choose_slot, find_silent, hear_slots, resume_keys
+from node.resumption import (
+    MARGIN_SLOTS,
+    choose_slot,
+    find_silent,
+    hear_slots,
+    read_slots,
+    resume_keys,
+    verify_reachable,
+)
 from node.runtime import open_node_data
 from node.signer import build_witness
 from node.storage.data_dir import SIGNER_FILE, DataDir, DataDirBusyError
@@ -243,7 +251,7 @@ def resume(
     """Let keys of NODE_ID sign again: VALIDATORS, or all whose record is lost or with which another process signed.
 
     NODE_ID must be stopped, and every other process with these keys for good: two that sign in one slot are slashable.
-    They sign above a slot in which none of them can have signed, so they are silent for a while yet.
+    They sign above a slot in which none of them can have signed, which the chain has to pass by the votes of others.
     """
     session = Session(name)
     network = session.network
@@ -255,25 +263,30 @@ def resume(
                 f"validator: got {strangers[0]}, expected one of {node_id}: {', '.join(map(str, keys))}",
                 EXIT_USAGE,
             )
-        silent, reason = find_silent(data, witness, keys)
-        chosen = [key for key in silent if not validators or key in validators]
-        if chosen:
-            heard = asyncio.run(hear_slots(network, node_id, data, is_record_lost=bool(reason)))
-            slot = choose_slot(network, chain, heard, above)
-            if not yes:
-                _confirm_stopped(describe_shard(chain), chosen, reason)
-            resume_keys(data, witness, keys, chosen, slot)
+        logged = read_slots(data, keys)
+        silent = find_silent(data, witness, keys, logged)
+        chosen = [key for key in silent.keys if not validators or key in validators]
+        if not chosen:
+            if as_json:
+                print_json([])
+            say(f"no key of {node_id} that was asked for is silent; nothing is changed")
+            return 0
+        verify_reachable(network, chain, silent)
+        if not yes:
+            _confirm_stopped(describe_shard(chain), chosen, silent.reason)
+        # Only now, because whoever was asked may have taken long to answer.
+        heard = asyncio.run(hear_slots(network, node_id, silent, logged))
+        slot = choose_slot(network, chain, heard, above)
+        resume_keys(data, witness, silent, chosen, slot)
     rows = [{"validator": key, "floor": slot} for key in chosen]
     if as_json:
         print_json(rows)
-    elif not rows:
-        say(f"no key of {node_id} that was asked for is silent; nothing is changed")
-    else:
-        print_table(("Validator", "Signs above"), [tuple(row.values()) for row in rows])
-        say(
-            f"{describe_shard(chain)} has to pass slot {slot} by the votes of others first; "
-            f"next: shardyard node start {node_id}{session.name_flag}"
-        )
+        return 0
+    print_table(("Validator", "Signs above"), [tuple(row.values()) for row in rows])
+    say(
+        f"{describe_shard(chain)} has to pass slot {slot} by the votes of others first; "
+        f"next: shardyard node start {node_id}{session.name_flag}"
+    )
     return 0
 
 
@@ -282,7 +295,8 @@ def _confirm_stopped(chain: str, keys: list[int], reason: str) -> None:
         say(reason)
     names = ", ".join(map(str, keys))
     click.confirm(
-        f"validators {names} of {chain}: is every other process with their keys stopped for good?",
+        f"validators {names} of {chain}: two processes that sign in one slot with one key are slashable, and nothing notices "
+        "before they have. Is every other process with these keys stopped for good?",
         abort=True,
         err=True,
     )

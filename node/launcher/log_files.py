@@ -1,7 +1,8 @@
 """Log files of a network: kept small by the launcher, also while processes write to them.
 
 Whoever writes has the file open and appends to it. So a file that has grown is copied and then emptied where it is, and its
-writer goes on at the new end. What is written between the last byte copied and the emptying is lost: microseconds of a log.
+writer goes on at the new end. What is written between the last byte copied and the emptying is lost: logs are for people to
+read, what must not be lost is in the block log.
 """
 
 import asyncio
@@ -9,12 +10,16 @@ import contextlib
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 LOG_LIMIT_BYTES: Final = 16 * 1024 * 1024
 CHECK_S: Final = 5.0
+
+_ROTATING: Final = threading.Lock()
+"""One rotation at a time: that of a start may meet the one that comes round."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,18 +34,20 @@ def rotate(path: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> bool:
 
     Raises ``OSError`` when it cannot be kept, as on a full disk; ``path`` is left as it is then.
     """
-    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+    with contextlib.suppress(FileNotFoundError), _ROTATING, path.open("r+b", 0) as file:
         if os.fstat(file.fileno()).st_size <= limit_bytes:
             return False
         fresh = path.with_name(path.name + ".new")
         try:
-            with fresh.open("wb") as copy:
+            with fresh.open("wb", 0) as copy:
                 shutil.copyfileobj(file, copy)
+                fresh.replace(get_older(path))
+                while data := file.read():  # what was written meanwhile
+                    copy.write(data)
+                file.truncate(0)
         except OSError:
             fresh.unlink(missing_ok=True)
             raise
-        file.truncate(0)
-        fresh.replace(get_older(path))
         return True
     return False
 
@@ -55,7 +62,9 @@ async def keep_small(paths: Iterable[Path]) -> None:
                 await asyncio.to_thread(rotate, path)
             except OSError as error:
                 if was_fine:
-                    _log.warning("%s: it grows, and cannot be rotated: %s", path, error)
+                    _log.warning(
+                        "%s: it grows and cannot be rotated: %s; try: make room on its disk", path, error
+                    )
                 watched[path] = False
             else:
                 watched[path] = True

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from node.launcher.log_files import rotate
 from shardyard.errors import ShardyardError
 
 RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -102,20 +103,21 @@ class Child:
                 if code == EXIT_REFUSED:
                     raise ChildError(f"{self.name} refused to start:\n{self.read_last_words()}")
                 failures, delay_s = compute_restart_delay(failures, time.monotonic() - self.started_at)
-                self.restarts += 1
+                self.restarts += code != EXIT_NOT_STARTED
                 await asyncio.sleep(delay_s)
         finally:
             await self._terminate()
 
     async def _run_once(self) -> int:
         self.started_at = time.monotonic()
-        with self._log_path.open("ab", 0) as log:
-            try:
+        with contextlib.suppress(OSError):
+            rotate(self._log_path)
+        try:
+            with self._log_path.open("ab") as log:
                 self._process = await self._spawn(log.fileno(), self._is_disk_full)
-            except OSError as error:  # too many processes, or no memory: another time it may work
-                with contextlib.suppress(OSError):
-                    log.write(f"{self.name} could not be started: {error}; it is tried again\n".encode())
-                return EXIT_NOT_STARTED
+        except OSError as error:  # too many processes or open files, or no memory: another time it may work
+            self._note(f"{self.name} could not be started: {error}; it is tried again")
+            return EXIT_NOT_STARTED
         self.started_at = time.monotonic()
         if not self.enabled:  # it was stopped while it was being started
             await self._terminate()
@@ -124,6 +126,11 @@ class Child:
         code = await self._process.wait()
         self.is_paused = False
         return code
+
+    def _note(self, words: str) -> None:
+        """Write a line into the child's log, if that is possible."""
+        with contextlib.suppress(OSError), self._log_path.open("ab", 0) as log:
+            log.write(f"{words}\n".encode())
 
     def read_last_words(self, lines: int = 8) -> str:
         """Return the end of the child's log."""

@@ -19,7 +19,7 @@ from node.control import MAX_LINE, ControlError, ControlServer, NoAnswerError, a
 from node.launcher.launcher import create_run_dir
 from node.launcher.lock import NetworkBusyError, is_held, lock_network
 from node.launcher.ports import PortInUseError, choose_ports, describe_holder, is_free
-from node.launcher.supervisor import EXIT_REFUSED, Child, ChildError, build_program, compute_restart_delay
+from node.launcher.supervisor import EXIT_NOT_STARTED, EXIT_REFUSED, Child, ChildError, build_program, compute_restart_delay
 from shardyard.errors import ShardyardError
 
 # --- ports ---
@@ -107,6 +107,17 @@ WAITING = "import sys; print('here', flush=True); sys.stdin.read()"
 def is_here(child: Child) -> bool:
     """Tell whether a waiting child runs, and its supervisor knows: its words may come first."""
     return child.pid is not None and "here" in child.read_last_words()
+
+
+async def test_child_whose_log_cannot_be_opened_is_tried_again_and_that_is_no_restart(
+    tmp_path: Path, eventually_async: Any
+) -> None:
+    async with supervise(tmp_path / "none", WAITING) as (child, exits, _):
+        await eventually_async(lambda: len(exits) >= 2)
+        assert set(exits) == {EXIT_NOT_STARTED}
+        (tmp_path / "none").mkdir()
+        await eventually_async(lambda: is_here(child))
+        assert child.restarts == 0
 
 
 async def test_killed_child_is_started_again(tmp_path: Path, eventually_async: Any) -> None:

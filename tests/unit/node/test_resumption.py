@@ -9,13 +9,17 @@ from node.doppelganger import is_recent
 from node.network import create_network
 from node.resumption import (
     MARGIN_SLOTS,
+    MAX_AHEAD_SLOTS,
+    Heard,
+    Logged,
     ResumptionError,
-    SlotsHeard,
+    Silent,
     choose_slot,
     find_silent,
     hear_slots,
-    read_newest_slot,
+    read_slots,
     resume_keys,
+    verify_reachable,
 )
 from node.runtime import open_node_data
 from node.storage.log import BlockLog
@@ -62,16 +66,24 @@ def signed(network, data, witness):
         yield record
 
 
+NOTHING = Logged(0, {})
+
+
 def block(record, *keys):
     record.append_floors([(key, BLOCKED) for key in keys])
     record.close()
 
 
+def look(data, witness):
+    return find_silent(data, witness, KEYS, NOTHING)
+
+
 def test_blocked_keys_sign_above_their_slot_and_others_as_before(network, data, witness, signed):
     block(signed, 5)
-    assert find_silent(data, witness, KEYS) == ([5], "")
-    resume_keys(data, witness, KEYS, [5], 90)
-    assert find_silent(data, witness, KEYS) == ([], "")
+    silent = look(data, witness)
+    assert silent == Silent([5])
+    resume_keys(data, witness, silent, [5], 90)
+    assert look(data, witness) == Silent([])
     with SignerRecord(data, witness) as record:
         assert not record.state.check(skip(network, 5, 90))
         assert record.state.check(skip(network, 5, 91))
@@ -81,8 +93,8 @@ def test_blocked_keys_sign_above_their_slot_and_others_as_before(network, data, 
 
 def test_only_the_keys_that_were_named_sign_again(data, witness, signed):
     block(signed, *KEYS)
-    resume_keys(data, witness, KEYS, [1], 90)
-    assert find_silent(data, witness, KEYS) == ([5], "")
+    resume_keys(data, witness, look(data, witness), [1], 90)
+    assert look(data, witness) == Silent([5])
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged", "old"])
@@ -95,11 +107,11 @@ def test_a_lost_record_begins_anew_above_the_slot(network, data, witness, signed
         path.unlink()
     else:
         path.write_bytes(copy if damage == "old" else copy[:-1] + bytes([copy[-1] ^ 1]))
-    silent, reason = find_silent(data, witness, KEYS)
-    assert silent == [*KEYS]
-    assert {"missing": "missing", "damaged": "damaged", "old": "old copy"}[damage] in reason
-    resume_keys(data, witness, KEYS, [1], 90)
-    assert find_silent(data, witness, KEYS) == ([5], "")
+    silent = look(data, witness)
+    assert silent.keys == [*KEYS]
+    assert {"missing": "missing", "damaged": "damaged", "old": "old copy"}[damage] in silent.reason
+    resume_keys(data, witness, silent, [1], 90)
+    assert look(data, witness) == Silent([5])
     with SignerRecord(data, witness) as record:
         assert not record.state.check(skip(network, 1, 90))
         assert record.state.check(skip(network, 1, 91))
@@ -108,10 +120,29 @@ def test_a_lost_record_begins_anew_above_the_slot(network, data, witness, signed
         SignerRecord(data, witness)
 
 
+def test_a_record_that_the_log_is_ahead_of_is_an_old_copy(network, data, witness, signed):
+    """Its witness went with it, so only the chain's own log knows: the node follows and signs nothing (``verify_covers``)."""
+    signed.close()
+    silent = find_silent(data, witness, KEYS, Logged(45, {1: 40, 5: 45}))
+    assert silent.keys == [*KEYS]
+    assert "ends at slot 40 for validator 5, but the chain's log has a vote of slot 45" in silent.reason
+    resume_keys(data, witness, silent, [5], 90)
+    assert find_silent(data, witness, KEYS, Logged(45, {1: 40, 5: 45})) == Silent([1])
+
+
+def test_a_floor_never_sinks(network, data, witness, signed):
+    signed.append_floors([(1, 500)])
+    signed.close()
+    witness.write(1 << 20)  # so it counts as an old copy
+    resume_keys(data, witness, look(data, witness), KEYS, 90)
+    with SignerRecord(data, witness) as record:
+        assert [record.state.get_floor(key) for key in KEYS] == [500, 90]
+
+
 def test_whoever_resumes_listens_before_it_signs(data, witness, signed):
     assert is_recent(data.signer_path)
     block(signed, 5)
-    resume_keys(data, witness, KEYS, [5], 90)
+    resume_keys(data, witness, look(data, witness), [5], 90)
     assert not is_recent(data.signer_path)
 
 
@@ -120,27 +151,64 @@ def test_whoever_resumes_listens_before_it_signs(data, witness, signed):
 
 @pytest.fixture
 def answering(network, monkeypatch):
-    """Nodes by the slot they tell; the others are silent."""
-    slots = {}
+    """Nodes by the slot they tell and what they tell of their signers; the others are silent."""
+    told = {}
 
     async def ask(path, method, *, timeout_s, **params):
-        for node, slot in slots.items():
+        for node, (slot, status) in told.items():
             if path == network.get_control_path(node):
                 if method == "finals":
                     return {"height": 1, "first": 1, "hashes": [], "slot": slot}
                 assert method == "status"
-                return {"signer": {"silent": int(node == "shard-0-2")}}
+                return status
         raise ControlError("nobody there")
 
     monkeypatch.setattr(verdict, "ask", ask)
-    return slots
+    return told
 
 
-async def test_other_nodes_of_the_chain_tell_and_nobody_else(network, data, answering):
-    answering |= {"beacon-0": 900, "shard-0-0": 70, "shard-0-1": 800, "shard-0-2": 71}
-    heard = await hear_slots(network, NODE, data, is_record_lost=False)
-    stake = sum(network.genesis.committees[SHARD].stakes) // 4
-    assert heard == SlotsHeard(slot=71, stake=2 * stake, signing=stake)
+def sign(**floors):
+    return {"signer": {"floors": {key.strip("_"): floor for key, floor in floors.items()}}}
+
+
+def sum_stake(network, *keys):
+    return sum(network.genesis.committees[SHARD].stakes[key] for key in keys)
+
+
+async def test_other_nodes_of_the_chain_tell_and_nobody_else(network, answering):
+    answering |= {
+        "beacon-0": (900, sign(_0=0)),
+        "shard-0-0": (70, sign(_0=0)),
+        "shard-0-1": (800, sign(_1=0)),
+    }
+    answering |= {"shard-0-2": (71, sign(_2=71)), "shard-0-3": (60, sign())}
+    heard = await hear_slots(network, NODE, Silent([1]), NOTHING)
+    assert heard == Heard(
+        71, knowing=sum_stake(network, 0, 2), signing=sum_stake(network, 0, 2), has_answers=True
+    )
+
+
+async def test_a_key_below_its_floor_knows_and_does_not_sign(network, answering):
+    answering |= {"shard-0-0": (70, sign(_0=71)), "shard-0-2": (70, sign(_2=0))}
+    heard = await hear_slots(network, NODE, Silent([1]), NOTHING)
+    assert (heard.knowing, heard.signing) == (sum_stake(network, 0, 2), sum_stake(network, 2))
+
+
+async def test_a_node_that_comes_by_a_snapshot_tells_its_slot_alone(network, answering):
+    answering["shard-0-0"] = (90, {"state": "fetching a snapshot", "height": 8, "chunks": 1, "missing": 1})
+    assert await hear_slots(network, NODE, Silent([1]), NOTHING) == Heard(90, 0, 0, has_answers=True)
+
+
+async def test_the_own_log_gives_its_slot_and_own_keys_that_are_sound_count(home, answering):
+    network = create_network(home / "one", Options(name="one", shards=1, seed=5))
+    keys = list(range(len(network.genesis.committees[SHARD])))
+    heard = await hear_slots(network, "shard-0-0", Silent(keys[1:2]), Logged(30, {}))
+    stake = sum_stake(network, *keys) - sum_stake(network, keys[1])
+    assert heard == Heard(30, stake, stake, has_answers=False)
+    assert choose_slot(network, SHARD, heard, None) == 30 + MARGIN_SLOTS
+    verify_reachable(network, SHARD, Silent(keys[1:2]))
+    with pytest.raises(ResumptionError, match=r"all validators but these have 0 of .* validator import"):
+        verify_reachable(network, SHARD, Silent(keys))
 
 
 @pytest.fixture
@@ -150,36 +218,33 @@ def logged(network, data):
     for _ in range(3):
         chain.extend()
     proof = chain.prove(3)
-    late = type(proof.notarization)(VoteKind.SKIP, Slot(30), ZERO_HASH, b"\x0f", bytes(96))
+    late = type(proof.notarization)(VoteKind.SKIP, Slot(30), ZERO_HASH, b"\x0d", bytes(96))
     with BlockLog(data.log_path, data.owner) as log:
         head = chain.blocks[3]
         log.append_records([CertificateRecord(late), FinalRecord(head.header.height, head.hash, proof)])
         log.sync_now()
+    return chain
 
 
-async def test_the_own_log_counts_as_a_node_unless_it_may_be_as_old_as_the_record(
-    network, data, answering, logged
-):
-    assert read_newest_slot(data) == 30
-    answering["shard-0-0"] = 20
-    stake = sum(network.genesis.committees[SHARD].stakes) // 4
-    assert await hear_slots(network, NODE, data, is_record_lost=False) == SlotsHeard(30, 2 * stake, stake)
-    assert await hear_slots(network, NODE, data, is_record_lost=True) == SlotsHeard(30, stake, stake)
+def test_the_log_tells_the_newest_slot_and_those_of_own_votes(data, logged):
+    found = read_slots(data, [0, 1])
+    assert found == Logged(30, {0: 30, 1: logged.blocks[3].header.slot})
 
 
-def test_a_log_that_is_damaged_or_not_there_tells_nothing(data, logged):
+def test_of_a_damaged_log_counts_what_is_in_front_and_none_is_made(data, logged):
     (segment,) = data.log_path.iterdir()
-    image = bytearray(segment.read_bytes())
-    image[100] ^= 1
     with BlockLog(data.log_path, data.owner) as log:
-        log.append_node(SlotsHeard(0, 0, 0))
-        log.sync_now()
-    image += segment.read_bytes()[len(image) :]
+        place = log.size
+        for _ in range(2):
+            log.append_records([CertificateRecord(logged.prove(3).notarization)])
+            log.sync_now()
+    image = bytearray(segment.read_bytes())
+    image[place + 50] ^= 1
     segment.write_bytes(image)
-    assert read_newest_slot(data) == 0
+    assert read_slots(data, []).slot == 30
     segment.unlink()
     data.log_path.rmdir()
-    assert read_newest_slot(data) == 0
+    assert read_slots(data, []) == Logged(0, {})
     assert not data.log_path.exists()
 
 
@@ -189,25 +254,32 @@ def test_too_little_stake_that_tells_is_refused(network):
     with pytest.raises(
         ResumptionError, match=rf"nodes with {lacking} of .*, expected at least {lacking + 1}"
     ):
-        choose_slot(network, SHARD, SlotsHeard(70, lacking, committee.quorum), None)
-    heard = SlotsHeard(70, lacking + 1, committee.quorum)
+        choose_slot(network, SHARD, Heard(70, lacking, committee.quorum, has_answers=True), None)
+    heard = Heard(70, lacking + 1, committee.quorum, has_answers=True)
     assert choose_slot(network, SHARD, heard, None) == 70 + MARGIN_SLOTS
 
 
-def test_a_chain_that_cannot_get_there_without_the_keys_is_named(network):
+def test_a_chain_that_does_not_get_there_without_the_keys_is_named(network):
     """The chain would wait for a vote in a slot in which the keys may not sign."""
     committee = network.genesis.committees[SHARD]
-    heard = SlotsHeard(70, committee.total_stake, committee.quorum - 1)
+    heard = Heard(70, committee.total_stake, committee.quorum - 1, has_answers=True)
     for above in (None, 71):
         with pytest.raises(
             ResumptionError, match=rf"have {committee.quorum - 1} of .*at least {committee.quorum}:"
         ):
             choose_slot(network, SHARD, heard, above)
-    assert choose_slot(network, SHARD, SlotsHeard(0, 0, 0), 9) == 9  # nobody is up who could tell
+    assert (
+        choose_slot(network, SHARD, Heard(0, 0, 0, has_answers=False), 9) == 9
+    )  # nobody is up who could tell
 
 
-def test_a_slot_that_was_entered_is_refused_with_one_that_was_not(network):
-    with pytest.raises(
-        ResumptionError, match=r"got 70, expected more than 70, .* beacon .*try: .* --above 102"
-    ):
-        choose_slot(network, BEACON, SlotsHeard(70, 0, 0), 70)
+@pytest.mark.parametrize(
+    ("above", "words"),
+    [
+        (70, r"got 70, expected more than 70, .* beacon .*try: .* --above 102"),
+        (71 + MAX_AHEAD_SLOTS, r"expected at most 10070, .*nothing takes it back"),
+    ],
+)
+def test_a_slot_that_was_entered_or_is_far_away_is_refused(network, above, words):
+    with pytest.raises(ResumptionError, match=words):
+        choose_slot(network, BEACON, Heard(70, 0, 0, has_answers=False), above)
