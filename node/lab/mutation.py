@@ -335,7 +335,7 @@ def run_tests(plant: str, tests: Iterable[str]) -> tuple[str, str]:
     )
     if done.returncode == 0:
         return "", ""
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", done.stdout, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", done.stdout, re.MULTILINE)
     if found:
         return f"test {found[1]}", (found[2] or "").strip()
     if done.returncode < 0:

@@ -1,6 +1,6 @@
 """Planted bugs in what is signed: rules S1 to S5, D1, D2, the arithmetic of quorums, and evidence."""
 
-from node.sim.plants import Plant
+from node.sim.plants import Passage, Plant
 
 SIGNER = "shardyard.consensus.signer"
 SIMPLEX = "shardyard.consensus.simplex"
@@ -192,6 +192,13 @@ SIGNING_PLANTS: tuple[Plant, ...] = (
         "def __init__(self, floor: int = GENESIS_SLOT - 1) -> None:",
         "genesis' slot can be voted on",
         is_safety=True,
+        also=(
+            Passage(
+                SIGNER,
+                "return max(self.floor, self.key_floors.get(validator, GENESIS_SLOT))",
+                "return max(self.floor, self.key_floors.get(validator, GENESIS_SLOT - 1))",
+            ),
+        ),
     ),
     Plant(
         "d2-final-slots-are-signed-again",

@@ -48,6 +48,18 @@ def test_tests_that_fail_without_a_bug_catch_nothing(tmp_path):
         Hunter(range(0), 1.0)._check_sound((str(broken),))
 
 
+def test_a_test_whose_name_has_spaces_is_named_whole(tmp_path):
+    path = tmp_path / "test_broken.py"
+    path.write_text(
+        "import pytest\n\n"
+        "@pytest.mark.parametrize('words', ['outside 64 bits'])\n"
+        "def test_it(words):\n"
+        "    assert not words\n"
+    )
+    by, _ = run_tests("", [str(path)])
+    assert by.endswith("test_broken.py::test_it[outside 64 bits]")
+
+
 def test_a_seed_that_fails_without_the_bug_catches_nothing(monkeypatch):
     """Whatever is run breaks here: the mutant proves nothing, and that is said instead of counted."""
     plant = get_plant("l3-no-final-after-notarcert")

@@ -19,7 +19,14 @@ from node.control import MAX_LINE, ControlError, ControlServer, NoAnswerError, a
 from node.launcher.launcher import create_run_dir
 from node.launcher.lock import NetworkBusyError, is_held, lock_network
 from node.launcher.ports import PortInUseError, choose_ports, describe_holder, is_free
-from node.launcher.supervisor import EXIT_NOT_STARTED, EXIT_REFUSED, Child, ChildError, build_program, compute_restart_delay
+from node.launcher.supervisor import (
+    EXIT_NOT_STARTED,
+    EXIT_REFUSED,
+    Child,
+    ChildError,
+    build_program,
+    compute_restart_delay,
+)
 from shardyard.errors import ShardyardError
 
 # --- ports ---
