@@ -124,7 +124,7 @@ class Signer:
                     raise
                 with suppress(SignerRecordError):
                     self._state = peek_record(directory.signer_path, directory.owner)
-                self.lose_record(f"{error}; without an export: shardyard validator resume")
+                self.lose_record(str(error))
         except BaseException:
             self._locks.close()
             raise

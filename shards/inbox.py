@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from shards.early_bundles import EarlyBundles
 from shards.policy import LinkBaseFees, compute_initial_base_fees
 from shardyard.blocks import BeaconContent, BeaconRef, Block, FinalityProof, compute_body_hash
 from shardyard.codec import decode, encode
@@ -42,13 +43,13 @@ BUNDLE_TIMER: Final = "inbox.bundles"
 
 MAX_BLOCKS_AHEAD: Final = 64
 """Beacon blocks kept that cannot be completed yet."""
-MAX_EARLY_BUNDLES: Final = 64
-MAX_EARLY_BYTES: Final = 32 * 1024 * 1024
 MAX_VIEWS: Final = 1024
 """Beacon blocks the follower may be ahead of the shard's last final ``beacon_ref``."""
 MAX_INBOX_BYTES: Final = 64 * 1024 * 1024
 MAX_BEACON_NODES: Final = 16
 RANGE_COUNT: Final = 16
+MAX_FETCHED_EARLY: Final = 16
+"""Bundles that are asked for, or held, for blocks behind the one that waits for its own."""
 MAX_BACKOFF: Final = 16
 """Longest pause between requests, in block times."""
 CONGESTION_BLOCKS: Final = 20
@@ -90,6 +91,8 @@ class _Ahead(msgspec.Struct):
     block: Block
     proof: FinalityProof
     is_proven: bool
+    body: BeaconBody | None = None
+    """Once it was looked at."""
 
 
 class _Wanted(msgspec.Struct, frozen=True):
@@ -139,14 +142,15 @@ class BeaconFollower:
         """Beacon height up to which the shard's snapshot already is: nothing below it is referred to any more."""
         self._pending: _Pending | None = None
         self._ahead: dict[int, _Ahead] = {}
-        self._early: dict[tuple[Hash32, ShardId], tuple[bytes, ...]] = {}
-        self._early_bytes = 0
+        self._early = EarlyBundles(genesis.preset.max_bundle_bytes)
         self._known_height = 0
         self._beacon_nodes: list[NodeId] = [NodeId("beacon-0")]
         self._attempts = 0
         self._idle_rounds = 0
         self._has_progressed = False
         self._range_pending = False
+        self._fetched_to = 0
+        """Height up to which bundles of blocks ahead were asked for."""
 
     # --- what others read ---
 
@@ -219,10 +223,9 @@ class BeaconFollower:
         last = response.blocks[-1].header.height
         self._known_height = max(self._known_height, last)
         outputs = self._advance()
-        # A full answer means that there is more; ask on without waiting for the timer.
-        if self._head.ref.height == last and len(response.blocks) >= RANGE_COUNT:
-            outputs.extend(self._request_range())
-        return outputs
+        # A full answer means that there is more, whatever was known.
+        has_more = self._head.ref.height == last and len(response.blocks) >= RANGE_COUNT
+        return [*outputs, *(self._request_range() if has_more else self._ask_on())]
 
     def on_bundle(self, sender: NodeId, bundle: Bundle) -> list[FollowerOutput]:
         """Take the receipts of a crosslink to this shard."""
@@ -236,8 +239,8 @@ class BeaconFollower:
                 if key == (wanted.crosslink, wanted.src) and key not in self._pending.bundles:
                     verify_bundle(wanted.link, bundle.receipts)
                     self._pending.bundles[key] = bundle.receipts
-                    return self._advance()
-        self._keep_early(key, bundle.receipts)
+                    return [*self._advance(), *self._ask_on()]
+        self._early.keep(key, bundle.receipts)
         return []
 
     def on_status(self, height: int) -> list[FollowerOutput]:
@@ -282,6 +285,7 @@ class BeaconFollower:
         self._drop_views(min(self._skipped_to, self._head.ref.height))
         self._pending = None
         self._ahead.clear()
+        self._fetched_to = 0
 
     def recover(self, record: BeaconRecord) -> BeaconFollowed:
         """Replay a beacon block from the chain's own log; raises ``LocalProtocolError`` for a log with a
@@ -302,23 +306,6 @@ class BeaconFollower:
         if height > self._head.ref.height + MAX_BLOCKS_AHEAD or height in self._ahead:
             return  # a range will bring it; the first one at a height stays until it is judged
         self._ahead[height] = item
-
-    def _keep_early(self, key: tuple[Hash32, ShardId], receipts: tuple[bytes, ...]) -> None:
-        size = sum(len(receipt) for receipt in receipts)
-        if key in self._early or size > self._genesis.preset.max_bundle_bytes:
-            return
-        while self._early and (
-            len(self._early) >= MAX_EARLY_BUNDLES or self._early_bytes + size > MAX_EARLY_BYTES
-        ):
-            self._drop_early(next(iter(self._early)))
-        self._early[key] = receipts
-        self._early_bytes += size
-
-    def _drop_early(self, key: tuple[Hash32, ShardId]) -> tuple[bytes, ...] | None:
-        receipts = self._early.pop(key, None)
-        if receipts is not None:
-            self._early_bytes -= sum(len(receipt) for receipt in receipts)
-        return receipts
 
     def _advance(self) -> list[FollowerOutput]:
         """Complete as many beacon blocks as possible; leave the first that lacks bundles as pending."""
@@ -364,19 +351,24 @@ class BeaconFollower:
             proven = verify_finality_proof(self._crypto, self._domain, self._committee, item.proof)
             if proven.hash != block.hash:
                 raise InvalidProofError(f"beacon block {block.header.height}: the proof is another block's")
-        body = decode_beacon_body(self._genesis, block)
-        wanted = self._list_wanted(body.crosslinks)
+        body = self._read_body(item)
+        wanted = self._list_wanted(body.crosslinks, self._head.inbox_length)
         pending = _Pending(block, item.proof, body.crosslinks, wanted, {})
         for want in wanted:
-            receipts = self._drop_early((want.crosslink, want.src))
+            receipts = self._early.take((want.crosslink, want.src))
             if receipts is not None and _is_bundle_valid(want.link, receipts):
                 pending.bundles[want.crosslink, want.src] = receipts
         return pending
 
-    def _list_wanted(self, crosslinks: Sequence[Crosslink]) -> tuple[_Wanted, ...]:
-        """Return the links to this shard, in visit order, that the shard has not consumed wholly."""
+    def _read_body(self, item: _Ahead) -> BeaconBody:
+        item.body = item.body or decode_beacon_body(self._genesis, item.block)
+        return item.body
+
+    def _list_wanted(self, crosslinks: Sequence[Crosslink], length: int) -> tuple[_Wanted, ...]:
+        """Return the links to this shard, in visit order, that the shard has not consumed wholly; ``length`` is the inbox's
+        before them.
+        """
         found: list[_Wanted] = []
-        length = self._head.inbox_length
         for crosslink in crosslinks:
             for link in crosslink.links:
                 if link.dst == self._shard:
@@ -385,6 +377,11 @@ class BeaconFollower:
                     if consumed < link.count:
                         found.append(_Wanted(crosslink.hash, crosslink.shard, link, consumed))
         return tuple(found)
+
+    def _count_receipts(self, crosslinks: Sequence[Crosslink]) -> int:
+        return sum(
+            link.count for crosslink in crosslinks for link in crosslink.links if link.dst == self._shard
+        )
 
     def _complete(
         self,
@@ -403,10 +400,7 @@ class BeaconFollower:
         header = block.header
         self._head = BeaconView(
             ref=BeaconRef(height=header.height, hash=header.hash, epoch=header.epoch),
-            inbox_length=self._head.inbox_length
-            + sum(
-                link.count for crosslink in crosslinks for link in crosslink.links if link.dst == self._shard
-            ),
+            inbox_length=self._head.inbox_length + self._count_receipts(crosslinks),
             link_base_fees=tuple(sorted(fees.items())),
             proof=encode(proof),
             crosslink=own[0],
@@ -459,17 +453,33 @@ class BeaconFollower:
             self._head.ref.height < self._known_height and self._pending is None and not self._range_pending
         )
 
+    def _find_gap(self) -> Height:
+        """Return the first height above the head of which no proven block is held."""
+        height = self._head.ref.height + (self._pending is not None) + 1
+        while (item := self._ahead.get(height)) is not None and item.is_proven:
+            height += 1
+        return Height(height)
+
+    def _ask_on(self) -> list[FollowerOutput]:
+        """Ask for the blocks behind those that are held before these are used up: no more than a range of them is left."""
+        first = self._find_gap()
+        is_wanted = first <= self._known_height and first - 1 <= self._head.ref.height + RANGE_COUNT
+        return self._request_range() if is_wanted and not self._range_pending else []
+
     def _request_range(self) -> list[FollowerOutput]:
         if self.is_paused:
             return []
         self._range_pending = True
-        first = Height(self._head.ref.height + 1)
-        return [Send(self._choose_node(), RangeRequest(shard=BEACON, first_height=first, count=RANGE_COUNT))]
+        request = RangeRequest(shard=BEACON, first_height=self._find_gap(), count=RANGE_COUNT)
+        return [Send(self._choose_node(), request)]
 
     def _await_bundles(self, height: int) -> list[FollowerOutput]:
         """Give fresh announcements a moment; the bundles of an old block come only when asked for, so ask at once."""
         if height + 1 < self._known_height:
-            return self._request_bundles(is_old=True)
+            is_asked = height <= self._fetched_to
+            wait = SetTimer(BUNDLE_TIMER, 4 * self._genesis.preset.delta_ms)
+            asked = [wait] if is_asked else self._request_bundles(is_old=True)
+            return [*asked, *self._request_bundles_ahead()]
         return [SetTimer(BUNDLE_TIMER, 2 * self._genesis.preset.delta_ms)]
 
     def _request_bundles(self, *, is_old: bool = False) -> list[FollowerOutput]:
@@ -483,10 +493,43 @@ class BeaconFollower:
             node = self._choose_node()
             if self._attempts % 3 == 0 and not is_old:
                 node = NodeId(f"shard-{wanted.src}-0")
-            request = BundleRequest(crosslink=wanted.crosslink, src=wanted.src, dst=self._shard)
-            outputs.append(Send(node, request))
+            outputs.append(self._request_bundle(node, wanted))
         outputs.append(SetTimer(BUNDLE_TIMER, 4 * self._genesis.preset.delta_ms))
         return outputs
+
+    def _request_bundles_ahead(self) -> list[FollowerOutput]:
+        """Ask for what the blocks behind the pending one will want, once: one after the other they would cost a round trip each.
+
+        What is lost of it, or dropped for want of room, is asked for again when its block is the next.
+        """
+        assert self._pending is not None, "somebody waits"
+        height = int(self._pending.block.header.height)
+        length = self._head.inbox_length + self._count_receipts(self._pending.crosslinks)
+        outputs: list[FollowerOutput] = []
+        room = MAX_FETCHED_EARLY - len(self._early)
+        while (item := self._ahead.get(height := height + 1)) is not None and item.is_proven:
+            try:
+                crosslinks = self._read_body(item).crosslinks
+            except RemoteProtocolError:
+                break  # it is refused when it is the next
+            wanted = self._list_wanted(crosslinks, length)
+            length += self._count_receipts(crosslinks)
+            if height <= self._fetched_to:
+                continue
+            if len(wanted) > room:
+                break
+            self._fetched_to = height
+            room -= len(wanted)
+            keys = ((want, (want.crosslink, want.src)) for want in wanted)
+            outputs.extend(
+                self._request_bundle(self._choose_node(), want)
+                for want, key in keys
+                if key not in self._early
+            )
+        return outputs
+
+    def _request_bundle(self, node: NodeId, wanted: _Wanted) -> Send:
+        return Send(node, BundleRequest(crosslink=wanted.crosslink, src=wanted.src, dst=self._shard))
 
     def _verify_range(
         self, kept: Sequence[Block], blocks: Sequence[Block], proof: FinalityProof

@@ -45,7 +45,7 @@ MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 _NUMBER_BYTES: Final = 8
 WAYS_OUT: Final = (
-    "Try: shardyard validator import with an export of it, or shardyard up --fresh to start the network anew"
+    "Try: shardyard validator import with an export of it; without one: shardyard validator resume"
 )
 
 

@@ -16,6 +16,8 @@ MAX_PEERS = 64
 """Peers remembered as possible sources."""
 MAX_ROUNDS_DOUBLED = 5
 """The timeout of a fetch doubles this often at most, after each round of all peers: who has the block may come last."""
+MAX_RANGES_DOUBLED = 3
+"""That of a range: its answer counts when it comes late as well, and a network that heals is not to be waited for."""
 
 
 class Peers:
@@ -112,12 +114,19 @@ class Fetcher:
 
 
 class RangeSync:
-    """Who claims to be ahead, and the one range request that is under way."""
+    """Who claims to be ahead, and the range requests that may still be answered, one to each peer.
+
+    One request is waited for at a time. When it was waited for in vain another peer is asked, and the first may still answer:
+    where an answer takes longer than the timeout, it is the only one that ever comes.
+    """
 
     def __init__(self) -> None:
         self._claims: dict[NodeId, int] = {}
-        self._asked: tuple[NodeId, int] | None = None
+        self._asked: dict[NodeId, int] = {}
+        self._awaited: NodeId | None = None
         self._last: NodeId | None = None
+        self._misses = 0
+        """Requests in a row that were waited for in vain."""
 
     def note(self, node: NodeId, height: int) -> None:
         """Remember that ``node`` says its final height is ``height``."""
@@ -131,11 +140,16 @@ class RangeSync:
     @property
     def is_waiting(self) -> bool:
         """Whether a request is under way."""
-        return self._asked is not None
+        return self._awaited is not None
+
+    @property
+    def rounds(self) -> int:
+        """How often all who claim to be ahead were waited for in vain: so often the timeout doubles."""
+        return min(self._misses // max(1, len(self._claims)), MAX_RANGES_DOUBLED)
 
     def choose(self, final_height: int) -> NodeId | None:
         """Return whom to ask for the blocks after ``final_height`` and count the request as under way."""
-        if self._asked is not None:
+        if self._awaited is not None:
             return None
         ahead = [node for node, height in self._claims.items() if height > final_height]
         if not ahead:
@@ -147,21 +161,21 @@ class RangeSync:
 
     def ask(self, node: NodeId, final_height: int) -> None:
         """Count a request to ``node`` for the blocks after ``final_height`` as under way."""
-        self._last = node
-        self._asked = (node, final_height + 1)
+        self._last = self._awaited = node
+        self._asked[node] = final_height + 1
 
     def accept(self, sender: NodeId) -> int | None:
         """End the request that ``sender`` answers and return the height it asked from; None if nothing was asked of it."""
-        if self._asked is None or self._asked[0] != sender:
-            return None
-        first = self._asked[1]
-        self._asked = None
-        self._last = None
+        first = self._asked.pop(sender, None)
+        if first is not None:
+            self._awaited = self._last = None
+            self._misses = 0
         return first
 
     def give_up(self) -> None:
-        """End the request under way; the next one goes to another peer."""
-        self._asked = None
+        """Wait no longer for the request under way; the next one goes to another peer."""
+        self._misses += self._awaited is not None
+        self._awaited = None
 
     def forget(self, node: NodeId) -> None:
         """Drop the claim of a node that did not keep it."""

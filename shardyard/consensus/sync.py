@@ -150,7 +150,7 @@ class Sync:
         return [*self._ask_range(height), *self._tick_range()]
 
     def on_range_timer(self) -> list[Effect]:
-        """The answer did not come, or a small gap did not close: ask, and next time somebody else."""
+        """The answer did not come in time, or a small gap did not close: ask, and next time somebody else."""
         self._is_range_ticking = False
         self._range.give_up()
         height = self._finals.tip.header.height
@@ -177,6 +177,9 @@ class Sync:
         if not response.blocks or response.proof is None:
             self._range.forget(sender)
             return None
+        held = max(self._range_until, self._finals.tip.header.height)
+        if response.blocks[0].header.height == first and response.blocks[-1].header.height <= held:
+            return None  # another peer's answer was faster
         try:
             blocks = self._check_range(response.blocks, response.proof, first)
         except RemoteProtocolError:
@@ -231,7 +234,7 @@ class Sync:
         if self._is_range_ticking:
             return []
         self._is_range_ticking = True
-        return [SetTimer(TIMER_RANGE, self._tick_ms)]
+        return [SetTimer(TIMER_RANGE, self._tick_ms << self._range.rounds)]
 
     def _find(self, block_hash: Hash32) -> Block | None:
         entry = self._tree.get(block_hash)

@@ -7,7 +7,7 @@ from shardyard.consensus.pacing import TIMER_RANGE
 from shardyard.consensus.proofs import build_certified_header, build_finality_proof
 from shardyard.consensus.sync import RANGE_BLOCKS
 from shardyard.consensus.votes import VoteKind
-from shardyard.effects import Send
+from shardyard.effects import Send, SetTimer
 from shardyard.ids import ZERO_HASH
 from shardyard.messages import (
     BlockRequest,
@@ -119,6 +119,45 @@ def test_a_range_is_taken_only_from_whom_it_was_asked_of():
     assert solo.engine.refused["UnsolicitedError"] == 1
     solo.hear(answer, "asked")
     assert [final.hash for final in solo.finals] == [block.hash]
+
+
+def test_a_range_that_comes_after_another_was_asked_counts_and_the_others_answer_does_no_harm():
+    """Where an answer takes longer than the timeout, a late one is the only one that ever comes."""
+    solo = Solo(local=())
+    block = solo.build_block(1)
+    certificates = solo.certify(NOTAR, 1, block.hash), solo.certify(FINAL, 1, block.hash)
+    answer = RangeResponse(
+        solo.config.shard, (block,), build_finality_proof((), build_certified_header(block), *certificates)
+    )
+    for peer in ("slow", "other"):
+        solo.hear(Status(solo.config.shard, 9, 1, ZERO_HASH), peer)
+    solo.fire(TIMER_RANGE)
+    assert [output.to for output in solo.of(Send)] == ["slow", "other"]
+    solo.hear(answer, "slow")
+    assert [final.hash for final in solo.finals] == [block.hash]
+    solo.hear(answer, "other")
+    solo.hear(answer, "slow")
+    assert solo.engine.refused["UnsolicitedError"] == 1, "each answers once"
+    assert len(solo.finals) == 1
+
+
+def test_ranges_are_asked_for_ever_more_seldom_while_nobody_answers_and_quickly_again_after_an_answer():
+    solo = Solo(local=())
+    for peer in ("one", "two"):
+        solo.hear(Status(solo.config.shard, 9, 8, ZERO_HASH), peer)
+    delays = []
+    for _ in range(12):
+        solo.fire(TIMER_RANGE)
+        delays.append([timer.delay_ms for timer in solo.of(SetTimer) if timer.name == TIMER_RANGE][-1])
+    tick = delays[0]
+    assert delays == [tick, *(2 * tick,) * 2, *(4 * tick,) * 2, *(8 * tick,) * 7]
+    assert [output.to for output in solo.of(Send)][:5] == ["one", "two", "one", "two", "one"]
+    solo.hear(
+        RangeResponse(solo.config.shard, (), None), "one"
+    )  # it has none after all: two is asked at once
+    assert [output.to for output in solo.of(Send)][-1] == "two"
+    solo.fire(TIMER_RANGE)
+    assert [timer.delay_ms for timer in solo.of(SetTimer) if timer.name == TIMER_RANGE][-1] == 2 * tick
 
 
 def test_a_process_that_starts_asks_the_first_peer_it_hears_for_what_follows_once():

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from shards import inbox as inbox_module
-from shards.inbox import BUNDLE_TIMER, FOLLOW_TIMER, BeaconFollower
+from shards.early_bundles import MAX_EARLY_BUNDLES
+from shards.inbox import BUNDLE_TIMER, FOLLOW_TIMER, MAX_FETCHED_EARLY, RANGE_COUNT, BeaconFollower
 from shardyard import effects as fx
 from shardyard.blocks import FinalityProof
 from shardyard.codec import decode
@@ -161,6 +162,82 @@ def test_a_gap_is_asked_for_and_one_proof_covers_the_range(chain, follower):
     assert followed(outputs)[2].view.ref == build_ref(chain.blocks[3])
 
 
+def add_with_receipts(chain, count):
+    """Add ``count`` beacon blocks that each bring this shard one receipt; return their crosslinks and bundles."""
+    found = []
+    for seq in range(1, count + 1):
+        receipts = [build_transfer(seq=seq)]
+        crosslink = build_crosslink(0, receipts, first_height=seq, last_height=seq)
+        chain.add(crosslink)
+        found.append((crosslink, bundle_of(crosslink, receipts)))
+    return found
+
+
+def answer(follower, chain, first, last):
+    return follower.on_range_response(
+        "beacon-0", RangeResponse(BEACON, tuple(chain.blocks[first : last + 1]), chain.proofs[last])
+    )
+
+
+def test_who_catches_up_asks_for_the_bundles_of_many_blocks_at_once_and_for_each_once(chain, follower):
+    expected = add_with_receipts(chain, RANGE_COUNT + 4)
+    follower.start()
+    follower.on_status(len(expected))
+    outputs = answer(follower, chain, 1, RANGE_COUNT)
+    wanted = [BundleRequest(crosslink.hash, 0, 1) for crosslink, _ in expected]
+    assert sent(outputs, BundleRequest) == wanted[:RANGE_COUNT]
+    # Out of order, as they may come: each is used when its block is the next, and none is asked for again.
+    bundles = [bundle for _, bundle in expected]
+    outputs = [
+        output
+        for bundle in reversed(bundles[1:RANGE_COUNT])
+        for output in follower.on_bundle("beacon-0", bundle)
+    ]
+    assert not followed(outputs)
+    outputs = follower.on_bundle("beacon-0", bundles[0])
+    assert [done.view.ref.height for done in followed(outputs)] == list(range(1, RANGE_COUNT + 1))
+    assert not sent(outputs, BundleRequest)
+
+
+def test_a_bundle_ahead_that_is_lost_is_asked_for_when_its_block_is_the_next(chain, follower):
+    (first, bundle), (second, _), _ = add_with_receipts(chain, 3)
+    follower.start()
+    follower.on_status(9)
+    assert len(sent(answer(follower, chain, 1, 3), BundleRequest)) == 3
+    outputs = follower.on_bundle("beacon-0", bundle)
+    assert not sent(outputs, BundleRequest)
+    assert any(isinstance(item, fx.SetTimer) and item.name == BUNDLE_TIMER for item in outputs)
+    assert sent(follower.on_timer(BUNDLE_TIMER), BundleRequest) == [BundleRequest(second.hash, 0, 1)]
+    assert first.hash != second.hash
+
+
+def test_bundles_ahead_are_no_more_than_there_is_room_for(chain, follower):
+    count = 2 * MAX_FETCHED_EARLY
+    expected = add_with_receipts(chain, count)
+    follower.start()
+    follower.on_status(count + 9)
+    outputs = answer(follower, chain, 1, count)
+    assert len(sent(outputs, BundleRequest)) == 1 + MAX_FETCHED_EARLY
+    for place, (_, bundle) in enumerate(expected):
+        outputs = follower.on_bundle("beacon-0", bundle)
+        assert follower.head.ref.height == place + 1
+        assert len(follower._early) <= MAX_FETCHED_EARLY
+
+
+def test_the_next_blocks_are_asked_for_while_bundles_are_still_awaited(chain, follower):
+    expected = add_with_receipts(chain, 3 * RANGE_COUNT)
+    follower.start()
+    follower.on_status(len(expected))
+    outputs = answer(follower, chain, 1, RANGE_COUNT)
+    assert sent(outputs, RangeRequest) == [RangeRequest(BEACON, RANGE_COUNT + 1, RANGE_COUNT)]
+    # One request is under way at a time, and no more than two ranges are held.
+    assert not sent(follower.on_bundle("beacon-0", expected[0][1]), RangeRequest)
+    assert not sent(answer(follower, chain, RANGE_COUNT + 1, 2 * RANGE_COUNT), RangeRequest)
+    for _, bundle in expected[1:RANGE_COUNT]:
+        outputs = follower.on_bundle("beacon-0", bundle)
+    assert sent(outputs, RangeRequest) == [RangeRequest(BEACON, 2 * RANGE_COUNT + 1, RANGE_COUNT)]
+
+
 def test_l9_a_range_that_nobody_asked_for_is_refused(chain, follower):
     chain.add()
     with pytest.raises(UnsolicitedError):
@@ -306,8 +383,8 @@ def test_i14_what_cannot_be_used_yet_is_bounded(chain, follower):
         receipts = [build_transfer(seq=seq)]
         follower.on_bundle("shard-0-0", bundle_of(build_crosslink(0, receipts), receipts))
     assert len(follower._ahead) <= inbox_module.MAX_BLOCKS_AHEAD
-    assert len(follower._early) <= inbox_module.MAX_EARLY_BUNDLES
-    assert follower._early_bytes == sum(len(receipts[0]) for receipts in follower._early.values())
+    assert len(follower._early) <= MAX_EARLY_BUNDLES
+    assert follower._early._bytes == sum(len(receipts[0]) for receipts in follower._early._kept.values())
 
 
 def test_congestion_is_the_waiting_gas_over_twenty_blocks():

@@ -1,0 +1,43 @@
+"""Bundles that came before the beacon block that names their root: kept unverified, within caps, until it is at hand (X3)."""
+
+from typing import Final
+
+from shardyard.ids import Hash32, ShardId
+
+MAX_EARLY_BUNDLES: Final = 64
+MAX_EARLY_BYTES: Final = 32 * 1024 * 1024
+
+BundleKey = tuple[Hash32, ShardId]
+"""A bundle's crosslink and source."""
+
+
+class EarlyBundles:
+    """Receipts by the bundle they came in, the oldest dropped first when there is no room."""
+
+    def __init__(self, max_bundle_bytes: int) -> None:
+        self._max_bundle_bytes = max_bundle_bytes
+        self._kept: dict[BundleKey, tuple[bytes, ...]] = {}
+        self._bytes = 0
+
+    def keep(self, key: BundleKey, receipts: tuple[bytes, ...]) -> None:
+        """Keep a bundle; the first of a key stays, and one that is too large for any is left."""
+        size = sum(len(receipt) for receipt in receipts)
+        if key in self._kept or size > self._max_bundle_bytes:
+            return
+        while self._kept and (len(self._kept) >= MAX_EARLY_BUNDLES or self._bytes + size > MAX_EARLY_BYTES):
+            self.take(next(iter(self._kept)))
+        self._kept[key] = receipts
+        self._bytes += size
+
+    def take(self, key: BundleKey) -> tuple[bytes, ...] | None:
+        """Return and forget a bundle; None when it is not here."""
+        receipts = self._kept.pop(key, None)
+        if receipts is not None:
+            self._bytes -= sum(len(receipt) for receipt in receipts)
+        return receipts
+
+    def __contains__(self, key: BundleKey) -> bool:
+        return key in self._kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
