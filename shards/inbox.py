@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from shards.early_bundles import EarlyBundles
+from shards.bundles import MAX_EARLY_BYTES, BundleKey, EarlyBundles, is_bundle_valid, verify_bundle
 from shards.policy import LinkBaseFees, compute_initial_base_fees
 from shardyard.blocks import BeaconContent, BeaconRef, Block, FinalityProof, compute_body_hash
 from shardyard.codec import decode, encode
@@ -34,7 +34,6 @@ from shardyard.errors import (
 )
 from shardyard.genesis import Genesis
 from shardyard.ids import BEACON, ZERO_HASH, Hash32, Height, NodeId, ShardId
-from shardyard.merkle import compute_root
 from shardyard.messages import BundleRequest, RangeRequest, RangeResponse
 from shardyard.receipts import LinkSummary, compute_delivery_gas, count_deliveries, decode_receipt
 
@@ -48,8 +47,9 @@ MAX_VIEWS: Final = 1024
 MAX_INBOX_BYTES: Final = 64 * 1024 * 1024
 MAX_BEACON_NODES: Final = 16
 RANGE_COUNT: Final = 16
-MAX_FETCHED_EARLY: Final = 16
-"""Bundles that are asked for, or held, for blocks behind the one that waits for its own."""
+MAX_FETCHED_AHEAD: Final = 16
+MAX_FETCHED_BYTES: Final = MAX_EARLY_BYTES // 2
+"""Of bundles that were asked for on behalf of blocks behind the one that waits for its own."""
 MAX_BACKOFF: Final = 16
 """Longest pause between requests, in block times."""
 CONGESTION_BLOCKS: Final = 20
@@ -149,8 +149,12 @@ class BeaconFollower:
         self._idle_rounds = 0
         self._has_progressed = False
         self._range_pending = False
+        self._is_range_fresh = False
+        """It was asked for since the last look: its answer may be on its way."""
         self._fetched_to = 0
         """Height up to which bundles of blocks ahead were asked for."""
+        self._under_way: set[BundleKey] = set()
+        """Those of them that nobody has answered."""
 
     # --- what others read ---
 
@@ -218,11 +222,15 @@ class BeaconFollower:
             return []  # nothing newer there; hints may lie, so nobody is asked again before the timer
         self._range_pending = False
         proofs = self._verify_range(response.blocks[:MAX_BLOCKS_AHEAD], response.blocks, response.proof)
+        gap, head = self._find_gap(), self._head.ref.height
         for block, proof in proofs:
-            self._ahead[block.header.height] = _Ahead(sender, block, proof, is_proven=True)
+            if head < block.header.height <= head + MAX_BLOCKS_AHEAD:
+                self._ahead[block.header.height] = _Ahead(sender, block, proof, is_proven=True)
         last = response.blocks[-1].header.height
         self._known_height = max(self._known_height, last)
         outputs = self._advance()
+        if self._find_gap() == gap:
+            return outputs  # nothing that was missing: no reason to ask on
         # A full answer means that there is more, whatever was known.
         has_more = self._head.ref.height == last and len(response.blocks) >= RANGE_COUNT
         return [*outputs, *(self._request_range() if has_more else self._ask_on())]
@@ -234,12 +242,15 @@ class BeaconFollower:
                 f"bundle from {sender}: got destination {bundle.dst}, expected {self._shard}"
             )
         key = (bundle.crosslink, bundle.src)
+        self._under_way.discard(key)
         if self._pending is not None:
             for wanted in self._pending.wanted:
                 if key == (wanted.crosslink, wanted.src) and key not in self._pending.bundles:
                     verify_bundle(wanted.link, bundle.receipts)
                     self._pending.bundles[key] = bundle.receipts
-                    return [*self._advance(), *self._ask_on()]
+                    head = self._head
+                    outputs = self._advance()
+                    return outputs if self._head is head else [*outputs, *self._ask_on()]
         self._early.keep(key, bundle.receipts)
         return []
 
@@ -253,7 +264,8 @@ class BeaconFollower:
         if name == BUNDLE_TIMER:
             return self._request_bundles()
         outputs: list[FollowerOutput] = []
-        self._range_pending = False  # the answer is late or lost
+        self._range_pending &= self._is_range_fresh  # else the answer is lost
+        self._is_range_fresh = False
         if not self._has_progressed:
             self._idle_rounds += 1
             if self._pending is None:
@@ -286,6 +298,7 @@ class BeaconFollower:
         self._pending = None
         self._ahead.clear()
         self._fetched_to = 0
+        self._under_way.clear()
 
     def recover(self, record: BeaconRecord) -> BeaconFollowed:
         """Replay a beacon block from the chain's own log; raises ``LocalProtocolError`` for a log with a
@@ -356,7 +369,7 @@ class BeaconFollower:
         pending = _Pending(block, item.proof, body.crosslinks, wanted, {})
         for want in wanted:
             receipts = self._early.take((want.crosslink, want.src))
-            if receipts is not None and _is_bundle_valid(want.link, receipts):
+            if receipts is not None and is_bundle_valid(want.link, receipts):
                 pending.bundles[want.crosslink, want.src] = receipts
         return pending
 
@@ -415,6 +428,7 @@ class BeaconFollower:
         self._inbox_bytes += sum(len(receipt) for receipt in receipts)
         for height in [height for height in self._ahead if height <= header.height]:
             del self._ahead[height]
+        self._under_way -= {(crosslink.hash, crosslink.shard) for crosslink in crosslinks}
         return BeaconFollowed(self._head, crosslinks, receipts)
 
     # --- asking ---
@@ -469,17 +483,14 @@ class BeaconFollower:
     def _request_range(self) -> list[FollowerOutput]:
         if self.is_paused:
             return []
-        self._range_pending = True
+        self._range_pending = self._is_range_fresh = True
         request = RangeRequest(shard=BEACON, first_height=self._find_gap(), count=RANGE_COUNT)
         return [Send(self._choose_node(), request)]
 
     def _await_bundles(self, height: int) -> list[FollowerOutput]:
         """Give fresh announcements a moment; the bundles of an old block come only when asked for, so ask at once."""
         if height + 1 < self._known_height:
-            is_asked = height <= self._fetched_to
-            wait = SetTimer(BUNDLE_TIMER, 4 * self._genesis.preset.delta_ms)
-            asked = [wait] if is_asked else self._request_bundles(is_old=True)
-            return [*asked, *self._request_bundles_ahead()]
+            return [*self._request_bundles(is_old=True), *self._request_bundles_ahead()]
         return [SetTimer(BUNDLE_TIMER, 2 * self._genesis.preset.delta_ms)]
 
     def _request_bundles(self, *, is_old: bool = False) -> list[FollowerOutput]:
@@ -487,8 +498,9 @@ class BeaconFollower:
             return []
         outputs: list[FollowerOutput] = []
         for wanted in self._pending.wanted:
-            if (wanted.crosslink, wanted.src) in self._pending.bundles:
-                continue
+            key = (wanted.crosslink, wanted.src)
+            if key in self._pending.bundles or (is_old and key in self._under_way):
+                continue  # what does not come is asked for when the timer fires
             # X10: beacon and source both serve it; every third time ask the source, which keeps no old ones.
             node = self._choose_node()
             if self._attempts % 3 == 0 and not is_old:
@@ -500,13 +512,14 @@ class BeaconFollower:
     def _request_bundles_ahead(self) -> list[FollowerOutput]:
         """Ask for what the blocks behind the pending one will want, once: one after the other they would cost a round trip each.
 
-        What is lost of it, or dropped for want of room, is asked for again when its block is the next.
+        What is lost on the way is asked for again a while after its block has become the next, what was dropped for want of room
+        or was not its link's at once.
         """
         assert self._pending is not None, "somebody waits"
         height = int(self._pending.block.header.height)
         length = self._head.inbox_length + self._count_receipts(self._pending.crosslinks)
         outputs: list[FollowerOutput] = []
-        room = MAX_FETCHED_EARLY - len(self._early)
+        count = size = 0
         while (item := self._ahead.get(height := height + 1)) is not None and item.is_proven:
             try:
                 crosslinks = self._read_body(item).crosslinks
@@ -514,18 +527,18 @@ class BeaconFollower:
                 break  # it is refused when it is the next
             wanted = self._list_wanted(crosslinks, length)
             length += self._count_receipts(crosslinks)
+            count += len(wanted)
+            size += sum(want.link.bytes for want in wanted)
             if height <= self._fetched_to:
                 continue
-            if len(wanted) > room:
+            if count > MAX_FETCHED_AHEAD or size > MAX_FETCHED_BYTES:
                 break
             self._fetched_to = height
-            room -= len(wanted)
-            keys = ((want, (want.crosslink, want.src)) for want in wanted)
-            outputs.extend(
-                self._request_bundle(self._choose_node(), want)
-                for want, key in keys
-                if key not in self._early
-            )
+            for want in wanted:
+                key = (want.crosslink, want.src)
+                if key not in self._early:
+                    self._under_way.add(key)
+                    outputs.append(self._request_bundle(self._choose_node(), want))
         return outputs
 
     def _request_bundle(self, node: NodeId, wanted: _Wanted) -> Send:
@@ -539,6 +552,8 @@ class BeaconFollower:
             raise InvalidProofError(f"range: got {len(blocks)} blocks, expected at most {MAX_BLOCKS_AHEAD}")
         if not proof.path or proof.path[0].header != blocks[-1].header:
             raise InvalidProofError("range: the proof is not the last block's")
+        for block in blocks:
+            _verify_body(block)
         proofs = [proof]
         for block in reversed(blocks[:-1]):
             proofs.append(extend_proof(proofs[-1], block))
@@ -560,29 +575,13 @@ def decode_beacon_body(genesis: Genesis, block: Block) -> BeaconBody:
     content = block.header.content
     if not isinstance(content, BeaconContent) or block.header.network != genesis.network:
         raise InvalidBlockError(f"beacon block: got one of shard {block.header.shard} or of another network")
-    if compute_body_hash(block.body) != block.header.body_hash:
-        raise InvalidBlockError(f"beacon block {block.header.height}: the body is not the header's")
+    _verify_body(block)
     body = decode(block.body, BeaconBody, max_bytes=genesis.preset.max_body_bytes)
     if content.crosslinks_root != compute_crosslinks_root(body.crosslinks):
         raise InvalidBlockError(f"beacon block {block.header.height}: the crosslinks are not the header's")
     return body
 
 
-def verify_bundle(link: LinkSummary, receipts: Sequence[bytes]) -> None:
-    """Raise ``RemoteProtocolError`` unless ``receipts`` are what the crosslink says of its link (X3)."""
-    if len(receipts) != link.count or compute_root(receipts) != link.link_root:
-        raise InvalidProofError(
-            f"bundle: got {len(receipts)} receipts of another root, expected {link.count}"
-        )
-    for offset, data in enumerate(receipts):
-        receipt = decode_receipt(data)
-        if receipt.dst != link.dst or receipt.seq != link.first_seq + offset:
-            raise InvalidProofError(f"bundle: got seq {receipt.seq}, expected {link.first_seq + offset}")
-
-
-def _is_bundle_valid(link: LinkSummary, receipts: Sequence[bytes]) -> bool:
-    try:
-        verify_bundle(link, receipts)
-    except RemoteProtocolError:
-        return False
-    return True
+def _verify_body(block: Block) -> None:
+    if compute_body_hash(block.body) != block.header.body_hash:
+        raise InvalidBlockError(f"beacon block {block.header.height}: the body is not the header's")

@@ -99,6 +99,7 @@ NEAREST: Final = {
     "crosslink.ledger": "tests/unit/crosslink/test_ledger.py",
     "crosslink.validity": "tests/unit/crosslink/test_validity.py",
     "shards.access_lists": "tests/unit/shards/test_access_lists.py",
+    "shards.bundles": "tests/unit/shards/test_inbox.py",
     "shards.inbox": "tests/unit/shards/test_inbox.py",
     "shards.outbox": "tests/unit/shards/test_outbox.py",
     "shards.policy": "tests/unit/shards/test_policy.py",

@@ -13,10 +13,12 @@ import shutil
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 LOG_LIMIT_BYTES: Final = 16 * 1024 * 1024
 CHECK_S: Final = 5.0
+MAX_LOOKS: Final = 1000
+"""How often a line that is not whole is looked for; one whose writer stops within it is kept as it is."""
 
 _ROTATING: Final = threading.Lock()
 """One rotation at a time: that of a start may meet the one that comes round."""
@@ -42,14 +44,24 @@ def rotate(path: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> bool:
             with fresh.open("wb", 0) as copy:
                 shutil.copyfileobj(file, copy)
                 fresh.replace(get_older(path))
-                while data := file.read():  # what was written meanwhile
-                    copy.write(data)
+                _copy_rest(file, copy)
                 file.truncate(0)
         except OSError:
             fresh.unlink(missing_ok=True)
             raise
         return True
     return False
+
+
+def _copy_rest(file: BinaryIO, copy: BinaryIO) -> None:
+    """Copy what was written meanwhile, up to the end of a line: a line that is just being written may be there in part."""
+    end = b"\n"
+    for _ in range(MAX_LOOKS):
+        data = file.read()
+        if not data and end == b"\n":
+            return
+        copy.write(data)
+        end = data[-1:] or end
 
 
 async def keep_small(paths: Iterable[Path]) -> None:

@@ -59,7 +59,7 @@ SHARD_PLANTS: tuple[Plant, ...] = (
     Plant(
         "x3-bundle-root-unchecked",
         "X3",
-        INBOX,
+        "shards.bundles",
         "    if len(receipts) != link.count or compute_root(receipts) != link.link_root:\n",
         "    if len(receipts) != link.count:\n",
         "a shard takes any receipts of the right number",

@@ -114,7 +114,7 @@ class Fetcher:
 
 
 class RangeSync:
-    """Who claims to be ahead, and the range requests that may still be answered, one to each peer.
+    """Who claims to be ahead, and the range requests that may still be answered.
 
     One request is waited for at a time. When it was waited for in vain another peer is asked, and the first may still answer:
     where an answer takes longer than the timeout, it is the only one that ever comes.
@@ -122,7 +122,8 @@ class RangeSync:
 
     def __init__(self) -> None:
         self._claims: dict[NodeId, int] = {}
-        self._asked: dict[NodeId, int] = {}
+        self._asked: dict[NodeId, tuple[int, int]] = {}
+        """By peer: the highest block asked for first, and how many answers it owes."""
         self._awaited: NodeId | None = None
         self._last: NodeId | None = None
         self._misses = 0
@@ -144,7 +145,7 @@ class RangeSync:
 
     @property
     def rounds(self) -> int:
-        """How often all who claim to be ahead were waited for in vain: so often the timeout doubles."""
+        """How often as many requests as there are peers were waited for in vain: so often the timeout doubles."""
         return min(self._misses // max(1, len(self._claims)), MAX_RANGES_DOUBLED)
 
     def choose(self, final_height: int) -> NodeId | None:
@@ -154,6 +155,7 @@ class RangeSync:
         ahead = [node for node, height in self._claims.items() if height > final_height]
         if not ahead:
             return None
+        ahead = [node for node in ahead if node not in self._asked] or ahead  # they may still answer
         start = ahead.index(self._last) + 1 if self._last in ahead else 0
         node = ahead[start % len(ahead)]
         self.ask(node, final_height)
@@ -162,15 +164,20 @@ class RangeSync:
     def ask(self, node: NodeId, final_height: int) -> None:
         """Count a request to ``node`` for the blocks after ``final_height`` as under way."""
         self._last = self._awaited = node
-        self._asked[node] = final_height + 1
+        _, owed = self._asked.get(node, (0, 0))
+        self._asked[node] = (final_height + 1, owed + 1)
 
     def accept(self, sender: NodeId) -> int | None:
-        """End the request that ``sender`` answers and return the height it asked from; None if nothing was asked of it."""
-        first = self._asked.pop(sender, None)
-        if first is not None:
-            self._awaited = self._last = None
-            self._misses = 0
-        return first
+        """End a request that ``sender`` answers and return the height it asked from at most; None if nothing was asked."""
+        first, owed = self._asked.pop(sender, (0, 0))
+        if owed > 1:
+            self._asked[sender] = (first, owed - 1)
+        return first if owed else None
+
+    def settle(self) -> None:
+        """Wait for no answer any more: one came that is of use, or that says it has none. Timeouts are short again."""
+        self._awaited = self._last = None
+        self._misses = 0
 
     def give_up(self) -> None:
         """Wait no longer for the request under way; the next one goes to another peer."""

@@ -155,6 +155,7 @@ class Sync:
         self._range.give_up()
         height = self._finals.tip.header.height
         if self._range.get_lag(height) == 0:
+            self._range.settle()
             return []
         asked = self._ask_range(height) if height >= self._range_until else []
         return [*asked, *self._tick_range()]
@@ -175,20 +176,26 @@ class Sync:
         if first is None:
             raise UnsolicitedError(f"range of final blocks: {sender} was not asked for one")
         if not response.blocks or response.proof is None:
-            self._range.forget(sender)
+            self._give_up_on(sender)
             return None
-        held = max(self._range_until, self._finals.tip.header.height)
-        if response.blocks[0].header.height == first and response.blocks[-1].header.height <= held:
-            return None  # another peer's answer was faster
         try:
             blocks = self._check_range(response.blocks, response.proof, first)
         except RemoteProtocolError:
-            self._range.forget(sender)
+            self._give_up_on(sender)
             raise
-        if not blocks:
-            return None
+        if not blocks or blocks[-1].header.height <= self._range_until:
+            return None  # another peer's answer was faster
+        self._settle()
         self._range_until = blocks[-1].header.height
         return blocks, response.proof
+
+    def _give_up_on(self, sender: NodeId) -> None:
+        self._range.forget(sender)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._range.settle()
+        self._is_range_ticking = False  # the next request sets the timer anew
 
     def abandon_range(self, sender: NodeId) -> None:
         """The blocks of an answer proved unusable: ask somebody else."""
@@ -203,7 +210,7 @@ class Sync:
         if len(blocks) > MAX_RANGE_BLOCKS:
             raise InvalidBlockError(f"range: got {len(blocks)} blocks, expected at most {MAX_RANGE_BLOCKS}")
         if (
-            blocks[0].header.height != first
+            blocks[0].header.height > first
             or proof.path[:1] == ()
             or proof.path[0].header.hash != blocks[-1].hash
         ):

@@ -141,6 +141,35 @@ def test_a_range_that_comes_after_another_was_asked_counts_and_the_others_answer
     assert len(solo.finals) == 1
 
 
+def test_answers_that_all_come_late_are_used_and_nobody_is_accused():
+    """Every answer takes longer than the timeout: whoever was asked meanwhile gives what is known by then."""
+    solo = Solo(local=())
+    blocks = [solo.build_block(1)]
+    for height in range(2, 25):
+        blocks.append(solo.build_block(height, blocks[-1]))
+
+    def answer(first):
+        chosen = blocks[first - 1 : first - 1 + RANGE_BLOCKS]
+        certificates = (
+            solo.certify(kind, chosen[-1].header.slot, chosen[-1].hash) for kind in (NOTAR, FINAL)
+        )
+        proof = build_finality_proof((), build_certified_header(chosen[-1]), *certificates)
+        return RangeResponse(solo.config.shard, tuple(chosen), proof)
+
+    for peer in ("one", "two"):
+        solo.hear(Status(solo.config.shard, 99, 24, ZERO_HASH), peer)
+    answered = 0
+    for _ in range(12):
+        solo.fire(TIMER_RANGE)
+        requests = solo.of(Send)
+        if len(requests) > answered:
+            send = requests[answered]
+            answered += 1
+            solo.hear(answer(send.message.first_height), send.to)
+    assert [final.hash for final in solo.finals] == [block.hash for block in blocks]
+    assert not solo.engine.refused
+
+
 def test_ranges_are_asked_for_ever_more_seldom_while_nobody_answers_and_quickly_again_after_an_answer():
     solo = Solo(local=())
     for peer in ("one", "two"):

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from shards import inbox as inbox_module
-from shards.early_bundles import MAX_EARLY_BUNDLES
-from shards.inbox import BUNDLE_TIMER, FOLLOW_TIMER, MAX_FETCHED_EARLY, RANGE_COUNT, BeaconFollower
+from shards.bundles import MAX_EARLY_BUNDLES
+from shards.inbox import BUNDLE_TIMER, FOLLOW_TIMER, MAX_FETCHED_AHEAD, RANGE_COUNT, BeaconFollower
 from shardyard import effects as fx
 from shardyard.blocks import FinalityProof
 from shardyard.codec import decode
@@ -199,8 +199,8 @@ def test_who_catches_up_asks_for_the_bundles_of_many_blocks_at_once_and_for_each
     assert not sent(outputs, BundleRequest)
 
 
-def test_a_bundle_ahead_that_is_lost_is_asked_for_when_its_block_is_the_next(chain, follower):
-    (first, bundle), (second, _), _ = add_with_receipts(chain, 3)
+def test_a_bundle_ahead_that_is_lost_is_asked_for_a_while_after_its_block_is_the_next(chain, follower):
+    (_, bundle), (second, _), _ = add_with_receipts(chain, 3)
     follower.start()
     follower.on_status(9)
     assert len(sent(answer(follower, chain, 1, 3), BundleRequest)) == 3
@@ -208,20 +208,97 @@ def test_a_bundle_ahead_that_is_lost_is_asked_for_when_its_block_is_the_next(cha
     assert not sent(outputs, BundleRequest)
     assert any(isinstance(item, fx.SetTimer) and item.name == BUNDLE_TIMER for item in outputs)
     assert sent(follower.on_timer(BUNDLE_TIMER), BundleRequest) == [BundleRequest(second.hash, 0, 1)]
-    assert first.hash != second.hash
+
+
+def test_a_forged_bundle_ahead_costs_no_more_than_asking_again(chain, follower):
+    (_, bundle), (second, _), (third, _) = add_with_receipts(chain, 3)
+    follower.on_bundle("liar", replace(bundle, crosslink=second.hash, receipts=()))
+    follower.start()
+    follower.on_status(9)
+    asked = sent(answer(follower, chain, 1, 3), BundleRequest)
+    assert [request.crosslink for request in asked][1:] == [third.hash]
+    assert sent(follower.on_bundle("beacon-0", bundle), BundleRequest) == [BundleRequest(second.hash, 0, 1)]
+
+
+def test_bundles_that_came_early_leave_room_for_those_that_are_asked_for(chain, follower):
+    """What is announced live, or twice, or by liars, stays until it is pushed out."""
+    for seq in range(60):
+        receipts = [build_transfer(value=seq)]
+        follower.on_bundle("beacon-1", bundle_of(build_crosslink(2, receipts), receipts))
+    add_with_receipts(chain, 9)
+    follower.start()
+    follower.on_status(9)
+    assert len(sent(answer(follower, chain, 1, 8), BundleRequest)) == 8
 
 
 def test_bundles_ahead_are_no_more_than_there_is_room_for(chain, follower):
-    count = 2 * MAX_FETCHED_EARLY
+    count = 2 * MAX_FETCHED_AHEAD
     expected = add_with_receipts(chain, count)
     follower.start()
     follower.on_status(count + 9)
-    outputs = answer(follower, chain, 1, count)
-    assert len(sent(outputs, BundleRequest)) == 1 + MAX_FETCHED_EARLY
-    for place, (_, bundle) in enumerate(expected):
+    asked = sent(answer(follower, chain, 1, count), BundleRequest)
+    assert len(asked) == 1 + MAX_FETCHED_AHEAD
+    for came, (_, bundle) in enumerate(expected, start=1):
         outputs = follower.on_bundle("beacon-0", bundle)
-        assert follower.head.ref.height == place + 1
-        assert len(follower._early) <= MAX_FETCHED_EARLY
+        assert follower.head.ref.height == came
+        asked += sent(outputs, BundleRequest)
+        assert len(asked) - came <= 1 + MAX_FETCHED_AHEAD
+    assert len(asked) == count, "each once"
+
+
+def test_bundles_ahead_are_no_larger_than_there_is_room_for(chain, follower, monkeypatch):
+    expected = add_with_receipts(chain, 6)
+    size = sum(len(receipt) for receipt in expected[0][1].receipts)
+    monkeypatch.setattr(inbox_module, "MAX_FETCHED_BYTES", 2 * size)
+    follower.start()
+    follower.on_status(9)
+    assert len(sent(answer(follower, chain, 1, 6), BundleRequest)) == 1 + 2
+
+
+def test_what_is_only_announced_is_not_fetched_ahead_and_not_passed_over(chain, follower):
+    """Nothing proves a block that was announced before its turn: it may be anybody's."""
+    add_with_receipts(chain, 6)
+    pairs = list(zip(chain.blocks[1:], chain.proofs[1:], strict=True))
+    follower.start()
+    outputs = [*announce(follower, pairs[2], "liar"), *answer(follower, chain, 1, 2)]
+    assert len(sent(outputs, BundleRequest)) == 2
+    assert sent(outputs, RangeRequest)[-1] == RangeRequest(BEACON, 3, RANGE_COUNT)
+
+
+def test_answers_that_bring_nothing_new_cause_no_questions(chain, follower):
+    for _ in range(RANGE_COUNT + 1):
+        chain.add()
+    follower.start()
+    assert sent(answer(follower, chain, 1, RANGE_COUNT), RangeRequest), "a full range: there may be more"
+    for _ in range(5):
+        assert not sent(answer(follower, chain, 1, RANGE_COUNT), RangeRequest)
+        follower.on_status(1 << 40)
+
+
+def test_i14_ranges_far_ahead_are_not_kept(chain, follower):
+    for _ in range(3 * inbox_module.MAX_BLOCKS_AHEAD):
+        chain.add(build_crosslink(0, [build_transfer()]))
+    first = inbox_module.MAX_BLOCKS_AHEAD
+    for start in range(2, 3 * first, 32):
+        follower.start()
+        answer(follower, chain, start, start + 15)
+    assert len(follower._ahead) <= first
+    assert max(follower._ahead) <= first
+
+
+def test_a_range_that_comes_after_the_next_look_is_still_taken_and_after_two_is_not(chain, follower):
+    chain.add()
+    follower.on_status(1)
+    follower._has_progressed = True  # so that nothing is asked for anew
+    follower.on_timer(FOLLOW_TIMER)
+    assert followed(answer(follower, chain, 1, 1))
+    chain.add()
+    follower.on_status(2)
+    for _ in range(2):
+        follower._has_progressed = True
+        follower.on_timer(FOLLOW_TIMER)
+    with pytest.raises(UnsolicitedError):
+        answer(follower, chain, 2, 2)
 
 
 def test_the_next_blocks_are_asked_for_while_bundles_are_still_awaited(chain, follower):
@@ -257,6 +334,7 @@ def test_a_range_with_a_false_proof_or_a_gap_is_refused_and_changes_nothing(chai
         ((other.blocks[1], blocks[2]), proofs[2]),
         ((blocks[1],), replace(proofs[1], finalization=proofs[2].finalization)),
         ((blocks[1],), replace(proofs[1], path=())),
+        ((replace(blocks[1], body=b"another"), blocks[2]), proofs[2]),
     ):
         follower.start()
         with pytest.raises(RemoteProtocolError):

@@ -1,8 +1,15 @@
-"""Bundles that came before the beacon block that names their root: kept unverified, within caps, until it is at hand (X3)."""
+"""Bundles: what they must be (X3), and those that came before the beacon block that names their root.
 
+These are kept unverified, within caps, until the block is at hand.
+"""
+
+from collections.abc import Sequence
 from typing import Final
 
+from shardyard.errors import InvalidProofError, RemoteProtocolError
 from shardyard.ids import Hash32, ShardId
+from shardyard.merkle import compute_root
+from shardyard.receipts import LinkSummary, decode_receipt
 
 MAX_EARLY_BUNDLES: Final = 64
 MAX_EARLY_BYTES: Final = 32 * 1024 * 1024
@@ -41,3 +48,23 @@ class EarlyBundles:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+
+def verify_bundle(link: LinkSummary, receipts: Sequence[bytes]) -> None:
+    """Raise ``RemoteProtocolError`` unless ``receipts`` are what the crosslink says of its link (X3)."""
+    if len(receipts) != link.count or compute_root(receipts) != link.link_root:
+        raise InvalidProofError(
+            f"bundle: got {len(receipts)} receipts of another root, expected {link.count}"
+        )
+    for offset, data in enumerate(receipts):
+        receipt = decode_receipt(data)
+        if receipt.dst != link.dst or receipt.seq != link.first_seq + offset:
+            raise InvalidProofError(f"bundle: got seq {receipt.seq}, expected {link.first_seq + offset}")
+
+
+def is_bundle_valid(link: LinkSummary, receipts: Sequence[bytes]) -> bool:
+    try:
+        verify_bundle(link, receipts)
+    except RemoteProtocolError:
+        return False
+    return True
