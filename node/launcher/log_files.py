@@ -41,10 +41,13 @@ def rotate(path: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> bool:
             return False
         fresh = path.with_name(path.name + ".new")
         try:
-            with fresh.open("wb", 0) as copy:
+            # Buffered: an unbuffered write may take a part only, and says nothing of the rest.
+            with fresh.open("wb") as copy:
                 shutil.copyfileobj(file, copy)
+                copy.flush()
                 fresh.replace(get_older(path))
                 _copy_rest(file, copy)
+                copy.flush()
                 file.truncate(0)
         except OSError:
             fresh.unlink(missing_ok=True)

@@ -72,6 +72,22 @@ def test_what_cannot_be_kept_is_not_emptied(log, monkeypatch):
     assert log.stat().st_size == LIMIT + 1
 
 
+def test_what_is_written_in_part_only_is_not_emptied(log):
+    program = (
+        "import pathlib, resource, sys\n"
+        "from node.launcher.log_files import rotate\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT}, {LIMIT}))\n"
+        f"rotate(pathlib.Path(sys.argv[1]), {LIMIT})\n"
+    )
+    log.write_bytes(b"x" * 2 * LIMIT)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(log)], check=False, capture_output=True, text=True
+    )
+    assert "File too large" in done.stderr
+    assert [path.name for path in log.parent.iterdir()] == ["node.log"]
+    assert log.stat().st_size == 2 * LIMIT
+
+
 async def test_files_are_looked_after_and_trouble_is_told_once(log, monkeypatch, caplog, eventually_async):
     monkeypatch.setattr(log_files, "CHECK_S", 0.001)
     bad = log.with_name("bad.log")

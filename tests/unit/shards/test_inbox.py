@@ -255,6 +255,43 @@ def test_bundles_ahead_are_no_larger_than_there_is_room_for(chain, follower, mon
     assert len(sent(answer(follower, chain, 1, 6), BundleRequest)) == 1 + 2
 
 
+def test_bundles_ahead_of_a_snapshot_are_those_that_it_had_not_consumed(chain, follower):
+    expected = add_with_receipts(chain, 6)
+    follower.skip_to(build_ref(chain.blocks[2]), 2)
+    follower.start()
+    follower.on_status(9)
+    asked = sent(answer(follower, chain, 1, 6), BundleRequest)
+    assert [request.crosslink for request in asked] == [crosslink.hash for crosslink, _ in expected[2:]]
+
+
+def test_bundles_ahead_are_asked_for_again_where_a_snapshot_forgot_the_blocks(chain, follower):
+    expected = add_with_receipts(chain, 6)
+    follower.start()
+    follower.on_status(9)
+    assert len(sent(answer(follower, chain, 1, 6), BundleRequest)) == 6
+    follower.skip_to(build_ref(chain.blocks[1]), 1)
+    follower.start()
+    asked = sent(answer(follower, chain, 1, 6), BundleRequest)
+    assert [request.crosslink for request in asked] == [crosslink.hash for crosslink, _ in expected[1:]]
+
+
+def test_a_proven_block_ahead_that_is_none_of_the_beacons_is_refused_in_its_turn(chain, follower):
+    """A committee with too many liars can prove it; nothing before it may suffer."""
+    (_, bundle), _ = add_with_receipts(chain, 2)
+    content = replace(chain.blocks[2].header.content, crosslinks_root=bytes(32))
+    bad = replace(chain.blocks[2], header=replace(chain.blocks[2].header, content=content))
+    follower.start()
+    follower.on_status(9)
+    outputs = follower.on_range_response(
+        "beacon-0", RangeResponse(BEACON, (chain.blocks[1], bad), prove(GENESIS, bad))
+    )
+    assert len(sent(outputs, BundleRequest)) == 1
+    assert not is_refused(outputs)
+    outputs = follower.on_bundle("beacon-0", bundle)
+    assert [done.view.ref.height for done in followed(outputs)] == [1]
+    assert is_refused(outputs)
+
+
 def test_what_is_only_announced_is_not_fetched_ahead_and_not_passed_over(chain, follower):
     """Nothing proves a block that was announced before its turn: it may be anybody's."""
     add_with_receipts(chain, 6)
