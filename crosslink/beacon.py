@@ -51,7 +51,7 @@ from shardyard.effects import (
 from shardyard.errors import InvalidBlockError, InvalidCrosslinkError, LocalProtocolError, RemoteProtocolError
 from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
 from shardyard.genesis import Genesis
-from shardyard.ids import BEACON, Hash32, ShardId
+from shardyard.ids import BEACON, Hash32, NodeId, ShardId
 from shardyard.messages import (
     BlockRequest,
     BlockResponse,
@@ -81,7 +81,6 @@ _ENGINE_MESSAGES = (
     BlockRequest,
     BlockResponse,
     RangeRequest,
-    RangeResponse,
     FinalBlock,
     Status,
 )
@@ -125,6 +124,8 @@ class BeaconMachine:
         self._waiting_blocks: OrderedDict[Hash32, RequestValidation] = OrderedDict()
         self._fetcher = BodyFetcher(genesis.preset)
         self._is_catching_up = False
+        self._fetched_to = 0
+        """Height up to which bodies of blocks ahead were asked for."""
 
     @property
     def state(self) -> BeaconState:
@@ -219,12 +220,15 @@ class BeaconMachine:
             case RangeRequest(shard=shard) as request if shard == BEACON and event.chain != BEACON:
                 # Shards follow the beacon, and ask for its blocks by their own chain's topics.
                 return self._run(self.engine.on_message(event.sender, request, now_ms), now_ms)
-            case message if isinstance(message, _ENGINE_MESSAGES) and event.chain == BEACON:
-                self._is_catching_up = isinstance(message, RangeResponse)
+            case RangeResponse() as response if event.chain == BEACON:
+                self._is_catching_up = True
                 try:
-                    return self._run(self.engine.on_message(event.sender, message, now_ms), now_ms)
+                    effects = self._run(self.engine.on_message(event.sender, response, now_ms), now_ms)
                 finally:
                     self._is_catching_up = False
+                return effects + self._fetch_ahead(event.sender, response.blocks)
+            case message if isinstance(message, _ENGINE_MESSAGES) and event.chain == BEACON:
+                return self._run(self.engine.on_message(event.sender, message, now_ms), now_ms)
             case _:
                 return []  # a shard's own traffic
 
@@ -387,6 +391,22 @@ class BeaconMachine:
         if not self._waiting_blocks and not self._waiting_builds:
             self._fetcher.forget()
         return effects + self._fetcher.settle()
+
+    def _fetch_ahead(self, sender: NodeId, blocks: Sequence[Block]) -> list[Effect]:
+        """G1: ask for the bodies of all ``blocks`` that the engine took, while the first of them waits for its own."""
+        if not self._waiting_blocks:
+            return []
+        missing: list[Crosslink] = []
+        for taken in filter(None, (self.engine.get_block(block.hash) for block in blocks)):
+            height = taken.header.height
+            if height <= max(self._fetched_to, self.final_block.header.height):
+                continue
+            try:
+                missing += self._ledger.find_missing(taken)
+            except InvalidBlockError:
+                break  # it is refused when it is the next
+            self._fetched_to = height
+        return self._fetcher.want_ahead(missing, sender)
 
     def _fetch_again(self, now_ms: int) -> list[Effect]:
         self._fetcher.forget()

@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from node.admission import Accepted, Admission, Answer, Journal
-from node.block_stats import ExecutionHistory, ExecutionMode
+from node.block_stats import ExecutionHistory
+from node.executor import Execution
 from node.index.records import IndexedBlock, build_indexed_block
 from node.index.store import ChainIndex
 from node.refusal import LIMIT_EXCEEDED, RpcError
@@ -32,24 +33,6 @@ READ_THREADS: Final = 4
 MAX_READS_WAITING: Final = 256
 
 T = TypeVar("T")
-
-
-class Execution(msgspec.Struct, frozen=True):
-    """A block that this node executed: what it is built on, and what it gave. Receipts are encoded."""
-
-    block_hash: Hash32
-    parent: Hash32
-    height: Height
-    outcomes: bytes
-    deliveries: tuple[bytes, ...]
-    """The receipts it consumed: the first ``inbox_taken`` of what the executor was offered."""
-    outbox: tuple[bytes, ...]
-    batch: _native.Batch
-    """What it was made of or checked against; its transactions are those at ``included`` (packed u32)."""
-    included: bytes
-    stats: bytes = b""
-    """For people; see ``node.block_stats``."""
-    mode: ExecutionMode = "build"
 
 
 class SyncProgress(msgspec.Struct, frozen=True):

@@ -16,7 +16,6 @@ from typing import Final, Protocol
 
 import msgspec
 
-from node.backend import Execution
 from node.block_stats import ExecutionMode
 from shardyard import _native
 from shardyard import effects as fx
@@ -37,6 +36,24 @@ class StateRecord(msgspec.Struct, frozen=True, array_like=True):
     height: Height
     diff: bytes
     outcomes: bytes
+
+
+class Execution(msgspec.Struct, frozen=True):
+    """A block that this node executed: what it is built on, and what it gave. Receipts are encoded."""
+
+    block_hash: Hash32
+    parent: Hash32
+    height: Height
+    outcomes: bytes
+    deliveries: tuple[bytes, ...]
+    """The receipts it consumed: the first ``inbox_taken`` of what the executor was offered."""
+    outbox: tuple[bytes, ...]
+    batch: _native.Batch
+    """What it was made of or checked against; its transactions are those at ``included`` (packed u32)."""
+    included: bytes
+    stats: bytes = b""
+    """For people; see ``node.block_stats``."""
+    mode: ExecutionMode = "build"
 
 
 class TransactionSource(Protocol):

@@ -274,14 +274,16 @@ class BeaconFollower:
         return [*outputs, self._schedule()]
 
     def on_final(self, beacon_ref: BeaconRef, inbox_position: int) -> list[FollowerOutput]:
-        """Forget what a final shard block has left behind."""
+        """Forget what a final shard block has left behind; who paused for want of room goes on."""
+        was_paused = self.is_paused
         count = inbox_position - self._pruned
         if count > 0:
             self._inbox_bytes -= sum(len(receipt) for receipt in self._receipts[:count])
             del self._receipts[:count], self._gas[:count]
             self._pruned = inbox_position
         self._drop_views(beacon_ref.height)
-        return self._advance()
+        outputs = self._advance()
+        return [*outputs, *self._ask_on()] if was_paused else outputs
 
     def _drop_views(self, below: int) -> None:
         for height in sorted(height for height in self._views if height < below):

@@ -209,14 +209,12 @@ class Sync:
     def _check_range(self, blocks: tuple[Block, ...], proof: FinalityProof, first: int) -> list[Block]:
         if len(blocks) > MAX_RANGE_BLOCKS:
             raise InvalidBlockError(f"range: got {len(blocks)} blocks, expected at most {MAX_RANGE_BLOCKS}")
-        if (
-            blocks[0].header.height > first
-            or proof.path[:1] == ()
-            or proof.path[0].header.hash != blocks[-1].hash
-        ):
-            raise InvalidProofError(
-                f"range from {first}: the proof is not of the last block, or the first is another"
+        if blocks[0].header.height > first:
+            raise InvalidBlockError(
+                f"range: got blocks from height {blocks[0].header.height} on, expected them from {first} on"
             )
+        if not proof.path or proof.path[0].header.hash != blocks[-1].hash:
+            raise InvalidProofError("range: the proof is not the last block's")
         for above, below in zip(blocks[1:], blocks, strict=False):
             if above.header.parent != below.hash:
                 raise InvalidBlockError(f"range: block {above.header.height} is no child of the one before")

@@ -448,6 +448,53 @@ def test_replica_that_was_away_catches_up_with_bodies():
     assert first.state == second.state
 
 
+def test_g1_who_catches_up_asks_for_the_bodies_of_a_whole_range_at_once():
+    """One block after the other, each would cost a round trip: on long links a replica comes too late for ever."""
+    network, shards = build_network([(0, 1, 2), (3,)])
+    network.drop = drop_second_replica
+    for _ in range(6):
+        shards.follow()
+        shards.make(0, Send(1, value=ETHER))
+        submission = shards.submit(0, to="beacon-0")
+        last = submission.crosslink.last_height
+        network.run(lambda goal=last: shards.machine.state.shards[0].last_height >= goal)
+    target = network.heights()[0]
+    network.drop, network.delay_ms = drop_nothing, 300
+    network.sent.clear()
+    began = network.now_ms
+    network.run(lambda: network.heights()[1] >= target)
+    # One exchange to learn of the gap and one for its blocks, then one for all bodies of each range of eight.
+    assert network.now_ms - began < (2 + target // 8 + 1) * 2 * 300 + 2 * network.genesis.preset.block_time_ms
+    asked = [
+        message.crosslink
+        for name, to, message in network.sent
+        if name == "beacon-1" and to == "beacon-0" and isinstance(message, CrosslinkRequest)
+    ]
+    assert len(asked) == len(set(asked)), "each was asked for once ahead"
+
+
+def test_g1_bodies_ahead_that_are_lost_are_asked_for_when_their_block_is_the_next():
+    network, shards = build_network([(0, 1, 2), (3,)])
+    network.drop = drop_second_replica
+    for _ in range(4):
+        shards.follow()
+        shards.make(0, Send(1, value=ETHER))
+        submission = shards.submit(0, to="beacon-0")
+        last = submission.crosslink.last_height
+        network.run(lambda goal=last: shards.machine.state.shards[0].last_height >= goal)
+    target, lost = network.heights()[0], set()
+
+    def drop_each_once(_nodes, message):
+        key = message.submission.crosslink.hash if isinstance(message, SubmitCrosslink) else None
+        is_lost = key is not None and key not in lost
+        lost.add(key)
+        return is_lost
+
+    network.drop = drop_each_once
+    network.run(lambda: network.heights()[1] >= target)
+    assert len(lost) > 4
+
+
 def test_outputs_of_the_engine_keep_the_order_in_which_it_made_them(monkeypatch):
     network, shards = build_network()
     network.run_blocks(1)

@@ -10,9 +10,9 @@ import msgspec
 from eth_account import Account
 from eth_utils import to_checksum_address
 
-from node.backend import Execution, ShardBackend
+from node.backend import ShardBackend
 from node.dev_accounts import DEV_ACCOUNTS
-from node.executor import build_native_env, summarise
+from node.executor import Execution, build_native_env, summarise
 from node.genesis_alloc import build_alloc, compute_alloc_supply, encode_alloc, get_dev_balances
 from node.index.records import IndexedBlock
 from node.index.store import ChainIndex
