@@ -90,6 +90,8 @@ class ShardBackend:
             index.append(build_indexed_block(first, b"", (), ()))
         self._latest = self._require_block(index.height)
         self._final_hash = self._latest.hash
+        self._nonces_at = self._final_hash
+        """The newest final block whose transactions have left the mempool, or are about to."""
         mempool.start_at(self._final_hash)
         self._starting = self._latest.height
         self._beacon_final = Height(0)
@@ -137,6 +139,7 @@ class ShardBackend:
         execution = self._unsettled[block.hash]
         indexed = build_indexed_block(block, execution.outcomes, execution.deliveries, execution.outbox)
         self._indexing[block.hash] = indexed
+        self._nonces_at = block.hash
         # Settled in one go, and only then no ancestor any more: the builder never sees a used nonce.
         await asyncio.to_thread(self.mempool.settle, self.core, block.hash)
         self._final_hash = block.hash
@@ -237,8 +240,8 @@ class ShardBackend:
         return found if found >= self.index.first_height - 1 else Height(0)
 
     def get_pending_nonce(self, address: Address) -> int:
-        """Return the nonce after everything that waits and can run."""
-        found = self.core.account(self._final_hash, address)
+        """Return the nonce after everything that waits and can run; it never goes back."""
+        found = self.core.account(self._nonces_at, address)
         return self.mempool.get_next_nonce(address, found[0] if found else 0)
 
     def compute_next_base_fee(self, header: Header) -> int:

@@ -16,6 +16,8 @@ INTERNAL_ERROR: Final = -32603
 SERVER_ERROR: Final = -32000
 PRUNED_HISTORY: Final = 4444
 """EIP-4444 in geth: blocks that were once there for everybody, and are not here."""
+NO_NOTIFICATIONS: Final = -32001
+"""Geth's code for a subscription over a connection that cannot be told anything later."""
 TIMED_OUT: Final = -32002
 RESPONSE_TOO_LARGE: Final = -32003
 NOT_SUPPORTED: Final = -32004

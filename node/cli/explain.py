@@ -5,12 +5,13 @@ from typing import Any
 
 import rich_click as click
 
+from node.addresses import to_checksum
 from node.cli.journey import Hop, Journey, trace_journey
 from node.cli.output import format_ether, network_option, print_json, say
 from node.cli.root import EXIT_REJECTED
 from node.cli.session import Session
 from node.cli.tx import find_shard
-from node.cli.wallet import GATEWAY_HEX, to_checksum
+from node.cli.wallet import GATEWAY_HEX
 from node.dev_accounts import DEV_ACCOUNTS
 
 _KIND_WORDS = {

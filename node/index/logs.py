@@ -3,7 +3,7 @@
 The caps speak in the words that public endpoints use, because libraries split their ranges when they read them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -14,6 +14,7 @@ from node.index.store import ChainIndex
 
 MAX_BLOCK_RANGE: Final = 10_000
 MAX_LOGS: Final = 20_000
+"""Logs in one answer."""
 
 
 class LogLimitError(Exception):
@@ -29,6 +30,11 @@ class LogPattern:
         self._addresses = frozenset(addresses)
         self._topics = tuple(frozenset(topic) if topic else None for topic in topics)
         self.bloom = BloomQuery(addresses, topics)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for patterns that want the same logs."""
+        return self._addresses, self._topics
 
     def matches(self, log: Log) -> bool:
         """Tell whether ``log`` is wanted."""
@@ -61,22 +67,28 @@ def find_logs_in_block(block: IndexedBlock, pattern: LogPattern) -> Iterator[Fou
                 yield FoundLog(block, position, start + offset, log)
 
 
-def find_logs(index: ChainIndex, pattern: LogPattern, first: int, last: int) -> list[FoundLog]:
-    """Return the wanted logs of the blocks from ``first`` to ``last``, both included.
+def find_logs(
+    index: ChainIndex,
+    pattern: LogPattern,
+    first: int,
+    last: int,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, Sequence[FoundLog]]]:
+    """Yield height and wanted logs of every block from ``first`` to ``last``, both included, that has any.
 
-    Raises ``LogLimitError`` above ``MAX_BLOCK_RANGE`` blocks or ``MAX_LOGS`` logs.
+    No block is held longer than its logs are looked at. Raises ``LogLimitError`` above ``MAX_BLOCK_RANGE`` blocks, and ends
+    early when ``should_stop``, which is asked before each block, says so.
     """
     if last - first >= MAX_BLOCK_RANGE:
         raise LogLimitError(f"exceed maximum block range: {MAX_BLOCK_RANGE}")
-    found: list[FoundLog] = []
     heights = [
         brief.height for brief in index.iterate_briefs(first, last) if pattern.bloom.may_match(brief.bloom)
     ]
     for height in heights:
+        if should_stop():
+            return
         block = index.get_block(height)
-        if block is None:
-            continue
-        found.extend(find_logs_in_block(block, pattern))
-        if len(found) > MAX_LOGS:
-            raise LogLimitError(f"query returned more than {MAX_LOGS} results")
-    return found
+        found = [] if block is None else list(find_logs_in_block(block, pattern))
+        if found:
+            yield height, found

@@ -219,7 +219,12 @@ class ChainIndex:
 
     def find_transaction(self, tx_hash: bytes) -> Place | None:
         """Return where a transaction or delivery stands in the final chain."""
-        return self._places.find(tx_hash)
+        place = self._places.find(tx_hash)
+        block = self.get_block(place.height) if place is not None else None
+        if place is None or block is None:
+            return None
+        # Places are kept by half of the hash: the block knows the whole.
+        return place if block.transaction_hashes[place.position] == tx_hash else None
 
     def iterate_briefs(self, first: int, last: int) -> Iterator[Brief]:
         """Yield what scans need of the blocks from ``first`` to ``last``, both included."""

@@ -4,6 +4,8 @@
 builder's preview on it (for blocks), ``earliest`` is genesis.
 """
 
+import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
@@ -19,6 +21,8 @@ from shardyard import _native
 from shardyard.blocks import Header
 from shardyard.ids import Hash32
 
+MAX_SCANS: Final = 2
+"""Searches through many blocks at once; more wait, so that short reads always find a thread."""
 INLINE_TRANSACTIONS: Final = 64
 """Blocks with more are put into JSON in a thread."""
 
@@ -61,6 +65,7 @@ class ShardApi:
         """JSON-RPC URLs by shard, for ``shard_list``."""
         self.preview = PendingPreview(backend)
         self.filters = FilterRegistry()
+        self._scans = asyncio.Semaphore(MAX_SCANS)
 
     @property
     def core(self) -> _native.Core:
@@ -130,6 +135,19 @@ class ShardApi:
         if block.transaction_count <= INLINE_TRANSACTIONS:
             return work()
         return await self.backend.read(work)
+
+    async def scan(self, work: Callable[[Callable[[], bool]], T]) -> T:
+        """Run a search through many blocks in a thread.
+
+        ``work`` gets a function to ask before each block: it says when nobody waits for the answer any more, because the call
+        timed out or its client left.
+        """
+        is_over = threading.Event()
+        async with self._scans:
+            try:
+                return await self.backend.read(lambda: work(is_over.is_set))
+            finally:
+                is_over.set()
 
 
 class CallContext(msgspec.Struct):

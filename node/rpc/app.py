@@ -17,6 +17,7 @@ from node.rpc import (
     eth_state,
     execution_stats,
     shard_methods,
+    txpool,
 )
 from node.rpc.access import Gatekeeper, RpcAccess, get_header
 from node.rpc.api import CallContext, ShardApi
@@ -35,6 +36,7 @@ METHODS: Final = merge(
         shard_methods.TABLE,
         execution_stats.TABLE,
         block_access_lists.TABLE,
+        txpool.TABLE,
     ]
 )
 POLICY_VIOLATION: Final = 1008

@@ -1,7 +1,7 @@
 """Methods about the node and its chain: versions, heads, fees."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -9,9 +9,9 @@ from typing import Any, Final
 from node.index.records import DELIVERY_TYPE, IndexedBlock
 from node.refusal import ParamError, build_server_error
 from node.rpc.api import CallContext, build_missing_history
-from node.rpc.formats import Json, data, quantity
+from node.rpc.formats import Json, data, describe_progress, quantity
 from node.rpc.methods import MethodTable, Param
-from node.rpc.params import BlockId, read_block_number, read_count, read_data
+from node.rpc.params import BlockId, read_block_number, read_count, read_data, shorten
 from shardyard import _native
 
 TABLE = MethodTable()
@@ -23,6 +23,8 @@ TIP_PERCENTILE: Final = 60
 MAX_TIP_SAMPLES: Final = 4096
 MAX_FEE_HISTORY: Final = 1024
 MAX_PERCENTILES: Final = 100
+BLOB_BASE_FEE: Final = "0x1"
+"""EIP-4844's least; there are no blobs here that could raise it (P1)."""
 
 
 @cache
@@ -67,14 +69,7 @@ def chain_id(call: CallContext) -> str:
 
 @TABLE.method("eth_syncing")
 def syncing(call: CallContext) -> Json | bool:
-    backend = call.api.backend
-    if (progress := backend.sync) is None:
-        return False
-    return {
-        "startingBlock": quantity(progress.starting),
-        "currentBlock": quantity(backend.latest.height),
-        "highestBlock": quantity(progress.highest),
-    }
+    return describe_progress(call.api.backend)
 
 
 @TABLE.method("eth_blockNumber")
@@ -123,6 +118,11 @@ async def max_priority_fee(call: CallContext) -> str:
     return quantity(await call.api.backend.read(lambda: compute_suggested_tip(call)))
 
 
+@TABLE.method("eth_blobBaseFee")
+def blob_base_fee(_: CallContext) -> str:
+    return BLOB_BASE_FEE
+
+
 def read_percentiles(value: Any) -> tuple[float, ...]:
     """Return reward percentiles: ascending numbers from 0 to 100."""
     if not isinstance(value, list) or len(value) > MAX_PERCENTILES:
@@ -130,7 +130,7 @@ def read_percentiles(value: Any) -> tuple[float, ...]:
     previous = 0.0
     for item in value:
         if not isinstance(item, int | float) or isinstance(item, bool) or not 0 <= item <= 100:
-            raise ParamError(f"invalid reward percentile: {item}")
+            raise ParamError(f"invalid reward percentile: {shorten(item)}")
         if item < previous:
             raise ParamError(f"invalid reward percentile: {item} after {previous}")
         previous = item
@@ -149,15 +149,17 @@ async def fee_history(call: CallContext, count: int, newest: BlockId, percentile
     first = max(0 if oldest == 1 else oldest, last - min(count, MAX_FEE_HISTORY) + 1)
     if first > last:
         raise build_missing_history(oldest)
-    return await api.backend.read(lambda: _build_fee_history(call, first, last, percentiles))
+    return await api.scan(lambda should_stop: _build_fee_history(call, first, last, percentiles, should_stop))
 
 
-def _build_fee_history(call: CallContext, first: int, last: int, percentiles: Sequence[float]) -> Json:
+def _build_fee_history(
+    call: CallContext, first: int, last: int, percentiles: Sequence[float], should_stop: Callable[[], bool]
+) -> Json:
     backend = call.api.backend
     base_fees, ratios, rewards = [], [], []
     block: IndexedBlock | None = None
     for height in range(first, last + 1):
-        block = backend.index.get_block(height)
+        block = None if should_stop() else backend.index.get_block(height)
         if block is None:
             raise build_server_error("request beyond head block")
         content = block.content
@@ -171,7 +173,7 @@ def _build_fee_history(call: CallContext, first: int, last: int, percentiles: Se
         "oldestBlock": quantity(first),
         "baseFeePerGas": base_fees,
         "gasUsedRatio": ratios,
-        "baseFeePerBlobGas": ["0x0"] * len(base_fees),
+        "baseFeePerBlobGas": [BLOB_BASE_FEE] * len(base_fees),
         "blobGasUsedRatio": [0.0] * len(ratios),
     }
     return found | ({"reward": rewards} if percentiles else {})

@@ -1,12 +1,22 @@
 """Logs, filters and subscriptions."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
-from node.index.logs import LogLimitError, LogPattern, find_logs, find_logs_in_block
+import msgspec
+
+from node.index.logs import (
+    MAX_BLOCK_RANGE,
+    MAX_LOGS,
+    LogLimitError,
+    LogPattern,
+    find_logs,
+    find_logs_in_block,
+)
 from node.refusal import (
     INVALID_PARAMS,
     LIMIT_EXCEEDED,
-    NOT_SUPPORTED,
+    NO_NOTIFICATIONS,
     ParamError,
     RpcError,
     build_invalid_argument,
@@ -16,12 +26,15 @@ from node.rpc.api import CallContext, Session, build_missing_history
 from node.rpc.filters import BlockFilter, LogFilter, build_not_found
 from node.rpc.formats import Json, data, format_log
 from node.rpc.methods import MethodTable, Param
-from node.rpc.params import LATEST, LogQuery, read_log_query
+from node.rpc.params import LATEST, BlockId, LogQuery, read_followed_query, read_log_query
+from node.rpc.protocol import encode_json
+from shardyard.ids import Hash32
 
 TABLE = MethodTable()
 
-QUERY = Param(read_log_query)
-SUBSCRIPTIONS = ("newHeads", "logs", "newPendingTransactions")
+SUBSCRIPTIONS: Final = ("newHeads", "logs", "newPendingTransactions", "syncing")
+MAX_LOG_BYTES: Final = 64 * 1024 * 1024
+"""Logs in one answer, as JSON."""
 
 
 def read_filter_id(value: Any) -> str:
@@ -57,23 +70,44 @@ def resolve_range(call: CallContext, query: LogQuery) -> tuple[int, int]:
     return first, last
 
 
-async def _find(call: CallContext, query: LogQuery, first: int, last: int) -> list[Json]:
+class _Page(msgspec.Struct, frozen=True):
+    """Logs as JSON, and the first block that was not looked at."""
+
+    logs: list[msgspec.Raw]
+    next_height: int
+
+
+async def _find(call: CallContext, query: LogQuery, first: int, last: int, *, is_page: bool = False) -> _Page:
+    """Return the logs from ``first`` to ``last``; a page ends where they would be too many, all others are refused then."""
     pattern = LogPattern(query.addresses, query.topics)
     index = call.api.backend.index
 
-    def work() -> list[Json]:
-        return [format_log(found) for found in find_logs(index, pattern, first, last)]
+    def work(should_stop: Callable[[], bool]) -> _Page:
+        texts: list[bytes] = []
+        size = 0
+        for height, found in find_logs(index, pattern, first, last, should_stop=should_stop):
+            more = [encode_json(format_log(log)) for log in found]
+            size += sum(map(len, more))
+            if len(texts) + len(more) > MAX_LOGS or size > MAX_LOG_BYTES:
+                if not is_page:
+                    raise LogLimitError(
+                        f"query returned more than {MAX_LOGS} results"
+                        if size <= MAX_LOG_BYTES
+                        else f"query returned more than {MAX_LOG_BYTES} bytes of results"
+                    )
+                if texts:
+                    return _Page([msgspec.Raw(text) for text in texts], height)
+            texts += more
+        return _Page([msgspec.Raw(text) for text in texts], last + 1)
 
     try:
-        return await call.api.backend.read(work)
+        return await call.api.scan(work)
     except LogLimitError as error:
         raise RpcError(LIMIT_EXCEEDED, str(error)) from error
 
 
-async def _find_in_block(call: CallContext, query: LogQuery) -> list[Json]:
-    assert query.block_hash is not None, "the caller looked"
-    height = call.api.backend.index.get_height(query.block_hash)
-    block = call.api.backend.index.get_block(height) if height is not None else None
+async def _find_in_block(call: CallContext, block_hash: Hash32, query: LogQuery) -> list[Json]:
+    block = call.api.find_final(BlockId(hash=block_hash))
     if block is None:
         raise build_server_error("unknown block")
     pattern = LogPattern(query.addresses, query.topics)
@@ -82,15 +116,15 @@ async def _find_in_block(call: CallContext, query: LogQuery) -> list[Json]:
     )
 
 
-@TABLE.method("eth_getLogs", QUERY)
-async def get_logs(call: CallContext, query: LogQuery) -> list[Json]:
+@TABLE.method("eth_getLogs", Param(read_log_query))
+async def get_logs(call: CallContext, query: LogQuery) -> list[Json] | list[msgspec.Raw]:
     if query.block_hash is not None:
-        return await _find_in_block(call, query)
+        return await _find_in_block(call, query.block_hash, query)
     first, last = resolve_range(call, query)
-    return await _find(call, query, first, last)
+    return (await _find(call, query, first, last)).logs
 
 
-@TABLE.method("eth_newFilter", QUERY)
+@TABLE.method("eth_newFilter", Param(read_followed_query))
 def new_filter(call: CallContext, query: LogQuery) -> str:
     if query.block_hash is not None:
         raise build_invalid_argument(0, "a filter follows the chain: blockHash is not supported")
@@ -115,8 +149,13 @@ async def get_filter_changes(call: CallContext, filter_id: str) -> list[Any]:
     if isinstance(found, LogFilter):
         first = max(found.next_height, found.query.from_block.number or 0)
         last = latest if found.query.to_block.number is None else min(latest, found.query.to_block.number)
-        found.next_height = latest + 1
-        return await _find(call, found.query, first, last) if first <= last else []
+        if first > last:
+            found.next_height = max(found.next_height, latest + 1)
+            return []
+        # What is not delivered is looked for again: the position moves only with the answer.
+        page = await _find(call, found.query, first, min(last, first + MAX_BLOCK_RANGE - 1), is_page=True)
+        found.next_height = max(found.next_height, page.next_height)
+        return page.logs
     if isinstance(found, BlockFilter):
         first, found.next_height = found.next_height, latest + 1
         return [data(brief.hash) for brief in backend.index.iterate_briefs(first, latest)]
@@ -124,12 +163,12 @@ async def get_filter_changes(call: CallContext, filter_id: str) -> list[Any]:
 
 
 @TABLE.method("eth_getFilterLogs", Param(read_filter_id))
-async def get_filter_logs(call: CallContext, filter_id: str) -> list[Json]:
+async def get_filter_logs(call: CallContext, filter_id: str) -> list[msgspec.Raw]:
     found = call.api.filters.poll(filter_id)
     if not isinstance(found, LogFilter):
         raise build_not_found()
     first, last = resolve_range(call, found.query)
-    return await _find(call, found.query, first, last)
+    return (await _find(call, found.query, first, last)).logs
 
 
 @TABLE.method("eth_uninstallFilter", Param(read_filter_id))
@@ -140,7 +179,7 @@ def uninstall_filter(call: CallContext, filter_id: str) -> bool:
 def _require_session(call: CallContext) -> Session:
     if call.session is None:
         raise RpcError(
-            NOT_SUPPORTED, "notifications not supported: subscriptions need a WebSocket connection"
+            NO_NOTIFICATIONS, "notifications not supported: subscriptions need a WebSocket connection"
         )
     return call.session
 
@@ -163,7 +202,7 @@ def subscribe(call: CallContext, kind: str, options: Any) -> str:
     session = _require_session(call)
     try:
         if kind == "logs":
-            return session.subscribe(kind, read_log_query({} if options is None else options))
+            return session.subscribe(kind, read_followed_query({} if options is None else options))
         if options is not None and not (kind == "newPendingTransactions" and isinstance(options, bool)):
             raise ParamError(f"a {kind} subscription takes no such option")
     except ParamError as error:

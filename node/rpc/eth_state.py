@@ -151,14 +151,26 @@ async def _execute(
     return result
 
 
-@TABLE.method("eth_call", Param(read_call), BLOCK)
-async def eth_call(call: CallContext, request: CallRequest, block: BlockId) -> str:
+def read_no_overrides(value: Any) -> None:
+    """Take overrides that override nothing, as libraries send them along; refuse all others."""
+    if value != {}:
+        raise RpcError(
+            NOT_SUPPORTED,
+            "overrides of state and block are not supported: send the changes as transactions, or call at another block",
+        )
+
+
+OVERRIDES: Final = (Param(read_no_overrides, None), Param(read_no_overrides, None))
+
+
+@TABLE.method("eth_call", Param(read_call), BLOCK, *OVERRIDES)
+async def eth_call(call: CallContext, request: CallRequest, block: BlockId, *_: None) -> str:
     result = await _execute(call, request, block, call.api.core.call)
     return data(result.output)
 
 
-@TABLE.method("eth_estimateGas", Param(read_call), BLOCK)
-async def estimate_gas(call: CallContext, request: CallRequest, block: BlockId) -> str:
+@TABLE.method("eth_estimateGas", Param(read_call), BLOCK, *OVERRIDES)
+async def estimate_gas(call: CallContext, request: CallRequest, block: BlockId, *_: None) -> str:
     result = await _execute(call, request, block, call.api.core.estimate_gas)
     return quantity(result.gas)
 

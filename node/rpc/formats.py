@@ -6,10 +6,11 @@ signature (X13). ``receiptsRoot`` and ``stateRoot`` are this protocol's commitme
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
+from node.backend import ShardBackend
 from node.index.bloom import compute_bloom
 from node.index.logs import FoundLog
 from node.index.records import DELIVERY_TYPE, IndexedBlock, Outcome
@@ -282,4 +283,15 @@ def format_message(receipt: Receipt) -> Json:
         "refundTo": data(receipt.refund_to),
         "deadline": receipt.deadline,
         "payload": data(receipt.payload),
+    }
+
+
+def describe_progress(backend: ShardBackend) -> Json | Literal[False]:
+    """Return how far a replica that catches up is, as ``eth_syncing`` does; False when it does not."""
+    if (progress := backend.sync) is None:
+        return False
+    return {
+        "startingBlock": quantity(progress.starting),
+        "currentBlock": quantity(backend.latest.height),
+        "highestBlock": quantity(progress.highest),
     }

@@ -19,6 +19,10 @@ MAX_DATA_BYTES: Final = 1024 * 1024
 MAX_TOPICS: Final = 4
 MAX_TOPIC_ALTERNATIVES: Final = 1000
 MAX_FILTER_ADDRESSES: Final = 1000
+MAX_FOLLOWED: Final = 512
+"""Addresses and topics that a filter or subscription, which stays, may name in all."""
+MAX_ECHOED: Final = 64
+"""Characters of a client's value that an error repeats."""
 MAX_ACCESS_LIST: Final = 4096
 MAX_AUTHORIZATIONS: Final = 1024
 
@@ -26,7 +30,8 @@ U64_MAX: Final = 2**64 - 1
 U256_MAX: Final = 2**256 - 1
 
 _QUANTITY = re.compile(r"0x(0|[1-9a-fA-F][0-9a-fA-F]*)\Z")
-_DATA = re.compile(r"0x([0-9a-fA-F]{2})*\Z")
+_DECIMAL = re.compile(r"[0-9]{1,20}\Z")
+_DATA = re.compile(r"0x[0-9a-fA-F]*\Z")
 
 BlockTag = Literal["latest", "safe", "finalized", "pending", "earliest"]
 TAGS: Final[tuple[BlockTag, ...]] = get_args(BlockTag)
@@ -79,6 +84,14 @@ class LogQuery(msgspec.Struct, frozen=True):
     topics: tuple[tuple[Hash32, ...] | None, ...]
 
 
+def shorten(value: Any) -> str:
+    """Return a client's value as an error may repeat it."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    text = str(value)
+    return text if len(text) <= MAX_ECHOED else f"{text[:MAX_ECHOED]}…"
+
+
 def read_quantity(value: Any, *, limit: int = U256_MAX) -> int:
     """Return the number a hex quantity stands for."""
     if not isinstance(value, str):
@@ -101,10 +114,12 @@ def read_u64(value: Any) -> int:
 
 
 def read_count(value: Any) -> int:
-    """Return a small number given as a quantity or, as some clients do, as a JSON integer."""
+    """Return a small number given as a quantity or, as some clients do, as a JSON integer or in decimal digits."""
+    if isinstance(value, str) and _DECIMAL.match(value):
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value <= U64_MAX:
-            raise ParamError(f"got {value}, expected a number below 2^64")
+            raise ParamError(f"got {shorten(value)}, expected a number below 2^64")
         return value
     return read_u64(value)
 
@@ -182,9 +197,7 @@ def read_block(value: Any) -> BlockId:
 
 
 def _read_block_object(value: Mapping[str, Any]) -> BlockId:
-    _check_keys(value, {"blockNumber", "blockHash", "requireCanonical"})
-    if "requireCanonical" in value:
-        read_bool(value["requireCanonical"])
+    _get(value, "requireCanonical", read_bool)
     number, block_hash = value.get("blockNumber"), value.get("blockHash")
     if number is not None and block_hash is not None:
         raise ParamError("cannot specify both BlockHash and BlockNumber, choose one or the other")
@@ -193,11 +206,6 @@ def _read_block_object(value: Mapping[str, Any]) -> BlockId:
     if number is None:
         raise ParamError("block object: expected blockNumber or blockHash")
     return read_block_number(number)
-
-
-def _check_keys(value: Mapping[str, Any], known: set[str]) -> None:
-    if unknown := sorted(value.keys() - known):
-        raise ParamError(f"unknown field {unknown[0]!r}")
 
 
 _Reader = Callable[[Any], Any]
@@ -253,12 +261,12 @@ def _read_access_list(value: Any) -> tuple[tuple[Address, tuple[Hash32, ...]], .
         raise ParamError(f"expected a list of at most {MAX_ACCESS_LIST} entries")
     entries = []
     for item in value:
-        if not isinstance(item, dict) or not isinstance(item.get("storageKeys", []), list):
+        keys = (item.get("storageKeys") or []) if isinstance(item, dict) else None
+        if not isinstance(keys, list):
             raise ParamError("expected objects with address and storageKeys")
-        if len(item.get("storageKeys", [])) > MAX_ACCESS_LIST:
+        if len(keys) > MAX_ACCESS_LIST:
             raise ParamError(f"expected at most {MAX_ACCESS_LIST} storageKeys")
-        keys = tuple(read_hash(key) for key in item.get("storageKeys", []))
-        entries.append((read_address(item.get("address")), keys))
+        entries.append((read_address(item.get("address")), tuple(read_hash(key) for key in keys)))
     return tuple(entries)
 
 
@@ -314,6 +322,18 @@ def read_log_query(value: Any) -> LogQuery:
         addresses=_get(value, "address", _read_addresses) or (),
         topics=_get(value, "topics", _read_topics) or (),
     )
+
+
+def read_followed_query(value: Any) -> LogQuery:
+    """Return the log filter of a filter or subscription that stays: it may name fewer alternatives."""
+    query = read_log_query(value)
+    count = len(query.addresses) + sum(len(topic) for topic in query.topics if topic)
+    if count > MAX_FOLLOWED:
+        raise ParamError(f"exceed max addresses and topics: got {count}, expected at most {MAX_FOLLOWED}")
+    first, last = query.from_block.number, query.to_block.number
+    if first is not None and last is not None and first > last:
+        raise ParamError("invalid block range params")
+    return query
 
 
 def _read_addresses(value: Any) -> tuple[Address, ...]:

@@ -9,7 +9,6 @@ nothing but transactions is read, admitted and answered as one.
 import asyncio
 import inspect
 import logging
-import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import groupby
@@ -38,8 +37,13 @@ SEND_METHOD_WITHIN: Final = 512
 """Where a request that only hands in transactions has named the method by."""
 MAX_DEPTH: Final = 64
 """Nesting of a request; a call with an access list in a batch has 7."""
-_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_OPENS: Final = bytes.maketrans(b"{}", b"[]")
+_OPEN: Final = ord("[")
+_STRIDE: Final = MAX_DEPTH
+"""Brackets looked at together: as long as they could not go too deep, counting is enough."""
+SLICE_S: Final = 0.005
+"""How long the calls of a batch may keep the loop busy before others have their turn."""
 
 logger = logging.getLogger("shardyard.rpc")
 
@@ -47,19 +51,27 @@ Submit = Callable[[Any, _native.Submission], Awaitable[bytes]]
 
 
 class RpcLimits(msgspec.Struct, frozen=True):
-    """Bounds of one server (04, threat model)."""
+    """Bounds of one server."""
 
     max_body_bytes: int = 5 * 1024 * 1024
     max_batch: int = 1000
-    max_response_bytes: int = 25 * 1024 * 1024
+    max_batch_bytes: int = 25 * 1024 * 1024
+    """Answers of a batch, together: beyond them the rest is refused."""
+    max_answer_bytes: int = 64 * 1024 * 1024
+    """One answer: the receipts of a full block of 600 M gas have 28 MB."""
     call_timeout_s: float = 30.0
+    """One call, and a whole batch."""
     body_timeout_s: float = 15.0
     max_connections: int = 512
     max_calls_per_socket: int = 16
     """Requests of one WebSocket that are carried out at once."""
     max_subscriptions_per_socket: int = 128
-    max_outgoing_per_socket: int = 1024
-    """Messages that wait for a slow reader before its connection is closed."""
+    max_waiting_bytes: int = 16 * 1024 * 1024
+    """What waits for a slow reader of a WebSocket before no more requests are read from it."""
+    max_outgoing_bytes: int = 64 * 1024 * 1024
+    """What waits for it before its connection is closed; one answer may be larger."""
+    max_stalled_s: float = 30.0
+    """How long a client, by HTTP or WebSocket, may take nothing of what is sent to it."""
 
 
 class _Envelope(msgspec.Struct):
@@ -102,13 +114,25 @@ def check_text(text: bytes) -> None:
     text.decode()
     if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
         return
-    brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
-    for _ in range(MAX_DEPTH):
-        if not brackets:
-            return
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    if brackets:
-        raise RecursionError("too deeply nested, or not balanced")
+    # One pass each, whatever the text is: without escapes, every other piece between quotes is outside of strings.
+    pieces = text.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')
+    brackets = b"".join(pieces[::2]).translate(_OPENS, _NO_BRACKETS)
+    depth = 0
+    for start in range(0, len(brackets), _STRIDE):
+        stride = brackets[start : start + _STRIDE]
+        opens = stride.count(b"[")
+        if depth + opens > MAX_DEPTH:
+            _verify_depth(stride, depth)
+        depth += 2 * opens - len(stride)
+    if depth:
+        raise RecursionError("not balanced")
+
+
+def _verify_depth(brackets: bytes, depth: int) -> None:
+    for bracket in brackets:
+        depth += 1 if bracket == _OPEN else -1
+        if depth > MAX_DEPTH:
+            raise RecursionError("too deeply nested")
 
 
 def encode_json(value: Any) -> bytes:
@@ -119,6 +143,14 @@ def encode_json(value: Any) -> bytes:
 def encode_failure(error: RpcError, request_id: msgspec.Raw = NULL_ID) -> bytes:
     """Return the answer that carries ``error``."""
     return _encoder.encode(_Failure("2.0", request_id, _Error(error.code, error.message, error.data)))
+
+
+def _build_too_large() -> RpcError:
+    return RpcError(RESPONSE_TOO_LARGE, "response too large")
+
+
+def _build_timed_out() -> RpcError:
+    return RpcError(TIMED_OUT, "request timed out")
 
 
 class Dispatcher:
@@ -175,9 +207,18 @@ class Dispatcher:
             )
         answers: list[bytes] = []
         size = 0
+        loop = asyncio.get_running_loop()
+        deadline, turn = loop.time() + self.limits.call_timeout_s, loop.time() + SLICE_S
         for group in self._group([self._decode(item) for item in items]):
-            if size > self.limits.max_response_bytes:
-                found = [self._refuse(envelope) for envelope in group]
+            now = loop.time()
+            if now >= turn:
+                await asyncio.sleep(0)  # calls that need no waiting would let nobody else run
+                now = loop.time()
+                turn = now + SLICE_S
+            if size > self.limits.max_batch_bytes:
+                found = [self._refuse(envelope, _build_too_large()) for envelope in group]
+            elif now >= deadline:
+                found = [self._refuse(envelope, _build_timed_out()) for envelope in group]
             elif len(group) == 1:
                 found = [await self._answer_one(group[0], context)]
             else:
@@ -210,15 +251,16 @@ class Dispatcher:
             else:
                 yield list(group)
 
-    def _refuse(self, envelope: _Envelope | RpcError) -> bytes | None:
-        """Answer a call that is not carried out, because the answers before it are too large already."""
+    def _refuse(self, envelope: _Envelope | RpcError, error: RpcError) -> bytes | None:
+        """Answer a call that is not carried out: the calls before it took all the room or all the time there is."""
         try:
             request_id = _read_id(envelope) if isinstance(envelope, _Envelope) else NULL_ID
         except RpcError:
             request_id = NULL_ID
         if request_id is None:
             return None
-        return encode_failure(RpcError(RESPONSE_TOO_LARGE, "response too large"), request_id)
+        self.counters["errors"] += 1
+        return encode_failure(error, request_id)
 
     async def _answer_one(self, envelope: _Envelope | RpcError, context: Any) -> bytes | None:
         request_id: msgspec.Raw | None = NULL_ID
@@ -230,8 +272,8 @@ class Dispatcher:
             if request_id is None:
                 return None
             answer = _encoder.encode(_Success("2.0", request_id, result))
-            if len(answer) > self.limits.max_response_bytes:
-                raise RpcError(RESPONSE_TOO_LARGE, "response too large")
+            if len(answer) > self.limits.max_answer_bytes:
+                raise _build_too_large()
             return answer
         except RpcError as error:
             self.counters["errors"] += 1
@@ -264,7 +306,7 @@ class Dispatcher:
                 async with asyncio.timeout(self.limits.call_timeout_s):
                     result = await result
         except TimeoutError:
-            raise RpcError(TIMED_OUT, "request timed out") from None
+            raise _build_timed_out() from None
         except RpcError:
             raise
         except Exception:

@@ -2,7 +2,8 @@
 
 uvicorn would install its own signal handlers, end the process when the port is taken, configure logging, and take headers
 without end. Here the node owns signals, the socket is bound before uvicorn starts (so a busy port is a typed error), and a
-connection that has not sent its headers within a cap of bytes and a time is dropped.
+connection that has not sent its headers within a cap of bytes and a time is dropped, as is one that takes nothing of what
+is sent to it.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import errno
 import logging
 import socket
 from collections.abc import Iterator
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,11 +33,13 @@ class PortTakenError(ConfigError):
 
 
 class _BoundedHttpProtocol(HttpToolsProtocol):
-    """Drops a connection whose request line and headers are too large or too slow."""
+    """Drops a connection whose request line and headers are too large or too slow, or whose client reads nothing."""
 
+    max_stalled_s: ClassVar[float]
     _header_bytes = 0
     _in_headers = True
     _header_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -44,6 +47,7 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_watching()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -64,6 +68,32 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
             self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._stop_watching()
+        super().resume_writing()
+
+    def _watch(self, waiting: int) -> None:
+        """End the connection if as much as now still waits for its client after a while."""
+        self._stop_watching()
+
+        def look() -> None:
+            left = self.transport.get_write_buffer_size()
+            if left >= waiting:
+                self.transport.abort()
+            else:
+                self._watch(left)
+
+        self._stall_timer = self.loop.call_later(self.max_stalled_s, look)
+
+    def _stop_watching(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _start_timer(self) -> None:
         self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
@@ -144,7 +174,7 @@ class RpcServer:
             settings |= {"ssl_certfile": self._access.tls_certificate, "ssl_keyfile": self._access.tls_key}
         return uvicorn.Config(
             self._app,
-            http=_BoundedHttpProtocol,
+            http=type("BoundedHttp", (_BoundedHttpProtocol,), {"max_stalled_s": limits.max_stalled_s}),
             ws="websockets-sansio",
             ws_max_size=limits.max_body_bytes,
             ws_per_message_deflate=False,

@@ -4,7 +4,7 @@ Heights and shard numbers are plain JSON numbers here, amounts and hashes hex as
 its shards; each tells its own half, and whoever asks puts them together.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -51,6 +51,9 @@ def read_message_query(value: Any) -> MessageQuery:
         raise ParamError(f"direction: got {query.direction!r}, expected in, out or any")
     if query.kind is not None and query.kind not in ReceiptKind.__members__:
         raise ParamError(f"kind: got {query.kind!r}, expected one of {', '.join(ReceiptKind.__members__)}")
+    for name, height in (("fromBlock", query.fromBlock), ("toBlock", query.toBlock)):
+        if height is not None and not 0 <= height < 2**64:
+            raise ParamError(f"{name}: got {height}, expected a height below 2^64")
     if not 1 <= query.limit <= MAX_MESSAGES:
         raise ParamError(f"limit: got {query.limit}, expected 1 to {MAX_MESSAGES}")
     return query
@@ -217,10 +220,10 @@ def get_message(call: CallContext, message: Hash32) -> Json | None:
 
 @TABLE.method("shard_getMessages", Param(read_message_query, MessageQuery()))
 async def get_messages(call: CallContext, query: MessageQuery) -> list[Json]:
-    return await call.api.backend.read(lambda: _collect_messages(call, query))
+    return await call.api.scan(lambda should_stop: _collect_messages(call, query, should_stop))
 
 
-def _collect_messages(call: CallContext, query: MessageQuery) -> list[Json]:
+def _collect_messages(call: CallContext, query: MessageQuery, should_stop: Callable[[], bool]) -> list[Json]:
     backend = call.api.backend
     latest: int = backend.latest.height
     last = latest if query.toBlock is None else min(query.toBlock, latest)
@@ -232,6 +235,8 @@ def _collect_messages(call: CallContext, query: MessageQuery) -> list[Json]:
         wanted = (brief.deliveries and query.direction != "out") or (
             brief.emitted and query.direction != "in"
         )
+        if should_stop():
+            break
         block = backend.index.get_block(brief.height) if wanted else None
         if block is None:
             continue
@@ -268,8 +273,12 @@ def _list_messages(block: IndexedBlock, query: MessageQuery) -> list[Hash32]:
 
 
 @TABLE.method("shard_getCrossTx", Param(read_hash))
-def get_cross_transaction(call: CallContext, tx_hash: Hash32) -> Json | None:
+async def get_cross_transaction(call: CallContext, tx_hash: Hash32) -> Json | None:
     """Return every message that began with a user transaction, as far as this shard saw them."""
+    return await call.api.backend.read(lambda: _collect_cross_transaction(call, tx_hash))
+
+
+def _collect_cross_transaction(call: CallContext, tx_hash: Hash32) -> Json | None:
     index = call.api.backend.index
     found = []
     for message in index.find_messages(tx_hash, MAX_MESSAGES):
@@ -287,9 +296,9 @@ def get_cross_transaction(call: CallContext, tx_hash: Hash32) -> Json | None:
 
 
 @TABLE.method("shard_getFinality", Param(read_subject))
-def get_finality(call: CallContext, subject: BlockId) -> Json | None:
-    if subject.hash is not None:
-        found = _describe_transaction(call, subject.hash)
+async def get_finality(call: CallContext, subject: BlockId) -> Json | None:
+    if (asked := subject.hash) is not None:
+        found = await call.api.backend.read(lambda: _describe_transaction(call, asked))
         if found is not None:
             return found
     block = call.api.find_final(subject)

@@ -1,11 +1,13 @@
 """One WebSocket: the same answers as over HTTP, several calls at once, and notifications.
 
-All that leaves goes through one bounded queue; a reader that lets it fill is disconnected. A subscription begins to notify
-only after the answer that names it is in the queue.
+All that leaves goes through one queue, bounded by its bytes: while much waits no more requests are read, and a client that
+takes nothing for long, or lets too much pile up, is disconnected. A subscription begins to notify only after the answer
+that names it is in the queue.
 """
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -16,6 +18,8 @@ from node.rpc.subscriptions import Subscription, SubscriptionHub, build_subscrip
 
 TRY_AGAIN_LATER: Final = 1013
 CLOSE_TIMEOUT_S: Final = 2.0
+MESSAGE_BYTES: Final = 64
+"""What a message that waits costs beside its text."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -33,7 +37,11 @@ class SocketSession:
         self._dispatcher = dispatcher
         self._limits = limits
         self.subscriptions: dict[str, Subscription] = {}
-        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue(limits.max_outgoing_per_socket)
+        self._outgoing: deque[bytes] = deque()
+        self._outgoing_bytes = 0
+        self._has_outgoing = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._too_slow = asyncio.Event()
 
     async def run(self, receive: Receive, send: Send) -> None:
@@ -70,6 +78,7 @@ class SocketSession:
         try:
             while True:
                 await free.acquire()
+                await self._has_room.wait()
                 message = await receive()
                 if message["type"] != "websocket.receive":
                     return
@@ -92,16 +101,37 @@ class SocketSession:
             self._hub.add(subscription)
 
     async def _write(self, send: Send) -> None:
-        while True:
-            text = await self._outgoing.get()
-            await send({"type": "websocket.send", "text": text.decode()})
-
-    def enqueue(self, text: bytes) -> None:
-        """Send ``text`` when its turn comes; a full queue ends the connection."""
         try:
-            self._outgoing.put_nowait(text)
-        except asyncio.QueueFull:
+            while True:
+                await self._has_outgoing.wait()
+                text = self._outgoing[0]
+                async with asyncio.timeout(self._limits.max_stalled_s):
+                    await send({"type": "websocket.send", "text": text.decode()})
+                self._outgoing.popleft()
+                self._count(-_weigh(text))
+        except TimeoutError:
             self._too_slow.set()
+
+    def _count(self, change: int) -> None:
+        self._outgoing_bytes += change
+        for event, is_on in (
+            (self._has_outgoing, bool(self._outgoing)),
+            (self._has_room, self._outgoing_bytes <= self._limits.max_waiting_bytes),
+        ):
+            if is_on:
+                event.set()
+            else:
+                event.clear()
+
+    def enqueue(self, text: bytes) -> bool:
+        """Send ``text`` when its turn comes; false when the connection is about to end because too much waits already."""
+        if self._outgoing_bytes > self._limits.max_outgoing_bytes:
+            self._too_slow.set()
+        if self._too_slow.is_set():
+            return False
+        self._outgoing.append(text)
+        self._count(_weigh(text))
+        return True
 
     def begin(self, kind: str, options: object) -> Subscription:
         """Return a new subscription, not notified yet; raises ``RpcError`` when there are too many."""
@@ -114,8 +144,14 @@ class SocketSession:
 
     def end(self, subscription: str) -> bool:
         """Stop a subscription; false when it is not of this connection."""
+        if self.subscriptions.pop(subscription, None) is None:
+            return False
         self._hub.remove(subscription)
-        return self.subscriptions.pop(subscription, None) is not None
+        return True
+
+
+def _weigh(text: bytes) -> int:
+    return len(text) + MESSAGE_BYTES
 
 
 class _Request:

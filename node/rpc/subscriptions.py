@@ -1,11 +1,11 @@
-"""Subscriptions: who hears of new heads, logs and pending transactions.
+"""Subscriptions: who hears of new heads, logs, pending transactions, and of catching up.
 
-A head is put into JSON once, whatever the number of listeners. Delivery never waits: a connection that does not keep up
-is closed by its own queue, and the chain goes on.
+What is told is put into JSON once, whatever the number of listeners, and logs that several ask for are looked for once.
+Delivery never waits: a connection that does not keep up is closed by its own queue, and the chain goes on.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import msgspec
 
@@ -13,22 +13,22 @@ from node.admission import Accepted
 from node.index.logs import LogPattern, find_logs_in_block
 from node.index.records import IndexedBlock
 from node.rpc.api import ShardApi
-from node.rpc.formats import data, format_header, format_log, format_waiting
+from node.rpc.formats import data, describe_progress, format_header, format_log, format_waiting
 from node.rpc.params import LogQuery
 from node.rpc.protocol import encode_json
 
 
 class Subscription(msgspec.Struct, frozen=True):
-    """One subscription of one connection; ``send`` takes the text of a notification."""
+    """One subscription of one connection; ``send`` takes the text of a notification, and says whether more may follow."""
 
     id: str
     kind: str
     pattern: LogPattern | None
     full: bool
-    send: Callable[[bytes], None]
+    send: Callable[[bytes], bool]
 
 
-def build_subscription(kind: str, options: object, send: Callable[[bytes], None]) -> Subscription:
+def build_subscription(kind: str, options: object, send: Callable[[bytes], bool]) -> Subscription:
     """Return a new subscription: ``options`` is a ``LogQuery`` for logs, a boolean or None otherwise."""
     pattern = LogPattern(options.addresses, options.topics) if isinstance(options, LogQuery) else None
     return Subscription(hex(secrets.randbits(128)), kind, pattern, options is True, send)
@@ -46,6 +46,7 @@ class SubscriptionHub:
     def __init__(self, api: ShardApi) -> None:
         self._api = api
         self._by_id: dict[str, Subscription] = {}
+        self._is_syncing = api.backend.sync is not None
         api.backend.on_head.append(self._on_head)
         api.backend.on_pending.append(self._on_pending)
 
@@ -75,22 +76,49 @@ class SubscriptionHub:
             header = encode_json(format_header(block.header))
             for item in listeners:
                 item.send(encode_notification(item.id, header))
+        self._tell_logs(block)
+        self._tell_progress()
+
+    def _tell_logs(self, block: IndexedBlock) -> None:
+        by_pattern: dict[Hashable, list[Subscription]] = {}
         for item in self._list("logs"):
             assert item.pattern is not None, "a logs subscription has a pattern"
-            for found in find_logs_in_block(block, item.pattern):
-                item.send(encode_notification(item.id, encode_json(format_log(found))))
+            by_pattern.setdefault(item.pattern.key, []).append(item)
+        texts: dict[int, bytes] = {}
+        for alike in by_pattern.values():
+            listeners = alike
+            assert listeners[0].pattern is not None, "a logs subscription has a pattern"
+            for found in find_logs_in_block(block, listeners[0].pattern):
+                text = texts.get(found.index)
+                if text is None:
+                    text = texts[found.index] = encode_json(format_log(found))
+                listeners = [item for item in listeners if item.send(encode_notification(item.id, text))]
+                if not listeners:
+                    break
+
+    def _tell_progress(self) -> None:
+        """Tell of catching up when it begins and when it is over, as geth does."""
+        progress = describe_progress(self._api.backend)
+        was_syncing, self._is_syncing = self._is_syncing, progress is not False
+        if was_syncing != self._is_syncing:
+            told = {"syncing": True, "status": progress} if progress else False
+            for item in self._list("syncing"):
+                item.send(encode_notification(item.id, encode_json(told)))
 
     def _on_pending(self, accepted: Accepted) -> None:
         if self._api.filters.wants_pending:
             self._api.filters.note_pending(accepted.hashes)
         listeners = self._list("newPendingTransactions")
-        if not listeners:
-            return
         wants_full = any(item.full for item in listeners)
         for tx_hash in accepted.hashes:
+            if not listeners:
+                return
             short = encode_json(data(tx_hash))
             raw = self._api.backend.find_pending(tx_hash) if wants_full else None
             full = encode_json(format_waiting(raw, self._api.core)) if raw is not None else b""
-            for item in listeners:
-                if not item.full or full:
-                    item.send(encode_notification(item.id, full if item.full else short))
+            listeners = [
+                item
+                for item in listeners
+                if (item.full and not full)
+                or item.send(encode_notification(item.id, full if item.full else short))
+            ]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,9 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from node.artifacts import load_artifact
 from node.rpc.access import RpcAccess
+from node.rpc.api import CallContext
+from node.rpc.app import RpcApp
+from node.rpc.methods import MethodTable
 from node.rpc.protocol import RpcLimits
 from node.rpc.server import PortTakenError, RpcServer
 from shardyard._native import keccak256
@@ -319,3 +323,23 @@ async def test_a_public_address_without_tls_and_token_is_refused(tmp_path):
         with pytest.raises(ConfigError, match="token"):
             async with RpcServer(chain.app, chain.access):
                 pass
+
+
+async def test_a_client_that_reads_nothing_of_its_answer_is_dropped(tmp_path, eventually_async):
+    table = MethodTable()
+
+    @table.method("large")
+    def large(_: CallContext) -> str:
+        return "x" * 30_000_000
+
+    async with open_chain(tmp_path) as chain:
+        app = RpcApp(chain.api, chain.access, RpcLimits(max_stalled_s=0.1), table)
+        async with RpcServer(app, chain.access) as server:
+            assert server._server is not None
+            connections = server._server.server_state.connections
+            body = b'{"jsonrpc":"2.0","id":1,"method":"large"}'
+            head = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", server.port)) as client:
+                client.sendall(head % len(body) + body)
+                await eventually_async(lambda: connections)
+                await eventually_async(lambda: not connections)

@@ -127,6 +127,24 @@ async def test_a_transaction_is_never_unknown_between_mempool_and_index(chain):
     assert answer["blockHash"] is None
 
 
+async def test_the_pending_nonce_never_goes_back_while_a_block_becomes_final(chain, monkeypatch):
+    """A wallet that signs with the lower one would be told that the nonce is too low."""
+    nonces = []
+    for _ in range(3):
+        await chain.send(ALICE)
+    settle = chain.backend.mempool.settle
+
+    def settle_and_look(*arguments):
+        nonces.append(chain.backend.get_pending_nonce(ALICE.address))
+        settle(*arguments)
+        nonces.append(chain.backend.get_pending_nonce(ALICE.address))
+
+    monkeypatch.setattr(chain.backend.mempool, "settle", settle_and_look)
+    await chain.make_block()
+    nonces.append(chain.backend.get_pending_nonce(ALICE.address))
+    assert nonces == [3, 3, 3]
+
+
 async def test_being_told_twice_of_a_final_block_changes_nothing(chain):
     block = await chain.make_block()
     await chain.backend.on_final(block)

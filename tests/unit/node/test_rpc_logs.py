@@ -1,10 +1,14 @@
 """Logs, filters and what is pushed: the same logs whichever way they are asked for."""
 
+import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from node.index import logs as index_logs
+from node.refusal import LIMIT_EXCEEDED, RpcError
+from node.rpc import eth_logs
 from node.rpc.filters import FilterRegistry
 from node.rpc.params import LATEST, LogQuery
 from tests.unit.node.rpc_chain import CAROL, build_transfer
@@ -53,9 +57,82 @@ async def test_ranges_and_results_are_capped(chain, counter, monkeypatch):
     wide = await chain.ask("eth_getLogs", {"fromBlock": "0x0", "toBlock": "0x3"})
     assert (wide["error"]["code"], "block range" in wide["error"]["message"]) == (-32005, True)
     monkeypatch.setattr(index_logs, "MAX_BLOCK_RANGE", 100)
-    monkeypatch.setattr(index_logs, "MAX_LOGS", 1)
+    monkeypatch.setattr(eth_logs, "MAX_LOGS", 1)
     many = await chain.ask("eth_getLogs", {"fromBlock": "0x0", "toBlock": "0x5"})
     assert "query returned more than 1 results" in many["error"]["message"]
+    monkeypatch.setattr(eth_logs, "MAX_LOGS", 10)
+    monkeypatch.setattr(eth_logs, "MAX_LOG_BYTES", 700)
+    much = await chain.ask("eth_getLogs", {"fromBlock": "0x0", "toBlock": "0x5"})
+    assert much["error"] == {"code": -32005, "message": "query returned more than 700 bytes of results"}
+
+
+async def test_logs_of_a_block_that_came_by_a_snapshot_are_not_said_to_be_none(chain, counter, monkeypatch):
+    (log,) = await chain.call("eth_getLogs", {"fromBlock": "0x2", "toBlock": "0x2"})
+    monkeypatch.setattr(type(chain.backend.index), "first_height", 3)
+    assert (await chain.ask("eth_getLogs", {"blockHash": log["blockHash"]}))["error"]["code"] == 4444
+
+
+async def test_a_filter_with_more_logs_than_fit_gives_the_rest_at_the_next_poll(chain, monkeypatch):
+    address = await deploy(chain, "counter")
+    filter_id = await chain.call("eth_newFilter", {"address": address, "fromBlock": "0x0"})
+    for _ in range(5):
+        await chain.send(to=address, data=call_data("increment()"), gas=200_000)
+        await chain.send(to=address, data=call_data("increment()"), gas=200_000)
+        await chain.make_block()
+    monkeypatch.setattr(eth_logs, "MAX_LOGS", 4)
+    found = [await chain.call("eth_getFilterChanges", filter_id) for _ in range(4)]
+    assert [len(logs) for logs in found] == [4, 4, 2, 0]
+    monkeypatch.setattr(eth_logs, "MAX_LOGS", 100)
+    assert [log for logs in found for log in logs] == await chain.call("eth_getLogs", {"fromBlock": "0x2"})
+    monkeypatch.setattr(
+        eth_logs, "MAX_LOGS", 1
+    )  # a block with more than that is given whole, or it would bar the way
+    again = await chain.call("eth_newFilter", {"address": address})
+    await chain.send(to=address, data=call_data("increment()"), gas=200_000)
+    await chain.send(to=address, data=call_data("increment()"), gas=200_000)
+    await chain.make_block()
+    assert len(await chain.call("eth_getFilterChanges", again)) == 2
+
+
+async def test_a_poll_that_fails_loses_no_log(chain, monkeypatch):
+    address = await deploy(chain, "counter")
+    filter_id = await chain.call("eth_newFilter", {"address": address})
+    await chain.send(to=address, data=call_data("increment()"), gas=200_000)
+    await chain.make_block()
+
+    async def refuse(_work):
+        raise RpcError(LIMIT_EXCEEDED, "too many requests")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chain.backend, "read", refuse)
+        assert (await chain.ask("eth_getFilterChanges", filter_id))["error"]["code"] == -32005
+    assert len(await chain.call("eth_getFilterChanges", filter_id)) == 1
+
+
+async def test_a_search_that_nobody_waits_for_any_more_ends(chain, counter, monkeypatch, eventually_async):
+    began, ended, looks = threading.Event(), threading.Event(), []
+
+    def find(_index, _pattern, first, last, *, should_stop):
+        began.set()
+        while not should_stop():
+            looks.append(first)
+        ended.set()
+        yield last, []
+
+    monkeypatch.setattr(eth_logs, "find_logs", find)
+    asking = asyncio.create_task(chain.ask("eth_getLogs", {"fromBlock": "0x0"}))
+    await eventually_async(began.is_set)
+    asking.cancel()
+    await eventually_async(ended.is_set)
+    assert looks
+
+
+async def test_filters_that_stay_name_a_bounded_number_of_alternatives(chain):
+    many = ["0x" + number.to_bytes(20, "big").hex() for number in range(600)]
+    assert await chain.call("eth_getLogs", {"address": many}) == []
+    assert (await chain.ask("eth_newFilter", {"address": many}))["error"]["code"] == -32602
+    reversed_range = await chain.ask("eth_newFilter", {"fromBlock": "0x5", "toBlock": "0x4"})
+    assert "invalid block range params" in reversed_range["error"]["message"]
 
 
 async def test_a_log_filter_gives_each_log_once(chain):

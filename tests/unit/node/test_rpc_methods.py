@@ -4,6 +4,7 @@ import re
 
 import pytest
 import rlp
+from eth_utils import to_checksum_address
 
 from node.artifacts import load_artifact
 from node.rpc import formats
@@ -407,7 +408,55 @@ async def test_the_shard_methods_tell_of_heads_messages_and_finality(chain):
     assert len((await chain.call("shard_getCommittee"))["validators"]) == 4
 
 
+async def test_heights_of_messages_out_of_range_are_refused(chain):
+    for bad in ({"fromBlock": -1}, {"toBlock": -1}, {"fromBlock": 2**64}):
+        assert (await chain.ask("shard_getMessages", bad))["error"]["code"] == -32602
+
+
+async def test_overrides_that_override_nothing_are_taken_and_others_refused_with_the_reason(chain):
+    call = {"to": B}
+    for method in ("eth_call", "eth_estimateGas"):
+        plain = await chain.call(method, call, "latest")
+        for overrides in ([None], [{}], [{}, None], [None, {}]):
+            assert await chain.call(method, call, "latest", *overrides) == plain
+        for overrides in ([{B: {"balance": "0x1"}}], [{}, {"number": "0x1"}], ["x"]):
+            error = (await chain.ask(method, call, "latest", *overrides))["error"]
+            assert (error["code"], "overrides" in error["message"]) == (-32004, True)
+
+
+async def test_what_waits_is_told_in_geths_shapes(chain):
+    assert await chain.call("txpool_status") == {"pending": "0x0", "queued": "0x0"}
+    first = await chain.send(value=5)
+    await chain.send(nonce=7)
+    assert await chain.call("txpool_status") == {"pending": "0x1", "queued": "0x1"}
+    content = await chain.call("txpool_content")
+    sender = to_checksum_address(A)
+    assert content["pending"].keys() == content["queued"].keys() == {sender}
+    assert content["pending"][sender].keys() == {"0"}
+    assert content["pending"][sender]["0"]["hash"] == first
+    assert content["queued"][sender].keys() == {"7"}
+    assert await chain.call("txpool_contentFrom", A) == {part: content[part][sender] for part in content}
+    assert await chain.call("txpool_contentFrom", B) == {"pending": {}, "queued": {}}
+    told = (await chain.call("txpool_inspect"))["pending"][sender]["0"]
+    assert told == f"{B}: 5 wei + 21000 gas × 3000000000 wei"
+    assert set(await chain.call("rpc_modules")) == {name.partition("_")[0] for name in METHODS}
+
+
+async def test_there_are_no_blobs_and_their_gas_has_the_least_price(chain):
+    assert await chain.call("eth_blobBaseFee") == "0x1"
+    assert (await chain.call("eth_feeHistory", "1", "latest"))["baseFeePerBlobGas"] == ["0x1"] * 2
+
+
+async def test_a_hash_that_is_right_in_its_first_half_alone_is_unknown(chain):
+    tx_hash = await chain.send()
+    await chain.make_block()
+    other = tx_hash[:34] + "00" * 16
+    assert await chain.call("eth_getTransactionByHash", other) is None
+    assert await chain.call("eth_getTransactionReceipt", other) is None
+    assert await chain.call("shard_getFinality", other) is None
+
+
 def test_the_page_names_every_method(root):
     page = (root / "docs" / "json-rpc.md").read_text()
-    told = set(re.findall(r"`((?:eth|net|web3|shard)_\w+)", page))
+    told = set(re.findall(r"`((?:eth|net|web3|shard|txpool|rpc)_\w+)", page))
     assert told == set(METHODS)

@@ -100,6 +100,25 @@ def test_other_names_of_blocks_are_refused(value):
         params.read_block(value)
 
 
+def test_null_stands_for_what_is_not_given():
+    block = {"blockNumber": "0x1", "blockHash": None, "requireCanonical": None, "more": 1}
+    assert params.read_block(block) == params.BlockId(number=1)
+    call = params.read_call({"accessList": [{"address": "0x" + "11" * 20, "storageKeys": None}]})
+    assert call.access_list == ((bytes.fromhex("11" * 20), ()),)
+
+
+@pytest.mark.parametrize(("value", "number"), [(4, 4), ("4", 4), ("0x4", 4), ("10", 10)])
+def test_counts_come_as_numbers_quantities_or_digits(value, number):
+    assert params.read_count(value) == number
+
+
+@pytest.mark.parametrize("value", [2**64, -1, "18446744073709551616", pytest.param(10**5000, id="huge")])
+def test_counts_out_of_range_are_refused_without_repeating_them(value):
+    with pytest.raises(ParamError) as caught:
+        params.read_count(value)
+    assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize(
     "value",
     [

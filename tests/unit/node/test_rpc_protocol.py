@@ -1,14 +1,16 @@
 """JSON-RPC 2.0 as its specification says it, over a table of three methods."""
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
 import pytest
 
 from node.refusal import ParamError, RpcError, build_server_error
+from node.rpc import protocol
 from node.rpc.methods import MethodTable, Param
-from node.rpc.protocol import Dispatcher, RpcLimits
+from node.rpc.protocol import Dispatcher, RpcLimits, check_text
 
 TABLE = MethodTable()
 CALLS: list[str] = []
@@ -49,7 +51,9 @@ def large(_: None) -> str:
 @pytest.fixture
 def dispatcher() -> Dispatcher:
     CALLS.clear()
-    return Dispatcher(TABLE, RpcLimits(max_batch=3, max_response_bytes=1000, call_timeout_s=0.05))
+    return Dispatcher(
+        TABLE, RpcLimits(max_batch=3, max_batch_bytes=1000, max_answer_bytes=1000, call_timeout_s=0.05)
+    )
 
 
 async def ask(dispatcher: Dispatcher, body: bytes) -> Any:
@@ -159,6 +163,58 @@ async def test_answers_of_a_batch_are_capped_in_sum(dispatcher):
     answers = await ask(dispatcher, b"[" + b",".join([call] * 3) + b"]")
     assert ["result" in answer for answer in answers] == [True, True, False]
     assert answers[2]["error"]["code"] == -32003
+
+
+async def test_a_batch_has_no_more_time_than_a_call(dispatcher):
+    call = b'{"jsonrpc":"2.0","id":1,"method":"hang"}'
+    answers = await ask(dispatcher, b"[" + b",".join([call] * 3) + b"]")
+    assert [answer["error"]["code"] for answer in answers] == [-32002] * 3
+    assert dispatcher.counters["hang"] == 1
+
+
+async def test_others_have_their_turn_while_a_batch_is_answered(dispatcher, monkeypatch):
+    monkeypatch.setattr(protocol, "SLICE_S", 0.0)
+    body = b'[{"jsonrpc":"2.0","id":1,"method":"refuse"},{"jsonrpc":"2.0","id":2,"method":"refuse"}]'
+    asking = asyncio.create_task(ask(dispatcher, body))
+    await asyncio.sleep(0)
+    assert not asking.done()
+    assert len(await asking) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "is_fine"),
+    [
+        (b"[" * 64 + b"]" * 64, True),
+        (b"[" * 65 + b"]" * 65, False),
+        (b"[" + b"[]," * 500 + b"[" * 63 + b"]" * 63 + b"]", True),
+        (b"[" + b"[]," * 500 + b"[" * 64 + b"]" * 64 + b"]", False),
+        (b'{"a":' * 64 + b"1" + b"}" * 64, True),
+        (b'["' + b"[" * 200 + b'"]', True),
+        (b'["\\"' + b"[" * 200 + b'\\\\"]', True),
+        (b'["\\\\",' + b"[" * 100 + b"]" * 100 + b"]", False),
+        (b"[" * 65 + b'"', False),
+    ],
+)
+def test_nesting_is_bounded_whatever_strings_hold(text, is_fine):
+    if is_fine:
+        check_text(text)
+    else:
+        with pytest.raises(RecursionError):
+            check_text(text)
+
+
+@pytest.mark.parametrize("unit", [b'\\"', b'"', b'"x', b"[]", b"[[]]", b"\\", b'\\\\"'])
+def test_looking_through_a_text_takes_time_in_proportion_to_its_length(unit):
+    def measure(size: int) -> float:
+        text = b"[" * 65 + b'"' + unit * (size // len(unit))
+        began = time.thread_time()
+        with pytest.raises(RecursionError):
+            check_text(text)
+        return time.thread_time() - began
+
+    # Ten times the length: the square would be a hundred times the work, and hours for a body as large as is allowed.
+    small = min(measure(100_000) for _ in range(3))
+    assert min(measure(1_000_000) for _ in range(3)) < 40 * small + 0.05
 
 
 async def test_a_call_that_hangs_is_cut_off(dispatcher):

@@ -1,11 +1,13 @@
 """The ASGI application over WebSocket: the same answers as HTTP, and what is pushed."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from node.rpc import sockets
 from node.rpc.protocol import RpcLimits
 from tests.unit.node.rpc_chain import RpcChain, open_chain
 from tests.unit.node.test_rpc_methods import call_data, deploy
@@ -113,14 +115,16 @@ async def test_pending_transactions_are_pushed_as_hashes_or_whole(chain, socket)
     assert (whole["hash"], whole["blockHash"]) == (tx_hash, None)
 
 
-@pytest.mark.parametrize("params", [["syncing"], [], ["newHeads", {}], ["logs", {"topics": 5}], ["logs", 5]])
+@pytest.mark.parametrize(
+    "params", [["nothing"], ["syncing", True], [], ["newHeads", {}], ["logs", {"topics": 5}], ["logs", 5]]
+)
 async def test_subscriptions_that_do_not_exist_are_32602(chain, socket, params):
     assert (await socket.ask("eth_subscribe", *params))["error"]["code"] == -32602
 
 
 async def test_subscriptions_need_a_socket(chain):
     answer = await chain.ask("eth_subscribe", "newHeads")
-    assert answer["error"]["code"] == -32004
+    assert answer["error"]["code"] == -32001
 
 
 async def test_a_closed_connection_leaves_nothing_behind(chain):
@@ -142,7 +146,7 @@ async def test_subscriptions_of_a_connection_are_bounded(tmp_path):
 
 
 async def test_a_reader_that_does_not_keep_up_is_disconnected_and_the_chain_goes_on(tmp_path):
-    async with open_chain(tmp_path, limits=RpcLimits(max_outgoing_per_socket=4)) as chain:
+    async with open_chain(tmp_path, limits=RpcLimits(max_outgoing_bytes=4000)) as chain:
         socket = Socket(chain)
         await socket.next()
         await socket.ask("eth_subscribe", "newHeads")
@@ -155,6 +159,67 @@ async def test_a_reader_that_does_not_keep_up_is_disconnected_and_the_chain_goes
         assert (message["type"], message["code"]) == ("websocket.close", 1013)
         await asyncio.wait_for(socket.task, 10)
         assert len(chain.app.hub) == 0
+
+
+async def test_a_reader_that_takes_nothing_for_long_is_disconnected(tmp_path, monkeypatch):
+    monkeypatch.setattr(sockets, "CLOSE_TIMEOUT_S", 0.05)
+    async with open_chain(tmp_path, limits=RpcLimits(max_stalled_s=0.05)) as chain:
+        socket = Socket(chain)
+        await socket.next()
+        socket.may_write.clear()
+        socket.write("eth_chainId")
+        await asyncio.wait_for(socket.task, 10)
+
+
+async def test_a_fast_reader_gets_any_number_of_logs_of_one_block(chain, socket):
+    """All of a block's notifications are queued in one go: what counts is whether they are taken, not how many they are."""
+    subscription = (await socket.ask("eth_subscribe", "newPendingTransactions"))["result"]
+    hashes = [number.to_bytes(32, "big") for number in range(3000)]
+    chain.app.hub._on_pending(SimpleNamespace(hashes=hashes))
+    for tx_hash in hashes:
+        params = (await socket.read())["params"]
+        assert params == {"subscription": subscription, "result": "0x" + tx_hash.hex()}
+    assert not socket.task.done()
+
+
+async def test_while_much_waits_for_a_reader_its_requests_wait_too(tmp_path):
+    async with open_chain(
+        tmp_path, limits=RpcLimits(max_waiting_bytes=1000, max_outgoing_bytes=1 << 30)
+    ) as chain:
+        socket = Socket(chain)
+        await socket.next()
+        socket.may_write.clear()
+        for number in range(200):
+            socket.write("eth_getBlockByNumber", "latest", number=number)
+        for _ in range(5):  # other calls are answered meanwhile
+            await chain.call("eth_getBlockByNumber", "pending", True)
+        assert socket.to_server.qsize() > 100
+        socket.may_write.set()
+        assert sorted([(await socket.read())["id"] for _ in range(200)]) == list(range(200))
+        await socket.close()
+
+
+async def test_a_subscription_of_another_connection_is_not_ended(chain, socket):
+    other = Socket(chain)
+    await other.next()
+    subscription = (await other.ask("eth_subscribe", "newHeads"))["result"]
+    assert (await socket.ask("eth_unsubscribe", subscription))["error"]["message"] == "subscription not found"
+    await chain.make_block()
+    assert (await other.read())["params"]["subscription"] == subscription
+    await other.close()
+
+
+async def test_catching_up_is_told_when_it_begins_and_when_it_is_over(chain, socket):
+    subscription = (await socket.ask("eth_subscribe", "syncing"))["result"]
+    chain.backend.on_beacon_final(chain.backend.latest.height + 3)
+    for _ in range(2):
+        await chain.make_block()
+    params = (await socket.read())["params"]
+    assert params["subscription"] == subscription
+    assert params["result"]["syncing"] is True
+    assert set(params["result"]["status"]) == {"startingBlock", "currentBlock", "highestBlock"}
+    await chain.make_block()
+    assert (await socket.read())["params"]["result"] is False
 
 
 @pytest.mark.parametrize(("headers", "path"), [({"origin": "https://evil.example"}, "/"), ({}, "/admin")])
