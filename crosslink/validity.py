@@ -1,10 +1,10 @@
-"""When a crosslink is valid (X4, X5, X11): every claim of it is computed again from bodies, none is believed.
+"""When a crosslink is valid (X4, X5, X11): every claim of it but congestion is computed again, and none is believed.
 
 Two halves. ``check_submission`` needs nothing but genesis: shape, the chain of headers, the finality proof of its head, and
 that receipts, roots, sums and sequences agree; its result holds for ever and is computed once. ``verify_position`` is cheap
 and compares that result with the beacon's state before the block that would carry it: parent, heights, beacon references,
-inbox positions and supply. Whatever is wrong raises ``RemoteProtocolError``; nothing else may come out of this module, for
-nothing a shard sends can halt the beacon.
+inbox positions and supply. Congestion (X9) is a hint: nobody checks or uses it. Whatever is wrong raises
+``RemoteProtocolError``; nothing else may come out of this module, for nothing a shard sends can halt the beacon.
 """
 
 from collections.abc import Callable, Sequence

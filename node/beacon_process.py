@@ -1,4 +1,7 @@
-"""The beacon's process: its machine, its log, its signer, its bus. It executes nothing; it orders and checks."""
+"""The beacon's process: its machine, its log, its signer, its bus. It executes nothing; it orders and checks.
+
+There is exactly one, and it runs every validator of the beacon (P3).
+"""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""The doppelganger check: does somebody else sign with the keys of this process?
+"""The doppelganger check: does somebody else sign with the keys of this process (K3)?
 
 On one machine the locks answer (``node.storage.key_locks``). Beyond it, every vote that is heard does: a signature is made
 only after its record, so a vote of an own key that verifies and is *not on record* was made elsewhere. That is no guess

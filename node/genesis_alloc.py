@@ -44,7 +44,7 @@ def build_alloc(*, shard_count: int, balances: Mapping[Address, int]) -> Alloc:
     """Return the state of a shard at height 0.
 
     Raises ``ConfigError`` for a number of shards that chain ids cannot name, for a balance outside 256 bits,
-    and for one at the address of a predeployed contract: the gateway's balance is what is in flight, nobody
+    and for one at the address of a predeployed contract: the gateway's balance is what is claimable, nobody
     else's.
     """
     if not 1 <= shard_count <= MAX_SHARDS:

@@ -1,4 +1,4 @@
-"""What a key has signed, in the interchange form of EIP-3076, so that it can move to another machine.
+"""What a key has signed, in the interchange form of EIP-3076, so that it can move to another machine (K5).
 
 One file speaks of one chain. ``genesis_validators_root`` is the hash of that chain's block at height 0, which commits to
 the network's genesis and to the chain. Slots are slots. A leader's signature over its block is a *signed block*; NOTAR,

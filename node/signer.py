@@ -188,7 +188,7 @@ class Signer:
         _log.error("%s: this node follows and signs nothing: %s", describe_shard(self._domain.shard), reason)
 
     def verify_covers(self, records: Iterable[Record]) -> None:
-        """Compare the record with the chain's own log: a certificate with a newer vote of a local key means an old copy."""
+        """K1: compare the record with the chain's own log; a certificate with a newer vote of a local key means an old copy."""
         if self.reason:
             return
         newest = {
@@ -207,7 +207,7 @@ class Signer:
                     return
 
     def take_records(self, records: Iterable[Record]) -> None:
-        """Look through certificates, verified by the engine, for votes of local keys that were not given here."""
+        """K3: look through certificates, verified by the engine, for votes of local keys that were not given here."""
         for certificate in list_certificates(records):
             for key in self._state.find_foreign(certificate, self._secrets):
                 self.stop_key(

@@ -1,9 +1,9 @@
 """Coming by a snapshot before anything else of a replica starts: bus, log and clock around ``shards.snapshots``.
 
-Whether one is wanted is decided by what replicas of the own chain say of their final heights, as far as a faulty third of
+Whether one is wanted (G2) is decided by what replicas of the own chain say of their final heights, as far as a faulty third of
 them cannot have made it up: with no more than ``distance`` blocks missing they are fetched one by one, unless nobody has
 the next one any more. Chunks go into the block log as they come, so that
-an attempt that was cut short goes on where it ended; a ``SnapshotRecord`` behind them makes them the state. Then the
+an attempt that was cut short goes on where it ended; a ``SnapshotRecord`` behind them makes them the state (G4). Then the
 replica recovers from its log like after any start.
 """
 

@@ -2,7 +2,7 @@
 
 Nothing here is believed by anybody: hashes are compared with those of others, proofs are verified from genesis, wei are
 added up. Answers go over the control socket and are capped; who wants more asks again from where the answer ended.
-A node that came by a snapshot has no blocks before it: an answer says by ``first`` where it really begins.
+A node that came by a snapshot has no blocks before it (G6): an answer says by ``first`` where it really begins.
 """
 
 import asyncio

@@ -3,7 +3,8 @@
 A list is a sidecar (B5): the leader did not sign it, whoever passes a block on may change it, and a wrong one given to the
 executor would make an honest block look invalid. So a list is compared with the header before it goes any further (B6),
 and only once the engine holds the block, which the leader signed: a stranger cannot make this replica hash megabytes.
-What does not fit is refused with the sender's name, and the block is validated without a list.
+What does not fit is refused with the sender's name, and the block is validated without a list. What a list holds (B1, B2, B3,
+B4) is the executor's matter: native/core/src/access_list.
 """
 
 from collections import Counter

@@ -290,7 +290,7 @@ class BeaconFollower:
             del self._views[height]
 
     def skip_to(self, beacon_ref: BeaconRef, inbox_position: int) -> None:
-        """Go on for a shard whose state came as a snapshot: what it has consumed is counted, not fetched."""
+        """G5: go on for a shard whose state came as a snapshot: what it has consumed is counted, not fetched."""
         self._skipped_to = beacon_ref.height
         count = max(0, inbox_position - self._pruned)
         self._inbox_bytes -= sum(len(receipt) for receipt in self._receipts[:count])

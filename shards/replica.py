@@ -12,7 +12,7 @@ Recovery replays the chain's log: final blocks whose execution is on record are 
 ``Started``.
 
 ``step`` raises nothing for what a peer sent: it becomes a ``refused`` notice. A *final* block that does not
-execute to its own header means that more than a third of the committee lied, or that this process is
+execute to its own header means that a quorum, more than two thirds of the stake, lied, or that this process is
 broken: the machine halts. So it does when the beacon accepted a crosslink of another chain than this one.
 
 A block's access list travels beside its proposal (B5). The engine knows nothing of it: this module puts it beside what

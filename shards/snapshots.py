@@ -1,7 +1,7 @@
 """Coming by a snapshot: which manifest is believed, which chunk is asked of whom, and who is passed over.
 
-A replica that is far behind asks its peers for the state at one height that lies a little ahead, so that all of them cut the
-same snapshot. A manifest counts with the finality proof of its block alone (A2). Peers with the same manifest form a
+A replica that is far behind asks its peers for the state at one height that lies a little ahead (G2), so that all of them cut
+the same snapshot. A manifest counts with the finality proof of its block alone (A2, G3). Peers with the same manifest form a
 *source*; chunks are asked of all of them at once, a few at a time. A chunk is compared with the manifest's hash as it comes,
 so a wrong one names its sender, who is passed over. The whole is compared with the state root of the block's header: if
 that fails the manifest was a lie, and everybody who sent it is named. Answers that nobody asked for are refused.

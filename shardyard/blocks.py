@@ -61,7 +61,7 @@ class ShardContent(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
 
 class BeaconContent(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """What a beacon block commits to: the crosslinks it accepts and the registry after it."""
+    """What a beacon block commits to: the crosslinks it accepts, the state after it, and the registry (genesis' committee)."""
 
     crosslinks_root: Hash32
     crosslink_count: int

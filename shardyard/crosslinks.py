@@ -29,7 +29,7 @@ class Crosslink(msgspec.Struct, frozen=True, array_like=True, dict=True):
     inbox_position: int
     burnt: bytes
     congestion: int
-    """Fullness of the shard's inbox in thousandths (X9)."""
+    """Fullness of the shard's inbox in thousandths (X9): a hint that nobody checks or uses."""
     base_fee: int
     """Base fee of the head, wei per gas: the floor for messages sent to this shard (X2)."""
 

@@ -1,4 +1,4 @@
-"""Rejoin: how a validator whose signer record was lost tells which of its votes are behind it.
+"""Rejoin: how a validator whose signer record was lost tells which of its votes are behind it (K2).
 
 The validator signs a fresh nonce, and beacon blocks carry it. A beacon block in slot ``b`` with that nonce was proposed
 after the loss. Before it, the validator cannot have left slot ``b``: that needs a SkipCert of ``b`` or a NotarCert of another

@@ -23,7 +23,7 @@ from shardyard.messages import MAX_MESSAGE_BYTES
 
 
 class CertificateBook:
-    """Verifies certificates once each and notices those that cannot both be honest (slashable pairs, 02)."""
+    """Verifies certificates once each and notices those that cannot both be honest (slashable pairs)."""
 
     def __init__(self, genesis: Genesis, log: ChainLog, crypto: BlsCrypto, findings: Findings) -> None:
         self.domain = genesis.get_domain(log.chain)

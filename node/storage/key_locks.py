@@ -1,4 +1,4 @@
-"""Locks of validator keys: on one machine one process signs with a key on a chain, whichever files it started from.
+"""Locks of validator keys: on one machine one process signs with a key on a chain, whichever files it started from (K4).
 
 The lock files lie below the home of the user that the process runs as, as the system knows it: two directories of one
 network, two values of ``SHARDYARD_HOME`` or a copied network still meet there. A file's name says genesis, chain and key,

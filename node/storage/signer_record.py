@@ -8,8 +8,8 @@ be behind, which only makes it weaker, but not ahead.
 Beside the record a *mark* names the file and the start of the machine that a process last signed under: a copied record has
 one that is not its own, and nobody takes it for that of a process that was restarted at once.
 
-A record that is missing although its directory was in use, damaged, or behind its witness raises ``SignerRecordError``:
-what was signed is unknown.
+A record that is missing although its directory was in use, damaged, or behind its witness is lost (K1) and raises
+``SignerRecordError``: what was signed is unknown.
 """
 
 import os

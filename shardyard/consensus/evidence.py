@@ -2,7 +2,7 @@
 
 Slashable within one slot: two proposals; two NOTARs; two FINALs; FINAL and SKIP; NOTAR(h) and FINAL(h') with h != h'. Each
 pair is self-contained: anyone with the committee can verify it. Two conflicting finality proofs always contain two
-certificates whose common signers hold more than a third of the stake (C3; the argument is in docs/protocol.md).
+certificates whose common signers hold more than a third of the stake (C3; the argument is in docs/finality-proofs.md).
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""A single sequencer that finalises every block at once: the engine of unit tests and of the first steps in a tutorial.
+"""A single sequencer that finalises every block at once: the engine of unit tests.
 
 The process that holds a quorum of the keys proposes one block per block time and signs NOTAR and FINAL together; followers
 take final blocks with their proofs. Proofs have the form that Simplex gives, so beacon, shards and tools cannot tell them
