@@ -5,6 +5,7 @@ An unknown key is an error that names the nearest known one; a value of the wron
 expected. Numbers that decide validity are not here: they are presets of the kernel.
 """
 
+import contextlib
 import difflib
 import os
 import re
@@ -20,14 +21,15 @@ from shardyard.preset import PRESETS
 
 ENV_PREFIX = "SHARDYARD_"
 DEFAULT_FILE = Path("shardyard.toml")
-ENV_OTHER = frozenset({"HOME", "NODE"})
-"""Variables with our prefix that are not options."""
+ENV_OTHER = frozenset({"HOME", "NODE", "DEBUG", "FIXTURES", "SCHEDULE", "SCHEDULES"})
+"""Variables with our prefix that are not options: where data is, what marks a node, what our tracebacks and tests read."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 MAX_SHARDS = 256
 MAX_NODES_PER_SHARD = 16
 MAX_FOLLOWERS = 16
 MAX_VALIDATORS = 64
+MAX_SEED = (1 << 64) - 1
 
 
 SNAPSHOT_DISTANCE: Final = 1024
@@ -168,6 +170,7 @@ def check_options(options: Options) -> None:
         ("broker_port", 0, 65_535),
         ("executors", 0, 1024),
         ("snapshot_distance", 1, 1 << 32),
+        ("seed", 0, MAX_SEED),
     ):
         value = getattr(options, key)
         if not low <= value <= high:
@@ -203,6 +206,14 @@ def get_default_name() -> str:
     if found is None and DEFAULT_FILE.exists():
         found = read_file(DEFAULT_FILE).get("name")
     return str(found or Options().name)
+
+
+def get_name_flag(name: str) -> str:
+    """Return what a command line needs to mean the network ``name``, in this shell and in another one."""
+    with contextlib.suppress(ConfigError):
+        if name == Options().name == get_default_name():
+            return ""
+    return f" --name {name}"
 
 
 def get_home() -> Path:

@@ -26,6 +26,10 @@ class NoAnswerError(ControlError):
     """Nobody is there, or nobody answers in time."""
 
 
+class NobodyThereError(NoAnswerError):
+    """Nobody listens, so nothing was asked; it may be asked again."""
+
+
 class ControlServer:
     """Serves ``handler(method, params)`` at ``path`` while entered."""
 
@@ -69,7 +73,7 @@ async def answer_line(handler: Handler, line: bytes) -> bytes:
         result = await handler(method, params)
     except KeyError as error:
         return json.dumps({"error": f"params: got no {error}, which {method} needs"}).encode()
-    except (ShardyardError, TypeError, ValueError) as error:
+    except (ShardyardError, TypeError, ValueError, OSError) as error:
         return json.dumps({"error": f"{error}"}).encode()
     return json.dumps({"result": result}).encode()
 
@@ -91,14 +95,22 @@ def _read_request(line: bytes) -> tuple[str, dict[str, Any]]:
     return request["method"], params
 
 
+async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        return await asyncio.open_unix_connection(str(path), limit=MAX_LINE)
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise NobodyThereError(f"no answer at {path.name}: {error}") from error
+
+
 async def ask(path: Path, method: str, /, *, timeout_s: float = 5.0, **params: Any) -> Any:
     """Return the answer of the process behind ``path``.
 
-    Raises ``NoAnswerError`` when there is none, and ``ControlError`` when it is a refusal or nothing that can be read.
+    Raises ``NobodyThereError`` when nobody listens, ``NoAnswerError`` when there is no answer, and ``ControlError`` when it
+    is a refusal or nothing that can be read.
     """
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_LINE)
+            reader, writer = await _connect(path)
             try:
                 writer.write(json.dumps({"method": method, "params": params}).encode() + b"\n")
                 line = await reader.readline()
@@ -106,7 +118,7 @@ async def ask(path: Path, method: str, /, *, timeout_s: float = 5.0, **params: A
                 writer.close()
     except ValueError as error:  # the reader's word for a line beyond its limit
         raise ControlError(f"answer of {path.name}: got more than {MAX_LINE} bytes in a line") from error
-    except (OSError, TimeoutError) as error:
+    except OSError as error:  # a timeout is one
         raise NoAnswerError(f"no answer at {path.name}: {str(error) or 'timed out'}") from error
     if not line:
         raise NoAnswerError(f"no answer at {path.name}: the connection was closed")

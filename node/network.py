@@ -10,10 +10,12 @@ Layout below ``<home>/<name>``::
     data/<node>/       block log, signer log, mempool journal, index
     logs/<node>.log
     endpoints.json     ports and URLs, rewritten at every start
+    launcher.lock      held while a launcher lives; beside it launcher.run names the folder of its control sockets
 
 The parameters of an existing network never change: opening it with others is refused with the two ways out.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -36,12 +38,19 @@ from shardyard.errors import ConfigError
 from shardyard.genesis import Genesis, ShardGenesis
 from shardyard.ids import BEACON, Address, Hash32, NodeId, ShardId, compute_chain_id
 from shardyard.keys import NodeKey
-from shardyard.preset import get_preset
+from shardyard.preset import Preset, get_preset
 from shardyard.validators import Validator
 
 FORMAT_VERSION = 3
 STAKE_WEI = 32 * 10**18
 MAX_GENESIS_BYTES = 16 * 1024 * 1024
+MAX_WEI = (1 << 256) - 1
+MAX_SOCKET_PATH_BYTES = 103
+"""What every system takes as the name of a Unix socket."""
+_LONGEST_SOCKET = "shard-255-31.sock"
+_RUN_RECORD = "launcher.run"
+_MAX_AMOUNT_CHARACTERS = 100
+"""More than any amount needs; beyond some thousand digits the interpreter refuses to count."""
 _FIXED_OPTIONS = (
     "shards",
     "nodes_per_shard",
@@ -59,6 +68,12 @@ class NetworkMissingError(ConfigError):
     """There is no such network, or it has never been started."""
 
 
+class _Endpoints(msgspec.Struct):
+    """What ``endpoints.json`` has at least."""
+
+    shards: list[dict[str, Any]]
+
+
 class Network(msgspec.Struct, frozen=True):
     """An opened network."""
 
@@ -74,9 +89,25 @@ class Network(msgspec.Struct, frozen=True):
 
     @property
     def run_dir(self) -> Path:
-        """Where the control sockets are: short, because the path of a Unix socket has some hundred characters."""
-        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"shardyard-{os.getuid()}" / digest
+        """Where the control sockets are: where the launcher says, for another shell may have another ``TMPDIR``.
+
+        While no launcher has said it, where one that started here and now would put them.
+        """
+        with contextlib.suppress(OSError):
+            found = Path((self.root / _RUN_RECORD).read_text(encoding="utf-8", errors="surrogateescape"))
+            if found.is_absolute() and found.name == compute_run_dir(self.root).name:
+                return found  # of a copied network it would be where the original has them
+        return compute_run_dir(self.root)
+
+    def record_run_dir(self) -> Path:
+        """Note and return where the control sockets are from now on; for the launcher, which holds the lock."""
+        found = compute_run_dir(self.root)
+        write_text(self.root / _RUN_RECORD, str(found))
+        return found
+
+    def forget_run_dir(self) -> None:
+        """Take back what ``record_run_dir`` noted: nobody answers there any more."""
+        (self.root / _RUN_RECORD).unlink(missing_ok=True)
 
     @property
     def witness_dir(self) -> Path:
@@ -121,14 +152,34 @@ class Network(msgspec.Struct, frozen=True):
         return passwords
 
     def read_endpoints(self) -> dict[str, Any]:
-        """Return the endpoints of the last start; raises ``ConfigError`` when the network never ran."""
+        """Return the endpoints of the last start; raises ``ConfigError`` when the network never ran, or they are damaged."""
+        path, name = self.root / "endpoints.json", self.options.name
         try:
-            endpoints: dict[str, Any] = json.loads((self.root / "endpoints.json").read_text())
+            endpoints: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+            msgspec.convert(endpoints, _Endpoints)
         except OSError as error:
             raise NetworkMissingError(
-                f"network {self.options.name!r} has never been started; try: shardyard up --name {self.options.name}"
+                f"network {name!r} has never been started; try: shardyard up --name {name}"
+            ) from error
+        except msgspec.MsgspecError as error:
+            raise ConfigError(
+                f"{path}: got a damaged file ({error}), expected the endpoints of the last start; "
+                f"try: shardyard down --name {name}, then shardyard up --name {name}, which writes it anew"
             ) from error
         return endpoints
+
+
+def compute_run_dir(root: Path) -> Path:
+    """Return where a launcher of the network at ``root`` that starts here puts its control sockets.
+
+    That is short, because the name of a Unix socket has some hundred bytes; where ``TMPDIR`` is too long, below ``/tmp``.
+    """
+    digest = hashlib.sha256(str(root).encode()).hexdigest()[:12]
+    below = Path(f"shardyard-{os.getuid()}") / digest
+    found = Path(tempfile.gettempdir()) / below
+    if len(os.fsencode(found / _LONGEST_SOCKET)) <= MAX_SOCKET_PATH_BYTES:
+        return found
+    return Path("/tmp") / below  # noqa: S108 - create_run_dir sees to it that nobody else may write there
 
 
 def list_nodes(options: Options) -> list[NodeId]:
@@ -170,8 +221,16 @@ def _write_private(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as JSON so that a reader sees the old file or the new one, never half of it."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` so that a reader sees the old file or the new one, after a power failure too. Raises ``OSError``."""
     partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
+    with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 
@@ -202,9 +261,12 @@ def parse_wei(text: str) -> int:
         or len(fraction) > units[unit]
     ):
         raise ConfigError(
-            f"amount: got {text!r}, expected for example 1ether, 0.5ether, 20gwei or a number of wei"
+            f"amount: got {text[:40]!r}, expected for example 1ether, 0.5ether, 20gwei or a number of wei"
         )
-    return int((whole or "0") + fraction.ljust(units[unit], "0"))
+    digits = (whole or "0") + fraction.ljust(units[unit], "0")
+    if len(digits) > _MAX_AMOUNT_CHARACTERS or int(digits) > MAX_WEI:
+        raise ConfigError(f"amount: got {text[:40]!r}, expected less than 2^256 wei; try: 1ether")
+    return int(digits)
 
 
 def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[bytes], bytes]:
@@ -218,6 +280,7 @@ def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[
         preset = msgspec.structs.replace(
             preset, delta_ms=min(preset.delta_ms, max(50, options.block_time_ms // 2))
         )
+    verify_inbox(preset)
     secrets_ = [
         _native.bls_secret_key(source.get(f"validator/{index}"))
         for index in range(options.shards * options.validators)
@@ -231,9 +294,13 @@ def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[
         )
         for secret in secrets_
     )
-    alloc = encode_alloc(
-        build_alloc(shard_count=options.shards, balances=get_dev_balances(parse_wei(options.balance)))
-    )
+    balances = get_dev_balances(parse_wei(options.balance))
+    if sum(balances.values()) > MAX_WEI:
+        raise ConfigError(
+            f"balance: got {options.balance[:40]!r} for each of {len(balances)} accounts, "
+            "expected less than 2^256 wei in all; try: --balance 10000ether"
+        )
+    alloc = encode_alloc(build_alloc(shard_count=options.shards, balances=balances))
     shard_genesis = compute_genesis_state(alloc)
     genesis = Genesis(
         version=1,
@@ -246,6 +313,21 @@ def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[
     return genesis, secrets_, alloc
 
 
+def verify_inbox(preset: Preset) -> None:
+    """Raise ``ConfigError`` unless the largest receipt fits into a block's inbox gas.
+
+    One that does not is never taken, and no receipt behind it either (X5): it would block its inbox for ever.
+    """
+    if preset.inbox_gas >= preset.max_receipt_gas:
+        return
+    smallest_ms = -(-2 * preset.max_receipt_gas // preset.gas_per_ms)
+    raise ConfigError(
+        f"block_time_ms: got {preset.block_time_ms} with preset {preset.name}, whose blocks then have {preset.inbox_gas} gas "
+        f"for messages, expected {smallest_ms} or more, so that one of {preset.max_receipt_gas} gas fits; "
+        f"try: --block-time {smallest_ms}ms"
+    )
+
+
 def compute_genesis_state(alloc: bytes) -> ShardGenesis:
     """Return commitment and total wei of the state that ``alloc`` describes; it is the same on every shard."""
     core = _native.Core(chain_id=compute_chain_id(0), shard=0)
@@ -256,7 +338,7 @@ def compute_genesis_state(alloc: bytes) -> ShardGenesis:
 
 
 def create_network(root: Path, options: Options) -> Network:
-    """Create the network ``options`` at ``root``, which must not exist. Half-made ones are never left behind."""
+    """Create the network ``options`` at ``root``, where at most an empty folder may be. Half-made ones are never left behind."""
     source = _KeySource(options.seed)
     genesis, validator_secrets, alloc = _build_genesis(options, source)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -307,6 +389,11 @@ def open_network(root: Path) -> Network:
         genesis = decode((root / "genesis.bin").read_bytes(), Genesis, max_bytes=MAX_GENESIS_BYTES)
         directory = json.loads((root / "directory.json").read_text())
     except FileNotFoundError as error:
+        if (root / "network.json").exists():
+            raise ConfigError(
+                f"{root}: damaged network files (no {Path(error.filename).name}); "
+                f"try: shardyard up --fresh --name {root.name}, or another --name"
+            ) from error
         raise _describe_missing(root) from error
     except (KeyError, ValueError, msgspec.ValidationError) as error:
         raise ConfigError(
@@ -325,8 +412,13 @@ def open_network(root: Path) -> Network:
     )
 
 
+def is_taken(root: Path) -> bool:
+    """Tell whether there is anything at ``root``; an empty folder is nothing."""
+    return root.exists() and not (root.is_dir() and not any(root.iterdir()))
+
+
 def _describe_missing(root: Path) -> ConfigError:
-    if root.is_dir() and any(root.iterdir()):
+    if is_taken(root):
         return ConfigError(
             f"{root} is in use, but not by a network of ours, and is left alone; "
             "try: another --name, or another folder in SHARDYARD_HOME"
@@ -340,7 +432,7 @@ def open_or_create(root: Path, options: Options, *, given: set[str]) -> Network:
     ``given`` names the options a person chose; when one of them contradicts the existing network, nothing is touched and
     a ``ConfigError`` offers the two ways out.
     """
-    if not root.exists():
+    if not is_taken(root):
         return create_network(root, options)
     network = open_network(root)
     for key in _FIXED_OPTIONS:

@@ -2,7 +2,9 @@
 # Humans read stderr, programs read stdout. Works with the bash 3.2 of macOS.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# With CDPATH, `cd` may go elsewhere, and says where it went. -P: one clone has one path, whichever link leads to it.
+unset CDPATH
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=$ROOT/.venv
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/native/target}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1

@@ -90,12 +90,12 @@ class Devnet:
         return self.starts[-1]
 
     def spawn(self) -> None:
-        """Start the launcher and do not wait."""
+        """Start the launcher and do not wait; it stops the network when this process ends, however that ends."""
         arguments = msgspec.json.encode(self.options).decode()
         with self.network.get_log_path(LAUNCHER).open("ab") as log:
             self._launcher = subprocess.Popen(
-                build_python_argv("node.launcher", str(self.network.root), arguments),
-                stdin=subprocess.DEVNULL,
+                build_python_argv("node.launcher", str(self.network.root), arguments, "--exit-with-stdin"),
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -142,6 +142,7 @@ class Devnet:
         os.kill(self.launcher_pid, signal.SIGKILL)
         assert self._launcher is not None, "it has a process id"
         self._launcher.wait()
+        _close_pipe(self._launcher)
         self.spawn()
 
     async def stop(self) -> None:
@@ -159,11 +160,17 @@ class Devnet:
                 if launcher.poll() is None:
                     launcher.kill()  # its children see their pipe close and leave by themselves
                     launcher.wait()
+        _close_pipe(launcher)
         self._launcher = None
 
     def copy_logs(self, folder: Path) -> None:
         """Copy the logs of all processes to ``folder``."""
         shutil.copytree(self.network.root / "logs", folder, dirs_exist_ok=True)
+
+
+def _close_pipe(launcher: subprocess.Popen[bytes]) -> None:
+    assert launcher.stdin is not None, "it was started with a pipe"
+    launcher.stdin.close()
 
 
 def _choose_ports(count: int) -> int:

@@ -10,7 +10,7 @@ import rich_click as click
 
 from node.cli.output import network_option, print_json, print_table, say
 from node.cli.root import EXIT_FAILURE, EXIT_USAGE, CliError, NamingGroup
-from node.cli.session import RpcClient, RpcError, Session
+from node.cli.session import MAX_NUMBER_DIGITS, RpcClient, RpcError, Session
 from node.network import parse_node
 from shardyard.blocks import FinalityProof
 from shardyard.ids import BEACON, ShardId, describe_shard
@@ -28,17 +28,23 @@ def _fetch(client: RpcClient, what: str, *, full: bool) -> dict[str, object]:
     if what.startswith("0x") and len(what) == 66:
         found = client.request("eth_getBlockByHash", what, full)
     else:
-        tag = hex(int(what)) if what.isdecimal() else what
-        if tag not in TAGS and re.fullmatch(r"0x[0-9a-fA-F]{1,16}", tag) is None:
-            raise CliError(
-                f"block: got {what!r}, expected a height, a hash or one of {', '.join(TAGS)}; try: shardyard block latest",
-                EXIT_USAGE,
-            )
-        found = client.request("eth_getBlockByNumber", tag, full)
+        found = client.request("eth_getBlockByNumber", parse_block_tag(what), full)
     if found is None:
         raise CliError(f"block {what} is not here; try: shardyard block latest", EXIT_FAILURE)
     result: dict[str, object] = found
     return result
+
+
+def parse_block_tag(text: str) -> str:
+    """Return the block that ``text`` names as nodes are asked for it; raises ``CliError``."""
+    is_height = text.isdecimal() and len(text) <= MAX_NUMBER_DIGITS
+    tag = hex(int(text)) if is_height else text
+    if tag not in TAGS and re.fullmatch(r"0x[0-9a-fA-F]{1,16}", tag) is None:
+        raise CliError(
+            f"block: got {text[:80]!r}, expected a height, a hash or one of {', '.join(TAGS)}; try: shardyard block latest",
+            EXIT_USAGE,
+        )
+    return tag
 
 
 def _integer(value: object) -> int:
@@ -227,9 +233,10 @@ def prove(*, which: str, path: Path, shard: int, beacon: bool, name: str, as_jso
 
 def _fetch_proof(session: Session, chain: ShardId, which: str) -> str:
     """Return a proof in hex from the first node of ``chain`` that has it; raises ``CliError``."""
-    if which != "latest" and (not which.isdecimal() or int(which) < 1):
+    is_height = which.isdecimal() and len(which) <= MAX_NUMBER_DIGITS and int(which) > 0
+    if which != "latest" and not is_height:
         raise CliError(
-            f"block: got {which!r}, expected a height from 1 on, or latest; try: shardyard block prove latest PATH",
+            f"block: got {which[:80]!r}, expected a height from 1 on, or latest; try: shardyard block prove latest PATH",
             EXIT_USAGE,
         )
     session.ask_launcher("ping")
@@ -254,7 +261,7 @@ def _fetch_proof(session: Session, chain: ShardId, which: str) -> str:
 def watch(*, shard: str, count: int, name: str, as_json: bool) -> int:
     """Print a line per block as it becomes final, until interrupted."""
     session = Session(name)
-    shards = range(session.shard_count) if shard == "all" else [int(shard)]
+    shards = session.parse_shards(shard)
     heads = {number: _integer(session.get_client(number).request("eth_blockNumber")) for number in shards}
     printed = 0
     if not as_json:

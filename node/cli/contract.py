@@ -5,6 +5,7 @@ own artifacts), as a ``.vy`` source when Vyper is installed, or as a file of hex
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,19 @@ from typing import Any
 import rich_click as click
 
 from node.artifacts import list_artifact_names, load_artifact
+from node.cli.block import parse_block_tag
 from node.cli.output import network_option, print_json, say
 from node.cli.root import EXIT_REJECTED, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
 from node.cli.tx import DEFAULT_TIMEOUT_S, send_raw, wait_for_receipt
-from node.cli.wallet import encode_call, parse_address, resolve_account, resolve_address, sign_transaction
+from node.cli.wallet import (
+    encode_call,
+    encode_values,
+    parse_address,
+    resolve_account,
+    resolve_address,
+    sign_transaction,
+)
 from node.network import parse_wei
 
 VYPER_TIMEOUT_S = 120
@@ -85,8 +94,10 @@ def parse_value(kind: str, text: str) -> object:
     """Return ``text`` as a value of the ABI type ``kind``; raises ``CliError``."""
     try:
         if kind.endswith("]"):
-            inner = kind[: kind.rindex("[")]
-            return [parse_value(inner, str(item)) for item in json.loads(text)]
+            inner, items = kind[: kind.rindex("[")], json.loads(text)
+            if not isinstance(items, list):
+                raise ValueError("no list")
+            return [parse_value(inner, str(item)) for item in items]
         if kind.startswith(("uint", "int")):
             return (
                 int(text, 0)
@@ -101,14 +112,15 @@ def parse_value(kind: str, text: str) -> object:
             return bytes.fromhex(text.removeprefix("0x"))
         if kind == "string":
             return text
-    except (ValueError, KeyError) as error:
-        raise CliError(f"argument: got {text!r}, expected a value of type {kind}", EXIT_USAGE) from error
+    except (ValueError, KeyError, RecursionError) as error:
+        raise CliError(f"argument: got {text[:80]!r}, expected a value of type {kind}", EXIT_USAGE) from error
     raise CliError(f"type {kind} is not known here; try: --data with encoded call data, or cast", EXIT_USAGE)
 
 
 def split_types(text: str) -> tuple[str, ...]:
-    """Return the types in ``a,b,c``."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """Return the types in ``a,b,c`` by their canonical names, of which selectors are made: ``uint`` is ``uint256``."""
+    parts = (part.strip() for part in text.split(","))
+    return tuple(re.sub(r"\A(u?int)(?=\[|\Z)", r"\g<1>256", part) for part in parts if part)
 
 
 def parse_signature(text: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
@@ -130,6 +142,31 @@ def encode_arguments(types: tuple[str, ...], arguments: tuple[str, ...], what: s
             EXIT_USAGE,
         )
     return tuple(parse_value(kind, text) for kind, text in zip(types, arguments, strict=True))
+
+
+def verify_results(types: tuple[str, ...]) -> None:
+    """Raise ``CliError`` unless every one of ``types`` can be decoded."""
+    from eth_abi.abi import is_encodable_type
+
+    for kind in types:
+        if not is_encodable_type(kind):
+            raise CliError(
+                f"result: got type {kind!r}, expected one of the ABI; try: uint256, address, bool, string, bytes32, uint256[]",
+                EXIT_USAGE,
+            )
+
+
+def decode_results(types: tuple[str, ...], output: bytes) -> list[Any]:
+    """Return the values in ``output``; raises ``CliError`` when it is not what ``types`` say."""
+    from eth_abi.abi import decode
+    from eth_abi.exceptions import DecodingError
+
+    try:
+        return list(decode(types, output))
+    except (DecodingError, ValueError, OverflowError) as error:
+        raise CliError(
+            f"the answer (0x{output.hex()[:80]}) is not ({', '.join(types)}): {error}; try: another result type"
+        ) from error
 
 
 @click.group(cls=NamingGroup)
@@ -156,9 +193,7 @@ def deploy(
         (entry for entry in abi if entry.get("type") == "constructor"), {"inputs": []}
     )
     types = tuple(item["type"] for item in constructor["inputs"])
-    from eth_abi.abi import encode
-
-    data = code + encode(types, encode_arguments(types, arguments, f"constructor of {source}"))
+    data = code + encode_values(types, encode_arguments(types, arguments, f"constructor of {source}"))
     account = resolve_account(session, sender)
     sent = []
     for number in session.parse_shards(shard):
@@ -211,23 +246,16 @@ def call(
     client = Session(name).get_client(shard)
     method, types, results = parse_signature(signature)
     data = encode_call(method, types, encode_arguments(types, arguments, method))
-    at = hex(int(block)) if block.isdecimal() else block
+    at = parse_block_tag(block)
     request = {"to": parse_address(address), "data": "0x" + data.hex()}
     if sender is not None:
         request["from"] = resolve_address(sender)
+    verify_results(results)
     output = bytes.fromhex(client.request("eth_call", request, at)[2:])
     if not results:
         values: list[Any] = ["0x" + output.hex()]
     else:
-        from eth_abi.abi import decode
-        from eth_abi.exceptions import DecodingError
-
-        try:
-            values = list(decode(results, output))
-        except DecodingError as error:
-            raise CliError(
-                f"the answer (0x{output.hex()[:80]}) is not ({', '.join(results)}): {error}; try: another result type"
-            ) from error
+        values = decode_results(results, output)
     if as_json:
         print_json({"result": values, "raw": "0x" + output.hex()})
     else:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 import rich_click as click
 
+from node.cli.network import describe_absence
 from node.cli.output import network_option, print_json, say
 from node.cli.root import EXIT_FAILURE, CliError
 from node.cli.session import Session
@@ -71,7 +72,7 @@ def doctor(*, name: str, as_json: bool) -> int:
 
 def examine_stopped(session: Session) -> Iterator[Finding]:
     """Check what a start would need."""
-    from node.launcher.ports import choose_ports, describe_holder, is_free
+    from node.launcher.ports import choose_ports, find_obstacle
 
     options = session.network.options
     if options.port_base == 0:
@@ -87,14 +88,15 @@ def examine_stopped(session: Session) -> Iterator[Finding]:
     wanted = {name: options.port_base + offset for offset, name in enumerate(ports.rpc)}
     if options.broker_port and "://" not in options.broker:
         wanted["broker"] = options.broker_port
+    remedy = f"shardyard up{session.name_flag} --port-base 0   (picks free ports for everything)"
     for name, port in wanted.items():
-        if is_free(port):
-            yield Finding(f"port {port}", "ok", f"free for {name}")
+        twin = next((other for other in wanted if other != name and wanted[other] == port), "")
+        if twin:
+            yield Finding(f"port {port}", "wrong", f"wanted by {name} and by {twin}", remedy)
+        elif obstacle := find_obstacle(port):
+            yield Finding(f"port {port}", "wrong", f"wanted by {name}, {obstacle}", remedy)
         else:
-            remedy = f"shardyard up{session.name_flag} --port-base 0   (picks free ports for everything)"
-            yield Finding(
-                f"port {port}", "wrong", f"wanted by {name}, taken by {describe_holder(port)}", remedy
-            )
+            yield Finding(f"port {port}", "ok", f"free for {name}")
 
 
 def examine_running(session: Session) -> Iterator[Finding]:
@@ -128,10 +130,9 @@ def _check_processes(
     for node in nodes:
         name, flag = node["node"], session.name_flag
         if not node["pid"]:
-            word = "restarting" if node["enabled"] else "stopped"
-            start = f"shardyard node start {name}{flag}"
-            remedy = f"shardyard logs {name}{flag}" if node["enabled"] else start
-            yield Finding(f"process {name}", "wrong", word, remedy)
+            is_down = not (node["enabled"] or node.get("refused"))
+            start, look = f"shardyard node start {name}{flag}", f"shardyard logs {name}{flag}"
+            yield Finding(f"process {name}", "wrong", describe_absence(node), start if is_down else look)
             continue
         memory = 0
         with contextlib.suppress(psutil.Error):
@@ -211,7 +212,7 @@ def _read_heads(session: Session) -> dict[str, tuple[int, int, float]]:
             latest = heads["latest"]
             found[f"shard {shard}"] = latest["height"], final, latest["timestampMs"] / 1000
     with contextlib.suppress(CliError, ControlError):
-        beacon = session.ask_node("beacon-0", "status")
+        beacon = session.ask_briefly("beacon-0", "status")
         found["beacon"] = beacon["height"], beacon["height"], beacon["timestamp_ms"] / 1000
     return found
 

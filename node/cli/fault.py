@@ -15,7 +15,7 @@ from node.bus.faults import Mode
 from node.cli.network import parse_duration_ms, print_faults
 from node.cli.output import network_option, print_json, say
 from node.cli.root import EXIT_USAGE, CliError, NamingGroup
-from node.cli.session import Session
+from node.cli.session import MAX_NUMBER_DIGITS, Session
 from node.launcher.faults import (
     BROKER,
     MAX_FOR_MS,
@@ -264,9 +264,9 @@ def heal(*, faults: tuple[str, ...], name: str, as_json: bool) -> int:
     """Undo FAULTS by number, or all of them."""
     session = Session(name)
     wanted = [] if faults in {(), ("all",)} else list(dict.fromkeys(faults))
-    if strangers := [one for one in wanted if not one.isdecimal()]:
+    if strangers := [one for one in wanted if not one.isdecimal() or len(one) > MAX_NUMBER_DIGITS]:
         raise CliError(
-            f"fault: got {strangers[0]!r}, expected its number; try: shardyard fault list{session.name_flag}",
+            f"fault: got {strangers[0][:40]!r}, expected its number; try: shardyard fault list{session.name_flag}",
             EXIT_USAGE,
         )
     held = {one["id"] for one in session.ask_launcher("faults")["faults"]}

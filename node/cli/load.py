@@ -12,11 +12,22 @@ from node.cli.output import network_option, print_json, print_table, say
 from node.cli.root import EXIT_CHECK_FAILED, EXIT_USAGE, CliError
 from node.cli.session import Session
 from node.load.result import LATENCY_COLUMNS, LoadResult, build_rows
-from node.load.run import LoadRun, RunOptions, write_answered, write_result, write_transactions
+from node.load.run import (
+    LoadRun,
+    LoadStoppedError,
+    RunOptions,
+    write_answered,
+    write_result,
+    write_transactions,
+)
 from node.load.workload import Knobs
 
 SCENARIOS = ("transfers",)
 REPORT_EVERY_S = 5.0
+MAX_TPS = 1_000_000
+MAX_ACCOUNTS = 1000
+MAX_ZIPF = 100
+MAX_DURATION_S = 7 * 24 * 3600
 
 
 @click.group()
@@ -62,8 +73,13 @@ def run(
     cross_ratio = parse_share(cross)
     if cross_ratio and session.shard_count == 1:
         raise CliError("cross: the network has one shard, so nothing can cross; try: --cross 0%", EXIT_USAGE)
-    if tps <= 0 or not 1 <= accounts <= 1000:
-        raise CliError("tps must be above 0 and accounts 1..1000; try: --tps 100 --accounts 32", EXIT_USAGE)
+    for word, figure, is_fine, expected in (
+        ("tps", tps, 0 < tps <= MAX_TPS, f"above 0 and at most {MAX_TPS}; try: --tps 100"),
+        ("accounts", accounts, 1 <= accounts <= MAX_ACCOUNTS, f"1..{MAX_ACCOUNTS}; try: --accounts 32"),
+        ("zipf", zipf, 0 <= zipf <= MAX_ZIPF, f"0..{MAX_ZIPF}; try: --zipf 1"),
+    ):
+        if not is_fine:
+            raise CliError(f"{word}: got {figure:g}, expected {expected}", EXIT_USAGE)
     chosen = seed if seed is not None else time.time_ns() % 2**32
     knobs = Knobs(session.shard_count, tps, cross_ratio, accounts, zipf, chosen)
     options = RunOptions(
@@ -78,7 +94,10 @@ def run(
     folder = out or session.root / "load" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True, exist_ok=True)
     runner = LoadRun(urls, knobs, options, say)
-    result = asyncio.run(_run(runner))
+    try:
+        result = asyncio.run(run_interruptibly(runner))
+    except (asyncio.CancelledError, LoadStoppedError) as error:
+        raise click.Abort from error
     write_result(folder / "result.json", result)
     write_answered(folder / "answered.json", runner.list_answered())
     write_transactions(folder / "transactions.csv", runner.tracked)
@@ -86,9 +105,22 @@ def run(
     return 0 if result.is_valid else EXIT_CHECK_FAILED
 
 
-async def _run(runner: LoadRun) -> LoadResult:
-    """Ctrl-C once stops sending; what was sent is still followed and reported."""
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, runner.stop)
+async def run_interruptibly(runner: LoadRun) -> LoadResult:
+    """Ctrl-C once stops sending; what was sent is still followed and reported. A second one ends that too."""
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
+    interrupts = 0
+
+    def interrupt() -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
+            task.cancel()
+            return
+        say("stopping: what was sent is followed to its end; Ctrl-C again ends at once, without a result")
+        runner.stop()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
     return await runner.run()
 
 
@@ -115,9 +147,16 @@ def parse_seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", text.strip().lower())
     if found is None:
         raise CliError(
-            f"duration: got {text!r}, expected for example 30s, 250ms or 2m; try: --duration 30s", EXIT_USAGE
+            f"duration: got {text[:40]!r}, expected for example 30s, 250ms or 2m; try: --duration 30s",
+            EXIT_USAGE,
         )
-    return float(found[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}[found[2]]
+    seconds = float(found[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}[found[2]]
+    if seconds > MAX_DURATION_S:
+        raise CliError(
+            f"duration: got {text[:40]!r}, expected at most {MAX_DURATION_S // 3600}h; try: --duration 30s",
+            EXIT_USAGE,
+        )
+    return seconds
 
 
 def parse_share(text: str) -> float:

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Container
 from importlib.metadata import version as get_version
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ from node.cli.root import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_US
 from node.cli.session import Session
 from node.config import Options, check_name, get_home, resolve_options
 from node.control import ControlError, ask
-from node.launcher.lock import is_held
-from node.network import Network, open_network, open_or_create
+from node.launcher.lock import NetworkBusyError, is_held, lock_network
+from node.network import Network, is_taken, open_network, open_or_create
 from shardyard.errors import ShardyardError
 
 DETACH_TIMEOUT_S = 40.0
@@ -96,7 +98,7 @@ def up(*, config_file: Path | None, fresh: bool, detach: bool, as_json: bool, **
     started = time.monotonic()
     if fresh:
         delete_network(root)
-    is_new = not root.exists()
+    is_new = not is_taken(root)
     given = {key for key, source in origin.items() if source != "default"}
     network = open_or_create(root, options, given=given)
     if not as_json:
@@ -197,10 +199,10 @@ def _print_ready(network: Network, *, as_json: bool, is_foreground: bool) -> Non
     endpoints = network.read_endpoints()
     if as_json:
         print_json({"endpoints": endpoints, "root": str(network.root)})
-        sys.stdout.flush()
         return
     session = Session(network.options.name)
-    _print_shards(session)
+    with contextlib.closing(session):
+        _print_shards(session)
     from node.dev_accounts import DEV_ACCOUNTS, MNEMONIC
 
     broker, observer = urlsplit(endpoints["broker"]["url"]), endpoints["broker"]["observer"]
@@ -233,9 +235,9 @@ def collect_status(session: Session) -> dict[str, Any]:
             found = {"error": str(error)}
         shards.append({**endpoint, "status": found})
     try:
-        beacon = session.ask_node("beacon-0", "status")
-    except (CliError, ControlError) as error:
-        beacon = {"error": str(error)}
+        beacon = session.ask_briefly("beacon-0", "status")
+    except ControlError as error:
+        beacon = {"error": f"{error}; try: shardyard logs beacon-0{session.name_flag}"}
     return {
         "name": session.name,
         "root": str(session.root),
@@ -249,7 +251,7 @@ def collect_status(session: Session) -> dict[str, Any]:
 def _describe_node(session: Session, found: dict[str, Any]) -> dict[str, Any]:
     """Return what a running node does at the moment: signing, following only, or coming by a snapshot."""
     if not found["pid"]:
-        return {"state": "stopped"}
+        return {"state": describe_absence(found)}
     if found["paused"]:
         return {"state": "paused"}
     try:
@@ -265,19 +267,28 @@ def _describe_node(session: Session, found: dict[str, Any]) -> dict[str, Any]:
     return {"state": f"{told['state']} of block {told['height']}: {held} of {told['chunks']} chunks"}
 
 
-def _print_shards(session: Session) -> None:
+def describe_absence(found: dict[str, Any]) -> str:
+    """Return why a process that the launcher answered for has no process id."""
+    if found.get("refused"):  # a launcher that was started before an update does not say it
+        return "refused"
+    return "restarting" if found["enabled"] else "stopped"
+
+
+def _print_shards(session: Session, silent: Container[int] = ()) -> None:
+    """Print a row per shard; those in ``silent`` were asked in vain, and are not asked again."""
     rows = []
     for endpoint in session.endpoints["shards"]:
         heads = ("-", "-")
         execution: dict[str, Any] = {}
-        with contextlib.suppress(CliError):
-            client = session.get_client(endpoint["shard"])
-            final = client.request("eth_getBlockByNumber", "finalized", False)
-            heads = (
-                str(int(client.request("eth_blockNumber"), 16)),
-                str(int(final["number"], 16) if final else 0),
-            )
-            execution = client.request("shard_status")["execution"]
+        if endpoint["shard"] not in silent:
+            with contextlib.suppress(CliError):
+                client = session.get_client(endpoint["shard"])
+                final = client.request("eth_getBlockByNumber", "finalized", False)
+                heads = (
+                    str(int(client.request("eth_blockNumber"), 16)),
+                    str(int(final["number"], 16) if final else 0),
+                )
+                execution = client.request("shard_status")["execution"]
         rows.append(
             (
                 *(endpoint["shard"], endpoint["chain_id"], endpoint["rpc"], len(endpoint["nodes"]), *heads),
@@ -309,7 +320,7 @@ def status(*, name: str, as_json: bool) -> int:
     if as_json:
         print_json(found)
         return 0
-    _print_shards(session)
+    _print_shards(session, {shard["shard"] for shard in found["shards"] if "error" in shard["status"]})
     beacon = found["beacon"]
     if "error" in beacon:
         say(f"beacon: {beacon['error']}")
@@ -406,24 +417,43 @@ def _wake_orphans(network: Network) -> int:
     return wake_orphans(network, STOP_TIMEOUT_S)
 
 
-def delete_network(root: Path) -> None:
-    """Delete a network that is not running; raises ``CliError`` when it is, or when ``root`` is something else."""
-    if not root.exists():
-        return
-    if not (root / "network.json").exists():
-        if any(root.iterdir()):
+def delete_network(root: Path) -> bool:
+    """Delete a network that is not running, and what earlier deletions of it left; tell whether there was anything.
+
+    Raises ``CliError`` when it is running, or when ``root`` is something else. Whenever it is cut short, the network is there
+    as a whole, or it is gone by its name and the rest of it waits, hidden, for the next deletion.
+    """
+    left = list(root.parent.glob(f".{root.name}.deleted-*"))
+    if is_taken(root):
+        if not (root / "network.json").exists():
             raise CliError(
                 f"{root} is in use, but not by a network of ours, and is left alone; "
                 "try: another --name, or another folder in SHARDYARD_HOME"
             )
-    elif is_held(root):
-        raise CliError(
-            f"network {root.name!r} is running; try: shardyard down --name {root.name}", EXIT_CONFLICT
-        )
-    else:
-        with contextlib.suppress(ShardyardError):  # one that is damaged is deleted all the same
-            _wake_orphans(open_network(root))
-    shutil.rmtree(root)
+        try:
+            with lock_network(root):
+                _wait_for_orphans(root)
+                doomed = Path(tempfile.mkdtemp(prefix=f".{root.name}.deleted-", dir=root.parent))
+                left.append(root.rename(doomed))
+        except NetworkBusyError as error:
+            raise CliError(
+                f"network {root.name!r} is running; try: shardyard down --name {root.name}", EXIT_CONFLICT
+            ) from error
+    for folder in left:
+        with contextlib.suppress(FileNotFoundError):  # somebody else deletes it too
+            shutil.rmtree(folder)
+    return bool(left)
+
+
+def _wait_for_orphans(root: Path) -> None:
+    """Let the processes of a launcher that was killed leave, and stop writing, before their files go."""
+    from node.launcher.launcher import wait_for_orphans
+
+    with contextlib.suppress(ShardyardError):  # one that is damaged is deleted all the same
+        network = open_network(root)
+        _wake_orphans(network)
+        asyncio.run(wait_for_orphans(network))
+        shutil.rmtree(network.run_dir, ignore_errors=True)
 
 
 @click.command()
@@ -433,11 +463,10 @@ def reset(*, name: str, as_json: bool, yes: bool) -> int:
     """Delete a stopped network: keys, chains, logs."""
     check_name(name)
     root = get_home() / name
-    if not root.exists():
-        raise CliError(f"no network at {root}; try: shardyard up --name {name}", EXIT_NOT_RUNNING)
-    if not yes:
+    if not yes and is_taken(root):
         click.confirm(f"delete network {name!r} at {root}?", abort=True, err=True)
-    delete_network(root)
+    if not delete_network(root):
+        raise CliError(f"no network at {root}; try: shardyard up --name {name}", EXIT_NOT_RUNNING)
     if as_json:
         print_json({"name": name, "deleted": str(root)})
     else:

@@ -1,8 +1,10 @@
 """``node``: the processes of a network, one by one."""
 
+from typing import Any
+
 import rich_click as click
 
-from node.cli.network import describe_memory, describe_role
+from node.cli.network import describe_absence, describe_memory, describe_role
 from node.cli.output import flatten, network_option, print_json, print_table, say
 from node.cli.root import EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
@@ -48,10 +50,10 @@ def verify_known(session: Session, node_id: str) -> None:
         )
 
 
-def _describe_state(found: dict[str, object]) -> str:
+def _describe_state(found: dict[str, Any]) -> str:
     if found["pid"]:
         return "paused" if found["paused"] else "running"
-    return "restarting" if found["enabled"] else "stopped"
+    return describe_absence(found)
 
 
 @node.command()

@@ -39,6 +39,7 @@ def print_json(value: object) -> None:
         else {"schema": SCHEMA_VERSION, "items": value}
     )
     sys.stdout.write(json.dumps(document, default=_encode) + "\n")
+    sys.stdout.flush()  # whoever reads through a pipe waits for it
 
 
 def _encode(value: object) -> str:
@@ -49,7 +50,9 @@ def _encode(value: object) -> str:
 
 def get_name_flag(name: str) -> str:
     """Return what a command line needs to mean the network ``name``."""
-    return "" if name == "dev" else f" --name {name}"
+    from node.config import get_name_flag as get_flag  # for the help of the root it is not needed
+
+    return get_flag(name)
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:

@@ -1,14 +1,17 @@
 """The root of the command tree: lazy groups, options every command shares, and one place where errors become exit codes.
 
 Modules of commands are imported only when one of their commands runs, so that ``--help`` stays below 150 ms. Data goes to
-standard output, words for people to standard error. Exit codes: 0 ok, 1 failure, 2 usage, 3 network not running,
-4 transaction reverted or rejected, 5 timed out and may still complete, 6 check failed, 7 port or resource conflict,
-130 interrupted.
+standard output, words for people to standard error; ``SHARDYARD_DEBUG=1`` adds the traceback of what nobody foresaw. Exit
+codes: 0 ok, 1 failure, 2 usage, 3 network not running, 4 transaction reverted or rejected, 5 timed out and may still
+complete, 6 check failed, 7 port or resource conflict, 130 interrupted.
 """
 
 import importlib
+import io
+import os
 import sys
-from typing import Any, Final
+import traceback
+from typing import Final
 
 import rich_click as click
 from click.exceptions import Exit, NoArgsIsHelpError
@@ -24,6 +27,8 @@ EXIT_TIMEOUT: Final = 5
 EXIT_CHECK_FAILED: Final = 6
 EXIT_CONFLICT: Final = 7
 EXIT_INTERRUPTED: Final = 130
+DEBUG_VARIABLE: Final = "SHARDYARD_DEBUG"
+MAX_UNEXPECTED_WORDS: Final = 500
 
 COMMANDS: Final = {
     "up": ("node.cli.network:up", "Start a network and keep it running."),
@@ -158,6 +163,11 @@ def get_exit_code(error: ShardyardError) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a character that the terminal does not have is no reason to fail
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -173,6 +183,16 @@ def _get_help_line(arguments: list[str]) -> str:
     return " ".join(["shardyard", *words, "--help"])
 
 
+def _invoke(arguments: list[str]) -> object:
+    """Return what the command returns; raises what a person needs to read, without the groups that tasks put around it."""
+    try:
+        return cli.main(args=arguments, prog_name="shardyard", standalone_mode=False)
+    except ExceptionGroup as errors:
+        from node.runtime import find_cause  # what only a failure needs
+
+        raise find_cause(errors) from errors
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     if not arguments:
@@ -184,7 +204,7 @@ def run(arguments: list[str]) -> int:
         return code
 
     try:
-        result: Any = cli.main(args=arguments, prog_name="shardyard", standalone_mode=False)
+        result = _invoke(arguments)
     except Exit as stop:
         return int(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -206,4 +226,16 @@ def run(arguments: list[str]) -> int:
         return fail(
             EXIT_FAILURE, str(error), "check the disk and the rights of the folder, or another SHARDYARD_HOME"
         )
+    except Exception as error:  # noqa: BLE001 - the last resort: nobody shall have to read a traceback
+        return fail(
+            EXIT_FAILURE, describe_unexpected(error), f"the same with {DEBUG_VARIABLE}=1 shows the traceback"
+        )
     return result if isinstance(result, int) else 0
+
+
+def describe_unexpected(error: Exception) -> str:
+    """Return one line on an error that nobody foresaw; its traceback is printed when ``SHARDYARD_DEBUG`` is set."""
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)
+    words = " ".join(str(error).split())[:MAX_UNEXPECTED_WORDS]
+    return f"unexpected {type(error).__name__}: {words or 'without a word'}"

@@ -7,6 +7,7 @@ longer than most of them run.
 import asyncio
 import http.client
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from node.cli.output import get_name_flag
 from node.cli.remedies import get_remedy
 from node.cli.root import EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_REJECTED, EXIT_USAGE, CliError
 from node.config import check_name, get_home
-from node.control import ControlError, NoAnswerError, ask
+from node.control import ControlError, NoAnswerError, NobodyThereError, ask
 from node.launcher.lock import is_held
 from node.network import Network, open_network
 
@@ -26,10 +27,13 @@ RPC_TIMEOUT_S = 30.0
 PROBE_TIMEOUT_S = 2.0
 """How long a replica may take to say who it is while there is another to ask: one that sleeps accepts and never answers."""
 BRIEF_TIMEOUT_S = 1.0
+LISTEN_POLL_S = 0.05
 CONTROL_TIMEOUT_S = 20.0
 """Stopping a process may take all the seconds its supervisor gives it."""
 
 
+MAX_NUMBER_DIGITS = 18
+"""Of shards and heights; numbers of thousands of digits are beyond the interpreter."""
 INVALID_PARAMS = -32602
 _JUDGING = frozenset({"eth_sendRawTransaction", "eth_estimateGas", "eth_call"})
 """Methods whose error is a verdict on a transaction: rejected, or it would revert."""
@@ -182,8 +186,10 @@ class Session:
         """Return the shards that ``--shard`` names: a number, or ``all``; raises ``CliError``."""
         if text == "all":
             return list(range(self.shard_count))
-        if not text.isdecimal():
-            raise CliError(f"shard: got {text!r}, expected a number or all; try: --shard all", EXIT_USAGE)
+        if not text.isdecimal() or len(text) > MAX_NUMBER_DIGITS:
+            raise CliError(
+                f"shard: got {text[:40]!r}, expected a number or all; try: --shard all", EXIT_USAGE
+            )
         return [int(text)]
 
     def _describe_silence(self, shard: int) -> CliError:
@@ -203,10 +209,18 @@ class Session:
         return self.ask_node("launcher", method, **params)
 
     def ask_node(self, node: str, method: str, /, **params: Any) -> Any:
-        """Ask the control socket of ``node``."""
-        path = self.network.get_control_path(node)
+        """Ask the control socket of ``node``; a launcher that does not listen yet is waited for."""
+        started = time.monotonic()
         try:
-            return asyncio.run(ask(path, method, timeout_s=CONTROL_TIMEOUT_S, **params))
+            while True:
+                path = self.network.get_control_path(node)
+                left_s = started + CONTROL_TIMEOUT_S - time.monotonic()
+                try:
+                    return asyncio.run(ask(path, method, timeout_s=max(left_s, LISTEN_POLL_S), **params))
+                except NobodyThereError:
+                    if node != "launcher" or left_s <= 0 or not self.is_running():
+                        raise
+                time.sleep(LISTEN_POLL_S)
         except NoAnswerError as error:
             if node != "launcher" and self.is_running():
                 raise CliError(
@@ -214,7 +228,8 @@ class Session:
                 ) from error
             if is_held(self.root):
                 raise CliError(
-                    f"the launcher of {self.name!r} runs and did not answer within {CONTROL_TIMEOUT_S:.0f} s; "
+                    f"the launcher of {self.name!r} runs and did not answer within "
+                    f"{time.monotonic() - started:.0f} s ({error}); "
                     f"try: again, or shardyard logs launcher{self.name_flag}"
                 ) from error
             raise ControlError(self._describe_absence()) from error

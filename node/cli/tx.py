@@ -3,9 +3,10 @@
 A wait that runs out is not a loss: the hash is printed, the exit code is 5, and ``tx wait`` goes on from there.
 """
 
+import math
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import rich_click as click
 
@@ -24,10 +25,44 @@ from node.cli.wallet import (
 )
 from node.network import parse_wei
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 DEFAULT_TIMEOUT_S: Final = 30.0
 POLL_S: Final = 0.05
 
 Stage = Literal["sent", "included", "final", "cross"]
+UINT64: Final = click.IntRange(0, 2**64 - 1)
+
+
+class Seconds(click.ParamType[float]):
+    """A time to wait, in seconds, that comes to an end."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds; raises ``click.BadParameter`` for what is no finite number, or below 0."""
+        del param, ctx
+        try:
+            found = float(value)
+        except ValueError:
+            found = math.nan
+        if not 0 <= found < math.inf:
+            raise click.BadParameter(
+                f"got {value!r}, expected a number of seconds, 0 or more, for example 30"
+            )
+        return found
+
+
+def timeout_option(function: F) -> F:
+    """Add ``--timeout``."""
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        type=Seconds(),
+        default=DEFAULT_TIMEOUT_S,
+        show_default=True,
+        help="Seconds to wait.",
+    )(function)
 
 
 def send_raw(client: RpcClient, raw: bytes) -> str:
@@ -187,12 +222,12 @@ def _choose_stage(*, wait: bool, final: bool, cross: bool) -> Stage:
 @click.option("--to", required=True, help="Address, or development account number.")
 @click.option("--value", default="0", show_default=True, help="Amount, for example 1ether.")
 @click.option("--data", default="0x", help="Call data.")
-@click.option("--gas", type=int, default=None, help="Gas limit; estimated unless given.")
-@click.option("--nonce", type=int, default=None, help="Nonce; the next one unless given.")
+@click.option("--gas", type=UINT64, default=None, help="Gas limit; estimated unless given.")
+@click.option("--nonce", type=UINT64, default=None, help="Nonce; the next one unless given.")
 @click.option("--shard", default=0, show_default=True, help="Shard to send it on.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is in a final block.")
 @click.option("--final", is_flag=True, help="Wait until it is beacon-final.")
-@click.option("--timeout", "timeout_s", default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds to wait.")
+@timeout_option
 @network_option
 def send(
     *,
@@ -243,7 +278,7 @@ def send(
     help="Call data for receiveMessage of the contract --to; else a plain transfer.",
 )
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every message is done.")
-@click.option("--timeout", "timeout_s", default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds to wait.")
+@timeout_option
 @network_option
 def xsend(
     *,
@@ -348,7 +383,7 @@ def status(*, tx_hash: str, name: str, as_json: bool) -> int:
 @click.argument("tx_hash")
 @click.option("--cross", is_flag=True, help="Wait until every message it caused is done.")
 @click.option("--final", is_flag=True, help="Wait until it is beacon-final.")
-@click.option("--timeout", "timeout_s", default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds to wait.")
+@timeout_option
 @network_option
 def wait_(*, tx_hash: str, cross: bool, final: bool, timeout_s: float, name: str, as_json: bool) -> int:
     """Wait for a transaction."""

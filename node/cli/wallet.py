@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from node.addresses import to_checksum
 from node.cli.root import EXIT_USAGE, CliError
 from node.cli.session import RpcClient, Session
 from node.dev_accounts import DEV_ACCOUNTS
@@ -16,15 +17,9 @@ from shardyard import _native
 from shardyard.ids import GATEWAY, compute_chain_id
 
 TRANSFER_GAS = 21_000
+MAX_ACCOUNT_DIGITS = 3
 GAS_MARGIN_PERCENT = 120
 """An estimate is for the state of one moment; what is not used is not paid."""
-
-
-def to_checksum(address: bytes) -> str:
-    """Return ``address`` in EIP-55 form."""
-    text = address.hex()
-    digest = _native.keccak256(text.encode()).hex()
-    return "0x" + "".join(c.upper() if int(d, 16) >= 8 else c for c, d in zip(text, digest, strict=False))
 
 
 GATEWAY_HEX = to_checksum(GATEWAY)
@@ -39,7 +34,7 @@ def parse_address(text: str) -> str:
         address = b""
     if len(address) != 20:
         raise CliError(
-            f"address: got {text!r}, expected 0x and 40 hexadecimal digits; try: shardyard accounts",
+            f"address: got {text[:80]!r}, expected 0x and 40 hexadecimal digits; try: shardyard accounts",
             EXIT_USAGE,
         )
     found = to_checksum(address)
@@ -80,7 +75,7 @@ def store_user_key(session: Session, private_key: bytes) -> str:
 
 def resolve_account(session: Session, text: str) -> tuple[str, bytes]:
     """Return address and private key of the account ``text`` names."""
-    if text.isdecimal() and int(text) < len(DEV_ACCOUNTS):
+    if text.isdecimal() and len(text) <= MAX_ACCOUNT_DIGITS and int(text) < len(DEV_ACCOUNTS):
         account = DEV_ACCOUNTS[int(text)]
         return account.checksum_address, account.private_key
     address = resolve_address(text)
@@ -98,7 +93,7 @@ def resolve_account(session: Session, text: str) -> tuple[str, bytes]:
 
 def resolve_address(text: str) -> str:
     """Return the address that ``text`` names: the number of a development account, or an address."""
-    if text.isdecimal() and len(text) <= 3:
+    if text.isdecimal() and len(text) <= MAX_ACCOUNT_DIGITS:
         if int(text) >= len(DEV_ACCOUNTS):
             raise CliError(
                 f"account: got {text}, expected 0..{len(DEV_ACCOUNTS) - 1}; try: shardyard accounts",
@@ -162,10 +157,26 @@ def sign_transaction(
 
 
 def encode_call(name: str, types: tuple[str, ...], values: tuple[object, ...]) -> bytes:
-    """Return call data: selector of ``name(types)`` and the ABI encoding of ``values``."""
-    from eth_abi.abi import encode
+    """Return call data: selector of ``name(types)`` and the ABI encoding of ``values``; raises ``CliError``.
 
-    return _native.keccak256(f"{name}({','.join(types)})".encode())[:4] + encode(types, values)
+    The selector is of the types as they are, so ``types`` are canonical: ``uint256``, not ``uint``.
+    """
+    return _native.keccak256(f"{name}({','.join(types)})".encode())[:4] + encode_values(types, values)
+
+
+def encode_values(types: tuple[str, ...], values: tuple[object, ...]) -> bytes:
+    """Return the ABI encoding of ``values``; raises ``CliError`` for one that its type cannot hold, and for unknown types."""
+    from eth_abi.abi import encode
+    from eth_abi.exceptions import EncodingError, ParseError
+
+    try:
+        return encode(types, values)
+    except (EncodingError, ParseError, ValueError, TypeError, OverflowError) as error:
+        words = " ".join(str(error).split())
+        raise CliError(
+            f"arguments: got values that ({','.join(types)}) cannot hold: {words[:300]}; try: values within their types",
+            EXIT_USAGE,
+        ) from error
 
 
 def encode_gateway_transfer(dst: int, to: str) -> bytes:

@@ -155,10 +155,12 @@ class Demo:
 
 
 async def _run_interruptibly(demo: Demo) -> DemoReport:
-    """SIGTERM ends the demo as Ctrl-C does: everything that was started is stopped first."""
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does: everything that was started is stopped first."""
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup makes it: then it outlives its terminal
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     return await demo.run()
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from node import config
 from node.bus.faults import CERTAIN, MAX_DELAY_MS, ByzantineRule, LinkRule, Mode, NodeFaults
 from node.network import Network, get_local_validators, parse_node
 from shardyard.errors import ConfigError
@@ -102,7 +103,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 def get_name_flag(network: Network) -> str:
     """Return what a command line needs to mean ``network``."""
-    return "" if network.options.name == "dev" else f" --name {network.options.name}"
+    return config.get_name_flag(network.options.name)
 
 
 def describe_nodes(nodes: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -35,6 +35,8 @@ TELL_TIMEOUT_S: Final = 5.0
 TELL_AGAIN_S: Final = 0.05
 _DOWN: Final = frozenset({Kind.KILL})
 _SIGNALLED: Final = frozenset({Kind.KILL, Kind.PAUSE})
+_DONE_HERE: Final = _SIGNALLED | {Kind.FULL_DISK}
+"""What the operating system does to a process, which need not be told."""
 
 logger = logging.getLogger("shardyard.laboratory")
 
@@ -87,7 +89,7 @@ class Laboratory:
                 untold = await self._make_true(fault)
             except BaseException:
                 self._strike_out(fault.id)
-                await self._undo_all(fault)  # some processes may have it by now
+                await self._undo_all([fault])  # some processes may have it by now
                 raise
             if fault.request.for_ms:
                 self._timers[fault.id] = asyncio.create_task(
@@ -119,13 +121,12 @@ class Laboratory:
 
     async def _heal(self, faults: list[Fault]) -> list[str]:
         """Undo ``faults``; return which processes could not be told."""
-        untold: list[str] = []
         async with self._turn:
-            for fault in faults:
-                if self._strike_out(fault.id):
-                    untold += await self._undo_all(fault)
-                    logger.info("fault %d is healed: %s %s", fault.id, fault.kind, fault.describe())
-        return sorted(set(untold))
+            struck = [fault for fault in faults if self._strike_out(fault.id)]
+            untold = await self._undo_all(struck)
+            for fault in struck:
+                logger.info("fault %d is healed: %s %s", fault.id, fault.kind, fault.describe())
+        return untold
 
     def _strike_out(self, fault_id: int) -> bool:
         if (timer := self._timers.pop(fault_id, None)) is not None:
@@ -170,17 +171,23 @@ class Laboratory:
                 for node in fault.request.nodes:
                     self._children[node].set_disk_full(full=True)
             case _:
-                return await self._tell(fault)
+                return await self._tell({*fault.request.nodes, *fault.request.others})
         return []
 
-    async def _undo_all(self, fault: Fault) -> list[str]:
-        """Undo ``fault`` for each of its processes, whatever becomes of the others; return those that could not be told."""
-        if fault.kind not in {*_SIGNALLED, Kind.FULL_DISK}:
-            return await self._tell(fault)
-        failed = [node for node in fault.request.nodes if not self._undo(fault.kind, node)]
-        if fault.kind is Kind.PAUSE:
-            return sorted({*failed, *await self._tell(fault)})  # they heard nothing while they slept
-        return failed
+    async def _undo_all(self, faults: Sequence[Fault]) -> list[str]:
+        """Undo ``faults`` for each of their processes, whatever becomes of the others; return those that could not be told.
+
+        Each process is told once, however many faults it had: one that does not answer is waited for.
+        """
+        failed: set[str] = set()
+        concerned: set[str] = set()
+        for fault in faults:
+            nodes = fault.request.nodes
+            if fault.kind in _DONE_HERE:
+                failed |= {node for node in nodes if not self._undo(fault.kind, node)}
+            if fault.kind not in _DONE_HERE or fault.kind is Kind.PAUSE:  # those who slept heard nothing
+                concerned |= {*nodes, *fault.request.others}
+        return sorted(failed | set(await self._tell(concerned) if concerned else ()))
 
     def _undo(self, kind: Kind, node: str) -> bool:
         child = self._children[node]
@@ -196,12 +203,12 @@ class Laboratory:
             return False
         return True
 
-    async def _tell(self, fault: Fault) -> list[str]:
-        """Tell the processes that ``fault`` concerns what holds now; return those that run and did not answer."""
+    async def _tell(self, nodes: Collection[str]) -> list[str]:
+        """Tell ``nodes`` what holds now; return those that run and did not answer."""
         self._write_file()
-        nodes = sorted({*fault.request.nodes, *fault.request.others} - {BROKER})
-        answers = await asyncio.gather(*(self._tell_node(node) for node in nodes))
-        return [node for node, is_told in zip(nodes, answers, strict=True) if not is_told]
+        told = sorted({*nodes} - {BROKER})
+        answers = await asyncio.gather(*(self._tell_node(node) for node in told))
+        return [node for node, is_told in zip(told, answers, strict=True) if not is_told]
 
     async def _tell_node(self, node: str) -> bool:
         child = self._children[node]

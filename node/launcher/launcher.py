@@ -6,9 +6,12 @@ A network is locked while its launcher lives, so two launchers can never run one
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
+import signal
 import stat
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +40,8 @@ LOCK_TIMEOUT_S = 8.0
 
 _METHODS = "ping, stop, nodes, exits, kill, stop-node, start-node, restart-node"
 
+logger = logging.getLogger("shardyard.launcher")
+
 Report = Callable[[str, float], None]
 """Called with what became ready and after how many seconds."""
 
@@ -55,6 +60,18 @@ def create_run_dir(path: Path) -> None:
             raise ShardyardError(
                 f"{folder}: expected a folder of this user that nobody else may write; try: remove it, or set TMPDIR"
             )
+
+
+async def wait_for_orphans(network: Network) -> None:
+    """Children notice within moments that their launcher is gone; wait until none answers any more."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    for node in network.nodes:
+        while time.monotonic() < deadline:
+            try:
+                await ask(network.get_control_path(node), "ping", timeout_s=0.5)
+            except ControlError:
+                break
+            await asyncio.sleep(READY_POLL_S)
 
 
 class Launcher:
@@ -82,7 +99,10 @@ class Launcher:
         with lock_network(self.network.root):
             async with self._forker or contextlib.nullcontext():
                 wake_orphans(self.network)
-                await self._wait_for_orphans()
+                await wait_for_orphans(self.network)
+                left = self.network.run_dir  # of a launcher that was killed
+                if self.network.record_run_dir() != left:
+                    shutil.rmtree(left, ignore_errors=True)
                 await self._run()
 
     async def _run(self) -> None:
@@ -102,10 +122,14 @@ class Launcher:
         try:
             async with control, asyncio.TaskGroup() as group:
                 await self._supervise(group)
-        except* ShardyardError as errors:
-            raise errors.exceptions[0] from None
+        except BaseExceptionGroup as errors:
+            from node.runtime import find_cause  # what only a failure needs
+
+            raise find_cause(errors) from errors
         finally:
             shutil.rmtree(self.network.run_dir, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.network.forget_run_dir()
 
     async def _supervise(self, group: asyncio.TaskGroup) -> None:
         runners = {
@@ -126,17 +150,6 @@ class Launcher:
         await asyncio.gather(*runners.values(), return_exceptions=True)
         if broker is not None:  # last, so that no node mourns it in its log
             broker.cancel()
-
-    async def _wait_for_orphans(self) -> None:
-        """Children notice within moments that their launcher is gone; wait until none answers any more."""
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        for node in self.network.nodes:
-            while time.monotonic() < deadline:
-                try:
-                    await ask(self.network.get_control_path(node), "ping", timeout_s=0.5)
-                except ControlError:
-                    break
-                await asyncio.sleep(READY_POLL_S)
 
     def _write_endpoints(self, broker: str, ports: Ports) -> None:
         external = "://" in broker
@@ -210,6 +223,8 @@ class Launcher:
 
     async def _become_ready(self) -> None:
         await asyncio.gather(*(self._wait_ready(name) for name in self._children))
+        for child in self._children.values():
+            child.is_vital = False  # from now on the others go on without it
         self.ready.set()
 
     async def _wait_ready(self, name: str) -> None:
@@ -270,6 +285,7 @@ class Launcher:
                         "age_s": round(time.monotonic() - child.started_at, 3),
                         "enabled": child.enabled,
                         "paused": child.is_paused,
+                        "refused": child.has_refused,
                         "validators": self._list_validators(child.name),
                     }
                     for child in self._children.values()
@@ -292,18 +308,35 @@ class Launcher:
         return {"node": params["node"], "pid": self._get_child(params["node"]).pid}
 
 
-async def run_foreground(network: Network, report: Report | None, on_ready: Callable[[], None]) -> None:
-    """Run ``network`` until SIGINT or SIGTERM."""
-    import signal
+async def run_foreground(
+    network: Network,
+    report: Report | None,
+    on_ready: Callable[[], None],
+    *,
+    exit_with_stdin: bool = False,
+) -> None:
+    """Run ``network`` until SIGINT, SIGTERM or SIGHUP, or, with ``exit_with_stdin``, until standard input closes.
 
+    ``on_ready`` runs in a thread, and may ask the network. What it cannot do is reported at once; the network goes on.
+    """
     launcher = Launcher(network, report)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, launcher.request_stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Started with nohup, it shall outlive its terminal.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, launcher.request_stop)
+    if exit_with_stdin:
+        loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, launcher)
 
     async def announce() -> None:
         await launcher.ready.wait()
-        on_ready()
+        try:
+            await asyncio.to_thread(on_ready)
+        except (ShardyardError, OSError) as error:
+            logger.error("the network runs, but what is to be said of it failed: %s", error)  # noqa: TRY400 - a person reads it
+        except Exception:
+            launcher.request_stop()  # else nobody would hear of it before the network ends
+            raise
 
     announcing = asyncio.create_task(announce(), name="announce")
     try:
@@ -312,6 +345,12 @@ async def run_foreground(network: Network, report: Report | None, on_ready: Call
         announcing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await announcing
+
+
+def _on_stdin(loop: asyncio.AbstractEventLoop, launcher: Launcher) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        loop.remove_reader(sys.stdin.fileno())
+        launcher.request_stop()
 
 
 def get_chain_of(node: str) -> str:

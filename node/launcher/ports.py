@@ -1,13 +1,16 @@
 """Ports: fixed and printable by default, free ones on request, and a clear word about who holds a busy one."""
 
 import contextlib
+import errno
 import socket
+from collections.abc import Mapping
 
 import msgspec
 
-from shardyard.errors import ShardyardError
+from shardyard.errors import ConfigError, ShardyardError
 
 LOOPBACK = "127.0.0.1"
+MAX_PORT = 65_535
 
 
 class PortInUseError(ShardyardError):
@@ -22,15 +25,31 @@ class Ports(msgspec.Struct, frozen=True):
     """JSON-RPC port by shard node."""
 
 
-def is_free(port: int) -> bool:
-    """Tell whether ``port`` can be bound on loopback now."""
+def _try_to_bind(port: int) -> OSError | None:
     with contextlib.closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error
+    return None
+
+
+def is_free(port: int) -> bool:
+    """Tell whether ``port`` can be bound on loopback now."""
+    return port <= MAX_PORT and _try_to_bind(port) is None
+
+
+def find_obstacle(port: int) -> str:
+    """Return why ``port`` cannot be bound on loopback now; an empty text when it can."""
+    if port > MAX_PORT:
+        return f"beyond {MAX_PORT}, the last there is"
+    error = _try_to_bind(port)
+    if error is None:
+        return ""
+    if error.errno == errno.EADDRINUSE:
+        return f"taken by {describe_holder(port)}"
+    return f"not to be had ({error.strerror})"
 
 
 def describe_holder(port: int) -> str:
@@ -67,19 +86,39 @@ def choose_ports(*, port_base: int, broker_port: int, shards: int, replicas: int
     """Return the ports of a network.
 
     With ``port_base`` 0 all are free ones. Otherwise replica ``r`` of shard ``i`` answers at
-    ``port_base + i + r * shards``. Raises ``PortInUseError`` when one is taken.
+    ``port_base + i + r * shards``. Raises ``PortInUseError`` when one is taken, and ``ConfigError`` when they cannot be.
     """
     names = [f"shard-{shard}-{replica}" for replica in range(replicas) for shard in range(shards)]
     if port_base == 0:
         free = _find_free(len(names) + 1)
         return Ports(broker=free[0], rpc=dict(zip(names, free[1:], strict=True)))
-    ports = Ports(broker=broker_port, rpc={name: port_base + offset for offset, name in enumerate(names)})
-    wanted = [("the broker", ports.broker)] if embedded and broker_port else []
-    wanted += [(f"JSON-RPC of {name}", port) for name, port in ports.rpc.items()]
+    rpc = {name: port_base + offset for offset, name in enumerate(names)}
+    _verify_apart(rpc, broker_port if embedded else 0)
+    wanted = [("the broker", broker_port)] if embedded and broker_port else []
+    wanted += [(f"JSON-RPC of {name}", port) for name, port in rpc.items()]
     for what, port in wanted:
-        if not is_free(port):
+        if obstacle := find_obstacle(port):
             raise PortInUseError(
-                f"port {port} for {what} is taken by {describe_holder(port)}; "
+                f"port {port} for {what} is {obstacle}; "
                 "try: shardyard up --port-base 0   (picks free ports for everything)"
             )
-    return ports if broker_port else Ports(broker=_find_free(1)[0], rpc=ports.rpc)
+    if broker_port:
+        return Ports(broker=broker_port, rpc=rpc)
+    free = _find_free(len(names) + 1)  # one of these at least is none of the others'
+    return Ports(broker=next(port for port in free if port not in rpc.values()), rpc=rpc)
+
+
+def _verify_apart(rpc: Mapping[str, int], broker_port: int) -> None:
+    """Raise ``ConfigError`` for ports that cannot be, and for one that two processes would listen on."""
+    first, last = min(rpc.values()), max(rpc.values())
+    if last > MAX_PORT:
+        raise ConfigError(
+            f"port_base: got {first} for {len(rpc)} nodes, the last of which would answer at {last}, "
+            f"expected at most {MAX_PORT + 1 - len(rpc)}; try: --port-base 0   (picks free ports for everything)"
+        )
+    if broker_port in rpc.values():
+        node = next(name for name, port in rpc.items() if port == broker_port)
+        raise ConfigError(
+            f"broker_port: got {broker_port}, which is the JSON-RPC port of {node} too, expected one outside "
+            f"{first}..{last}; try: --broker-port {last + 1 if last < MAX_PORT else first - 1}, or another --port-base"
+        )

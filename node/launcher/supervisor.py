@@ -2,11 +2,13 @@
 
 A child's standard input is a pipe that nobody writes to: when the launcher dies, however it dies, the pipe closes and
 the child exits. A child that keeps dying is restarted ever more slowly and its last words are shown; a child that refused
-its configuration (exit status 2) is not restarted at all.
+its configuration (exit status 2) is not restarted at all: that ends a network which is only coming up, and one that runs
+goes on without the child until a person starts it again.
 """
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -25,6 +27,9 @@ STOP_TIMEOUT_S = 5.0
 EXIT_REFUSED = 2
 EXIT_NOT_STARTED = os.EX_OSERR
 """What counts as the end of a process that the system would not start."""
+
+
+logger = logging.getLogger("shardyard.supervisor")
 
 
 def compute_restart_delay(failures: int, lived_s: float) -> tuple[int, float]:
@@ -78,6 +83,10 @@ class Child:
         self.started_at = 0.0
         self.enabled = True
         self.is_paused = False
+        self.is_vital = True
+        """Whether the others are to end when it refuses its configuration; else it alone stays down."""
+        self.has_refused = False
+        """Whether it is down because it refused its configuration."""
         self._is_disk_full = False
         self._spawn = spawn
         self._log_path = log_path
@@ -91,7 +100,7 @@ class Child:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def run(self, on_exit: Callable[["Child", int], Awaitable[None]]) -> None:
-        """Keep the process running until cancelled."""
+        """Keep the process running until cancelled; raises ``ChildError`` when it is vital and refuses its configuration."""
         failures = 0
         try:
             while True:
@@ -101,12 +110,25 @@ class Child:
                     continue
                 await on_exit(self, code)
                 if code == EXIT_REFUSED:
-                    raise ChildError(f"{self.name} refused to start:\n{self.read_last_words()}")
+                    self._hold_refused()
+                    failures = 0
+                    continue
                 failures, delay_s = compute_restart_delay(failures, time.monotonic() - self.started_at)
                 self.restarts += code != EXIT_NOT_STARTED
                 await asyncio.sleep(delay_s)
         finally:
             await self._terminate()
+
+    def _hold_refused(self) -> None:
+        words = f"{self.name} refused to start:\n{self.read_last_words()}"
+        if self.is_vital:
+            raise ChildError(words)
+        self.has_refused = True
+        self.enabled = False
+        self._enable.clear()
+        logger.error(
+            "%s\nit stays down; try: shardyard node start %s, once that is repaired", words, self.name
+        )
 
     async def _run_once(self) -> int:
         self.started_at = time.monotonic()
@@ -144,13 +166,13 @@ class Child:
 
     async def stop(self) -> None:
         """Stop the process and keep it stopped."""
-        self.enabled = False
+        self.enabled = self.has_refused = False
         self._enable.clear()
         await self._terminate()
 
     def start(self) -> None:
         """Let a stopped process run again."""
-        self.enabled = True
+        self.enabled, self.has_refused = True, False
         self._enable.set()
 
     def kill(self) -> None:

@@ -40,6 +40,10 @@ class LoadError(ShardyardError):
     """A run cannot be carried out."""
 
 
+class LoadStoppedError(LoadError):
+    """A run was stopped before it sent anything."""
+
+
 class RunOptions(msgspec.Struct, frozen=True):
     """How long a run lasts and what it waits for, in seconds."""
 
@@ -97,7 +101,20 @@ class LoadRun:
         return await self.send()
 
     async def prepare(self) -> None:
-        """Fund the accounts and learn their nonces."""
+        """Fund the accounts and learn their nonces; raises ``LoadError``, ``LoadStoppedError`` soon after ``stop``."""
+        preparing = asyncio.create_task(self._prepare(), name="prepare")
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait((preparing, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not preparing.done():
+                raise LoadStoppedError("the load was stopped before anything was sent")
+            preparing.result()
+        finally:
+            for task in (preparing, stopping):
+                task.cancel()
+            await asyncio.gather(preparing, stopping, return_exceptions=True)
+
+    async def _prepare(self) -> None:
         started = time.monotonic()
         transactions = round(self.knobs.tps * self.options.duration_s)
         try:

@@ -52,17 +52,29 @@ async def test_demo_ends_with_a_true_verdict_and_leaves_a_report(home):
     assert list_processes_of(home) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_interrupted_demo_stops_everything_it_started(home, number, eventually_async):
-    demo = await start_demo(home)
+async def wait_for_load(demo, home):
     async with asyncio.timeout(60):
         async for line in demo.stderr:
             if b"load:" in line:
                 break
     assert list_processes_of(home)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_interrupted_demo_stops_everything_it_started(home, number, eventually_async):
+    demo = await start_demo(home)
+    await wait_for_load(demo, home)
     demo.send_signal(number)
     async with asyncio.timeout(30):
         await demo.communicate()
     assert demo.returncode == EXIT_INTERRUPTED
     await eventually_async(lambda: not list_processes_of(home), 10)
     assert not list(home.glob("shardyard-demo-*/report.json"))
+
+
+async def test_network_of_a_demo_that_is_killed_leaves_with_it(home, eventually_async):
+    demo = await start_demo(home)
+    await wait_for_load(demo, home)
+    demo.kill()
+    await demo.communicate()
+    await eventually_async(lambda: not list_processes_of(home), 30)

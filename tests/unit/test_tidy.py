@@ -3,6 +3,7 @@ may be, which words and paths stay out, and that nothing lies about unused or un
 """
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def find_files(*tops: str, suffix: str = ".py") -> list[Path]:
 
 
 def find_inner_files() -> list[Path]:
-    """The inner rooms without the facade for people's tests, which starts networks and so may do everything."""
+    """The inner rooms. There is no ``shardyard.testing``; were there one, it would start networks and might do everything."""
     return [path for path in find_files(*INNER_ROOMS) if "testing" not in path.relative_to(ROOT).as_posix()]
 
 
@@ -140,6 +141,7 @@ def find_imports(path: Path) -> Iterator[str]:
 
 
 def test_inner_rooms_do_not_import_the_testing_facade() -> None:
+    """There is none at present; its name stays kept out."""
     offenders = [
         name_of(path)
         for path in [*find_inner_files(), *find_files("node")]
@@ -249,6 +251,39 @@ def test_scripts_are_short_and_stop_at_the_first_failure() -> None:
         text = path.read_text(encoding="utf-8")
         assert text.startswith("#!/usr/bin/env bash\n# "), path.name
         assert "set -euo pipefail" in text or "lib.sh" in text, path.name
+
+
+@pytest.mark.parametrize("script", ["scripts/lib.sh", "scripts/build-contracts"])
+def test_scripts_find_their_clone_whatever_cdpath_says(tmp_path: Path, script: str) -> None:
+    (tmp_path / "scripts").mkdir()
+    first = re.split(
+        r"^(?:VENV|exec)", (ROOT / script).read_text(encoding="utf-8"), maxsplit=1, flags=re.MULTILINE
+    )[0]
+    (tmp_path / "scripts" / "first").write_text(first + 'printf "%s" "${ROOT:-$PWD}"\n', encoding="utf-8")
+    told = subprocess.run(
+        ["bash", "scripts/first"],
+        cwd=tmp_path, env={**os.environ, "CDPATH": f"{ROOT}:."}, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert told.stdout == str(tmp_path.resolve())
+
+
+def test_environment_that_was_moved_or_is_broken_is_made_again(tmp_path: Path) -> None:
+    setup = (ROOT / "scripts" / "setup").read_text(encoding="utf-8")
+    (function,) = re.findall(r"^is_sound\(\) \{.*?^\}", setup, re.MULTILINE | re.DOTALL)
+
+    def is_sound(path: Path, version: str) -> bool:
+        program = f'version=$2\n{function}\nis_sound "$1"'
+        words = ["bash", "-c", program, "bash", str(path), version]
+        return subprocess.run(words, check=False, timeout=60).returncode == 0
+
+    ours = ROOT / ".venv"
+    if not (ours / ".stamp-python").exists():
+        pytest.skip("no .venv; scripts/setup makes it")
+    assert is_sound(ours, sys.version)
+    (tmp_path / "moved").symlink_to(ours)
+    assert not is_sound(tmp_path / "moved", sys.version)
+    assert not is_sound(tmp_path / "none", sys.version)
+    assert not is_sound(ours, "3.10")
 
 
 def test_node_process_starts_without_what_only_people_need() -> None:

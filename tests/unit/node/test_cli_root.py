@@ -1,18 +1,31 @@
 """The command line as a whole: what it lists, what it answers to mistakes, and which exit code each way to fail has."""
 
+import asyncio
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from node.cli.root import COMMANDS, CliError, get_exit_code, run
+from node.cli import load
+from node.cli.output import print_json
+from node.cli.root import COMMANDS, CliError, cli, get_exit_code, run
+from node.cli.session import Session
+from node.config import Options
 from node.control import ControlError, NoAnswerError
-from node.launcher.lock import NetworkBusyError
+from node.launcher import launcher
+from node.launcher.lock import NetworkBusyError, lock_network
 from node.launcher.ports import PortInUseError
-from node.network import NetworkMissingError
+from node.load.run import LoadStoppedError
+from node.network import Network, NetworkMissingError, create_network, write_json
 from shardyard.errors import ConfigError, ShardyardError
 
 HELP_TARGET_S = 0.15
@@ -141,6 +154,160 @@ def test_reset_leaves_a_folder_of_somebody_else_alone(home: Path, capsys: pytest
     assert run(["reset", "--yes", "--name", "mine"]) == 1
     assert "left alone" in capsys.readouterr().err
     assert (home / "mine" / "thesis.txt").exists()
+
+
+@pytest.fixture
+def network(home: Path) -> Network:
+    return create_network(home / "mine", Options(name="mine", shards=1, seed=1))
+
+
+def test_deletion_that_is_cut_short_is_finished_by_the_next_one(
+    home: Path, network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(folder: Path, **_: Any) -> None:
+        if "deleted" in str(folder):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut_short:
+        cut_short.setattr(shutil, "rmtree", interrupt)
+        assert run(["reset", "--yes", "--name", "mine"]) == 130
+    assert not network.root.exists()
+    assert [path.name.rpartition("-")[0] for path in home.iterdir()] == [".mine.deleted"]
+    assert run(["reset", "--yes", "--name", "mine"]) == 0
+    assert list(home.iterdir()) == []
+    assert run(["reset", "--yes", "--name", "mine"]) == 3
+
+
+def test_network_that_runs_is_not_deleted(network: Network, capsys: pytest.CaptureFixture[str]) -> None:
+    with lock_network(network.root):
+        assert run(["reset", "--yes", "--name", "mine"]) == 7
+    assert capsys.readouterr().err.endswith("network 'mine' is running\ntry: shardyard down --name mine\n")
+    assert network.root.exists()
+
+
+def test_deletion_waits_for_processes_that_are_still_leaving(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def answer_once(path: Path, _method: str, **_: Any) -> None:
+        asked.append(path.stem)
+        assert network.root.exists()
+        if len(asked) > 1:
+            raise ControlError("it is gone")
+
+    monkeypatch.setattr(launcher, "ask", answer_once)
+    assert run(["reset", "--yes", "--name", "mine"]) == 0
+    assert asked == ["beacon-0", "beacon-0", "shard-0-0"]
+
+
+def test_empty_folder_is_no_network(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "mine").mkdir()
+    assert run(["reset", "--yes", "--name", "mine"]) == 3
+    assert capsys.readouterr().err.endswith("try: shardyard up --name mine\n")
+
+
+def test_output_of_a_character_that_the_terminal_does_not_have_is_no_failure(network: Network) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", "from node.cli import main; main()", "validator", "list", "--name", "mine"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert b"?" in told.stdout
+    assert told.stderr == b""
+
+
+def test_document_is_out_before_the_command_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written))
+    print_json([1])
+    assert json.loads(written.getvalue())["items"] == [1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["up", "--seed", "-1"],
+        ["block", "watch", "--shard", "abc"],
+        ["block", "watch", "--shard", "9" * 5000],
+        ["block", "show", "9" * 5000],
+        ["block", "prove", "9" * 5000, "file"],
+        ["faucet", "1", "9" * 5000],
+        ["fault", "heal", "9" * 5000],
+        ["faucet", "9" * 5000, "1ether"],
+        ["tx", "send", "--to", "1", "--from", "9" * 5000],
+        ["tx", "send", "--to", "1", "--nonce", "-1"],
+        ["tx", "send", "--to", "1", "--gas", "-5"],
+        ["tx", "send", "--to", "1", "--timeout", "nan"],
+        ["tx", "xsend", "--dst", "1", "--timeout", "-1"],
+        ["tx", "wait", "0x" + "00" * 32, "--timeout", "nan"],
+        ["tx", "wait", "0x" + "00" * 32, "--timeout", "inf"],
+        ["load", "run", "--tps", "nan"],
+        ["load", "run", "--tps", "inf"],
+        ["load", "run", "--zipf", "nan"],
+        ["load", "run", "--duration", "9" * 5000],
+    ],
+)
+def test_value_that_cannot_be_is_usage_in_few_words(
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:
+    monkeypatch.setattr(Session, "get_client", lambda *_: Mock())
+    assert run([*arguments, "--name", "mine"]) == 2
+    *_, message, remedy = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: ")
+    assert len(message) < 300
+    assert remedy.startswith("try: ")
+
+
+@pytest.mark.parametrize("error", [LoadStoppedError("stopped"), asyncio.CancelledError()])
+def test_load_that_is_interrupted_is_no_failure(
+    network: Network, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    async def end(_: object) -> None:
+        raise error
+
+    write_json(network.root / "endpoints.json", {"shards": [{"shard": 0, "rpc": "http://127.0.0.1:1"}]})
+    monkeypatch.setattr(Session, "ask_launcher", lambda *_: None)
+    monkeypatch.setattr(load, "run_interruptibly", end)
+    assert run(["load", "run", "--name", "mine"]) == 130
+
+
+@pytest.fixture
+def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Let the next command end with an error."""
+
+    def set_error(error: Exception) -> None:
+        monkeypatch.setattr(cli, "main", Mock(side_effect=error))
+
+    return set_error
+
+
+def test_error_that_nobody_foresaw_is_a_line_and_says_how_to_see_more(
+    fail: Callable[[Exception], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SHARDYARD_DEBUG", raising=False)
+    fail(ZeroDivisionError("two\nlines"))
+    assert run(["status"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: unexpected ZeroDivisionError: two lines",
+        "try: the same with SHARDYARD_DEBUG=1 shows the traceback",
+    ]
+    assert run(["status", "--json"]) == 1
+    assert json.loads(capsys.readouterr().err)["error"]["code"] == 1
+    monkeypatch.setenv("SHARDYARD_DEBUG", "1")
+    assert run(["status"]) == 1
+    assert capsys.readouterr().err.startswith("Traceback (most recent call last):")
+
+
+def test_error_of_a_task_is_told_without_the_group_around_it(
+    fail: Callable[[Exception], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail(ExceptionGroup("tasks", [ExceptionGroup("tasks", [ConfigError("bad; try: good")])]))
+    assert run(["status"]) == 2
+    assert capsys.readouterr().err == "error: bad\ntry: good\n"
 
 
 def test_version_as_json(capsys: pytest.CaptureFixture[str]) -> None:

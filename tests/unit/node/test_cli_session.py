@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from node.cli import network as networks
 from node.cli import session as sessions
-from node.cli.root import CliError
+from node.cli.root import CliError, run
 from node.cli.session import RpcError, Session
 from node.config import Options
+from node.control import ControlError, NoAnswerError, NobodyThereError
+from node.launcher.lock import lock_network
 from node.network import Network, create_network, write_json
 
 
@@ -153,6 +157,64 @@ def test_next_replica_is_asked_while_the_first_sleeps(
         endpoints = {"shards": [{"shard": 0, "rpc": nodes["shard-0-0"], "nodes": nodes}]}
         write_json(session.root / "endpoints.json", endpoints)
         assert session.get_client(0).url == answering.url
+
+
+def test_launcher_that_does_not_listen_yet_is_waited_for(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[Path] = []
+
+    async def listen_at_last(path: Path, _method: str, *, timeout_s: float) -> str:
+        attempts.append(path)
+        if len(attempts) < 3:
+            raise NobodyThereError("no answer at launcher.sock")
+        return f"answered within {timeout_s:.0f} s"
+
+    monkeypatch.setattr(sessions, "ask", listen_at_last)
+    with pytest.raises(ControlError, match="network 'mine' is not running"):
+        session.ask_launcher("ping")
+    with lock_network(session.root):
+        assert session.ask_launcher("ping") == f"answered within {sessions.CONTROL_TIMEOUT_S:.0f} s"
+        assert attempts == [session.network.get_control_path("launcher")] * 3
+        attempts.clear()
+        with pytest.raises(CliError, match="beacon-0 does not answer"):
+            session.ask_node("beacon-0", "status")
+        assert len(attempts) == 1
+
+
+def test_launcher_that_does_not_answer_is_given_all_its_time(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "CONTROL_TIMEOUT_S", 0.2)
+    started = time.monotonic()
+    with lock_network(session.root), pytest.raises(CliError, match="runs and did not answer within 0 s"):
+        session.ask_launcher("ping")
+    assert time.monotonic() - started >= 0.2
+
+
+def test_status_asks_nobody_twice_and_waits_for_the_beacon_no_longer_than_for_others(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+
+    def refuse(what: object, *_: object) -> Any:
+        asked.append(what)
+        raise CliError("no answer") if what == 0 else NoAnswerError("no answer at beacon-0.sock: timed out")
+
+    write_json(
+        session.root / "endpoints.json",
+        {"shards": [{"shard": 0, "chain_id": 31337, "rpc": "x", "nodes": {}}]},
+    )
+    monkeypatch.setattr(session, "ask_launcher", lambda method: [] if method == "nodes" else {"faults": []})
+    monkeypatch.setattr(session, "get_client", refuse)
+    monkeypatch.setattr(session, "ask_briefly", refuse)
+    monkeypatch.setattr(networks, "Session", lambda *_, **__: session)
+    assert run(["status", "--name", "mine"]) == 0
+    assert asked == [0, "beacon-0"]
+    assert (
+        "beacon: no answer at beacon-0.sock: timed out; try: shardyard logs beacon-0"
+        in capsys.readouterr().err
+    )
 
 
 def test_silence_is_waited_for_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

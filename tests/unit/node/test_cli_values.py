@@ -8,12 +8,20 @@ from typing import Any
 import pytest
 
 from node.artifacts import load_artifact
-from node.cli.contract import encode_arguments, load_contract, parse_signature, parse_value
+from node.cli.contract import (
+    decode_results,
+    encode_arguments,
+    load_contract,
+    parse_signature,
+    parse_value,
+    verify_results,
+)
 from node.cli.network import parse_duration_ms
 from node.cli.output import flatten, format_ether
 from node.cli.remedies import get_remedy
-from node.cli.root import CliError
+from node.cli.root import CliError, get_exit_code
 from node.cli.wallet import (
+    encode_call,
     encode_interop_address,
     list_user_keys,
     parse_address,
@@ -23,6 +31,7 @@ from node.cli.wallet import (
     store_user_key,
 )
 from node.dev_accounts import DEV_ACCOUNTS
+from shardyard.errors import ConfigError
 from shardyard.ids import compute_chain_id
 
 ALICE = DEV_ACCOUNTS[0].checksum_address
@@ -104,6 +113,62 @@ def test_signature_has_name_arguments_and_results() -> None:
     assert parse_signature("increment()") == ("increment", (), ())
     with pytest.raises(CliError, match="expected for example"):
         parse_signature("balanceOf")
+
+
+@pytest.mark.parametrize(
+    ("short", "canonical"),
+    [
+        ("transfer(address,uint)", "transfer(address,uint256)"),
+        ("f(int, uint[], int[3][])(uint)", "f(int256,uint256[],int256[3][])(uint256)"),
+        ("f(uint8,int16[2])", "f(uint8,int16[2])"),
+    ],
+)
+def test_selector_is_that_of_the_canonical_types(short: str, canonical: str) -> None:
+    found = parse_signature(short)
+    assert found == parse_signature(canonical)
+    assert ",".join(found[1]) in canonical
+
+
+def test_transfer_by_its_short_type_is_the_transfer_of_every_token() -> None:
+    name, types, _ = parse_signature("transfer(address,uint)")
+    assert encode_call(name, types, (ALICE, 1))[:4].hex() == "a9059cbb"
+
+
+@pytest.mark.parametrize(
+    ("signature", "arguments"),
+    [
+        ("f(uint8)", ["300"]),
+        ("f(uint8)", ["-1"]),
+        ("f(bytes4)", ["0x1122334455"]),
+        ("f(uint256[])", ["5"]),
+        ("f(uint256[])", ["[" * 10_000]),
+        ("f(uint8[2])", ["[1]"]),
+        ("f(uint7)", ["1"]),
+        ("f(bytes99)", ["0x11"]),
+        ("f(uint256)", ["9" * 5000]),
+    ],
+)
+def test_value_that_its_type_cannot_hold_is_usage(signature: str, arguments: list[str]) -> None:
+    name, types, _ = parse_signature(signature)
+    with pytest.raises((CliError, ConfigError)) as raised:
+        encode_call(name, types, encode_arguments(types, tuple(arguments), name))
+    assert get_exit_code(raised.value) == 2
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("kind", ["foo", "uint7", "uint256[", "", "address payable"])
+def test_result_of_an_unknown_type_is_refused_before_the_call(kind: str) -> None:
+    with pytest.raises(CliError, match="result: got type"):
+        verify_results(("uint256", kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"), [("uint256", b""), ("string", b"\xff" * 64), ("uint8", b"\xff" * 32)]
+)
+def test_answer_that_is_no_such_value_is_told(kind: str, output: bytes) -> None:
+    verify_results((kind,))
+    with pytest.raises(CliError, match="try: another result type"):
+        decode_results((kind,), output)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from node.config import Options, check_name, get_default_name, get_home, read_file, resolve_options
+from node.config import (
+    Options,
+    check_name,
+    get_default_name,
+    get_home,
+    get_name_flag,
+    read_file,
+    resolve_options,
+)
 from shardyard.errors import ConfigError
 
 
@@ -38,6 +46,19 @@ def test_file_in_the_working_directory_is_taken_unless_another_is_given(
     assert get_default_name() == "there"
 
 
+def test_advice_names_the_network_unless_every_shell_means_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SHARDYARD_NAME", raising=False)
+    assert (get_name_flag("dev"), get_name_flag("foo")) == ("", " --name foo")
+    monkeypatch.setenv("SHARDYARD_NAME", "foo")
+    assert (get_name_flag("dev"), get_name_flag("foo")) == (" --name dev", " --name foo")
+    monkeypatch.delenv("SHARDYARD_NAME")
+    (tmp_path / "shardyard.toml").write_text("name = ")
+    assert get_name_flag("dev") == " --name dev"
+
+
 @pytest.mark.parametrize(
     ("key", "nearest"), [("shard", "shards"), ("portbase", "port_base"), ("Validators", "validators")]
 )
@@ -58,10 +79,9 @@ def test_key_like_no_other_lists_those_there_are() -> None:
         resolve_options({}, {"SHARDYARD_ZZZZ": "2"}, None)
 
 
-def test_home_and_the_mark_of_a_node_are_no_options() -> None:
-    options, _ = resolve_options(
-        {}, {"SHARDYARD_HOME": "elsewhere", "SHARDYARD_NODE": "1", "PATH": "x"}, None
-    )
+def test_variables_of_data_nodes_tests_and_tracebacks_are_no_options() -> None:
+    others = ("HOME", "NODE", "DEBUG", "FIXTURES", "SCHEDULE", "SCHEDULES")
+    options, _ = resolve_options({}, {"PATH": "x", **{f"SHARDYARD_{other}": "1" for other in others}}, None)
     assert options == Options()
 
 
@@ -93,6 +113,7 @@ def test_wrong_type_in_a_file_names_file_and_key(tmp_path: Path) -> None:
         ({"shards": 0}, "shards: got 0, expected 1..256"),
         ({"shards": 257}, "shards: got 257, expected 1..256"),
         ({"port_base": 70_000}, "port_base: got 70000, expected 0..65000"),
+        ({"seed": -1}, "seed: got -1, expected 0..18446744073709551615"),
         ({"block_time_ms": 49}, "block_time_ms: got 49, expected 50..60000"),
         ({"preset": "devnt"}, "preset: got 'devnt'; try: devnet"),
         ({"nodes_per_shard": 5}, "nodes_per_shard: got 5, expected at most the 4 validators"),

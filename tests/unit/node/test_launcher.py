@@ -2,32 +2,47 @@
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import signal
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from node.control import MAX_LINE, ControlError, ControlServer, NoAnswerError, answer_line, ask
-from node.launcher.launcher import create_run_dir
+from node.config import Options
+from node.control import (
+    MAX_LINE,
+    ControlError,
+    ControlServer,
+    NoAnswerError,
+    NobodyThereError,
+    answer_line,
+    ask,
+)
+from node.launcher import launcher as launchers
+from node.launcher.launcher import create_run_dir, run_foreground
 from node.launcher.lock import NetworkBusyError, is_held, lock_network
-from node.launcher.ports import PortInUseError, choose_ports, describe_holder, is_free
+from node.launcher.ports import PortInUseError, choose_ports, describe_holder, find_obstacle, is_free
 from node.launcher.supervisor import (
     EXIT_NOT_STARTED,
     EXIT_REFUSED,
     Child,
     ChildError,
     build_program,
+    build_python_argv,
     compute_restart_delay,
 )
-from shardyard.errors import ShardyardError
+from node.network import create_network
+from shardyard.errors import ConfigError, ShardyardError
 
 # --- ports ---
 
@@ -66,6 +81,164 @@ def test_busy_port_names_its_holder_and_the_way_out() -> None:
             choose(port_base=port)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"port_base": 18_543, "broker_port": 18_545, "shards": 4, "replicas": 1},
+            "port of shard-2-0 too, expected one outside 18543..18546; try: --broker-port 18547, or another --port-base",
+        ),
+        (
+            {"port_base": 65_000, "shards": 256, "replicas": 3},
+            "for 768 nodes, the last of which would answer at 65767, expected at most 64768; try: --port-base 0",
+        ),
+    ],
+)
+def test_ports_that_meet_or_are_none_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        choose(**options)
+    assert words in str(raised.value)
+
+
+def test_port_of_an_external_broker_may_be_any() -> None:
+    base = choose(shards=4, replicas=1).rpc["shard-0-0"] // 2
+    assert choose(port_base=base, broker_port=base, embedded=False).rpc["shard-0-0"] == base
+
+
+def test_port_that_is_free_and_not_to_be_had_is_not_called_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    assert find_obstacle(80) == "not to be had (Permission denied)"
+    assert find_obstacle(65_536) == "beyond 65535, the last there is"
+    assert not is_free(65_536)
+
+
+# --- the launcher as a process ---
+
+
+@pytest.mark.parametrize(
+    ("options", "obstacle", "code", "words"),
+    [
+        ({"port_base": 65_535}, "", 2, "port_base: got 65535 for 2 nodes"),
+        ({"port_base": 0}, "endpoints.json.part", 1, "Is a directory"),
+    ],
+)
+async def test_launcher_that_cannot_start_says_why_in_one_line(
+    home: Path, options: dict[str, int], obstacle: str, code: int, words: str
+) -> None:
+    network = create_network(home / "net", Options(name="net", shards=2, seed=1))
+    if obstacle:
+        (network.root / obstacle).mkdir()
+    launcher = await asyncio.create_subprocess_exec(
+        *build_python_argv("node.launcher", str(network.root), json.dumps(options)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(launcher.communicate(), 60)
+    assert launcher.returncode == code, err.decode()
+    (line,) = out.decode().splitlines()
+    record = json.loads(line)
+    assert record["level"] == "error"
+    assert words in record["message"]
+    assert "traceback" not in record
+    assert err == b""
+
+
+class Waiting:
+    """A launcher without processes: ready at once, over when it is told to stop."""
+
+    def __init__(self, *_: Any) -> None:
+        self.ready = asyncio.Event()
+        self.ready.set()
+        self.stopped = asyncio.Event()
+        self.request_stop = self.stopped.set
+
+    async def run(self) -> None:
+        await self.stopped.wait()
+
+
+Start = Callable[..., "asyncio.Task[None]"]
+
+
+@pytest.fixture
+async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+    monkeypatch.setattr(launchers, "Launcher", Waiting)
+    started: list[asyncio.Task[None]] = []
+
+    def run(on_ready: Callable[[], None] = lambda: None, **more: Any) -> "asyncio.Task[None]":
+        network: Any = None
+        started.append(asyncio.create_task(run_foreground(network, None, on_ready, **more)))
+        return started[-1]
+
+    yield run
+    for task in started:
+        task.cancel()
+    await asyncio.gather(*started, return_exceptions=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_network_in_the_foreground_ends_in_order_with_its_terminal(
+    start: Start, number: signal.Signals
+) -> None:
+    said = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    task = start(lambda: loop.call_soon_threadsafe(said.set) and None)
+    await asyncio.wait_for(said.wait(), 20)
+    os.kill(os.getpid(), number)
+    await asyncio.wait_for(task, 20)
+
+
+async def test_network_that_was_told_to_outlive_its_terminal_does(start: Start) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        said = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        task = start(lambda: loop.call_soon_threadsafe(said.set) and None)
+        await asyncio.wait_for(said.wait(), 20)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(task, 20)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+async def test_launcher_ends_with_whoever_holds_its_standard_input(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = os.pipe()
+    with os.fdopen(theirs) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        task = start(exit_with_stdin=True)
+        await asyncio.sleep(0)
+        assert not task.done()
+        os.close(ours)
+        await asyncio.wait_for(task, 20)
+
+
+async def test_what_cannot_be_said_when_ready_is_reported_at_once_and_the_network_goes_on(
+    start: Start, caplog: pytest.LogCaptureFixture, eventually_async: Any
+) -> None:
+    threads: list[int] = []
+
+    def fail() -> None:
+        threads.append(threading.get_ident())
+        raise ShardyardError("shard 0 does not answer")
+
+    task = start(fail)
+    await eventually_async(lambda: "shard 0 does not answer" in caplog.text)
+    assert threads != [threading.get_ident()]
+    assert not task.done()
+
+
+async def test_error_that_nobody_foresaw_ends_the_network(start: Start) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(start(lambda: 1 // 0 and None), 20)
+
+
 # --- the lock ---
 
 
@@ -77,6 +250,36 @@ def test_second_launcher_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
             pass
     assert not is_held(tmp_path)
     with lock_network(tmp_path):
+        pass
+
+
+def test_whoever_looks_keeps_no_launcher_from_starting(tmp_path: Path) -> None:
+    with lock_network(tmp_path):
+        pass
+    looking = os.open(tmp_path / "launcher.lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    timer = threading.Timer(0.02, os.close, (looking,))
+    assert not is_held(tmp_path)  # another one may look at the same time
+    timer.start()
+    with lock_network(tmp_path):
+        assert is_held(tmp_path)
+    timer.join()
+
+
+def test_lock_of_a_network_that_was_deleted_meanwhile_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net").mkdir()
+    flock, calls = fcntl.flock, []
+
+    def delete_first(descriptor: int, operation: int) -> None:
+        if not calls:
+            (tmp_path / "net").rename(tmp_path / "gone")
+        calls.append(operation)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", delete_first)
+    with pytest.raises(FileNotFoundError), lock_network(tmp_path / "net"):
         pass
 
 
@@ -158,6 +361,26 @@ async def test_child_that_refuses_its_configuration_is_not_started_again(tmp_pat
         assert child.restarts == 0
 
 
+async def test_child_that_refuses_later_stays_down_alone_until_it_is_started(
+    tmp_path: Path, eventually_async: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = f"import sys; print('bad option'); sys.exit({EXIT_REFUSED})"
+    async with supervise(tmp_path, program) as (child, exits, running):
+        child.is_vital = False
+        await eventually_async(lambda: child.has_refused)
+        assert (child.enabled, child.pid, child.restarts) == (False, None, 0)
+        assert not running.done()
+        assert (
+            "one refused to start:\nbad option\nit stays down; try: shardyard node start one" in caplog.text
+        )
+        child.start()
+        assert not child.has_refused
+        await eventually_async(lambda: exits == [EXIT_REFUSED] * 2)
+        await eventually_async(lambda: child.has_refused)
+        await child.stop()
+        assert not child.has_refused
+
+
 async def test_child_that_ends_again_and_again_is_counted(tmp_path: Path, eventually_async: Any) -> None:
     async with supervise(tmp_path, "import sys; sys.exit(1)") as (child, _, _):
         await eventually_async(lambda: child.restarts >= 2)
@@ -182,6 +405,8 @@ async def path(home: Path) -> AsyncIterator[Path]:
     async def answer(method: str, params: dict[str, Any]) -> Any:
         if method == "refuse":
             raise ShardyardError("no such thing; try: another")
+        if method == "fail":
+            raise PermissionError(errno.EACCES, "Permission denied", "some.sock")
         if method == "hang":
             await released.wait()
         return {"method": method, **params}
@@ -201,10 +426,13 @@ async def test_refusal_is_told_apart_from_silence(path: Path, home: Path) -> Non
     with pytest.raises(ControlError, match=r"^no such thing; try: another$") as refused:
         await ask(path, "refuse")
     assert not isinstance(refused.value, NoAnswerError)
-    with pytest.raises(NoAnswerError, match=r"no answer at none\.sock"):
+    with pytest.raises(NobodyThereError, match=r"no answer at none\.sock"):
         await ask(home / "none.sock", "status")
-    with pytest.raises(NoAnswerError, match="timed out"):
+    with pytest.raises(NoAnswerError, match="timed out") as silent:
         await ask(path, "hang", timeout_s=0.05)
+    assert not isinstance(silent.value, NobodyThereError)
+    with pytest.raises(ControlError, match=r"Permission denied: 'some\.sock'"):
+        await ask(path, "fail")
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import os
+import signal
 import time
 
 import pytest
 
+from node.cli.load import run_interruptibly
 from node.load.client import NoAnswerError, RefusedError, RpcConnection
+from node.load.run import LoadRun, LoadStoppedError, RunOptions
 from node.load.sender import ShardSender
 from node.load.tracker import Tracked
 from node.load.workload import Knobs, Workload
@@ -159,3 +163,51 @@ async def test_error_of_a_single_call_is_raised_with_its_code():
             await connection.request("eth_nothing")
         connection.close()
     assert caught.value.code == -32601
+
+
+async def test_run_that_is_stopped_while_it_prepares_ends_at_once():
+    asked = asyncio.Event()
+
+    async def listen(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        load = LoadRun(
+            [url], Knobs(shards=1, tps=1, cross_ratio=0, accounts=1, seed=1), RunOptions(duration_s=1)
+        )
+        running = asyncio.create_task(load.run())
+        await asyncio.wait_for(asked.wait(), 20)
+        load.stop()
+        with pytest.raises(LoadStoppedError):
+            await asyncio.wait_for(running, 20)
+
+
+class Endless:
+    """A run that drains for ever."""
+
+    def __init__(self):
+        self.is_running = asyncio.Event()
+        self.is_stopped = asyncio.Event()
+
+    def stop(self):
+        self.is_stopped.set()
+
+    async def run(self):
+        self.is_running.set()
+        await asyncio.Event().wait()
+
+
+async def test_second_interrupt_ends_what_the_first_one_only_stops():
+    load = Endless()
+    running = asyncio.create_task(run_interruptibly(load))
+    await asyncio.wait_for(load.is_running.wait(), 20)
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.wait_for(load.is_stopped.wait(), 20)
+    assert not running.done()
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 20)

@@ -1,6 +1,9 @@
 """A network on disk: made once, reopened as it is, refused in another shape with the two ways out."""
 
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -8,14 +11,17 @@ import pytest
 
 from node.config import Options
 from node.network import (
+    MAX_SOCKET_PATH_BYTES,
     Network,
     NetworkMissingError,
     create_network,
     get_local_validators,
+    is_taken,
     open_network,
     open_or_create,
     parse_node,
     parse_wei,
+    write_json,
 )
 from shardyard.errors import ConfigError
 from shardyard.ids import BEACON
@@ -76,6 +82,15 @@ def test_genesis_of_another_network_is_refused(home: Path, network: Network) -> 
         open_network(network.root)
 
 
+def test_network_that_lacks_a_file_is_damaged_and_still_ours(network: Network) -> None:
+    (network.root / "genesis.bin").unlink()
+    with pytest.raises(
+        ConfigError,
+        match=r"damaged network files \(no genesis\.bin\); try: shardyard up --fresh --name small",
+    ):
+        open_network(network.root)
+
+
 def test_folder_of_somebody_else_is_left_alone(home: Path) -> None:
     (home / "mine").mkdir()
     (home / "mine" / "thesis.txt").write_text("years of work")
@@ -120,6 +135,86 @@ def test_node_ids_name_chain_and_replica() -> None:
     assert parse_node("beacon-0") == (BEACON, 0)
 
 
+def test_folder_that_is_empty_is_no_network(home: Path) -> None:
+    (home / "small").mkdir()
+    assert not is_taken(home / "small")
+    with pytest.raises(NetworkMissingError, match="try: shardyard up --name small"):
+        open_network(home / "small")
+    assert open_or_create(home / "small", SMALL, given=set()).options.shards == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"shards": 4}', b"\xff"])
+def test_damaged_endpoints_are_told_from_those_of_a_network_that_never_ran(
+    network: Network, content: bytes
+) -> None:
+    with pytest.raises(NetworkMissingError, match="has never been started"):
+        network.read_endpoints()
+    (network.root / "endpoints.json").write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"endpoints\.json: got a damaged file .* try: shardyard down --name small"
+    ) as raised:
+        network.read_endpoints()
+    assert not isinstance(raised.value, NetworkMissingError)
+
+
+def test_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "file.json", []
+    write_json(path, 1)
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: seen.append((os.fstat(descriptor).st_size, path.read_text()))
+    )
+    write_json(path, [2, 3])
+    assert seen == [(len(path.read_bytes()), "1\n")]
+
+
+def test_control_sockets_are_where_the_launcher_put_them_whatever_the_shell_says(
+    network: Network, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(home / "a"))
+    recorded = network.record_run_dir()
+    assert recorded.is_relative_to(home / "a")
+    monkeypatch.setattr(tempfile, "tempdir", str(home / "b"))
+    assert network.run_dir == recorded
+    shutil.copytree(network.root, home / "copy")
+    assert open_network(home / "copy").run_dir.is_relative_to(home / "b")
+    network.forget_run_dir()
+    assert network.run_dir.is_relative_to(home / "b")
+
+
+def test_control_sockets_have_names_that_every_system_takes(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "é" * 30)
+    path = network.get_control_path("shard-255-31")
+    assert len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES
+    assert path.parent.parent.parent == Path("/tmp")
+
+
+@pytest.mark.parametrize("block_time_ms", [50, 53])
+def test_block_time_at_which_the_largest_message_never_fits_is_refused(
+    home: Path, block_time_ms: int
+) -> None:
+    options = msgspec.structs.replace(SMALL, block_time_ms=block_time_ms)
+    with pytest.raises(
+        ConfigError,
+        match=rf"block_time_ms: got {block_time_ms} .* expected 54 or more, .* try: --block-time 54ms",
+    ):
+        create_network(home / "fast", options)
+    assert list(home.glob("fast")) == []
+
+
+@pytest.mark.parametrize(("preset", "block_time_ms"), [("devnet", 54), ("test", 0), ("bench", 50)])
+def test_block_time_at_which_the_largest_message_fits_is_taken(
+    home: Path, preset: str, block_time_ms: int
+) -> None:
+    found = create_network(
+        home / "fast", msgspec.structs.replace(SMALL, preset=preset, block_time_ms=block_time_ms)
+    ).genesis.preset
+    assert found.inbox_gas >= found.max_receipt_gas
+
+
 def test_control_sockets_have_short_names(home: Path) -> None:
     network = create_network(home / ("n" * 32), msgspec.structs.replace(SMALL, name="n" * 32))
     assert len(str(network.get_control_path("shard-255-15"))) < 100
@@ -141,6 +236,21 @@ def test_control_sockets_have_short_names(home: Path) -> None:
 )
 def test_amounts(text: str, wei: int) -> None:
     assert parse_wei(text) == wei
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 5000, "0." + "0" * 5000 + "1ether", str(2**256), "1" + "0" * 60 + "ether"]
+)
+def test_amounts_beyond_256_bits_are_refused_in_few_words(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"amount: got .*, expected") as raised:
+        parse_wei(text)
+    assert len(str(raised.value)) < 200
+    assert parse_wei(str(2**256 - 1)) == 2**256 - 1
+
+
+def test_balances_beyond_256_bits_together_are_refused(home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"balance: got .* for each of 10 accounts, expected less than"):
+        create_network(home / "rich", msgspec.structs.replace(SMALL, balance=str(2**255)))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ ACCOUNTS = 200_000
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A network, a state of several chunks, and a final block that commits to it."""
-    options = Options(name="snap", shards=1, nodes_per_shard=4, block_time_ms=50)
+    options = Options(name="snap", shards=1, nodes_per_shard=4, block_time_ms=60)
     network = create_network(tmp_path_factory.mktemp("home") / "snap", options)
     core = _native.Core(chain_id=31337, shard=0)
     alloc = {f"0x{index + 1000:040x}": {"balance": hex(10**18 + index)} for index in range(ACCOUNTS)}

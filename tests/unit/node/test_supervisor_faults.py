@@ -11,6 +11,7 @@ import pytest
 from node.cli.root import run as run_command
 from node.config import Options
 from node.injection import FaultFile, get_faults_path, read_fault_file, write_fault_file
+from node.launcher import laboratory as laboratories
 from node.launcher.laboratory import Laboratory, wake_orphans
 from node.launcher.launcher import create_run_dir
 from node.launcher.supervisor import ChildError
@@ -162,6 +163,25 @@ async def test_one_process_that_cannot_be_healed_keeps_no_other_ill(home):
     children["shard-0-0"].is_stubborn = True
     assert (await laboratory.methods["heal"]({}))["untold"] == ["shard-0-0"]
     assert not children["shard-0-1"].is_full
+
+
+async def test_each_process_is_told_once_however_many_faults_are_healed(home, monkeypatch):
+    network = create_network(home / "lab", Options(name="lab", shards=1, nodes_per_shard=2, seed=5))
+    create_run_dir(network.run_dir)
+    told = []
+
+    async def note(path, method, *, timeout_s, faults):
+        told.append((path.stem, method, len(faults["links"])))
+
+    laboratory = Laboratory(network, {node: Stubborn() for node in ("shard-0-0", "shard-0-1")})
+    monkeypatch.setattr(laboratories, "ask", note)
+    for number in range(3):
+        ask = {"nodes": ["shard-0-0"], "others": ["shard-0-1"], "delay_ms": number + 1}
+        await laboratory.methods["fault"]({"kind": "delay", **ask})
+    told.clear()
+    healed = await laboratory.methods["heal"]({})
+    assert ([fault["id"] for fault in healed["healed"]], healed["untold"]) == ([1, 2, 3], [])
+    assert sorted(told) == [("shard-0-0", "faults", 0), ("shard-0-1", "faults", 0)]
 
 
 @pytest.mark.parametrize("command", [["down"], ["reset", "--yes"]])
