@@ -6,6 +6,7 @@ Whatever a peer sends is checked behind one border: a ``RemoteProtocolError`` be
 goes on (X4: nothing a shard sends can halt it).
 """
 
+import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -51,7 +52,7 @@ from shardyard.effects import (
 from shardyard.errors import InvalidBlockError, InvalidCrosslinkError, LocalProtocolError, RemoteProtocolError
 from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
 from shardyard.genesis import Genesis
-from shardyard.ids import BEACON, Hash32, NodeId, ShardId
+from shardyard.ids import BEACON, Hash32, ShardId
 from shardyard.messages import (
     BlockRequest,
     BlockResponse,
@@ -81,6 +82,7 @@ _ENGINE_MESSAGES = (
     BlockRequest,
     BlockResponse,
     RangeRequest,
+    RangeResponse,
     FinalBlock,
     Status,
 )
@@ -124,8 +126,6 @@ class BeaconMachine:
         self._waiting_blocks: OrderedDict[Hash32, RequestValidation] = OrderedDict()
         self._fetcher = BodyFetcher(genesis.preset)
         self._is_catching_up = False
-        self._fetched_to = 0
-        """Height up to which bodies of blocks ahead were asked for."""
 
     @property
     def state(self) -> BeaconState:
@@ -220,15 +220,12 @@ class BeaconMachine:
             case RangeRequest(shard=shard) as request if shard == BEACON and event.chain != BEACON:
                 # Shards follow the beacon, and ask for its blocks by their own chain's topics.
                 return self._run(self.engine.on_message(event.sender, request, now_ms), now_ms)
-            case RangeResponse() as response if event.chain == BEACON:
-                self._is_catching_up = True
+            case message if isinstance(message, _ENGINE_MESSAGES) and event.chain == BEACON:
+                self._is_catching_up = isinstance(message, RangeResponse)
                 try:
-                    effects = self._run(self.engine.on_message(event.sender, response, now_ms), now_ms)
+                    return self._run(self.engine.on_message(event.sender, message, now_ms), now_ms)
                 finally:
                     self._is_catching_up = False
-                return effects + self._fetch_ahead(event.sender, response.blocks)
-            case message if isinstance(message, _ENGINE_MESSAGES) and event.chain == BEACON:
-                return self._run(self.engine.on_message(event.sender, message, now_ms), now_ms)
             case _:
                 return []  # a shard's own traffic
 
@@ -283,6 +280,7 @@ class BeaconMachine:
                 if len(self._waiting_blocks) > MAX_WAITING_BLOCKS:
                     self._waiting_blocks.popitem(last=False)
                 effects += self._fetcher.want(missing)
+                effects += self._fetch_ahead(request)
                 return []
             crosslinks = self._ledger.read_crosslinks(block)
         except InvalidBlockError as error:
@@ -290,6 +288,14 @@ class BeaconMachine:
             return self.engine.on_validated(block.hash, valid=False, reason=str(error), now_ms=now_ms)
         effects += self._log_bodies(crosslink.hash for crosslink in crosslinks)  # S5: bodies before the vote
         return self.engine.on_validated(block.hash, valid=True, reason="", now_ms=now_ms)
+
+    def _fetch_ahead(self, request: RequestValidation) -> list[Effect]:
+        """G1: ask for the bodies of the final blocks behind one that waits for its own."""
+        missing: list[Crosslink] = []
+        with contextlib.suppress(InvalidBlockError):  # it is refused when it is the next
+            for block in request.ahead:
+                missing += self._ledger.find_missing(block)
+        return [] if request.source is None else self._fetcher.want_ahead(missing, request.source)
 
     def _find_missing(self, request: RequestValidation) -> list[Crosslink] | None:
         """Return the bodies that validation lacks, or None when the block is executed and valid.
@@ -392,22 +398,6 @@ class BeaconMachine:
             self._fetcher.forget()
         return effects + self._fetcher.settle()
 
-    def _fetch_ahead(self, sender: NodeId, blocks: Sequence[Block]) -> list[Effect]:
-        """G1: ask for the bodies of all ``blocks`` that the engine took, while the first of them waits for its own."""
-        if not self._waiting_blocks:
-            return []
-        missing: list[Crosslink] = []
-        for taken in filter(None, (self.engine.get_block(block.hash) for block in blocks)):
-            height = taken.header.height
-            if height <= max(self._fetched_to, self.final_block.header.height):
-                continue
-            try:
-                missing += self._ledger.find_missing(taken)
-            except InvalidBlockError:
-                break  # it is refused when it is the next
-            self._fetched_to = height
-        return self._fetcher.want_ahead(missing, sender)
-
     def _fetch_again(self, now_ms: int) -> list[Effect]:
-        self._fetcher.forget()
+        self._fetcher.turn()
         return self._resume(now_ms) + self._fetcher.schedule()

@@ -79,6 +79,10 @@ class RequestValidation(msgspec.Struct, frozen=True):
 
     block: Block
     parent: Block
+    ahead: tuple[Block, ...] = ()
+    """Blocks behind it that are proven final, in order: they come next, and what they need may be fetched already."""
+    source: NodeId | None = None
+    """Who sent the block, and likely has what is behind it; None for an own one and after a restart."""
 
 
 class BlockNotarized(msgspec.Struct, frozen=True):

@@ -34,7 +34,6 @@ from shardyard.consensus.engine import (
     EngineConfig,
     EngineMessage,
     EngineOutput,
-    RequestValidation,
 )
 from shardyard.consensus.evidence import VoteEvidence
 from shardyard.consensus.justify import check_block, verify_justification
@@ -426,10 +425,8 @@ class SimplexEngine(ChainView):
         while self._use_fresh_certificates() or self._advance_final(now_ms):
             pass
         for entry in self._tree.get_validatable():
-            parent = self._tree.get_parent(entry)
-            assert parent is not None, "a validatable block has its parent in the tree"
             entry.state = BlockState.VALIDATING
-            self._out.append(RequestValidation(entry.block, parent))
+            self._out.append(self._targets.build_request(entry))
         for parent_hash, entry in self._tree.get_missing_parents():
             self._sync.want(parent_hash, entry.block.header.parent_slot, entry.source, is_urgent=True)
         self._out.extend(self._sync.poll_fetch())

@@ -4,8 +4,9 @@ A target may be far ahead of what is executed; every valid block on the way to i
 the target's proof extended by the certified path down to it (A2).
 """
 
-from shardyard.blocks import FinalityProof
+from shardyard.blocks import Block, FinalityProof
 from shardyard.consensus.certificates import CertificateStore
+from shardyard.consensus.engine import RequestValidation
 from shardyard.consensus.proofs import build_certified_header, build_finality_proof, extend_proof
 from shardyard.consensus.tree import BlockState, BlockTree, TreeEntry
 from shardyard.ids import Hash32
@@ -53,6 +54,20 @@ class FinalityTargets:
                 ready.append((entry, own))
             return ready
         return []
+
+    def build_request(self, entry: TreeEntry) -> RequestValidation:
+        """Return what the host is asked of a block whose parent is valid, with what is proven final behind it."""
+        parent = self._tree.get_parent(entry)
+        assert parent is not None, "a validatable block has its parent in the tree"
+        return RequestValidation(entry.block, parent, self._get_ahead(entry), entry.source)
+
+    def _get_ahead(self, entry: TreeEntry) -> tuple[Block, ...]:
+        for proof in sorted(self._proofs.values(), key=lambda proof: -proof.path[0].header.slot):
+            path = self._tree.get_path(proof.path[0].header.hash) or []
+            hashes = [above.block_hash for above in path]
+            if entry.block_hash in hashes:
+                return tuple(above.block for above in path[hashes.index(entry.block_hash) + 1 :])
+        return ()
 
     def prune(self, floor: int) -> None:
         """Forget targets in slots up to ``floor``."""
