@@ -239,10 +239,14 @@ class ShardBackend:
         found = min(self._beacon_final, self._latest.height)
         return found if found >= self.index.first_height - 1 else Height(0)
 
-    def get_pending_nonce(self, address: Address) -> int:
-        """Return the nonce after everything that waits and can run; it never goes back."""
+    def get_account_nonce(self, address: Address) -> int:
+        """Return the nonce that transactions of the mempool follow on."""
         found = self.core.account(self._nonces_at, address)
-        return self.mempool.get_next_nonce(address, found[0] if found else 0)
+        return found[0] if found else 0
+
+    def get_pending_nonce(self, address: Address) -> int:
+        """Return the nonce after everything that waits and can run; no final block takes it back."""
+        return self.mempool.get_next_nonce(address, self.get_account_nonce(address))
 
     def compute_next_base_fee(self, header: Header) -> int:
         """Return the base fee of a child of ``header``, in wei per gas."""

@@ -25,7 +25,7 @@ from node.index.messages import (
     MessageUpdates,
     decode_message_record,
 )
-from node.index.places import Place, PlaceRuns
+from node.index.places import PlaceRuns
 from node.index.records import IndexedBlock
 from shardyard import _native
 from shardyard.codec import encode
@@ -50,6 +50,13 @@ class Brief(msgspec.Struct, frozen=True):
     deliveries: int
     emitted: int
     bloom: bytes
+
+
+class FoundTransaction(msgspec.Struct, frozen=True):
+    """A transaction or delivery: its block, and its place among the block's."""
+
+    block: IndexedBlock
+    position: int
 
 
 class ChainIndex:
@@ -217,14 +224,16 @@ class ChainIndex:
             data = txn.get(_HEIGHT.pack(height))
         return Hash32(data[:32]) if data is not None else None
 
-    def find_transaction(self, tx_hash: bytes) -> Place | None:
-        """Return where a transaction or delivery stands in the final chain."""
+    def find_transaction(self, tx_hash: bytes) -> FoundTransaction | None:
+        """Return a transaction or delivery of the final chain with its block."""
         place = self._places.find(tx_hash)
         block = self.get_block(place.height) if place is not None else None
         if place is None or block is None:
             return None
         # Places are kept by half of the hash: the block knows the whole.
-        return place if block.transaction_hashes[place.position] == tx_hash else None
+        hashes = _native.read_outcome_hashes(block.outcomes_data)
+        is_same = hashes[32 * place.position : 32 * place.position + 32] == tx_hash
+        return FoundTransaction(block, place.position) if is_same else None
 
     def iterate_briefs(self, first: int, last: int) -> Iterator[Brief]:
         """Yield what scans need of the blocks from ``first`` to ``last``, both included."""

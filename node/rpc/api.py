@@ -13,7 +13,7 @@ import msgspec
 
 from node.backend import ShardBackend
 from node.index.records import IndexedBlock
-from node.refusal import PRUNED_HISTORY, RpcError, build_server_error
+from node.refusal import LIMIT_EXCEEDED, PRUNED_HISTORY, RpcError, build_server_error
 from node.rpc.filters import FilterRegistry
 from node.rpc.params import BlockId
 from node.rpc.pending import PendingPreview
@@ -23,6 +23,7 @@ from shardyard.ids import Hash32
 
 MAX_SCANS: Final = 2
 """Searches through many blocks at once; more wait, so that short reads always find a thread."""
+MAX_SCANS_WAITING: Final = 64
 INLINE_TRANSACTIONS: Final = 64
 """Blocks with more are put into JSON in a thread."""
 
@@ -66,6 +67,7 @@ class ShardApi:
         self.preview = PendingPreview(backend)
         self.filters = FilterRegistry()
         self._scans = asyncio.Semaphore(MAX_SCANS)
+        self._scans_waiting = 0
 
     @property
     def core(self) -> _native.Core:
@@ -140,14 +142,18 @@ class ShardApi:
         """Run a search through many blocks in a thread.
 
         ``work`` gets a function to ask before each block: it says when nobody waits for the answer any more, because the call
-        timed out or its client left.
+        timed out or its client left. Raises ``RpcError`` when too many wait.
         """
+        if self._scans_waiting >= MAX_SCANS_WAITING:
+            raise RpcError(LIMIT_EXCEEDED, "too many requests")
         is_over = threading.Event()
-        async with self._scans:
-            try:
+        self._scans_waiting += 1
+        try:
+            async with self._scans:
                 return await self.backend.read(lambda: work(is_over.is_set))
-            finally:
-                is_over.set()
+        finally:
+            self._scans_waiting -= 1
+            is_over.set()
 
 
 class CallContext(msgspec.Struct):

@@ -92,10 +92,9 @@ async def transaction_by_block_hash(call: CallContext, block_hash: Hash32, posit
 @TABLE.method("eth_getTransactionByHash", HASH)
 def transaction_by_hash(call: CallContext, tx_hash: Hash32) -> Json | None:
     backend = call.api.backend
-    place = backend.index.find_transaction(tx_hash)
-    block = backend.index.get_block(place.height) if place else None
-    if place is not None and block is not None and place.height <= backend.latest.height:
-        return format_transaction_at(block, place.position, call.api.core)
+    found = backend.index.find_transaction(tx_hash)
+    if found is not None and found.block.height <= backend.latest.height:
+        return format_transaction_at(found.block, found.position, call.api.core)
     raw = backend.find_pending(tx_hash)
     return format_waiting(raw, call.api.core) if raw is not None else None
 
@@ -103,11 +102,10 @@ def transaction_by_hash(call: CallContext, tx_hash: Hash32) -> Json | None:
 @TABLE.method("eth_getTransactionReceipt", HASH)
 async def get_receipt(call: CallContext, tx_hash: Hash32) -> Json | None:
     backend = call.api.backend
-    place = backend.index.find_transaction(tx_hash)
-    block = backend.index.get_block(place.height) if place else None
-    if place is None or block is None or place.height > backend.latest.height:
+    found = backend.index.find_transaction(tx_hash)
+    if found is None or found.block.height > backend.latest.height:
         return None
-    return await call.api.run(block, lambda: format_receipt(block, place.position))
+    return await call.api.run(found.block, lambda: format_receipt(found.block, found.position))
 
 
 @TABLE.method("eth_getBlockReceipts", Param(read_block))

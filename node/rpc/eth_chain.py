@@ -22,6 +22,8 @@ TIP_BLOCKS: Final = 20
 TIP_PERCENTILE: Final = 60
 MAX_TIP_SAMPLES: Final = 4096
 MAX_FEE_HISTORY: Final = 1024
+SHORT_FEE_HISTORY: Final = 32
+"""Blocks that wallets look at before they send: these need not wait for searches."""
 MAX_PERCENTILES: Final = 100
 BLOB_BASE_FEE: Final = "0x1"
 """EIP-4844's least; there are no blobs here that could raise it (P1)."""
@@ -149,7 +151,13 @@ async def fee_history(call: CallContext, count: int, newest: BlockId, percentile
     first = max(0 if oldest == 1 else oldest, last - min(count, MAX_FEE_HISTORY) + 1)
     if first > last:
         raise build_missing_history(oldest)
-    return await api.scan(lambda should_stop: _build_fee_history(call, first, last, percentiles, should_stop))
+
+    def build(should_stop: Callable[[], bool]) -> Json:
+        return _build_fee_history(call, first, last, percentiles, should_stop)
+
+    if last - first < SHORT_FEE_HISTORY:
+        return await api.backend.read(lambda: build(lambda: False))
+    return await api.scan(build)
 
 
 def _build_fee_history(

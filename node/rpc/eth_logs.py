@@ -33,8 +33,8 @@ from shardyard.ids import Hash32
 TABLE = MethodTable()
 
 SUBSCRIPTIONS: Final = ("newHeads", "logs", "newPendingTransactions", "syncing")
-MAX_LOG_BYTES: Final = 64 * 1024 * 1024
-"""Logs in one answer, as JSON."""
+MAX_LOG_BYTES: Final = 32 * 1024 * 1024
+"""Logs in one answer, as JSON: well below what an answer may have."""
 
 
 def read_filter_id(value: Any) -> str:
@@ -71,34 +71,39 @@ def resolve_range(call: CallContext, query: LogQuery) -> tuple[int, int]:
 
 
 class _Page(msgspec.Struct, frozen=True):
-    """Logs as JSON, and the first block that was not looked at."""
+    """Logs as JSON, and where the next page begins: block, and log within it."""
 
     logs: list[msgspec.Raw]
     next_height: int
+    next_index: int = 0
 
 
-async def _find(call: CallContext, query: LogQuery, first: int, last: int, *, is_page: bool = False) -> _Page:
-    """Return the logs from ``first`` to ``last``; a page ends where they would be too many, all others are refused then."""
+async def _find(
+    call: CallContext, query: LogQuery, first: int, last: int, first_index: int | None = None
+) -> _Page:
+    """Return the logs from ``first`` to ``last``, which are refused when they are too many for one answer.
+
+    With ``first_index`` as many as fit are returned, from that log of the first block on.
+    """
     pattern = LogPattern(query.addresses, query.topics)
     index = call.api.backend.index
 
     def work(should_stop: Callable[[], bool]) -> _Page:
-        texts: list[bytes] = []
+        logs: list[msgspec.Raw] = []
         size = 0
         for height, found in find_logs(index, pattern, first, last, should_stop=should_stop):
-            more = [encode_json(format_log(log)) for log in found]
-            size += sum(map(len, more))
-            if len(texts) + len(more) > MAX_LOGS or size > MAX_LOG_BYTES:
-                if not is_page:
-                    raise LogLimitError(
-                        f"query returned more than {MAX_LOGS} results"
-                        if size <= MAX_LOG_BYTES
-                        else f"query returned more than {MAX_LOG_BYTES} bytes of results"
-                    )
-                if texts:
-                    return _Page([msgspec.Raw(text) for text in texts], height)
-            texts += more
-        return _Page([msgspec.Raw(text) for text in texts], last + 1)
+            for log in found:
+                if height == first and log.index < (first_index or 0):
+                    continue
+                text = encode_json(format_log(log))
+                size += len(text)
+                if logs and (len(logs) == MAX_LOGS or size > MAX_LOG_BYTES):
+                    if first_index is None:
+                        limit = f"{MAX_LOGS} results" if len(logs) == MAX_LOGS else f"{MAX_LOG_BYTES} bytes"
+                        raise LogLimitError(f"query returned more than {limit}")
+                    return _Page(logs, height, log.index)
+                logs.append(msgspec.Raw(text))
+        return _Page(logs, last + 1)
 
     try:
         return await call.api.scan(work)
@@ -145,21 +150,27 @@ def new_pending_filter(call: CallContext) -> str:
 async def get_filter_changes(call: CallContext, filter_id: str) -> list[Any]:
     found = call.api.filters.poll(filter_id)
     backend = call.api.backend
-    latest = backend.latest.height
     if isinstance(found, LogFilter):
-        first = max(found.next_height, found.query.from_block.number or 0)
-        last = latest if found.query.to_block.number is None else min(latest, found.query.to_block.number)
-        if first > last:
-            found.next_height = max(found.next_height, latest + 1)
-            return []
-        # What is not delivered is looked for again: the position moves only with the answer.
-        page = await _find(call, found.query, first, min(last, first + MAX_BLOCK_RANGE - 1), is_page=True)
-        found.next_height = max(found.next_height, page.next_height)
-        return page.logs
+        async with found.turn:
+            return await _poll_logs(call, found)
+    latest = backend.latest.height
     if isinstance(found, BlockFilter):
         first, found.next_height = found.next_height, latest + 1
         return [data(brief.hash) for brief in backend.index.iterate_briefs(first, latest)]
     return [data(tx_hash) for tx_hash in call.api.filters.take_pending(found)]
+
+
+async def _poll_logs(call: CallContext, found: LogFilter) -> list[msgspec.Raw]:
+    """Return what is new; the position moves with the answer, so that what is not told is told the next time."""
+    query, latest = found.query, call.api.backend.latest.height
+    first = max(found.next_height, query.from_block.number or 0)
+    last = latest if query.to_block.number is None else min(latest, query.to_block.number)
+    page = _Page([], latest + 1)
+    if first <= last:
+        first_index = found.next_index if first == found.next_height else 0
+        page = await _find(call, query, first, min(last, first + MAX_BLOCK_RANGE - 1), first_index)
+    found.next_height, found.next_index = page.next_height, page.next_index
+    return page.logs
 
 
 @TABLE.method("eth_getFilterLogs", Param(read_filter_id))

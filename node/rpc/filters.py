@@ -5,6 +5,7 @@ filter costs a few bytes. Pending transactions go through one ring that all pend
 when nobody polls them for five minutes, and the oldest goes when there are too many.
 """
 
+import asyncio
 import secrets
 import time
 from collections import OrderedDict
@@ -23,11 +24,15 @@ MAX_PENDING_KEPT: Final = 16_384
 
 
 class LogFilter(msgspec.Struct):
-    """New logs that match; ``next_height`` is the first block that was not looked at."""
+    """New logs that match; ``next_height`` is the first block that was not looked at to its end."""
 
     query: LogQuery
     next_height: int
     polled_at: float
+    next_index: int = 0
+    """Of that block, the first log that was not told."""
+    turn: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
+    """Polls that come together must not tell the same logs."""
 
 
 class BlockFilter(msgspec.Struct):

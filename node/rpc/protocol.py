@@ -180,7 +180,10 @@ class Dispatcher:
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             self.counters["errors"] += 1
             return encode_failure(RpcError(PARSE_ERROR, "parse error"))
-        return await self._answer_one(self._decode(text), context)
+        return await self._answer_one(self._decode(text), context, self._compute_deadline())
+
+    def _compute_deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self.limits.call_timeout_s
 
     async def _answer_submission(self, submit: Submit, submission: _native.Submission, context: Any) -> bytes:
         count = len(submission)
@@ -208,7 +211,7 @@ class Dispatcher:
         answers: list[bytes] = []
         size = 0
         loop = asyncio.get_running_loop()
-        deadline, turn = loop.time() + self.limits.call_timeout_s, loop.time() + SLICE_S
+        deadline, turn = self._compute_deadline(), loop.time() + SLICE_S
         for group in self._group([self._decode(item) for item in items]):
             now = loop.time()
             if now >= turn:
@@ -220,9 +223,11 @@ class Dispatcher:
             elif now >= deadline:
                 found = [self._refuse(envelope, _build_timed_out()) for envelope in group]
             elif len(group) == 1:
-                found = [await self._answer_one(group[0], context)]
+                found = [await self._answer_one(group[0], context, deadline)]
             else:
-                found = await asyncio.gather(*(self._answer_one(envelope, context) for envelope in group))
+                found = await asyncio.gather(
+                    *(self._answer_one(envelope, context, deadline) for envelope in group)
+                )
             for answer in found:
                 if answer is not None:
                     size += len(answer)
@@ -262,13 +267,15 @@ class Dispatcher:
         self.counters["errors"] += 1
         return encode_failure(error, request_id)
 
-    async def _answer_one(self, envelope: _Envelope | RpcError, context: Any) -> bytes | None:
+    async def _answer_one(
+        self, envelope: _Envelope | RpcError, context: Any, deadline: float
+    ) -> bytes | None:
         request_id: msgspec.Raw | None = NULL_ID
         try:
             if isinstance(envelope, RpcError):
                 raise envelope
             request_id = _read_id(envelope)
-            result = await self._call(envelope, context)
+            result = await self._call(envelope, context, deadline)
             if request_id is None:
                 return None
             answer = _encoder.encode(_Success("2.0", request_id, result))
@@ -282,7 +289,7 @@ class Dispatcher:
                 return None
             return encode_failure(error, request_id or NULL_ID)
 
-    async def _call(self, envelope: _Envelope, context: Any) -> Any:
+    async def _call(self, envelope: _Envelope, context: Any, deadline: float) -> Any:
         if envelope.jsonrpc != "2.0" or not isinstance(envelope.method, str):
             raise RpcError(INVALID_REQUEST, "invalid request")
         if envelope.params is not msgspec.UNSET and not isinstance(envelope.params, list | dict | None):
@@ -296,14 +303,14 @@ class Dispatcher:
         if isinstance(envelope.params, dict):
             raise RpcError(INVALID_PARAMS, "non-array args: parameters are by position")
         given = envelope.params if isinstance(envelope.params, list) else []
-        return await self._run(method, given, context)
+        return await self._run(method, given, context, deadline)
 
-    async def _run(self, method: Method, given: list[Any], context: Any) -> Any:
+    async def _run(self, method: Method, given: list[Any], context: Any, deadline: float) -> Any:
         arguments = method.read_params(given)
         try:
             result = method.answer(context, *arguments)
             if inspect.isawaitable(result):
-                async with asyncio.timeout(self.limits.call_timeout_s):
+                async with asyncio.timeout_at(deadline):
                     result = await result
         except TimeoutError:
             raise _build_timed_out() from None

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, Self
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from node.rpc.access import RpcAccess, check_bind
 from node.rpc.app import RpcApp
@@ -32,14 +33,50 @@ class PortTakenError(ConfigError):
     """Another process listens on the port that was asked for."""
 
 
-class _BoundedHttpProtocol(HttpToolsProtocol):
-    """Drops a connection whose request line and headers are too large or too slow, or whose client reads nothing."""
+class _StallWatch(asyncio.Protocol):
+    """Ends a connection of which nothing is taken for a while: a server that only waits would hold what it sent for ever."""
 
     max_stalled_s: ClassVar[float]
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _stall_timer: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._stop_watching()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def _watch(self, waiting: int) -> None:
+        self._stop_watching()
+
+        def look() -> None:
+            left = self.transport.get_write_buffer_size()
+            if left >= waiting:
+                self.transport.abort()
+            else:
+                self._watch(left)
+
+        self._stall_timer = self.loop.call_later(self.max_stalled_s, look)
+
+    def _stop_watching(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+
+class _BoundedHttpProtocol(_StallWatch, HttpToolsProtocol):
+    """Drops a connection whose request line and headers are too large or too slow."""
+
     _header_bytes = 0
     _in_headers = True
     _header_timer: asyncio.TimerHandle | None = None
-    _stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -47,7 +84,6 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._stop_watching()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -69,32 +105,6 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
             self.transport.abort()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch(self.transport.get_write_buffer_size())
-
-    def resume_writing(self) -> None:
-        self._stop_watching()
-        super().resume_writing()
-
-    def _watch(self, waiting: int) -> None:
-        """End the connection if as much as now still waits for its client after a while."""
-        self._stop_watching()
-
-        def look() -> None:
-            left = self.transport.get_write_buffer_size()
-            if left >= waiting:
-                self.transport.abort()
-            else:
-                self._watch(left)
-
-        self._stall_timer = self.loop.call_later(self.max_stalled_s, look)
-
-    def _stop_watching(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-
     def _start_timer(self) -> None:
         self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
 
@@ -102,6 +112,10 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+
+class _BoundedSocketProtocol(_StallWatch, WebSocketsSansIOProtocol):
+    """A WebSocket under the same watch."""
 
 
 class _QuietServer(uvicorn.Server):
@@ -174,9 +188,10 @@ class RpcServer:
             settings |= {"ssl_certfile": self._access.tls_certificate, "ssl_keyfile": self._access.tls_key}
         return uvicorn.Config(
             self._app,
-            http=type("BoundedHttp", (_BoundedHttpProtocol,), {"max_stalled_s": limits.max_stalled_s}),
-            ws="websockets-sansio",
+            http=type("HttpProtocol", (_BoundedHttpProtocol,), {"max_stalled_s": limits.max_stalled_s}),
+            ws=type("SocketProtocol", (_BoundedSocketProtocol,), {"max_stalled_s": limits.max_stalled_s}),
             ws_max_size=limits.max_body_bytes,
+            ws_ping_timeout=None,  # who takes a long answer slowly answers late; who takes nothing is watched for
             ws_per_message_deflate=False,
             lifespan="off",
             interface="asgi3",

@@ -275,21 +275,21 @@ def _list_messages(block: IndexedBlock, query: MessageQuery) -> list[Hash32]:
 @TABLE.method("shard_getCrossTx", Param(read_hash))
 async def get_cross_transaction(call: CallContext, tx_hash: Hash32) -> Json | None:
     """Return every message that began with a user transaction, as far as this shard saw them."""
-    return await call.api.backend.read(lambda: _collect_cross_transaction(call, tx_hash))
+    finality = await _describe_transaction(call, tx_hash)
+    found = await call.api.backend.read(lambda: _collect_cross_messages(call, tx_hash))
+    if finality is None and not found:
+        return None
+    return {"transactionHash": data(tx_hash), "transaction": finality, "messages": found}
 
 
-def _collect_cross_transaction(call: CallContext, tx_hash: Hash32) -> Json | None:
+def _collect_cross_messages(call: CallContext, tx_hash: Hash32) -> list[Json]:
     index = call.api.backend.index
     found = []
     for message in index.find_messages(tx_hash, MAX_MESSAGES):
         record = index.get_message(message)
         if record is not None and record.receipt:
             found.append(describe_message(call, record))
-    finality = _describe_transaction(call, tx_hash)
-    if finality is None and not found:
-        return None
-    found.sort(key=lambda item: (item["depth"], item["src"], item["seq"]))
-    return {"transactionHash": data(tx_hash), "transaction": finality, "messages": found}
+    return sorted(found, key=lambda item: (item["depth"], item["src"], item["seq"]))
 
 
 # --- finality ---
@@ -297,8 +297,8 @@ def _collect_cross_transaction(call: CallContext, tx_hash: Hash32) -> Json | Non
 
 @TABLE.method("shard_getFinality", Param(read_subject))
 async def get_finality(call: CallContext, subject: BlockId) -> Json | None:
-    if (asked := subject.hash) is not None:
-        found = await call.api.backend.read(lambda: _describe_transaction(call, asked))
+    if subject.hash is not None:
+        found = await _describe_transaction(call, subject.hash)
         if found is not None:
             return found
     block = call.api.find_final(subject)
@@ -325,15 +325,22 @@ def _describe_block(call: CallContext, block: IndexedBlock) -> Json:
     }
 
 
-def _describe_transaction(call: CallContext, tx_hash: Hash32) -> Json | None:
+async def _describe_transaction(call: CallContext, tx_hash: Hash32) -> Json | None:
     backend = call.api.backend
-    place = backend.index.find_transaction(tx_hash)
-    block = backend.index.get_block(place.height) if place is not None else None
-    if place is not None and block is not None:
-        outcome = block.outcomes[place.position]
-        return _describe_block(call, block) | {
-            "transactionIndex": place.position,
-            "status": outcome.status,
-            "gasUsed": quantity(outcome.gas_used),
-        }
-    return {"stage": "pending"} if backend.find_pending(tx_hash) is not None else None
+    found = await backend.read(lambda: _describe_indexed(call, tx_hash))
+    if found is None and backend.find_pending(tx_hash) is not None:
+        return {"stage": "pending"}
+    # One that left the mempool since the first look is in the index now.
+    return found or await backend.read(lambda: _describe_indexed(call, tx_hash))
+
+
+def _describe_indexed(call: CallContext, tx_hash: Hash32) -> Json | None:
+    found = call.api.backend.index.find_transaction(tx_hash)
+    if found is None:
+        return None
+    outcome = found.block.outcomes[found.position]
+    return _describe_block(call, found.block) | {
+        "transactionIndex": found.position,
+        "status": outcome.status,
+        "gasUsed": quantity(outcome.gas_used),
+    }

@@ -1,8 +1,8 @@
 """One WebSocket: the same answers as over HTTP, several calls at once, and notifications.
 
 All that leaves goes through one queue, bounded by its bytes: while much waits no more requests are read, and a client that
-takes nothing for long, or lets too much pile up, is disconnected. A subscription begins to notify only after the answer
-that names it is in the queue.
+lets too much pile up is disconnected, as is one that takes nothing for long (``server``). A subscription begins to notify
+only after the answer that names it is in the queue.
 """
 
 import asyncio
@@ -101,16 +101,12 @@ class SocketSession:
             self._hub.add(subscription)
 
     async def _write(self, send: Send) -> None:
-        try:
-            while True:
-                await self._has_outgoing.wait()
-                text = self._outgoing[0]
-                async with asyncio.timeout(self._limits.max_stalled_s):
-                    await send({"type": "websocket.send", "text": text.decode()})
-                self._outgoing.popleft()
-                self._count(-_weigh(text))
-        except TimeoutError:
-            self._too_slow.set()
+        while True:
+            await self._has_outgoing.wait()
+            text = self._outgoing[0]
+            await send({"type": "websocket.send", "text": text.decode()})
+            self._outgoing.popleft()
+            self._count(-_weigh(text))
 
     def _count(self, change: int) -> None:
         self._outgoing_bytes += change

@@ -97,7 +97,7 @@ class SubscriptionHub:
                     break
 
     def _tell_progress(self) -> None:
-        """Tell of catching up when it begins and when it is over, as geth does."""
+        """Tell of catching up, with the first head that shows that it began, or that it is over."""
         progress = describe_progress(self._api.backend)
         was_syncing, self._is_syncing = self._is_syncing, progress is not False
         if was_syncing != self._is_syncing:

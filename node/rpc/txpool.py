@@ -4,19 +4,25 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from node.addresses import to_checksum
+from node.refusal import LIMIT_EXCEEDED, RpcError
 from node.rpc.api import CallContext
 from node.rpc.formats import Json, format_waiting, quantity
 from node.rpc.methods import MethodTable, Param
 from node.rpc.params import read_address
-from shards.mempool import MempoolEntry
+from shards.mempool import MempoolEntry, MempoolLimits
 from shardyard.ids import Address
 
 TABLE = MethodTable()
 
-_Waiting = Mapping[Address, Sequence[MempoolEntry]]
+MAX_CONTENT: Final = 10_000
+"""Transactions in one answer; a full mempool has many times as many."""
+
+MAX_GAP: Final = MempoolLimits().max_gap
+
+Describe = Callable[[MempoolEntry], Any]
 
 
 @TABLE.method("txpool_status")
@@ -27,46 +33,62 @@ def status(call: CallContext) -> Json:
 
 @TABLE.method("txpool_content")
 async def content(call: CallContext) -> Json:
-    def describe(entry: MempoolEntry) -> Json:
-        return format_waiting(entry.raw, call.api.core)
-
-    return await call.api.scan(lambda _: _build_content(call, describe))
+    return await _collect(call, lambda entry: format_waiting(entry.raw, call.api.core))
 
 
 @TABLE.method("txpool_inspect")
 async def inspect(call: CallContext) -> Json:
     def describe(entry: MempoolEntry) -> str:
         found = format_waiting(entry.raw, call.api.core)
+        to = to_checksum(bytes.fromhex(found["to"][2:])) if found["to"] else "contract creation"
         value, gas, price = (int(found[key], 16) for key in ("value", "gas", "gasPrice"))
-        return f"{found['to'] or 'contract creation'}: {value} wei + {gas} gas × {price} wei"
+        return f"{to}: {value} wei + {gas} gas × {price} wei"
 
-    return await call.api.scan(lambda _: _build_content(call, describe))
+    return await _collect(call, describe)
 
 
 @TABLE.method("txpool_contentFrom", Param(read_address))
 async def content_from(call: CallContext, address: Address) -> Json:
+    backend = call.api.backend
+
+    def describe(first: int, end: int) -> Json:
+        entries = (backend.mempool.get_by_nonce(address, nonce) for nonce in range(first, end))
+        return {str(entry.nonce): format_waiting(entry.raw, call.api.core) for entry in entries if entry}
+
     def collect() -> Json:
-        pending, queued = call.api.backend.mempool.get_content()
+        first, end = backend.get_account_nonce(address), backend.get_pending_nonce(address)
+        return {"pending": describe(first, end), "queued": describe(end, end + MAX_GAP + 1)}
+
+    return await backend.read(collect)
+
+
+async def _collect(call: CallContext, describe: Describe) -> Json:
+    mempool = call.api.backend.mempool
+    if len(mempool) > MAX_CONTENT:
+        raise RpcError(
+            LIMIT_EXCEEDED,
+            f"{len(mempool)} transactions wait, expected at most {MAX_CONTENT}: ask for one sender by txpool_contentFrom",
+        )
+
+    def collect(should_stop: Callable[[], bool]) -> Json:
+        pending, queued = mempool.get_content()
         return {
-            name: {
-                str(entry.nonce): format_waiting(entry.raw, call.api.core) for entry in part.get(address, ())
-            }
-            for name, part in (("pending", pending), ("queued", queued))
+            "pending": _describe_all(pending, describe, should_stop),
+            "queued": _describe_all(queued, describe, should_stop),
         }
 
-    return await call.api.backend.read(collect)
+    return await call.api.scan(collect)
 
 
-def _build_content(call: CallContext, describe: Callable[[MempoolEntry], Any]) -> Json:
-    pending, queued = call.api.backend.mempool.get_content()
-    return {"pending": _describe_all(pending, describe), "queued": _describe_all(queued, describe)}
-
-
-def _describe_all(waiting: _Waiting, describe: Callable[[MempoolEntry], Any]) -> Json:
-    return {
-        to_checksum(sender): {str(entry.nonce): describe(entry) for entry in entries}
-        for sender, entries in waiting.items()
-    }
+def _describe_all(
+    waiting: Mapping[Address, Sequence[MempoolEntry]], describe: Describe, should_stop: Callable[[], bool]
+) -> Json:
+    found: Json = {}
+    for sender, entries in waiting.items():
+        if should_stop():
+            break
+        found[to_checksum(sender)] = {str(entry.nonce): describe(entry) for entry in entries}
+    return found
 
 
 @TABLE.method("rpc_modules")

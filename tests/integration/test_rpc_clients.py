@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -325,11 +324,33 @@ async def test_a_public_address_without_tls_and_token_is_refused(tmp_path):
                 pass
 
 
-async def test_a_client_that_reads_nothing_of_its_answer_is_dropped(tmp_path, eventually_async):
+LARGE_CALL = b'{"jsonrpc":"2.0","id":1,"method":"large"}'
+
+
+async def ask_by_http(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = (
+        b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    )
+    writer.write(head % len(LARGE_CALL) + LARGE_CALL)
+
+
+async def ask_by_socket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = b"GET / HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    writer.write(head + b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(
+        bytes([0x81, 0x80 | len(LARGE_CALL)]) + bytes(4) + LARGE_CALL
+    )  # one text frame, masked with zeros
+
+
+@pytest.mark.parametrize("ask", [ask_by_http, ask_by_socket])
+async def test_a_client_that_reads_nothing_of_its_answer_is_dropped(tmp_path, eventually_async, ask):
     table = MethodTable()
+    asked = asyncio.Event()
 
     @table.method("large")
     def large(_: CallContext) -> str:
+        asked.set()
         return "x" * 30_000_000
 
     async with open_chain(tmp_path) as chain:
@@ -337,9 +358,9 @@ async def test_a_client_that_reads_nothing_of_its_answer_is_dropped(tmp_path, ev
         async with RpcServer(app, chain.access) as server:
             assert server._server is not None
             connections = server._server.server_state.connections
-            body = b'{"jsonrpc":"2.0","id":1,"method":"large"}'
-            head = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-            with socket.create_connection(("127.0.0.1", server.port)) as client:
-                client.sendall(head % len(body) + body)
-                await eventually_async(lambda: connections)
-                await eventually_async(lambda: not connections)
+            # With so little room the client's end stops reading by itself.
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+            await ask(reader, writer)
+            await asyncio.wait_for(asked.wait(), 10)
+            await eventually_async(lambda: not connections)
+            writer.close()

@@ -7,6 +7,7 @@ import rlp
 from eth_utils import to_checksum_address
 
 from node.artifacts import load_artifact
+from node.index.records import build_indexed_block
 from node.rpc import formats
 from node.rpc.app import METHODS
 from shardyard._native import keccak256
@@ -424,7 +425,7 @@ async def test_overrides_that_override_nothing_are_taken_and_others_refused_with
             assert (error["code"], "overrides" in error["message"]) == (-32004, True)
 
 
-async def test_what_waits_is_told_in_geths_shapes(chain):
+async def test_what_waits_is_told_in_geths_shapes(chain, monkeypatch):
     assert await chain.call("txpool_status") == {"pending": "0x0", "queued": "0x0"}
     first = await chain.send(value=5)
     await chain.send(nonce=7)
@@ -438,8 +439,21 @@ async def test_what_waits_is_told_in_geths_shapes(chain):
     assert await chain.call("txpool_contentFrom", A) == {part: content[part][sender] for part in content}
     assert await chain.call("txpool_contentFrom", B) == {"pending": {}, "queued": {}}
     told = (await chain.call("txpool_inspect"))["pending"][sender]["0"]
-    assert told == f"{B}: 5 wei + 21000 gas × 3000000000 wei"
+    assert told == f"{to_checksum_address(B)}: 5 wei + 21000 gas × 3000000000 wei"
+    monkeypatch.setattr("node.rpc.txpool.MAX_CONTENT", 1)
+    assert (await chain.ask("txpool_content"))["error"]["code"] == -32005
     assert set(await chain.call("rpc_modules")) == {name.partition("_")[0] for name in METHODS}
+
+
+async def test_a_transaction_that_becomes_final_meanwhile_is_never_unknown(chain, monkeypatch):
+    tx_hash = await chain.send()
+    chain.execute()
+
+    def miss(_):
+        chain.index.append(build_indexed_block(*chain.logged[-1]))
+
+    monkeypatch.setattr(chain.backend, "find_pending", miss)
+    assert (await chain.call("shard_getFinality", tx_hash))["stage"] == "final"
 
 
 async def test_there_are_no_blobs_and_their_gas_has_the_least_price(chain):

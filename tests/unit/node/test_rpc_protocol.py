@@ -1,6 +1,7 @@
 """JSON-RPC 2.0 as its specification says it, over a table of three methods."""
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from node.rpc.protocol import Dispatcher, RpcLimits, check_text
 
 TABLE = MethodTable()
 CALLS: list[str] = []
+PAUSE_S = 0.2
 
 
 def read_number(value: Any) -> int:
@@ -41,6 +43,13 @@ def break_down(_: None) -> None:
 @TABLE.method("hang")
 async def hang(_: None) -> None:
     await asyncio.Event().wait()
+
+
+@TABLE.method("pause")
+async def pause(_: None) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PAUSE_S):
+            await asyncio.Event().wait()
 
 
 @TABLE.method("large")
@@ -170,6 +179,17 @@ async def test_a_batch_has_no_more_time_than_a_call(dispatcher):
     answers = await ask(dispatcher, b"[" + b",".join([call] * 3) + b"]")
     assert [answer["error"]["code"] for answer in answers] == [-32002] * 3
     assert dispatcher.counters["hang"] == 1
+
+
+async def test_a_late_call_of_a_batch_has_the_time_that_is_left():
+    dispatcher = Dispatcher(TABLE, RpcLimits(call_timeout_s=0.4))
+    calls = [b'{"jsonrpc":"2.0","id":1,"method":"pause"}', b'{"jsonrpc":"2.0","id":2,"method":"hang"}']
+    began = asyncio.get_running_loop().time()
+    answers = await ask(dispatcher, b"[" + b",".join(calls) + b"]")
+    took = asyncio.get_running_loop().time() - began
+    assert ["result" in answer for answer in answers] == [True, False]
+    assert answers[1]["error"]["code"] == -32002
+    assert took < PAUSE_S + dispatcher.limits.call_timeout_s
 
 
 async def test_others_have_their_turn_while_a_batch_is_answered(dispatcher, monkeypatch):

@@ -489,6 +489,18 @@ def test_i14_the_follower_pauses_at_its_cap_and_goes_on_when_the_shard_does(chai
     assert [done.view.ref.height for done in followed(outputs)] == [4, 5]
 
 
+def test_who_paused_asks_for_what_it_passed_over_as_soon_as_it_goes_on(chain, follower, monkeypatch):
+    monkeypatch.setattr(inbox_module, "MAX_VIEWS", 3)
+    for _ in range(3):
+        announce(follower, chain.add())
+    assert follower.is_paused
+    follower.on_status(99)
+    assert not sent(follower.on_final(build_ref(chain.blocks[0]), 0), RangeRequest), "it is paused still"
+    outputs = follower.on_final(build_ref(chain.blocks[2]), 0)
+    assert sent(outputs, RangeRequest) == [RangeRequest(BEACON, 4, RANGE_COUNT)]
+    assert not sent(follower.on_final(build_ref(chain.blocks[3]), 0), RangeRequest), "one question at a time"
+
+
 def test_i14_what_cannot_be_used_yet_is_bounded(chain, follower):
     for height in range(100):
         pair = chain.add()
