@@ -23,7 +23,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from node.config import Options
 from node.genesis_alloc import build_alloc, encode_alloc, get_dev_balances
 from shardyard import _native
 from shardyard.codec import decode, encode
-from shardyard.errors import ConfigError
+from shardyard.errors import ConfigError, DecodeError
 from shardyard.genesis import Genesis, ShardGenesis
 from shardyard.ids import BEACON, Address, Hash32, NodeId, ShardId, compute_chain_id
 from shardyard.keys import NodeKey
@@ -66,6 +66,10 @@ _FIXED_OPTIONS = (
 
 class NetworkMissingError(ConfigError):
     """There is no such network, or it has never been started."""
+
+
+class NetworkUnreadableError(ConfigError):
+    """Its files are damaged, or of another format. A process that meets it refuses to start, as for any bad configuration."""
 
 
 class _Endpoints(msgspec.Struct):
@@ -162,7 +166,7 @@ class Network(msgspec.Struct, frozen=True):
                 f"network {name!r} has never been started; try: shardyard up --name {name}"
             ) from error
         except msgspec.MsgspecError as error:
-            raise ConfigError(
+            raise NetworkUnreadableError(
                 f"{path}: got a damaged file ({error}), expected the endpoints of the last start; "
                 f"try: shardyard down --name {name}, then shardyard up --name {name}, which writes it anew"
             ) from error
@@ -227,11 +231,16 @@ def write_json(path: Path, value: object) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` so that a reader sees the old file or the new one, after a power failure too. Raises ``OSError``."""
     partial = path.with_suffix(path.suffix + ".part")
-    with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 class _KeySource:
@@ -337,12 +346,18 @@ def compute_genesis_state(alloc: bytes) -> ShardGenesis:
     return ShardGenesis(state_root=Hash32(root), supply=core.total_supply(name))
 
 
-def create_network(root: Path, options: Options) -> Network:
-    """Create the network ``options`` at ``root``, where at most an empty folder may be. Half-made ones are never left behind."""
+def create_network(
+    root: Path, options: Options, *, make_room: Callable[[], object] = lambda: None
+) -> Network:
+    """Create the network ``options`` at ``root``, where at most an empty folder may be. Half-made ones are never left behind.
+
+    ``make_room`` is called when all is made but its name: what has to go for it, must not go for options that are refused.
+    """
     source = _KeySource(options.seed)
     genesis, validator_secrets, alloc = _build_genesis(options, source)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{options.name}-", dir=root.parent))
+    place = root.resolve()  # nothing can be renamed to a link; where it leads, it can
+    place.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{options.name}-", dir=place.parent))
     try:
         for folder in ("keys", "data", "logs"):
             (staging / folder).mkdir(mode=0o700)
@@ -369,7 +384,8 @@ def create_network(root: Path, options: Options) -> Network:
                 "options": msgspec.to_builtins(options),
             },
         )
-        staging.rename(root)
+        make_room()
+        staging.rename(place)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -381,35 +397,33 @@ def open_network(root: Path) -> Network:
     try:
         stamp = json.loads((root / "network.json").read_text())
         if stamp.get("format") != FORMAT_VERSION:
-            raise ConfigError(
+            raise NetworkUnreadableError(
                 f"{root}: got data format {stamp.get('format')}, expected {FORMAT_VERSION}; "
                 f"try: shardyard up --fresh --name {root.name}, or another --name"
             )
         options = msgspec.convert(stamp["options"], Options)
         genesis = decode((root / "genesis.bin").read_bytes(), Genesis, max_bytes=MAX_GENESIS_BYTES)
         directory = json.loads((root / "directory.json").read_text())
+        keys = {NodeId(node): bytes.fromhex(key) for node, key in directory.items()}
+        is_of_stamp = genesis.network.hex() == stamp["network"]
     except FileNotFoundError as error:
         if (root / "network.json").exists():
-            raise ConfigError(
+            raise NetworkUnreadableError(
                 f"{root}: damaged network files (no {Path(error.filename).name}); "
                 f"try: shardyard up --fresh --name {root.name}, or another --name"
             ) from error
         raise _describe_missing(root) from error
-    except (KeyError, ValueError, msgspec.ValidationError) as error:
-        raise ConfigError(
+    except (DecodeError, msgspec.MsgspecError, AttributeError, KeyError, TypeError, ValueError) as error:
+        # JSON of any shape, and bytes that are none.
+        raise NetworkUnreadableError(
             f"{root}: damaged network files ({error}); try: shardyard up --fresh --name {root.name}, or another --name"
         ) from error
-    if genesis.network.hex() != stamp["network"]:
-        raise ConfigError(
+    if not is_of_stamp:
+        raise NetworkUnreadableError(
             f"{root}: genesis.bin is not the one of network.json; "
             f"try: shardyard up --fresh --name {root.name}, or another --name"
         )
-    return Network(
-        root=root,
-        options=options,
-        genesis=genesis,
-        directory={NodeId(node): bytes.fromhex(key) for node, key in directory.items()},
-    )
+    return Network(root=root, options=options, genesis=genesis, directory=keys)
 
 
 def is_taken(root: Path) -> bool:

@@ -18,6 +18,7 @@ from node.ballots import BallotBook
 from node.bus.endpoint import BusConfig, BusIdentity
 from node.bus.mqtt import BrokerAddress, MqttBus
 from node.bus.topics import MessageClass, Subscription
+from node.causes import find_cause
 from node.control import ControlError, ControlServer
 from node.doppelganger import WATCH_SLOTS, DoppelgangerWatch, is_recent
 from node.driver import Driver
@@ -272,9 +273,3 @@ async def run_until_ended(
                 task.cancel()
     except BaseExceptionGroup as errors:
         raise find_cause(errors) from errors
-
-
-def find_cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error inside nested groups: what a person needs to read."""
-    first = errors.exceptions[0]
-    return find_cause(first) if isinstance(first, BaseExceptionGroup) else first

@@ -12,10 +12,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-# The first interpreter that is new enough; else any python3, so that doctor can say what is wrong with it.
+# The first interpreter that is new enough, at last that of the environment; else any python3, so that doctor can say what is
+# wrong with it.
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3.14 python3 python; do
+    for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3.14 python3 python "$VENV/bin/python"; do
         if command -v "$candidate" >/dev/null 2>&1 &&
             "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             command -v "$candidate"
@@ -24,7 +25,10 @@ find_python() {
     done
     command -v python3 || command -v python || true
 }
+GIVEN_PYTHON=${PYTHON:-}
 PYTHON=$(find_python)
+# What was merely found, the scripts that this one runs must not take for named by a person.
+[ "$(command -v "$GIVEN_PYTHON" || true)" = "$PYTHON" ] || export -n PYTHON
 [ -n "$PYTHON" ] || fail "no Python found. try: install Python 3.11 or newer (with its venv module) and run this again"
 
 setup() { "$ROOT/scripts/setup" "$@"; }

@@ -32,9 +32,9 @@ from node.bench.report import BenchReport, Target, at_least, at_most, build_repo
 from node.bench.settled import Watch, iterate_crossings
 from node.bench.signed import FloodKnobs, ShardSource, SignedPlan, Token
 from node.bench.stages import MemoryWatch, read_cpu
+from node.causes import find_cause
 from node.config import Options
 from node.load.client import NoAnswerError
-from node.runtime import find_cause
 
 TARGET_TPS = {"transfer": 20_000.0, "erc20": 15_000.0}
 """On two cores with this client on the same machine, one shard, nothing across shards."""

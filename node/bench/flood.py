@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from node.causes import find_cause
 from node.load.client import Answer
-from node.runtime import find_cause
 from shardyard.errors import ShardyardError
 
 _HASH = b'"result":"0x'

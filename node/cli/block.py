@@ -16,6 +16,8 @@ from shardyard.blocks import FinalityProof
 from shardyard.ids import BEACON, ShardId, describe_shard
 
 POLL_S = 0.1
+HASH_DIGITS = 66
+"""Characters of a block hash, its 0x among them; a height has far fewer."""
 TAGS = ("latest", "finalized", "safe", "pending", "earliest")
 
 
@@ -25,10 +27,9 @@ def block() -> None:
 
 
 def _fetch(client: RpcClient, what: str, *, full: bool) -> dict[str, object]:
-    if what.startswith("0x") and len(what) == 66:
-        found = client.request("eth_getBlockByHash", what, full)
-    else:
-        found = client.request("eth_getBlockByNumber", parse_block_tag(what), full)
+    tag = parse_block_tag(what)
+    by = "Hash" if len(tag) == HASH_DIGITS else "Number"
+    found = client.request(f"eth_getBlockBy{by}", tag, full)
     if found is None:
         raise CliError(f"block {what} is not here; try: shardyard block latest", EXIT_FAILURE)
     result: dict[str, object] = found
@@ -36,10 +37,10 @@ def _fetch(client: RpcClient, what: str, *, full: bool) -> dict[str, object]:
 
 
 def parse_block_tag(text: str) -> str:
-    """Return the block that ``text`` names as nodes are asked for it; raises ``CliError``."""
+    """Return the block that ``text`` names as nodes are asked for it, by height, hash or tag; raises ``CliError``."""
     is_height = text.isdecimal() and len(text) <= MAX_NUMBER_DIGITS
     tag = hex(int(text)) if is_height else text
-    if tag not in TAGS and re.fullmatch(r"0x[0-9a-fA-F]{1,16}", tag) is None:
+    if tag not in TAGS and re.fullmatch(r"0x([0-9a-fA-F]{1,16}|[0-9a-fA-F]{64})", tag) is None:
         raise CliError(
             f"block: got {text[:80]!r}, expected a height, a hash or one of {', '.join(TAGS)}; try: shardyard block latest",
             EXIT_USAGE,

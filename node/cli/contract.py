@@ -228,7 +228,11 @@ def deploy(
 @click.option("--shard", default=0, show_default=True, help="Shard of the contract.")
 @click.option("--from", "sender", default=None, help="Who asks: development account number or address.")
 @click.option(
-    "--at", "block", default="latest", show_default=True, help="latest, finalized, pending or a height."
+    "--at",
+    "block",
+    default="latest",
+    show_default=True,
+    help="latest, finalized, pending, a height or a block hash.",
 )
 @network_option
 def call(

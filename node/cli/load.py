@@ -1,9 +1,11 @@
 """``load run``: send load, measure what comes of it, and leave the result in a folder."""
 
 import asyncio
+import contextlib
 import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import rich_click as click
@@ -92,17 +94,34 @@ def run(
     session.ask_launcher("ping")
     urls = [endpoint["rpc"] for endpoint in session.endpoints["shards"]]
     folder = out or session.root / "load" / time.strftime("%Y%m%d-%H%M%S")
-    folder.mkdir(parents=True, exist_ok=True)
-    runner = LoadRun(urls, knobs, options, say)
-    try:
-        result = asyncio.run(run_interruptibly(runner))
-    except (asyncio.CancelledError, LoadStoppedError) as error:
-        raise click.Abort from error
+    with have_folder(folder):
+        runner = LoadRun(urls, knobs, options, say)
+        try:
+            result = asyncio.run(run_interruptibly(runner))
+        except LoadStoppedError as error:
+            say(str(error))
+            raise click.Abort from error
+        except asyncio.CancelledError as error:
+            raise click.Abort from error
     write_result(folder / "result.json", result)
     write_answered(folder / "answered.json", runner.list_answered())
     write_transactions(folder / "transactions.csv", runner.tracked)
     _print(result, folder, as_json=as_json)
     return 0 if result.is_valid else EXIT_CHECK_FAILED
+
+
+@contextlib.contextmanager
+def have_folder(folder: Path) -> Iterator[None]:
+    """Have ``folder`` before a long run, which must not fail at it in the end; one that was made for no result goes again."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # what somebody put there meanwhile stays
+            if is_new:
+                folder.rmdir()
+        raise
 
 
 async def run_interruptibly(runner: LoadRun) -> LoadResult:

@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Container
 from importlib.metadata import version as get_version
@@ -18,14 +16,15 @@ from urllib.parse import urlsplit
 import msgspec
 import rich_click as click
 
-from node.cli.output import get_name_flag, json_option, network_option, print_json, print_table, say
+from node.cli.deletion import delete_network, wake_orphans
+from node.cli.output import json_option, network_option, print_json, print_table, say
 from node.cli.root import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_USAGE, CliError
 from node.cli.session import Session
-from node.config import Options, check_name, get_home, resolve_options
+from node.config import Options, check_name, get_home, get_name_flag, resolve_options
 from node.control import ControlError, ask
-from node.launcher.lock import NetworkBusyError, is_held, lock_network
-from node.network import Network, is_taken, open_network, open_or_create
-from shardyard.errors import ShardyardError
+from node.launcher.lock import is_held
+from node.launcher.ports import lay_out_ports
+from node.network import Network, create_network, is_taken, open_or_create
 
 DETACH_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 15.0
@@ -96,11 +95,19 @@ def up(*, config_file: Path | None, fresh: bool, detach: bool, as_json: bool, **
     options, origin = resolve_options(flags, os.environ, config_file)
     root = get_home() / options.name
     started = time.monotonic()
+    is_new = fresh or not is_taken(root)
     if fresh:
-        delete_network(root)
-    is_new = not is_taken(root)
-    given = {key for key, source in origin.items() if source != "default"}
-    network = open_or_create(root, options, given=given)
+        lay_out_ports(
+            port_base=options.port_base,
+            broker_port=options.broker_port,
+            shards=options.shards,
+            replicas=options.replicas,
+            embedded="://" not in options.broker,
+        )
+        network = create_network(root, options, make_room=lambda: delete_network(root))
+    else:
+        given = {key for key, source in origin.items() if source != "default"}
+        network = open_or_create(root, options, given=given)
     if not as_json:
         made = "created" if is_new else "opened"
         say(f"network {options.name!r} {made} in {time.monotonic() - started:.2f} s at {root}")
@@ -315,7 +322,7 @@ def describe_execution(found: dict[str, Any]) -> tuple[str, str, str]:
 @network_option
 def status(*, name: str, as_json: bool) -> int:
     """Show shards, heads and processes of a network."""
-    session = Session(name, rpc_timeout_s=STATUS_TIMEOUT_S)
+    session = Session(name, rpc_timeout_s=STATUS_TIMEOUT_S, control_timeout_s=STATUS_TIMEOUT_S)
     found = collect_status(session)
     if as_json:
         print_json(found)
@@ -392,7 +399,7 @@ def describe_memory(pid: int | None) -> str:
 def down(*, name: str, as_json: bool) -> int:
     """Stop a running network; its state is kept."""
     session = Session(name)
-    if not is_held(session.root) and (woken := _wake_orphans(session.network)):
+    if not is_held(session.root) and (woken := wake_orphans(session.network)):
         say(f"the launcher is gone; {woken} of its processes slept, were woken and left")
     session.ask_launcher("stop")
     deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -408,52 +415,6 @@ def down(*, name: str, as_json: bool) -> int:
     else:
         say(f"network {name!r} stopped; its state is kept")
     return 0
-
-
-def _wake_orphans(network: Network) -> int:
-    """Wake what a launcher paused before it died, so that it leaves; return how many processes slept."""
-    from node.launcher.laboratory import wake_orphans
-
-    return wake_orphans(network, STOP_TIMEOUT_S)
-
-
-def delete_network(root: Path) -> bool:
-    """Delete a network that is not running, and what earlier deletions of it left; tell whether there was anything.
-
-    Raises ``CliError`` when it is running, or when ``root`` is something else. Whenever it is cut short, the network is there
-    as a whole, or it is gone by its name and the rest of it waits, hidden, for the next deletion.
-    """
-    left = list(root.parent.glob(f".{root.name}.deleted-*"))
-    if is_taken(root):
-        if not (root / "network.json").exists():
-            raise CliError(
-                f"{root} is in use, but not by a network of ours, and is left alone; "
-                "try: another --name, or another folder in SHARDYARD_HOME"
-            )
-        try:
-            with lock_network(root):
-                _wait_for_orphans(root)
-                doomed = Path(tempfile.mkdtemp(prefix=f".{root.name}.deleted-", dir=root.parent))
-                left.append(root.rename(doomed))
-        except NetworkBusyError as error:
-            raise CliError(
-                f"network {root.name!r} is running; try: shardyard down --name {root.name}", EXIT_CONFLICT
-            ) from error
-    for folder in left:
-        with contextlib.suppress(FileNotFoundError):  # somebody else deletes it too
-            shutil.rmtree(folder)
-    return bool(left)
-
-
-def _wait_for_orphans(root: Path) -> None:
-    """Let the processes of a launcher that was killed leave, and stop writing, before their files go."""
-    from node.launcher.launcher import wait_for_orphans
-
-    with contextlib.suppress(ShardyardError):  # one that is damaged is deleted all the same
-        network = open_network(root)
-        _wake_orphans(network)
-        asyncio.run(wait_for_orphans(network))
-        shutil.rmtree(network.run_dir, ignore_errors=True)
 
 
 @click.command()

@@ -48,13 +48,6 @@ def _encode(value: object) -> str:
     return str(value)
 
 
-def get_name_flag(name: str) -> str:
-    """Return what a command line needs to mean the network ``name``."""
-    from node.config import get_name_flag as get_flag  # for the help of the root it is not needed
-
-    return get_flag(name)
-
-
 def flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
     """Return the leaves of nested dictionaries as rows of a table, their keys joined by dots."""
     rows: list[tuple[str, object]] = []

@@ -6,7 +6,7 @@ Wallets parse geth's wording, so it is never changed; a person gets the next com
 import re
 from typing import Final
 
-from node.cli.output import get_name_flag
+from node.config import get_name_flag
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 

@@ -16,6 +16,7 @@ from typing import Final
 import rich_click as click
 from click.exceptions import Exit, NoArgsIsHelpError
 
+from node.causes import find_cause
 from node.cli.output import print_error
 from shardyard.errors import ConfigError, ShardyardError
 
@@ -144,7 +145,7 @@ def get_exit_code(error: ShardyardError) -> int:
     from node.control import ControlError
     from node.launcher.lock import NetworkBusyError
     from node.launcher.ports import PortInUseError
-    from node.network import NetworkMissingError
+    from node.network import NetworkMissingError, NetworkUnreadableError
     from node.storage.data_dir import DataDirBusyError
     from node.storage.key_locks import KeyInUseError
 
@@ -153,6 +154,8 @@ def get_exit_code(error: ShardyardError) -> int:
             return error.exit_code
         case ControlError() | NetworkMissingError():
             return EXIT_NOT_RUNNING
+        case NetworkUnreadableError():
+            return EXIT_FAILURE
         case ConfigError():
             return EXIT_USAGE
         case PortInUseError() | NetworkBusyError() | DataDirBusyError() | KeyInUseError():
@@ -164,9 +167,8 @@ def get_exit_code(error: ShardyardError) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a character that the terminal does not have is no reason to fail
+        # A character that the terminal does not have is no reason to fail; what somebody chose instead of failing stays.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
@@ -188,8 +190,6 @@ def _invoke(arguments: list[str]) -> object:
     try:
         return cli.main(args=arguments, prog_name="shardyard", standalone_mode=False)
     except ExceptionGroup as errors:
-        from node.runtime import find_cause  # what only a failure needs
-
         raise find_cause(errors) from errors
 
 

@@ -15,12 +15,11 @@ from urllib.parse import urlsplit
 
 import rich_click as click
 
-from node.cli.output import get_name_flag
 from node.cli.remedies import get_remedy
 from node.cli.root import EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_REJECTED, EXIT_USAGE, CliError
-from node.config import check_name, get_home
+from node.config import check_name, get_home, get_name_flag
 from node.control import ControlError, NoAnswerError, NobodyThereError, ask
-from node.launcher.lock import is_held
+from node.launcher.lock import find_holder
 from node.network import Network, open_network
 
 RPC_TIMEOUT_S = 30.0
@@ -109,10 +108,17 @@ class RpcClient:
 class Session:
     """A network that a command works with."""
 
-    def __init__(self, name: str, *, rpc_timeout_s: float = RPC_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        rpc_timeout_s: float = RPC_TIMEOUT_S,
+        control_timeout_s: float = CONTROL_TIMEOUT_S,
+    ) -> None:
         check_name(name)
         self.name = name
         self._rpc_timeout_s = rpc_timeout_s
+        self._control_timeout_s = control_timeout_s
         self.root: Path = get_home() / name
         self.network: Network = open_network(self.root)
         self._clients: dict[int, RpcClient] = {}
@@ -214,7 +220,7 @@ class Session:
         try:
             while True:
                 path = self.network.get_control_path(node)
-                left_s = started + CONTROL_TIMEOUT_S - time.monotonic()
+                left_s = started + self._control_timeout_s - time.monotonic()
                 try:
                     return asyncio.run(ask(path, method, timeout_s=max(left_s, LISTEN_POLL_S), **params))
                 except NobodyThereError:
@@ -222,17 +228,20 @@ class Session:
                         raise
                 time.sleep(LISTEN_POLL_S)
         except NoAnswerError as error:
-            if node != "launcher" and self.is_running():
+            if not self.is_running():
+                raise ControlError(self._describe_absence()) from error
+            if node != "launcher":
                 raise CliError(
-                    f"{node} does not answer ({error}); try: shardyard logs {node}{self.name_flag}"
+                    f"{node} does not answer ({error}); try: shardyard logs {node}{self.name_flag}",
+                    EXIT_NOT_RUNNING,
                 ) from error
-            if is_held(self.root):
-                raise CliError(
-                    f"the launcher of {self.name!r} runs and did not answer within "
-                    f"{time.monotonic() - started:.0f} s ({error}); "
-                    f"try: again, or shardyard logs launcher{self.name_flag}"
-                ) from error
-            raise ControlError(self._describe_absence()) from error
+            holder = find_holder(self.root)
+            raise CliError(
+                f"the launcher of {self.name!r} runs ({holder.describe() if holder else 'it just ended'}) and did not answer "
+                f"within {time.monotonic() - started:.0f} s at {self.network.get_control_path(node)} ({error}); "
+                f"try: again, or shardyard logs launcher{self.name_flag}",
+                EXIT_NOT_RUNNING,
+            ) from error
         except ControlError as error:
             raise CliError(str(error)) from error
 
@@ -242,7 +251,8 @@ class Session:
 
     def is_running(self) -> bool:
         """Tell whether the network has a launcher; on a busy machine one may live and be slow to answer."""
-        return is_held(self.root)
+        holder = find_holder(self.root)
+        return holder is not None and not holder.is_deleting
 
 
 def _ask_network(client: RpcClient) -> object:

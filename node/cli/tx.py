@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar
 import rich_click as click
 
 from node.cli.journey import Journey, trace_journey
-from node.cli.output import get_name_flag, network_option, print_json, print_table, say
+from node.cli.output import network_option, print_json, print_table, say
 from node.cli.root import EXIT_REJECTED, EXIT_TIMEOUT, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import RpcClient, Session
 from node.cli.wallet import (
@@ -23,6 +23,7 @@ from node.cli.wallet import (
     resolve_address,
     sign_transaction,
 )
+from node.config import get_name_flag
 from node.network import parse_wei
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -13,7 +13,7 @@ from node.launcher.launcher import run_foreground
 from node.launcher.lock import NetworkBusyError
 from node.launcher.ports import PortInUseError
 from node.logs import configure_logging
-from node.network import open_network
+from node.network import NetworkUnreadableError, open_network
 from shardyard.errors import ConfigError, ShardyardError
 
 logger = logging.getLogger("shardyard.launcher")
@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         match error:
             case PortInUseError() | NetworkBusyError():
                 return EXIT_CONFLICT
+            case NetworkUnreadableError():
+                return EXIT_FAILURE
             case ConfigError():
                 return EXIT_USAGE
             case _:

@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from node import config
 from node.bus.faults import CERTAIN, MAX_DELAY_MS, ByzantineRule, LinkRule, Mode, NodeFaults
+from node.config import get_name_flag
 from node.network import Network, get_local_validators, parse_node
 from shardyard.errors import ConfigError
 from shardyard.ids import NodeId, ShardId, describe_shard
@@ -99,11 +99,6 @@ class Fault(msgspec.Struct, frozen=True):
             case Kind.BYZANTINE:
                 which = ", ".join(map(str, asked.validators))
                 return f"{nodes}: {asked.mode} by validators {which}"
-
-
-def get_name_flag(network: Network) -> str:
-    """Return what a command line needs to mean ``network``."""
-    return config.get_name_flag(network.options.name)
 
 
 def describe_nodes(nodes: Sequence[str]) -> str:
@@ -212,7 +207,7 @@ def _complete_byzantine(network: Network, request: FaultRequest, faults: Iterabl
         if other.kind is Kind.BYZANTINE and other.nodes == request.nodes and both:
             raise FaultError(
                 f"validator {min(both)} of {node} is Byzantine already; "
-                f"try: shardyard fault heal {fault.id}{get_name_flag(network)}"
+                f"try: shardyard fault heal {fault.id}{get_name_flag(network.options.name)}"
             )
     delay_ms = request.delay_ms or (DEFAULT_LATE_MS if request.mode is Mode.LATE else 0)
     return msgspec.structs.replace(request, validators=tuple(sorted(validators)), delay_ms=delay_ms)
@@ -302,7 +297,7 @@ class FaultBook:
         """Note a fault that holds from now on; raises ``FaultError``."""
         if len(self._faults) >= MAX_FAULTS:
             raise FaultError(
-                f"got {MAX_FAULTS} faults already; try: shardyard fault heal{get_name_flag(self._network)}"
+                f"got {MAX_FAULTS} faults already; try: shardyard fault heal{get_name_flag(self._network.options.name)}"
             )
         asked = complete_request(self._network, request, self._faults.values())
         self._last_id += 1

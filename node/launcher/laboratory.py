@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from node.config import get_name_flag
 from node.control import ControlError, ask
 from node.injection import FaultFile, get_faults_path, read_fault_file, write_fault_file
 from node.launcher.faults import (
@@ -24,7 +25,6 @@ from node.launcher.faults import (
     FaultRequest,
     Kind,
     compute_node_faults,
-    get_name_flag,
     list_warnings,
 )
 from node.launcher.supervisor import Child, ChildError
@@ -47,7 +47,7 @@ class Laboratory:
     def __init__(self, network: Network, children: Mapping[str, Child]) -> None:
         self._network = network
         self._children = children
-        self._flag = get_name_flag(network)
+        self._flag = get_name_flag(network.options.name)
         self._book = FaultBook(network)
         self._timers: dict[int, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()

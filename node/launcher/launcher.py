@@ -13,12 +13,14 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from node.bus.access import OBSERVER, build_access_list, write_access_file
 from node.bus.mosquitto import write_mosquitto_config
+from node.causes import find_cause
+from node.config import get_name_flag
 from node.control import ControlError, ControlServer, ask
 from node.launcher.forking import CAN_FORK, Forker
 from node.launcher.laboratory import Laboratory, wake_orphans
@@ -62,6 +64,24 @@ def create_run_dir(path: Path) -> None:
             )
 
 
+@contextlib.contextmanager
+def have_run_dir(network: Network) -> Iterator[None]:
+    """Have the folder of the control sockets, and the note of where it is; however this ends, neither stays behind."""
+    left = network.run_dir  # of a launcher that was killed
+    try:
+        found = network.record_run_dir()
+        if found != left:
+            shutil.rmtree(left, ignore_errors=True)
+        create_run_dir(found)
+        try:
+            yield
+        finally:
+            shutil.rmtree(found, ignore_errors=True)
+    finally:
+        with contextlib.suppress(OSError):
+            network.forget_run_dir()
+
+
 async def wait_for_orphans(network: Network) -> None:
     """Children notice within moments that their launcher is gone; wait until none answers any more."""
     deadline = time.monotonic() + LOCK_TIMEOUT_S
@@ -100,10 +120,8 @@ class Launcher:
             async with self._forker or contextlib.nullcontext():
                 wake_orphans(self.network)
                 await wait_for_orphans(self.network)
-                left = self.network.run_dir  # of a launcher that was killed
-                if self.network.record_run_dir() != left:
-                    shutil.rmtree(left, ignore_errors=True)
-                await self._run()
+                with have_run_dir(self.network):
+                    await self._run()
 
     async def _run(self) -> None:
         options = self.network.options
@@ -115,7 +133,6 @@ class Launcher:
             replicas=options.replicas,
             embedded="://" not in broker,
         )
-        create_run_dir(self.network.run_dir)
         self._write_endpoints(broker, self._ports)
         self._create_children(broker)
         control = ControlServer(self.network.get_control_path(LAUNCHER), self._answer)
@@ -123,13 +140,7 @@ class Launcher:
             async with control, asyncio.TaskGroup() as group:
                 await self._supervise(group)
         except BaseExceptionGroup as errors:
-            from node.runtime import find_cause  # what only a failure needs
-
             raise find_cause(errors) from errors
-        finally:
-            shutil.rmtree(self.network.run_dir, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self.network.forget_run_dir()
 
     async def _supervise(self, group: asyncio.TaskGroup) -> None:
         runners = {
@@ -190,7 +201,9 @@ class Launcher:
         )
         spawners |= {name: self._build_spawn(name) for name in self.network.nodes}
         for name, spawn in spawners.items():
-            self._children[name] = Child(name, spawn, self.network.get_log_path(name))
+            self._children[name] = Child(
+                name, spawn, self.network.get_log_path(name), get_name_flag(self.network.options.name)
+            )
 
     def _build_spawn(self, name: str) -> Spawn:
         arguments = self._list_arguments(name)

@@ -82,18 +82,32 @@ def _find_free(count: int) -> list[int]:
             one.close()
 
 
-def choose_ports(*, port_base: int, broker_port: int, shards: int, replicas: int, embedded: bool) -> Ports:
-    """Return the ports of a network.
+def lay_out_ports(
+    *, port_base: int, broker_port: int, shards: int, replicas: int, embedded: bool
+) -> dict[str, int]:
+    """Return the JSON-RPC port of every shard node; replica ``r`` of shard ``i`` answers at ``port_base + i + r * shards``.
 
-    With ``port_base`` 0 all are free ones. Otherwise replica ``r`` of shard ``i`` answers at
-    ``port_base + i + r * shards``. Raises ``PortInUseError`` when one is taken, and ``ConfigError`` when they cannot be.
+    With ``port_base`` 0 all are 0 and mean a free one. Raises ``ConfigError`` when they cannot be, whoever has them.
     """
     names = [f"shard-{shard}-{replica}" for replica in range(replicas) for shard in range(shards)]
     if port_base == 0:
-        free = _find_free(len(names) + 1)
-        return Ports(broker=free[0], rpc=dict(zip(names, free[1:], strict=True)))
+        return dict.fromkeys(names, 0)
     rpc = {name: port_base + offset for offset, name in enumerate(names)}
     _verify_apart(rpc, broker_port if embedded else 0)
+    return rpc
+
+
+def choose_ports(*, port_base: int, broker_port: int, shards: int, replicas: int, embedded: bool) -> Ports:
+    """Return the ports of a network.
+
+    Raises ``PortInUseError`` when one that was asked for is taken, and ``ConfigError`` when they cannot be.
+    """
+    rpc = lay_out_ports(
+        port_base=port_base, broker_port=broker_port, shards=shards, replicas=replicas, embedded=embedded
+    )
+    if port_base == 0:
+        free = _find_free(len(rpc) + 1)
+        return Ports(broker=free[0], rpc=dict(zip(rpc, free[1:], strict=True)))
     wanted = [("the broker", broker_port)] if embedded and broker_port else []
     wanted += [(f"JSON-RPC of {name}", port) for name, port in rpc.items()]
     for what, port in wanted:
@@ -104,7 +118,7 @@ def choose_ports(*, port_base: int, broker_port: int, shards: int, replicas: int
             )
     if broker_port:
         return Ports(broker=broker_port, rpc=rpc)
-    free = _find_free(len(names) + 1)  # one of these at least is none of the others'
+    free = _find_free(len(rpc) + 1)  # one of these at least is none of the others'
     return Ports(broker=next(port for port in free if port not in rpc.values()), rpc=rpc)
 
 

@@ -77,8 +77,10 @@ has no room for another process."""
 class Child:
     """One supervised process."""
 
-    def __init__(self, name: str, spawn: Spawn, log_path: Path) -> None:
+    def __init__(self, name: str, spawn: Spawn, log_path: Path, name_flag: str = "") -> None:
         self.name = name
+        self._name_flag = name_flag
+        """What a command line needs to mean the network of this child."""
         self.restarts = 0
         self.started_at = 0.0
         self.enabled = True
@@ -127,7 +129,10 @@ class Child:
         self.enabled = False
         self._enable.clear()
         logger.error(
-            "%s\nit stays down; try: shardyard node start %s, once that is repaired", words, self.name
+            "%s\nit stays down; try: shardyard node start %s%s, once that is repaired",
+            words,
+            self.name,
+            self._name_flag,
         )
 
     async def _run_once(self) -> int:

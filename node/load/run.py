@@ -41,7 +41,7 @@ class LoadError(ShardyardError):
 
 
 class LoadStoppedError(LoadError):
-    """A run was stopped before it sent anything."""
+    """A run was stopped before it sent load; its accounts may have their money."""
 
 
 class RunOptions(msgspec.Struct, frozen=True):
@@ -107,7 +107,9 @@ class LoadRun:
         try:
             await asyncio.wait((preparing, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not preparing.done():
-                raise LoadStoppedError("the load was stopped before anything was sent")
+                raise LoadStoppedError(
+                    "the load was stopped before any of it was sent; what funds its accounts may be on its way"
+                )
             preparing.result()
         finally:
             for task in (preparing, stopping):

@@ -267,23 +267,53 @@ def test_scripts_find_their_clone_whatever_cdpath_says(tmp_path: Path, script: s
     assert told.stdout == str(tmp_path.resolve())
 
 
-def test_environment_that_was_moved_or_is_broken_is_made_again(tmp_path: Path) -> None:
+def find_flaw(path: Path, given_version: str = "") -> str:
+    """What ``scripts/setup`` has against the environment at ``path``."""
     setup = (ROOT / "scripts" / "setup").read_text(encoding="utf-8")
-    (function,) = re.findall(r"^is_sound\(\) \{.*?^\}", setup, re.MULTILINE | re.DOTALL)
+    (function,) = re.findall(r"^find_flaw\(\) \{.*?^\}", setup, re.MULTILINE | re.DOTALL)
+    program = f'set -euo pipefail\ngiven_version=$2\n{function}\nfind_flaw "$1"'
+    words = ["bash", "-c", program, "bash", str(path), given_version]
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
-    def is_sound(path: Path, version: str) -> bool:
-        program = f'version=$2\n{function}\nis_sound "$1"'
-        words = ["bash", "-c", program, "bash", str(path), version]
-        return subprocess.run(words, check=False, timeout=60).returncode == 0
 
-    ours = ROOT / ".venv"
-    if not (ours / ".stamp-python").exists():
-        pytest.skip("no .venv; scripts/setup makes it")
-    assert is_sound(ours, sys.version)
-    (tmp_path / "moved").symlink_to(ours)
-    assert not is_sound(tmp_path / "moved", sys.version)
-    assert not is_sound(tmp_path / "none", sys.version)
-    assert not is_sound(ours, "3.10")
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """An environment that nobody's ``command =`` line describes, as uv and virtualenv make them."""
+    place, ours = tmp_path / "made", Path(sys.prefix)
+    if not (ours / "pyvenv.cfg").exists():
+        pytest.skip("this interpreter is of no environment; scripts/setup makes one")
+    (place / "bin").mkdir(parents=True)
+    (place / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
+    (place / "bin" / "pip").write_text(f"#!{place}/bin/python\n", encoding="utf-8")
+    (place / "lib").symlink_to(ours / "lib")
+    (place / "pyvenv.cfg").write_text(
+        f"home = {sys.base_prefix}/bin\ninclude-system-site-packages = false\n", encoding="utf-8"
+    )
+    return place
+
+
+def test_environment_that_lies_where_it_was_made_is_kept_whichever_python_this_shell_finds(
+    environment: Path,
+) -> None:
+    assert find_flaw(environment) == ""
+    assert find_flaw(environment, sys.version) == ""
+    assert find_flaw(environment, "3.99.0 (named by a person)").endswith(
+        "that of PYTHON is 3.99.0 (named by a person)"
+    )
+    link = environment.with_name("link")
+    link.symlink_to(environment)
+    assert find_flaw(link) == ""
+
+
+def test_environment_that_was_moved_or_is_broken_is_made_again(environment: Path) -> None:
+    moved = environment.rename(environment.with_name("moved"))
+    assert find_flaw(moved) == f"it was made at {environment}, and moved or copied"
+    words = f"#!/bin/sh\n'''exec' \"{environment}/bin/python\" \"$0\" \"$@\"\n' '''\n"
+    (moved / "bin" / "pip").write_text(words, encoding="utf-8")
+    assert find_flaw(moved) == f"it was made at {environment}, and moved or copied"
+    (moved / "lib").unlink()
+    assert find_flaw(moved) == "it has no pip"
+    assert find_flaw(environment) == "its interpreter does not run"
 
 
 def test_node_process_starts_without_what_only_people_need() -> None:

@@ -25,7 +25,7 @@ from node.launcher import launcher
 from node.launcher.lock import NetworkBusyError, lock_network
 from node.launcher.ports import PortInUseError
 from node.load.run import LoadStoppedError
-from node.network import Network, NetworkMissingError, create_network, write_json
+from node.network import Network, NetworkMissingError, NetworkUnreadableError, create_network, write_json
 from shardyard.errors import ConfigError, ShardyardError
 
 HELP_TARGET_S = 0.15
@@ -89,6 +89,7 @@ def test_misspelt_command_line_is_usage_and_names_the_way_out(
         (CliError("x"), 1),
         (ConfigError("x"), 2),
         (NetworkMissingError("x"), 3),
+        (NetworkUnreadableError("x"), 1),
         (ControlError("x"), 3),
         (NoAnswerError("x"), 3),
         (CliError("x", 4), 4),
@@ -207,13 +208,18 @@ def test_empty_folder_is_no_network(home: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.endswith("try: shardyard up --name mine\n")
 
 
-def test_output_of_a_character_that_the_terminal_does_not_have_is_no_failure(network: Network) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "instead"), [("latin-1", b"?"), ("latin-1:namereplace", b"\\N{"), ("latin-1:ignore", b"")]
+)
+def test_output_of_a_character_that_the_terminal_does_not_have_is_no_failure(
+    network: Network, encoding: str, instead: bytes
+) -> None:
     told = subprocess.run(
         [sys.executable, "-c", "from node.cli import main; main()", "validator", "list", "--name", "mine"],
-        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        env={**os.environ, "PYTHONIOENCODING": encoding},
         capture_output=True, check=True, timeout=60,
     )  # fmt: skip
-    assert b"?" in told.stdout
+    assert instead in told.stdout
     assert told.stderr == b""
 
 
@@ -262,6 +268,41 @@ def test_value_that_cannot_be_is_usage_in_few_words(
     assert remedy.startswith("try: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "at"),
+    [
+        ("latest", "latest"),
+        ("7", "0x7"),
+        ("0x7", "0x7"),
+        ("0x" + "aB" * 32, "0x" + "aB" * 32),
+        ("0x" + "00" * 31, None),
+        ("0x" + "zz" * 32, None),
+    ],
+)
+def test_block_is_named_by_tag_height_or_hash(
+    network: Network, monkeypatch: pytest.MonkeyPatch, words: str, at: str | None
+) -> None:
+    client = Mock()
+    client.request = Mock(return_value="0x")
+    monkeypatch.setattr(Session, "get_client", lambda *_: client)
+    code = run(["contract", "call", "0x" + "00" * 20, "f()", "--at", words, "--name", "mine"])
+    assert code == (0 if at else 2)
+    assert [call.args[2] for call in client.request.call_args_list] == ([at] if at else [])
+    client.request = Mock(return_value=None)
+    assert run(["block", "show", words, "--name", "mine"]) == (1 if at else 2)
+    by = "eth_getBlockByHash" if at and len(at) == 66 else "eth_getBlockByNumber"
+    assert [call.args[:2] for call in client.request.call_args_list] == ([(by, at)] if at else [])
+
+
+@pytest.mark.parametrize("name", ["genesis.bin", "endpoints.json"])
+def test_damaged_files_are_no_mistake_of_who_asks(
+    network: Network, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (network.root / name).write_bytes(b"{")
+    assert run(["env", "--name", "mine"]) == 1
+    assert "damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [LoadStoppedError("stopped"), asyncio.CancelledError()])
 def test_load_that_is_interrupted_is_no_failure(
     network: Network, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -273,6 +314,10 @@ def test_load_that_is_interrupted_is_no_failure(
     monkeypatch.setattr(Session, "ask_launcher", lambda *_: None)
     monkeypatch.setattr(load, "run_interruptibly", end)
     assert run(["load", "run", "--name", "mine"]) == 130
+    assert list((network.root / "load").iterdir()) == []
+    (network.root / "notes").mkdir()
+    assert run(["load", "run", "--name", "mine", "--out", str(network.root / "notes")]) == 130
+    assert (network.root / "notes").is_dir()
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """A command never talks to a network that it does not mean, and says what it found instead."""
 
 import json
+import os
+import re
 import socket
 import threading
 import time
@@ -177,19 +179,22 @@ def test_launcher_that_does_not_listen_yet_is_waited_for(
         assert session.ask_launcher("ping") == f"answered within {sessions.CONTROL_TIMEOUT_S:.0f} s"
         assert attempts == [session.network.get_control_path("launcher")] * 3
         attempts.clear()
-        with pytest.raises(CliError, match="beacon-0 does not answer"):
+        with pytest.raises(CliError, match="beacon-0 does not answer") as raised:
             session.ask_node("beacon-0", "status")
+        assert raised.value.exit_code == 3
         assert len(attempts) == 1
 
 
-def test_launcher_that_does_not_answer_is_given_all_its_time(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions, "CONTROL_TIMEOUT_S", 0.2)
+def test_launcher_that_does_not_answer_is_given_all_its_time(session: Session) -> None:
+    brief = Session("mine", control_timeout_s=0.2)
     started = time.monotonic()
-    with lock_network(session.root), pytest.raises(CliError, match="runs and did not answer within 0 s"):
-        session.ask_launcher("ping")
+    with lock_network(session.root), pytest.raises(CliError) as raised:
+        brief.ask_launcher("ping")
     assert time.monotonic() - started >= 0.2
+    path = re.escape(str(session.network.get_control_path("launcher")))
+    words = rf"runs \(launcher pid {os.getpid()}\) and did not answer within \d+ s at {path} \("
+    assert re.search(words, str(raised.value))
+    assert raised.value.exit_code == 3
 
 
 def test_status_asks_nobody_twice_and_waits_for_the_beacon_no_longer_than_for_others(
@@ -208,8 +213,10 @@ def test_status_asks_nobody_twice_and_waits_for_the_beacon_no_longer_than_for_ot
     monkeypatch.setattr(session, "ask_launcher", lambda method: [] if method == "nodes" else {"faults": []})
     monkeypatch.setattr(session, "get_client", refuse)
     monkeypatch.setattr(session, "ask_briefly", refuse)
-    monkeypatch.setattr(networks, "Session", lambda *_, **__: session)
+    limits: dict[str, float] = {}
+    monkeypatch.setattr(networks, "Session", lambda *_, **given: limits.update(given) or session)
     assert run(["status", "--name", "mine"]) == 0
+    assert set(limits.values()) == {networks.STATUS_TIMEOUT_S}
     assert asked == [0, "beacon-0"]
     assert (
         "beacon: no answer at beacon-0.sock: timed out; try: shardyard logs beacon-0"

@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -29,7 +30,8 @@ from node.control import (
     ask,
 )
 from node.launcher import launcher as launchers
-from node.launcher.launcher import create_run_dir, run_foreground
+from node.launcher import lock as locks
+from node.launcher.launcher import create_run_dir, have_run_dir, run_foreground
 from node.launcher.lock import NetworkBusyError, is_held, lock_network
 from node.launcher.ports import PortInUseError, choose_ports, describe_holder, find_obstacle, is_free
 from node.launcher.supervisor import (
@@ -58,8 +60,13 @@ def test_free_ports_are_different_ones() -> None:
     assert all(map(is_free, ports.rpc.values()))
 
 
+def find_free_base(count: int) -> int:
+    """The first of ``count`` free ports in a row, below those that the system gives out by itself."""
+    return next(base for base in range(20_000, 60_000, count) if all(map(is_free, range(base, base + count))))
+
+
 def test_fixed_ports_are_first_replicas_first() -> None:
-    base = choose(shards=4, replicas=1).rpc["shard-0-0"] // 2
+    base = find_free_base(4)
     ports = choose(port_base=base, embedded=False)
     assert ports.rpc == {
         "shard-0-0": base,
@@ -101,7 +108,7 @@ def test_ports_that_meet_or_are_none_are_refused(options: dict[str, Any], words:
 
 
 def test_port_of_an_external_broker_may_be_any() -> None:
-    base = choose(shards=4, replicas=1).rpc["shard-0-0"] // 2
+    base = find_free_base(4)
     assert choose(port_base=base, broker_port=base, embedded=False).rpc["shard-0-0"] == base
 
 
@@ -145,6 +152,8 @@ async def test_launcher_that_cannot_start_says_why_in_one_line(
     assert words in record["message"]
     assert "traceback" not in record
     assert err == b""
+    assert not network.run_dir.exists()
+    assert not (network.root / "launcher.run").exists()
 
 
 class Waiting:
@@ -253,17 +262,38 @@ def test_second_launcher_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
         pass
 
 
-def test_whoever_looks_keeps_no_launcher_from_starting(tmp_path: Path) -> None:
+def test_whoever_looks_keeps_no_launcher_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with lock_network(tmp_path):
         pass
     looking = os.open(tmp_path / "launcher.lock", os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
-    timer = threading.Timer(0.02, os.close, (looking,))
     assert not is_held(tmp_path)  # another one may look at the same time
-    timer.start()
+    waits: list[float] = []
+
+    def have_seen_enough(seconds: float) -> None:
+        if not waits:
+            os.close(looking)
+        waits.append(seconds)
+
+    monkeypatch.setattr(locks, "RETRY_FOR_S", 60.0)
+    monkeypatch.setattr(locks.time, "sleep", have_seen_enough)
     with lock_network(tmp_path):
         assert is_held(tmp_path)
-    timer.join()
+    assert waits
+
+
+def test_lock_of_a_network_that_is_made_anew_again_and_again_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "RETRY_FOR_S", 0.0)
+    monkeypatch.setattr(locks, "_is_named", lambda *_: False)
+    with (
+        pytest.raises(NetworkBusyError, match="is being deleted; try: the same again"),
+        lock_network(tmp_path),
+    ):
+        pass
 
 
 def test_lock_of_a_network_that_was_deleted_meanwhile_is_no_lock(
@@ -281,6 +311,29 @@ def test_lock_of_a_network_that_was_deleted_meanwhile_is_no_lock(
     monkeypatch.setattr(fcntl, "flock", delete_first)
     with pytest.raises(FileNotFoundError), lock_network(tmp_path / "net"):
         pass
+
+
+def test_launcher_that_ends_early_leaves_no_folder_of_sockets_and_no_note_of_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
+    network = create_network(home / "net", Options(name="net", shards=1, seed=1))
+
+    def end() -> None:
+        with have_run_dir(network):
+            assert network.run_dir.is_dir()
+            assert (network.root / "launcher.run").exists()
+            raise ShardyardError("a port is taken")
+
+    with pytest.raises(ShardyardError, match="taken"):
+        end()
+    assert not network.run_dir.exists()
+    assert not (network.root / "launcher.run").exists()
+    network.run_dir.parent.rmdir()
+    network.run_dir.parent.write_text("no folder")
+    with pytest.raises(OSError, match="exists"):
+        end()
+    assert not (network.root / "launcher.run").exists()
 
 
 def test_folder_of_control_sockets_that_others_may_write_is_refused(tmp_path: Path) -> None:
@@ -302,7 +355,8 @@ class Exits(list[int]):
 
 @asynccontextmanager
 async def supervise(folder: Path, program: str) -> AsyncIterator[tuple[Child, Exits, "asyncio.Task[None]"]]:
-    child = Child("one", build_program([sys.executable, "-c", program], os.environ), folder / "one.log")
+    spawn = build_program([sys.executable, "-c", program], os.environ)
+    child = Child("one", spawn, folder / "one.log", " --name net")
     exits = Exits()
     running = asyncio.create_task(child.run(exits))
     yield child, exits, running
@@ -370,9 +424,10 @@ async def test_child_that_refuses_later_stays_down_alone_until_it_is_started(
         await eventually_async(lambda: child.has_refused)
         assert (child.enabled, child.pid, child.restarts) == (False, None, 0)
         assert not running.done()
-        assert (
-            "one refused to start:\nbad option\nit stays down; try: shardyard node start one" in caplog.text
+        told = (
+            "one refused to start:\nbad option\nit stays down; try: shardyard node start one --name net, once"
         )
+        assert told in caplog.text
         child.start()
         assert not child.has_refused
         await eventually_async(lambda: exits == [EXIT_REFUSED] * 2)

@@ -182,7 +182,7 @@ async def test_run_that_is_stopped_while_it_prepares_ends_at_once():
         running = asyncio.create_task(load.run())
         await asyncio.wait_for(asked.wait(), 20)
         load.stop()
-        with pytest.raises(LoadStoppedError):
+        with pytest.raises(LoadStoppedError, match="what funds its accounts may be on its way"):
             await asyncio.wait_for(running, 20)
 
 
