@@ -3,9 +3,7 @@
 Whoever deletes the network holds it too. The file says who holds it, and, unless that is a launcher, for what.
 """
 
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +11,12 @@ from typing import Final
 
 import msgspec
 
+from node.storage import file_locks
+from node.storage.file_locks import FileLockedError, lock_file
 from shardyard.errors import ShardyardError
 
-RETRY_FOR_S: Final = 0.25
-"""How long a held lock is tried again: whoever only looks at it holds it for far less."""
-RETRY_EVERY_S: Final = 0.01
 LOCK_NAME: Final = "launcher.lock"
 _DELETING: Final = "deletes the network"
-_HOLDER_BYTES: Final = 64
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -45,37 +41,17 @@ class NetworkBusyError(ShardyardError):
 @contextmanager
 def lock_network(root: Path, *, to_delete: bool = False) -> Iterator[None]:
     """Hold the launcher lock of the network at ``root``; raises ``NetworkBusyError`` naming who has it, and ``OSError``."""
-    descriptor = _lock(root)
+    words = f"{os.getpid()} {_DELETING}" if to_delete else f"{os.getpid()}"
     try:
-        words = f"{os.getpid()} {_DELETING}" if to_delete else f"{os.getpid()}"
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, words.encode(), 0)
+        descriptor = lock_file(root / LOCK_NAME, words)
+    except FileLockedError as error:
+        raise _describe_busy(
+            root.name, None if error.holder is None else _parse_holder(error.holder)
+        ) from None
+    try:
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(root: Path) -> int:
-    path = root / LOCK_NAME
-    give_up_at = time.monotonic() + RETRY_FOR_S
-    while True:
-        holder = None
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_named(descriptor, path):
-                return descriptor
-        except BlockingIOError:
-            holder = _read_holder(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(
-            descriptor
-        )  # held by somebody, or the network was deleted between our opening and locking it
-        if time.monotonic() >= give_up_at:
-            raise _describe_busy(root.name, holder)
-        time.sleep(RETRY_EVERY_S)
 
 
 def _describe_busy(name: str, holder: Holder | None) -> NetworkBusyError:
@@ -91,37 +67,15 @@ def _describe_busy(name: str, holder: Holder | None) -> NetworkBusyError:
     )
 
 
-def _is_named(descriptor: int, path: Path) -> bool:
-    try:
-        named = path.stat()
-    except FileNotFoundError:
-        return False
-    held = os.fstat(descriptor)
-    return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
-
-
-def _read_holder(descriptor: int) -> Holder:
-    pid, _, doing = os.pread(descriptor, _HOLDER_BYTES, 0).decode(errors="replace").strip().partition(" ")
+def _parse_holder(words: str) -> Holder:
+    pid, _, doing = words.partition(" ")
     return Holder(pid or "unknown", doing == _DELETING)
 
 
 def find_holder(root: Path) -> Holder | None:
-    """Return who has the network at ``root`` now, None when nobody has.
-
-    To look takes a lock that others who look share, and for which a starting launcher waits.
-    """
-    try:
-        descriptor = os.open(root / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _read_holder(descriptor)
-    else:
-        return None
-    finally:
-        os.close(descriptor)
+    """Return who has the network at ``root`` now, None when nobody has."""
+    words = file_locks.find_holder(root / LOCK_NAME)
+    return None if words is None else _parse_holder(words)
 
 
 def is_held(root: Path) -> bool:

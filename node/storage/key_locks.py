@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Self
 
-from node.storage.frames import write_all
+from node.storage.file_locks import FileLockedError, find_holder, is_named, lock_file
 from shardyard import _native
 from shardyard.consensus.votes import Domain
 from shardyard.errors import ShardyardError
@@ -24,10 +24,7 @@ from shardyard.ids import describe_shard
 
 SWEEP_AFTER_S: Final = 24 * 3600.0
 MAX_SWEPT: Final = 256
-RETRY_FOR_S: Final = 0.25
-"""How long a held lock is tried again: whoever only looks at it, or sweeps, holds it for far less."""
-RETRY_EVERY_S: Final = 0.01
-_HOLDER_BYTES: Final = 4096
+_UNKNOWN: Final = "another process"
 
 
 class KeyInUseError(ShardyardError):
@@ -85,45 +82,18 @@ class KeyLocks:
 
 def read_holder(directory: Path, domain: Domain, public_key: bytes) -> str:
     """Return who holds the lock of ``public_key``, or an empty text when nobody does; takes no lock for longer."""
-    path = directory / build_lock_name(domain, public_key)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return ""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _read_holder(descriptor)
-    else:
-        return ""
-    finally:
-        os.close(descriptor)
+    holder = find_holder(directory / build_lock_name(domain, public_key))
+    return "" if holder is None else holder or _UNKNOWN
 
 
 def _lock(path: Path, domain: Domain, owner: Path) -> int:
-    give_up_at = time.monotonic() + RETRY_FOR_S
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_named(descriptor, path):
-                os.ftruncate(descriptor, 0)
-                write_all(descriptor, f"process {os.getpid()} with the record in {owner}".encode())
-                return descriptor
-        except BlockingIOError:
-            holder = _read_holder(descriptor)
-            os.close(descriptor)
-            if time.monotonic() < give_up_at:
-                time.sleep(RETRY_EVERY_S)
-                continue
-            raise KeyInUseError(
-                f"{path}: {holder} signs with this key on {describe_shard(domain.shard)}; "
-                "try: stop that process, or shardyard validator list"
-            ) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # its holder removed it between our opening and locking it
+    try:
+        return lock_file(path, f"process {os.getpid()} with the record in {owner}")
+    except FileLockedError as error:
+        raise KeyInUseError(
+            f"{path}: {error.holder or _UNKNOWN} signs with this key on {describe_shard(domain.shard)}; "
+            "try: stop that process, or shardyard validator list"
+        ) from None
 
 
 def _sweep(directory: Path) -> None:
@@ -136,20 +106,7 @@ def _sweep(directory: Path) -> None:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_named(descriptor, path):
+                if is_named(descriptor, path):
                     path.unlink()
             finally:
                 os.close(descriptor)
-
-
-def _is_named(descriptor: int, path: Path) -> bool:
-    try:
-        named = path.stat()
-    except FileNotFoundError:
-        return False
-    held = os.fstat(descriptor)
-    return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
-
-
-def _read_holder(descriptor: int) -> str:
-    return os.pread(descriptor, _HOLDER_BYTES, 0).decode(errors="replace") or "another process"

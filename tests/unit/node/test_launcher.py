@@ -30,7 +30,6 @@ from node.control import (
     ask,
 )
 from node.launcher import launcher as launchers
-from node.launcher import lock as locks
 from node.launcher.launcher import create_run_dir, have_run_dir, run_foreground
 from node.launcher.lock import NetworkBusyError, is_held, lock_network
 from node.launcher.ports import PortInUseError, choose_ports, describe_holder, find_obstacle, is_free
@@ -44,6 +43,7 @@ from node.launcher.supervisor import (
     compute_restart_delay,
 )
 from node.network import create_network
+from node.storage import file_locks
 from shardyard.errors import ConfigError, ShardyardError
 
 # --- ports ---
@@ -277,8 +277,8 @@ def test_whoever_looks_keeps_no_launcher_from_starting(
             os.close(looking)
         waits.append(seconds)
 
-    monkeypatch.setattr(locks, "RETRY_FOR_S", 60.0)
-    monkeypatch.setattr(locks.time, "sleep", have_seen_enough)
+    monkeypatch.setattr(file_locks, "RETRY_FOR_S", 60.0)
+    monkeypatch.setattr(file_locks.time, "sleep", have_seen_enough)
     with lock_network(tmp_path):
         assert is_held(tmp_path)
     assert waits
@@ -287,8 +287,8 @@ def test_whoever_looks_keeps_no_launcher_from_starting(
 def test_lock_of_a_network_that_is_made_anew_again_and_again_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "RETRY_FOR_S", 0.0)
-    monkeypatch.setattr(locks, "_is_named", lambda *_: False)
+    monkeypatch.setattr(file_locks, "RETRY_FOR_S", 0.0)
+    monkeypatch.setattr(file_locks, "is_named", lambda *_: False)
     with (
         pytest.raises(NetworkBusyError, match="is being deleted; try: the same again"),
         lock_network(tmp_path),
