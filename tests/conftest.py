@@ -27,6 +27,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "person")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it puts into the background deaf to Ctrl-C, and so would be every process that a test interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # Under nohup this process goes on without its terminal, but what it starts must hear of a closed one: handlers end at exec.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 POLL_S = 0.02
 
