@@ -109,10 +109,10 @@ class SubscriptionHub:
         if self._api.filters.wants_pending:
             self._api.filters.note_pending(accepted.hashes)
         listeners = self._list("newPendingTransactions")
+        if not listeners:
+            return  # hashes cost something per transaction
         wants_full = any(item.full for item in listeners)
         for tx_hash in accepted.hashes:
-            if not listeners:
-                return
             short = encode_json(data(tx_hash))
             raw = self._api.backend.find_pending(tx_hash) if wants_full else None
             full = encode_json(format_waiting(raw, self._api.core)) if raw is not None else b""
@@ -122,3 +122,5 @@ class SubscriptionHub:
                 if (item.full and not full)
                 or item.send(encode_notification(item.id, full if item.full else short))
             ]
+            if not listeners:
+                return

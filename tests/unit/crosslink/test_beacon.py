@@ -431,15 +431,21 @@ def test_i12_recovery_from_every_prefix_of_the_log_goes_on():
         assert [record.submission for record in logged] == [submission], "bodies are logged once"
 
 
-def test_replica_that_was_away_catches_up_with_bodies():
-    network, shards = build_network([(0, 1, 2), (3,)])
+def leave_second_behind(network, shards, count):
+    """Let the first replica accept ``count`` crosslinks of shard 0 while the second hears nothing; return the last submission."""
     network.drop = drop_second_replica
-    for _ in range(5):
+    for _ in range(count):
         shards.follow()
         shards.make(0, Send(1, value=ETHER))
         submission = shards.submit(0, to="beacon-0")
         last = submission.crosslink.last_height
         network.run(lambda goal=last: shards.machine.state.shards[0].last_height >= goal)
+    return submission
+
+
+def test_replica_that_was_away_catches_up_with_bodies():
+    network, shards = build_network([(0, 1, 2), (3,)])
+    submission = leave_second_behind(network, shards, 5)
     assert network.heights()[1] == 0
     network.drop = drop_nothing
     network.run(lambda: network.heights()[1] >= network.heights()[0] - 1 and is_accepted(network, submission))
@@ -451,13 +457,7 @@ def test_replica_that_was_away_catches_up_with_bodies():
 def test_g1_who_catches_up_asks_for_the_bodies_of_a_whole_range_at_once():
     """One block after the other, each would cost a round trip: on long links a replica comes too late for ever."""
     network, shards = build_network([(0, 1, 2), (3,)])
-    network.drop = drop_second_replica
-    for _ in range(6):
-        shards.follow()
-        shards.make(0, Send(1, value=ETHER))
-        submission = shards.submit(0, to="beacon-0")
-        last = submission.crosslink.last_height
-        network.run(lambda goal=last: shards.machine.state.shards[0].last_height >= goal)
+    leave_second_behind(network, shards, 6)
     target = network.heights()[0]
     network.drop, network.delay_ms = drop_nothing, 300
     network.sent.clear()
@@ -475,13 +475,7 @@ def test_g1_who_catches_up_asks_for_the_bodies_of_a_whole_range_at_once():
 
 def test_g1_bodies_ahead_that_are_lost_are_asked_for_when_their_block_is_the_next():
     network, shards = build_network([(0, 1, 2), (3,)])
-    network.drop = drop_second_replica
-    for _ in range(4):
-        shards.follow()
-        shards.make(0, Send(1, value=ETHER))
-        submission = shards.submit(0, to="beacon-0")
-        last = submission.crosslink.last_height
-        network.run(lambda goal=last: shards.machine.state.shards[0].last_height >= goal)
+    leave_second_behind(network, shards, 4)
     target, lost = network.heights()[0], set()
 
     def drop_each_once(_nodes, message):

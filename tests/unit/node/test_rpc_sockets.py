@@ -171,6 +171,15 @@ async def test_a_fast_reader_gets_any_number_of_notifications_at_once(chain, soc
     assert not socket.task.done()
 
 
+def test_where_nobody_listens_a_transaction_costs_nothing(chain):
+    class Untouched:
+        @property
+        def hashes(self):
+            raise AssertionError("nobody wants them")
+
+    chain.app.hub._on_pending(Untouched())
+
+
 async def test_while_much_waits_for_a_reader_its_requests_wait_too(tmp_path):
     async with open_chain(
         tmp_path, limits=RpcLimits(max_waiting_bytes=1000, max_outgoing_bytes=1 << 30)

@@ -29,16 +29,6 @@ replace = msgspec.structs.replace
 GENESIS = build_genesis(3)
 
 
-@pytest.fixture
-def chain():
-    return BeaconChain(GENESIS)
-
-
-@pytest.fixture
-def follower():
-    return BeaconFollower(GENESIS, 1, CRYPTO)
-
-
 def announce(follower, pair, sender="beacon-0"):
     return follower.on_final_block(sender, *pair)
 

@@ -8,23 +8,12 @@ from shardyard import effects as fx
 from tests.unit.shards.test_inbox import GENESIS, announce
 from tests.unit.shards.world import (
     CRYPTO,
-    BeaconChain,
     build_crosslink,
     build_ref,
     build_transfer,
     bundle_of,
     followed,
 )
-
-
-@pytest.fixture
-def chain():
-    return BeaconChain(GENESIS)
-
-
-@pytest.fixture
-def follower():
-    return BeaconFollower(GENESIS, 1, CRYPTO)
 
 
 def follow_all(chain, follower, pairs):
