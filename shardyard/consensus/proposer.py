@@ -87,10 +87,16 @@ class Proposer:
         if self._phase is ProposalPhase.TIMED:
             self._phase = ProposalPhase.DUE
 
-    def poll(self, now_ms: int, notarization_of_final: Certificate | None) -> list[EngineOutput]:
-        """Ask the host for a block, or set the timer to do so, when it is this leader's turn."""
+    def poll(
+        self, now_ms: int, notarization_of_final: Certificate | None, *, is_behind: bool
+    ) -> list[EngineOutput]:
+        """Ask the host for a block, or set the timer to do so, when it is this leader's turn.
+
+        While others are known to be ahead (``is_behind``) the turn is most likely over: whoever executes what they decided has
+        better to do than to build a block that nobody will vote for (L1).
+        """
         leader = self._config.committee.get_leader(self._slot)
-        if self._slot == GENESIS_SLOT or not self._voter.is_local(leader):
+        if self._slot == GENESIS_SLOT or is_behind or not self._voter.is_local(leader):
             return []
         if self._phase not in {ProposalPhase.WAITING, ProposalPhase.DUE}:
             return []

@@ -431,7 +431,8 @@ class SimplexEngine(ChainView):
             self._sync.want(parent_hash, entry.block.header.parent_slot, entry.source, is_urgent=True)
         self._out.extend(self._sync.poll_fetch())
         self._enter_slot()
-        self._out.extend(self._proposer.poll(now_ms, self._final_notarization))
+        is_behind = self._targets.decides(self._slot) or self._sync.is_following
+        self._out.extend(self._proposer.poll(now_ms, self._final_notarization, is_behind=is_behind))
         for evidence in self._pool.take_evidence():
             self._report(evidence)
         self._out.extend(self._voter.take_requests())

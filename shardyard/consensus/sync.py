@@ -52,6 +52,8 @@ class Sync:
         self._range = RangeSync()
         self._range_until = 0
         self._has_asked_range = False
+        self._has_followed = False
+        """The last question about a range brought blocks that were new here."""
         self._is_fetch_ticking = False
         self._is_range_ticking = False
 
@@ -139,6 +141,14 @@ class Sync:
         """Note that ``sender`` speaks of a final block at ``height``."""
         self._range.note(sender, height)
 
+    @property
+    def is_following(self) -> bool:
+        """Whether a range brought final blocks and the next one is waited for: the chain is likely ahead of this node.
+
+        Claims alone never make it so, and one question that is not answered in time ends it.
+        """
+        return self._has_followed and self._range.is_waiting
+
     def poll_range(self) -> list[Effect]:
         """Ask for a range when this node lags and the last answer is used up."""
         height = self._finals.tip.header.height
@@ -151,7 +161,7 @@ class Sync:
 
     def on_range_timer(self) -> list[Effect]:
         """The answer did not come in time, or a small gap did not close: ask, and next time somebody else."""
-        self._is_range_ticking = False
+        self._is_range_ticking = self._has_followed = False
         self._range.give_up()
         height = self._finals.tip.header.height
         if self._range.get_lag(height) == 0:
@@ -186,6 +196,7 @@ class Sync:
         if not blocks or blocks[-1].header.height <= self._range_until:
             return None  # another peer's answer was faster
         self._settle()
+        self._has_followed = True
         self._range_until = blocks[-1].header.height
         return blocks, response.proof
 
@@ -195,11 +206,12 @@ class Sync:
 
     def _settle(self) -> None:
         self._range.settle()
-        self._is_range_ticking = False  # the next request sets the timer anew
+        self._is_range_ticking = self._has_followed = False  # the next request sets the timer anew
 
     def abandon_range(self, sender: NodeId) -> None:
         """The blocks of an answer proved unusable: ask somebody else."""
         self._range_until = 0
+        self._has_followed = False
         self._range.forget(sender)
 
     def prune(self, floor: int) -> None:

@@ -26,6 +26,10 @@ class FinalityTargets:
     def __contains__(self, block_hash: Hash32) -> bool:
         return block_hash in self._proofs
 
+    def decides(self, slot: int) -> bool:
+        """Tell whether what ``slot`` holds is decided already: a block in it or in a later one is proven final."""
+        return any(proof.path[0].header.slot >= slot for proof in self._proofs.values())
+
     def find(self, certificates: CertificateStore) -> None:
         """A2: a held block with NotarCert and FinalCert is proven final."""
         for entry in self._tree.get_entries():

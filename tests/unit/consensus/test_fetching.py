@@ -1,11 +1,13 @@
 """L9, L10: what an engine fetches that it misses, of whom and how often, and which answers it takes."""
 
+from itertools import pairwise
+
 import msgspec
 
 from shardyard.consensus.catchup import MAX_VOTED
 from shardyard.consensus.pacing import TIMER_RANGE
 from shardyard.consensus.proofs import build_certified_header, build_finality_proof
-from shardyard.consensus.sync import RANGE_BLOCKS
+from shardyard.consensus.sync import LARGE_LAG, RANGE_BLOCKS
 from shardyard.consensus.votes import VoteKind
 from shardyard.effects import Send, SetTimer
 from shardyard.ids import ZERO_HASH
@@ -200,6 +202,50 @@ def test_a_process_that_starts_asks_the_first_peer_it_hears_for_what_follows_onc
     solo.fire(TIMER_RANGE)
     solo.hear(status, sender="second")
     assert len(solo.of(Send)) == 1
+
+
+def test_a_leader_that_catches_up_builds_nothing_in_slots_that_are_decided():
+    """Nobody votes for it, and executing what is decided would have to wait: a replica came no nearer to its chain for that."""
+    solo = Solo(validate=False)
+    own = [slot for slot in range(2, 99) if solo.committee.get_leader(slot) == 0]
+    slots = [slot for slot in range(1, 99) if slot not in own][: 2 * RANGE_BLOCKS]
+    blocks = []
+    for before, slot in pairwise([0, *slots]):
+        blocks.append(solo.build_block(slot, *blocks[-1:], skips=range(before + 1, slot)))
+
+    def answer_last():
+        first = solo.of(Send)[-1].message.first_height
+        chosen = blocks[first - 1 : first - 1 + RANGE_BLOCKS]
+        certificates = (
+            solo.certify(kind, chosen[-1].header.slot, chosen[-1].hash) for kind in (NOTAR, FINAL)
+        )
+        proof = build_finality_proof((), build_certified_header(chosen[-1]), *certificates)
+        solo.hear(RangeResponse(solo.config.shard, tuple(chosen), proof))
+
+    def execute(count):
+        for block in blocks[len(solo.finals) : len(solo.finals) + count]:
+            solo.feed(solo.engine.on_validated(block.hash, True, "", solo.now_ms))
+
+    solo.hear(Status(solo.config.shard, 99, len(blocks) + LARGE_LAG, ZERO_HASH))
+    answer_last()
+    execute(RANGE_BLOCKS)
+    assert len(solo.finals) == RANGE_BLOCKS
+    assert solo.builds() == [], "the next range is awaited, and one came before it"
+    answer_last()
+    execute(RANGE_BLOCKS - 1)
+    assert solo.engine.slot < own[-1]
+    assert solo.builds() == []
+    execute(1)
+    assert solo.finals == blocks
+    turn = next(slot for slot in own if slot > slots[-1])
+    for slot in range(slots[-1] + 1, turn):
+        solo.certify_and_hear(SKIP, slot)
+    assert solo.engine.slot == turn
+    assert solo.builds() == [], "what was claimed may still be told"
+    solo.fire(TIMER_RANGE)
+    assert [build.slot for build in solo.builds()] == [turn], "claims alone keep no leader from its turn"
+    solo.fire(TIMER_RANGE)
+    assert len(solo.builds()) == 1
 
 
 def test_l10_a_missed_proposal_is_fetched_from_who_voted_for_it_and_voted_for():
