@@ -165,11 +165,12 @@ class SimplexEngine(ChainView):
         # Who only asks, as shards ask for the beacon's blocks, has nothing to give.
         if not isinstance(message, BlockRequest | RangeRequest):
             self._sync.note_peer(sender)
+        was_following = self._sync.is_following
         try:
             self._dispatch(sender, message)
         except RemoteProtocolError as error:
             self._refuse(sender, error)
-        if not self._is_settled:
+        if not self._is_settled or (was_following and not self._sync.is_following):
             self._settle(now_ms)
         return self._take()
 

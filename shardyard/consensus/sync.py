@@ -53,7 +53,7 @@ class Sync:
         self._range_until = 0
         self._has_asked_range = False
         self._has_followed = False
-        """The last question about a range brought blocks that were new here."""
+        """The last question about a range brought more new blocks than nodes usually miss."""
         self._is_fetch_ticking = False
         self._is_range_ticking = False
 
@@ -143,7 +143,7 @@ class Sync:
 
     @property
     def is_following(self) -> bool:
-        """Whether a range brought final blocks and the next one is waited for: the chain is likely ahead of this node.
+        """Whether a range brought ``LARGE_LAG`` new blocks and the next one is waited for: the chain is ahead of this node.
 
         Claims alone never make it so, and one question that is not answered in time ends it.
         """
@@ -153,17 +153,22 @@ class Sync:
         """Ask for a range when this node lags and the last answer is used up."""
         height = self._finals.tip.header.height
         lag = self._range.get_lag(height)
-        if lag == 0 or height < self._range_until or self._range.is_waiting:
+        if height < self._range_until or self._range.is_waiting:
             return []
         if lag < LARGE_LAG:
-            return self._tick_range()
+            self._has_followed = False
+            return self._tick_range() if lag else []
         return [*self._ask_range(height), *self._tick_range()]
 
     def on_range_timer(self) -> list[Effect]:
         """The answer did not come in time, or a small gap did not close: ask, and next time somebody else."""
-        self._is_range_ticking = self._has_followed = False
-        self._range.give_up()
+        self._is_range_ticking = False
         height = self._finals.tip.header.height
+        if self._range.is_waiting or height >= self._range_until:
+            self._has_followed = (
+                False  # else the last answer is still being executed, and nobody was waited for
+            )
+        self._range.give_up()
         if self._range.get_lag(height) == 0:
             self._range.settle()
             return []
@@ -196,7 +201,7 @@ class Sync:
         if not blocks or blocks[-1].header.height <= self._range_until:
             return None  # another peer's answer was faster
         self._settle()
-        self._has_followed = True
+        self._has_followed = len(blocks) >= LARGE_LAG
         self._range_until = blocks[-1].header.height
         return blocks, response.proof
 
@@ -245,6 +250,7 @@ class Sync:
 
     def _request_range(self, peer: NodeId, height: int) -> Send:
         self._has_asked_range = True
+        self._is_range_ticking = False  # a question has a timeout of its own
         return Send(peer, RangeRequest(self._config.shard, Height(height + 1), RANGE_BLOCKS))
 
     def _tick_range(self) -> list[Effect]:

@@ -204,48 +204,93 @@ def test_a_process_that_starts_asks_the_first_peer_it_hears_for_what_follows_onc
     assert len(solo.of(Send)) == 1
 
 
-def test_a_leader_that_catches_up_builds_nothing_in_slots_that_are_decided():
-    """Nobody votes for it, and executing what is decided would have to wait: a replica came no nearer to its chain for that."""
-    solo = Solo(validate=False)
-    own = [slot for slot in range(2, 99) if solo.committee.get_leader(slot) == 0]
-    slots = [slot for slot in range(1, 99) if slot not in own][: 2 * RANGE_BLOCKS]
-    blocks = []
-    for before, slot in pairwise([0, *slots]):
-        blocks.append(solo.build_block(slot, *blocks[-1:], skips=range(before + 1, slot)))
+class Laggard(Solo):
+    """A leader that is two ranges of final blocks behind; none of them is in a slot of its own."""
 
-    def answer_last():
-        first = solo.of(Send)[-1].message.first_height
-        chosen = blocks[first - 1 : first - 1 + RANGE_BLOCKS]
+    def __init__(self):
+        super().__init__(validate=False)
+        self.own = [slot for slot in range(2, 99) if self.committee.get_leader(slot) == 0]
+        slots = [slot for slot in range(2, 99) if slot not in self.own][: 2 * RANGE_BLOCKS]
+        self.blocks = []
+        for before, slot in pairwise([0, *slots]):
+            skips = range(before + 1, slot)
+            self.blocks.append(self.build_block(slot, *self.blocks[-1:], skips=skips))
+        self.hear(Status(self.config.shard, 99, len(self.blocks) + LARGE_LAG, ZERO_HASH))
+
+    def answer(self, count=RANGE_BLOCKS):
+        """Have the peer answer the last question."""
+        first = self.of(Send)[-1].message.first_height
+        chosen = self.blocks[first - 1 : first - 1 + count]
         certificates = (
-            solo.certify(kind, chosen[-1].header.slot, chosen[-1].hash) for kind in (NOTAR, FINAL)
+            self.certify(kind, chosen[-1].header.slot, chosen[-1].hash) for kind in (NOTAR, FINAL)
         )
         proof = build_finality_proof((), build_certified_header(chosen[-1]), *certificates)
-        solo.hear(RangeResponse(solo.config.shard, tuple(chosen), proof))
+        self.hear(RangeResponse(self.config.shard, tuple(chosen), proof))
 
-    def execute(count):
-        for block in blocks[len(solo.finals) : len(solo.finals) + count]:
-            solo.feed(solo.engine.on_validated(block.hash, True, "", solo.now_ms))
+    def execute(self, count):
+        for block in self.blocks[len(self.finals) : len(self.finals) + count]:
+            self.feed(self.engine.on_validated(block.hash, True, "", self.now_ms))
 
-    solo.hear(Status(solo.config.shard, 99, len(blocks) + LARGE_LAG, ZERO_HASH))
-    answer_last()
-    execute(RANGE_BLOCKS)
+    def come_to_turn(self):
+        """Skip to the next own slot and return it."""
+        turn = next(slot for slot in self.own if slot >= self.engine.slot)
+        for slot in range(self.engine.slot, turn):
+            self.certify_and_hear(SKIP, slot)
+        return turn
+
+
+def test_a_leader_that_catches_up_builds_nothing_in_slots_that_are_decided():
+    """Nobody votes for it, and executing what is decided would have to wait: a replica came no nearer to its chain for that."""
+    solo = Laggard()
+    solo.answer()
+    solo.execute(RANGE_BLOCKS)
     assert len(solo.finals) == RANGE_BLOCKS
+    assert solo.engine.slot in solo.own
     assert solo.builds() == [], "the next range is awaited, and one came before it"
-    answer_last()
-    execute(RANGE_BLOCKS - 1)
-    assert solo.engine.slot < own[-1]
+    solo.answer()
+    solo.execute(RANGE_BLOCKS - 1)
+    solo.fire(TIMER_RANGE)  # of the question that was answered
     assert solo.builds() == []
-    execute(1)
-    assert solo.finals == blocks
-    turn = next(slot for slot in own if slot > slots[-1])
-    for slot in range(slots[-1] + 1, turn):
-        solo.certify_and_hear(SKIP, slot)
-    assert solo.engine.slot == turn
+    solo.execute(1)
+    assert solo.finals == solo.blocks
+    turn = solo.come_to_turn()
     assert solo.builds() == [], "what was claimed may still be told"
     solo.fire(TIMER_RANGE)
     assert [build.slot for build in solo.builds()] == [turn], "claims alone keep no leader from its turn"
     solo.fire(TIMER_RANGE)
     assert len(solo.builds()) == 1
+
+
+def test_a_leader_builds_as_soon_as_it_is_told_that_there_is_no_more():
+    solo = Laggard()
+    solo.answer()
+    solo.execute(RANGE_BLOCKS)
+    turn = solo.come_to_turn()
+    assert solo.builds() == []
+    solo.hear(RangeResponse(solo.config.shard, (), None))
+    assert [build.slot for build in solo.builds()] == [turn]
+
+
+def test_a_range_of_few_blocks_keeps_no_leader_from_its_turn():
+    """Whoever hears of finality first could give every block as a range, and claim more."""
+    solo = Laggard()
+    solo.answer(LARGE_LAG - 1)
+    solo.execute(LARGE_LAG - 1)
+    assert isinstance(solo.of(Send)[-1].message, RangeRequest)
+    turn = solo.come_to_turn()
+    assert [build.slot for build in solo.builds()] == [turn]
+
+
+def test_a_leader_builds_behind_a_decided_slot_whose_block_is_not_executed():
+    solo = Laggard()
+    solo.answer()
+    solo.fire(TIMER_RANGE)
+    for slot in range(1, solo.own[-1]):
+        solo.certify_and_hear(SKIP, slot)
+        if solo.engine.slot > solo.blocks[RANGE_BLOCKS - 1].header.slot and solo.engine.slot in solo.own:
+            break
+        assert solo.builds() == []
+    assert [build.slot for build in solo.builds()] == [solo.engine.slot]
 
 
 def test_l10_a_missed_proposal_is_fetched_from_who_voted_for_it_and_voted_for():
