@@ -20,22 +20,18 @@ use crate::state::{BlockState, Source};
 use crate::transaction::Transaction;
 use crate::transfer;
 
-/// What an executed item (a delivery or a transaction) leaves for the block's accounts.
+/// What an executed item (a delivery or a transaction) leaves for the block's accounts. What stands in the item itself does
+/// not stand here again: this is moved from hand to hand.
 #[derive(Debug)]
 pub struct Done {
-    pub tx_type: u8,
     pub is_success: bool,
     pub gas_used: u64,
-    pub price: u128,
     /// What the beneficiary earns.
     pub tip: U256,
     /// The beneficiary's account died in this very item, and the tip with it.
     pub is_tip_lost: bool,
     pub created: Option<Address>,
     pub logs: Vec<Log>,
-    pub hash: B256,
-    pub sender: Address,
-    pub to: Option<Address>,
     /// Receipts without sequence numbers; those of users were already taken out of the gateway's balance.
     pub messages: Vec<Receipt>,
 }
@@ -44,17 +40,12 @@ impl Done {
     fn of_transaction(transaction: &Transaction, base_fee: u64, gas_used: u64) -> Self {
         let price = transaction.effective_gas_price(base_fee);
         Self {
-            tx_type: transaction.tx_type,
             is_success: true,
             gas_used,
-            price,
             tip: U256::from(price - u128::from(base_fee)) * U256::from(gas_used),
             is_tip_lost: false,
             created: None,
             logs: Vec::new(),
-            hash: transaction.hash,
-            sender: transaction.sender,
-            to: transaction.to.to().copied(),
             messages: Vec::new(),
         }
     }
@@ -123,17 +114,12 @@ pub fn deliver<S: Source>(machine: &mut Machine<BlockState<S>>, block: &Block<'_
         machine.state().debit(&GATEWAY, message.escrow()?)?;
     }
     Ok(Done {
-        tx_type: DELIVERY_TYPE,
         is_success: delivered.is_success,
         gas_used: delivered.gas_used,
-        price: receipt.gas_price.into(),
         tip: delivered.tip,
         is_tip_lost: false,
         created: None,
         logs: delivered.logs,
-        hash: receipt.id,
-        sender: GATEWAY,
-        to: Some(receipt.target),
         messages: delivered.emitted,
     })
 }
@@ -239,19 +225,47 @@ impl<'a> Ledger<'a> {
         Some(places)
     }
 
+    /// What is in the block, from the item `from` on: the deliveries, then the transactions that are included.
+    fn subjects(&self, from: usize) -> impl Iterator<Item = Subject> {
+        let receipts = self.block.receipts.as_slice();
+        let deliveries = receipts.iter().skip(from).map(|receipt| Subject {
+            tx_type: DELIVERY_TYPE,
+            price: receipt.gas_price.into(),
+            hash: receipt.id,
+            sender: GATEWAY,
+            to: Some(receipt.target),
+        });
+        let entries = self
+            .included
+            .iter()
+            .skip(from.saturating_sub(receipts.len()))
+            .map(|place| &self.block.batch.entries[*place as usize]);
+        let transactions = entries.filter_map(|entry| entry.transaction.as_deref()).map(|transaction| Subject {
+            tx_type: transaction.tx_type,
+            price: transaction.effective_gas_price(self.block.env.base_fee),
+            hash: transaction.hash,
+            sender: transaction.sender,
+            to: transaction.to.to().copied(),
+        });
+        deliveries.chain(transactions)
+    }
+
     pub fn outcomes(&self) -> Outcomes {
-        let part = |items: &[(Done, u64)]| {
+        let part = |from: usize, items: &[(Done, u64)]| {
             let bloom = bloom_of(items.iter().flat_map(|(done, _)| &done.logs));
-            (items.iter().map(|(done, cumulative)| encode_outcome(done, *cumulative)).collect::<Vec<_>>(), bloom)
+            let outcomes = self.subjects(from).zip(items);
+            let encoded = outcomes.map(|(subject, (done, cumulative))| encode_outcome(&subject, done, *cumulative));
+            (encoded.collect::<Vec<_>>(), bloom)
         };
-        let hashes = self.items.iter().map(|(done, _)| done.hash).collect();
+        let hashes = self.subjects(0).map(|subject| subject.hash).collect();
         let workers = pool(self.block.chain.threads).filter(|_| self.items.len() >= PARALLEL_OUTCOMES);
         let Some(workers) = workers else {
-            let (encoded, bloom) = part(&self.items);
+            let (encoded, bloom) = part(0, &self.items);
             return Outcomes { encoded, hashes, bloom };
         };
         let chunk = self.items.len().div_ceil(self.block.chain.threads * 4);
-        let parts: Vec<_> = workers.install(|| self.items.par_chunks(chunk).map(part).collect());
+        let chunks = self.items.par_chunks(chunk).enumerate();
+        let parts: Vec<_> = workers.install(|| chunks.map(|(nth, items)| part(nth * chunk, items)).collect());
         let mut outcomes = Outcomes { encoded: Vec::with_capacity(self.items.len()), hashes, bloom: Bloom::ZERO };
         for (encoded, bloom) in parts {
             outcomes.encoded.extend(encoded);
@@ -261,17 +275,26 @@ impl<'a> Ledger<'a> {
     }
 }
 
+/// What an outcome tells of the item itself.
+struct Subject {
+    tx_type: u8,
+    price: u128,
+    hash: B256,
+    sender: Address,
+    to: Option<Address>,
+}
+
 /// [type, status, gas used, cumulative gas, price, created, logs, hash, sender, to].
-fn encode_outcome(done: &Done, cumulative: u64) -> Vec<u8> {
+fn encode_outcome(subject: &Subject, done: &Done, cumulative: u64) -> Vec<u8> {
     let mut writer = Writer::with_capacity(160 + 160 * done.logs.len());
-    writer.array(10).uint(done.tx_type.into()).uint(u64::from(done.is_success));
+    writer.array(10).uint(subject.tx_type.into()).uint(u64::from(done.is_success));
     writer.uint(done.gas_used).uint(cumulative);
     // A price beyond 64 bits exceeds what any balance can pay for; it saturates rather than change its form.
-    writer.uint(u64::try_from(done.price).unwrap_or(u64::MAX));
+    writer.uint(u64::try_from(subject.price).unwrap_or(u64::MAX));
     writer.bytes(done.created.as_ref().map_or(&[], |address| address.as_slice()));
     write_logs(&mut writer, &done.logs);
-    writer.bytes(done.hash.as_slice()).bytes(done.sender.as_slice());
-    writer.bytes(done.to.as_ref().map_or(&[], |address| address.as_slice()));
+    writer.bytes(subject.hash.as_slice()).bytes(subject.sender.as_slice());
+    writer.bytes(subject.to.as_ref().map_or(&[], |address| address.as_slice()));
     writer.finish()
 }
 

@@ -23,6 +23,7 @@ pub mod ledger;
 pub mod lthash;
 pub mod mempool;
 pub mod merkle;
+mod near;
 pub mod outbox;
 pub mod parallel;
 pub mod places;

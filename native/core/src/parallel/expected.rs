@@ -64,7 +64,7 @@ impl Expected {
         let mut part = Part::with_capacity(listed.len());
         for listed in listed {
             let key = self.key(listed.history);
-            let (location, parent, _) = memory.visit(&key, &mut numbers, None)?;
+            let (location, parent) = memory.look(&key, &mut numbers)?;
             locations.push(location);
             match (key, parent, self.at(listed.history, parent, u32::MAX)) {
                 (Key::Account(address), Value::Account(old), Value::Account(new)) if old != new => {

@@ -30,6 +30,10 @@ use crate::transaction::Transaction;
 const MAX_CLASHES: usize = 1024;
 /// Looking through more than this costs more than asking the table again.
 const MAX_FOUND: usize = 12;
+/// Accounts warmed for one item: who sends, and who is paid.
+const NEAR: usize = 2;
+/// So many accounts ahead the next item's are looked for: those between were of items that did not run.
+const MAX_PASSED: usize = 8;
 
 /// What the tasks of one window share.
 #[derive(Debug)]
@@ -103,6 +107,9 @@ pub struct LaneReader {
     touched: Vec<(u32, u32)>,
     /// What the present item was the first to read: what it changes is mostly among that.
     found: Vec<(Key, u32)>,
+    /// Where the accounts lie that the next items send from and pay, in their order, and how many of them are past.
+    warmed: Vec<(Address, u32)>,
+    past: usize,
     numbers: Numbers,
     codes: Codes,
 }
@@ -114,7 +121,15 @@ impl LaneReader {
             Standing::Alone(_) | Standing::Listed(_) => None,
             Standing::Beside(shared, task) => Some(shared.visit(*task, self.index)),
         };
-        let (location, mut value, clash) = self.memory.visit(key, &mut self.numbers, visit)?;
+        let location = match key {
+            Key::Account(address) => self.recall(address),
+            Key::Slot(..) => None,
+        };
+        let location = match location {
+            Some(location) => location,
+            None => self.memory.locate_with(key, &mut self.numbers)?,
+        };
+        let (mut value, clash) = self.memory.visit(location, key, visit)?;
         match &self.standing {
             Standing::Alone(_) => {}
             Standing::Beside(shared, _) => shared.note(location, clash),
@@ -125,6 +140,18 @@ impl LaneReader {
             self.found.push((*key, location));
         }
         Ok(value)
+    }
+
+    /// Comes to the accounts warmed for the item of this sender.
+    fn come_to(&mut self, sender: &Address) {
+        let ahead = self.warmed.iter().skip(self.past);
+        self.past += ahead.take(MAX_PASSED).position(|(warmed, _)| warmed == sender).unwrap_or_default();
+    }
+
+    /// Where an account lies that was warmed for this item.
+    fn recall(&self, address: &Address) -> Option<u32> {
+        let mut near = self.warmed.iter().skip(self.past).take(NEAR);
+        near.find(|(warmed, _)| warmed == address).map(|(_, location)| *location)
     }
 
     /// Where a location lies that the item likely looked at.
@@ -234,6 +261,8 @@ impl<'a> Lane<'a> {
             is_stopped: false,
             touched: Vec::new(),
             found: Vec::with_capacity(MAX_FOUND),
+            warmed: Vec::new(),
+            past: 0,
             numbers: Numbers::default(),
             codes: Codes::default(),
         };
@@ -293,8 +322,11 @@ impl<'a> Lane<'a> {
             let paid = transaction.to.to().filter(|_| transaction.input.is_empty());
             std::iter::once(&transaction.sender).chain(paid)
         });
+        reader.past = 0;
+        reader.warmed.clear();
+        let warmed = &mut reader.warmed;
         // What cannot be read now is an error of the item that needs it.
-        let _ = reader.memory.warm(accounts, &mut reader.numbers);
+        let _ = reader.memory.warm(accounts, &mut reader.numbers, |address, location| warmed.push((address, location)));
         let _ = reader.memory.warm_slots(slots.into_iter(), &mut reader.numbers);
     }
 
@@ -308,6 +340,7 @@ impl<'a> Lane<'a> {
         let reader = self.machine.state();
         (reader.index, reader.saw_tips) = (index as u32, false);
         reader.found.clear();
+        reader.come_to(&transaction.sender);
         let known = reader.touched.len();
         match self.execute(transaction) {
             Ok(done) => {

@@ -12,7 +12,7 @@ use alloy_primitives::{Address, B256};
 
 use super::committer::Committer;
 use super::lane::{Lane, Ran, Shared, Trail};
-use super::memory::Stamp;
+use super::memory::{Replaced, Stamp};
 use super::plan::{Plan, Planner};
 use super::speculation::speculate;
 use super::team::Team;
@@ -47,6 +47,7 @@ type Results = Vec<(u32, Result<Done, NotExecuted>)>;
 struct Left {
     results: Results,
     trail: Trail,
+    replaced: Replaced,
     has_messages: bool,
     took: Duration,
 }
@@ -63,7 +64,11 @@ struct Window<'r, 'a> {
 /// What the team does together.
 enum Together<'r, 'a> {
     Run(Arc<Window<'r, 'a>>),
-    Settle(Arc<Window<'r, 'a>>, usize),
+    /// Of a window that broke.
+    TakeBack(Arc<Window<'r, 'a>>),
+    WriteAnew(Arc<Window<'r, 'a>>, usize),
+    /// The block's changes, when all is done.
+    Gather(&'r Run<'a>),
 }
 
 /// How far the lanes of a block came.
@@ -109,7 +114,12 @@ pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
 fn help<'a>(lane: &mut Lane<'a>, task: &Together<'_, 'a>) -> Result<()> {
     match task {
         Together::Run(window) => window.help(lane),
-        Together::Settle(window, limit) => window.settle(*limit),
+        Together::TakeBack(window) => {
+            window.take_back();
+            Ok(())
+        }
+        Together::WriteAnew(window, limit) => window.write_anew(*limit),
+        Together::Gather(run) => run.gather(),
     }
 }
 
@@ -175,6 +185,9 @@ impl<'r, 'a> Leader<'r, 'a> {
             }
         }
         self.account()?;
+        // While everybody is awake.
+        run.close()?;
+        self.team.share(&Arc::new(Together::Gather(run)), || run.gather())?;
         Ok(Came::ToTheEnd)
     }
 
@@ -227,11 +240,17 @@ impl<'r, 'a> Leader<'r, 'a> {
         window.limit_messages(&lock(&run.committer));
         let limit = window.shared.limit();
         let results = window.take_results();
-        window.rewind();
-        team.share(&Arc::new(Together::Settle(window.clone(), limit)), || window.settle(limit))?;
         if limit < end {
+            window.rewind();
+            team.share(&Arc::new(Together::TakeBack(window.clone())), || {
+                window.take_back();
+                Ok(())
+            })?;
+            window.rewind();
+            team.share(&Arc::new(Together::WriteAnew(window.clone(), limit)), || window.write_anew(limit))?;
             window.learn()?;
         }
+        window.keep_firsts();
         run.block.between.habits.lock().note_window(limit == end);
         self.next = limit;
         self.settled = Some(Settled { window, results, limit });
@@ -260,7 +279,7 @@ impl<'a> Window<'_, 'a> {
             lane.stand_beside(&self.shared, task);
             self.run_task(lane, task, &mut left);
             std::mem::swap(&mut left.trail, lane.take_trail());
-            self.announce(task, &left.trail)?;
+            self.write(task, &mut left)?;
             left.took = began.elapsed();
         }
     }
@@ -297,14 +316,18 @@ impl<'a> Window<'_, 'a> {
         }
     }
 
-    /// Leaves word where the task changed something, for whoever looked there or will.
-    fn announce(&self, task: usize, trail: &Trail) -> Result<()> {
-        let memory = &self.run.memory;
+    /// Writes what the task changed, for the windows to come, and leaves word for whoever looked there or will.
+    fn write(&self, task: usize, left: &mut Left) -> Result<()> {
+        let (memory, Left { trail, replaced, .. }) = (&self.run.memory, left);
         memory.walk(&trail.changes, Change::place, |change| {
             let visit = self.shared.visit(task, change.index);
-            self.shared.note(change.location, memory.announce(change.location, visit));
+            self.shared.note(change.location, memory.write_beside(change, visit, replaced)?);
             Ok(())
-        })
+        })?;
+        for (_, hash, code) in &trail.codes {
+            memory.add_code(*hash, code.clone());
+        }
+        Ok(())
     }
 
     /// The window ends before the first item whose messages find no room.
@@ -328,23 +351,30 @@ impl<'a> Window<'_, 'a> {
         }
     }
 
-    /// Writes what the items before the limit changed; no two tasks changed the same.
-    fn settle(&self, limit: usize) -> Result<()> {
-        let mut firsts = Vec::new();
+    /// The locations are again as they were before the window.
+    fn take_back(&self) {
         while let Some(left) = self.left.get(self.next.fetch_add(1, SeqCst)) {
-            let trail = &mut lock(left).trail;
+            self.run.memory.take_back(&mut lock(left).replaced);
+        }
+    }
+
+    /// Writes what the items before the limit changed; no two tasks changed the same.
+    fn write_anew(&self, limit: usize) -> Result<()> {
+        while let Some(left) = self.left.get(self.next.fetch_add(1, SeqCst)) {
+            let (memory, Left { trail, replaced, .. }) = (&self.run.memory, &mut *lock(left));
             trail.truncate(limit as u32);
-            let memory = &self.run.memory;
             memory.walk(&trail.changes, Change::place, |change| {
                 let stamp = Stamp { index: change.index, incarnation: 0 };
-                memory.set(change.location, stamp, change.value, &mut firsts)
+                memory.set(change.location, stamp, change.value, &mut replaced.firsts)
             })?;
-            for (_, hash, code) in &trail.codes {
-                self.run.memory.add_code(*hash, code.clone());
-            }
         }
-        lock(&self.run.firsts).push(firsts);
         Ok(())
+    }
+
+    /// Keeps what was there before the block where the window was the first to change something.
+    fn keep_firsts(&self) {
+        let firsts = self.left.iter().map(|left| std::mem::take(&mut lock(left).replaced.firsts));
+        lock(&self.run.firsts).extend(firsts.filter(|firsts| !firsts.is_empty()));
     }
 
     /// Tasks are handed out anew.

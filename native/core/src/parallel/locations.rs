@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use alloy_primitives::{Address, U256};
+use smallvec::SmallVec;
 
 use super::lock;
 use crate::error::{CoreError, Result};
+use crate::near::bring_near;
 pub use crate::state::Key;
 use crate::state::Map;
 
@@ -61,10 +63,6 @@ const CHUNK: usize = 512;
 const MAX_CHUNKS: usize = 1 << 13;
 /// Chunks kept from block to block.
 const MAX_KEPT_CHUNKS: usize = 1 << 8;
-
-/// Bytes of a line of the cache.
-#[cfg(target_arch = "x86_64")]
-const LINE: usize = 64;
 
 type Chunk<T> = Box<[Location<T>]>;
 
@@ -170,28 +168,46 @@ impl<T: Content> Locations<T> {
         self.locate_from(key, numbers, TAKEN)
     }
 
-    /// The number of a key, if it has one; none may also mean that another worker is just giving it one, or that the table
-    /// is crowded.
-    pub fn find(&self, key: &Key) -> Option<u32> {
-        let wanted_key = key.words();
-        let hash = self.hash(&wanted_key);
-        let (mask, tag) = (self.words.len() - 1, hash >> 32);
-        for step in 0..MAX_PROBES {
-            let word = self.words[(hash as usize).wrapping_add(step) & mask].load(Ordering::Acquire);
-            if word == 0 {
-                return None;
-            }
-            let number = word as u32 - 1;
-            if word >> 32 == tag && self.is_at(number, &wanted_key) {
-                return Some(number);
-            }
+    /// As `locate_with`, for several keys, whose places in the table are brought near together. Tells for each whether it has
+    /// been given its number only now.
+    ///
+    /// # Errors
+    /// As `locate`.
+    pub fn locate_all(
+        &self,
+        keys: impl Iterator<Item = Key>,
+        numbers: &mut Numbers,
+        mut tell: impl FnMut(Key, u32, bool),
+    ) -> Result<()> {
+        let wanted: SmallVec<[(Key, Words, u64); 32]> = keys
+            .map(|key| {
+                let words = key.words();
+                let hash = self.hash(&words);
+                bring_near(&raw const self.words[hash as usize & (self.words.len() - 1)]);
+                (key, words, hash)
+            })
+            .collect();
+        for (key, words, hash) in &wanted {
+            let (number, is_new) = self.locate_hashed(key, words, *hash, numbers, TAKEN)?;
+            tell(*key, number, is_new);
         }
-        None
+        Ok(())
     }
 
     fn locate_from(&self, key: &Key, numbers: &mut Numbers, taken: u32) -> Result<u32> {
-        let wanted_key = key.words();
-        let hash = self.hash(&wanted_key);
+        let words = key.words();
+        self.locate_hashed(key, &words, self.hash(&words), numbers, taken).map(|(number, _)| number)
+    }
+
+    /// The number, and whether it was given now.
+    fn locate_hashed(
+        &self,
+        key: &Key,
+        wanted_key: &Words,
+        hash: u64,
+        numbers: &mut Numbers,
+        taken: u32,
+    ) -> Result<(u32, bool)> {
         let mask = self.words.len() - 1;
         let tag = hash >> 32;
         let mut made = None;
@@ -201,26 +217,29 @@ impl<T: Content> Locations<T> {
             if word == 0 {
                 let number = match made {
                     Some(number) => number,
-                    None => *made.insert(self.make(&wanted_key, numbers, taken)?),
+                    None => *made.insert(self.make(wanted_key, numbers, taken)?),
                 };
                 let wanted = tag << 32 | u64::from(number + 1);
                 match slot.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire) {
-                    Ok(_) => return Ok(number),
+                    Ok(_) => return Ok((number, true)),
                     // Another worker was first, perhaps with this very key; then the number made here stays unused.
                     Err(taken) => word = taken,
                 }
             }
             let number = word as u32 - 1;
-            if word >> 32 == tag && self.is_at(number, &wanted_key) {
-                return Ok(number);
+            if word >> 32 == tag && self.is_at(number, wanted_key) {
+                return Ok((number, false));
             }
         }
         match lock(&self.crowded).entry(*key) {
-            std::collections::hash_map::Entry::Occupied(found) => Ok(*found.get()),
-            std::collections::hash_map::Entry::Vacant(free) => Ok(*free.insert(match made {
-                Some(number) => number,
-                None => self.make(&wanted_key, numbers, taken)?,
-            })),
+            std::collections::hash_map::Entry::Occupied(found) => Ok((*found.get(), false)),
+            std::collections::hash_map::Entry::Vacant(free) => {
+                let number = match made {
+                    Some(number) => number,
+                    None => self.make(wanted_key, numbers, taken)?,
+                };
+                Ok((*free.insert(number), true))
+            }
         }
     }
 
@@ -282,20 +301,6 @@ impl<T: Content> Locations<T> {
         &self.location(number).content
     }
 }
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn bring_near<T>(place: *const T) {
-    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    for line in 0..size_of::<T>().div_ceil(LINE) {
-        // SAFETY: a hint for any address; it reads nothing and cannot fault.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.wrapping_byte_add(line * LINE).cast()) };
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-#[inline]
-fn bring_near<T>(_: *const T) {}
 
 #[cfg(test)]
 mod tests {

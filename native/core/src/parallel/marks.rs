@@ -67,8 +67,22 @@ impl Default for Marks {
 impl Marks {
     pub fn touch(&mut self, visit: Visit) -> Option<Clash> {
         self.enter(visit.window);
+        let other = self.writes.0.iter().find(|write| write.index != NEVER && write.task != visit.task).copied();
         self.touches.add(visit.index, visit.task);
-        self.clash()
+        match other {
+            // What another task wrote lies there already, whichever of the two comes first in order.
+            Some(write) => {
+                let own = Clash { from: visit.index, reader: visit.index, writer: write.index };
+                Some(self.clash().filter(|clash| clash.from < own.from).unwrap_or(own))
+            }
+            None => self.clash(),
+        }
+    }
+
+    /// Whether a task other than this one changed the location in this window.
+    pub fn is_written_beside(&self, visit: Visit) -> bool {
+        let writes = self.writes.0.iter();
+        self.window == visit.window && writes.into_iter().any(|write| write.index != NEVER && write.task != visit.task)
     }
 
     /// A change counts as a visit too: of a new account nothing is read before it is written.
@@ -108,12 +122,13 @@ mod tests {
     /// What the marks say after these visits: (task, index, whether it writes).
     fn from(visits: &[(u16, u16, bool)]) -> Option<u16> {
         let mut marks = Marks::default();
-        let mut found = None;
+        let mut lowest: Option<u16> = None;
         for (task, index, is_write) in visits {
             let visit = Visit { window: 3, task: *task, index: *index };
-            found = if *is_write { marks.write(visit) } else { marks.touch(visit) };
+            let found = if *is_write { marks.write(visit) } else { marks.touch(visit) };
+            lowest = lowest.into_iter().chain(found.map(|clash| clash.from)).min();
         }
-        found.map(|clash| clash.from)
+        lowest
     }
 
     #[test]
@@ -128,6 +143,8 @@ mod tests {
         assert_eq!(from(&[(2, 9, false), (1, 5, true)]), Some(9));
         // What looked before the change is right; the same task may look again right after it.
         assert_eq!(from(&[(2, 3, false), (1, 5, true)]), Some(6));
+        // What looks after it has seen it, and should not have.
+        assert_eq!(from(&[(1, 5, true), (2, 3, false)]), Some(3));
         assert_eq!(from(&[(1, 5, true), (2, 9, true), (3, 7, true)]), Some(7));
     }
 
@@ -141,9 +158,14 @@ mod tests {
         for _ in 0..2000 {
             let visits: Vec<(u16, u16, bool)> =
                 (0..1 + roll(9)).map(|_| (roll(4) as u16, roll(30) as u16, roll(3) == 0)).collect();
-            let pairs = visits.iter().flat_map(|a| visits.iter().map(move |b| (a, b)));
-            let expected = pairs.filter(|(a, b)| a.0 != b.0 && b.2).map(|(a, b)| a.1.max(b.1 + 1)).min();
-            assert_eq!(from(&visits), expected, "{visits:?}");
+            let all = || visits.iter().enumerate();
+            let pairs = all().flat_map(|a| all().map(move |b| (a, b)));
+            let clashes = pairs.filter(|((_, a), (_, b))| a.0 != b.0 && b.2);
+            let expected = clashes.map(|((at, a), (before, b))| match (at > before, a.2) {
+                (true, false) => a.1,
+                _ => a.1.max(b.1 + 1),
+            });
+            assert_eq!(from(&visits), expected.min(), "{visits:?}");
         }
     }
 

@@ -14,7 +14,7 @@ use super::locations::Locations;
 pub use super::locations::{Key, Numbers};
 use super::lock;
 use super::marks::{Clash, Marks, Visit};
-use crate::access_list::Places;
+use crate::access_list::Change;
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
 use crate::state::{Account, Map, Part, Update, View};
@@ -88,48 +88,12 @@ const AHEAD: usize = 8;
 /// Where a block changed something first, and what was there before it.
 pub type First = (u32, Value);
 
-/// A memory after its block, with what was there before where that changed.
-pub struct Done<'a> {
-    memory: &'a Memory,
-    before: Vec<Option<&'a Value>>,
-}
-
-impl<'a> Done<'a> {
-    pub fn new(memory: &'a Memory, firsts: &'a [Vec<First>]) -> Self {
-        let mut before = vec![None; memory.cells.count() as usize];
-        firsts.iter().flatten().for_each(|(location, value)| before[*location as usize] = Some(value));
-        Self { memory, before }
-    }
-}
-
-impl Places for Done<'_> {
-    fn count(&self) -> u32 {
-        self.memory.cells.count()
-    }
-
-    fn key(&self, location: u32) -> Key {
-        self.memory.key(location)
-    }
-
-    fn find(&self, address: &Address) -> Result<Option<u32>> {
-        self.memory.cells.locate(&Key::Account(*address)).map(Some)
-    }
-
-    fn parent(&self, location: u32) -> Result<Value> {
-        match self.before.get(location as usize).copied().flatten() {
-            Some(value) => Ok(*value),
-            // Nothing was changed here.
-            None => self.memory.parent(location),
-        }
-    }
-
-    fn parent_account(&self, address: &Address) -> Result<Option<Account>> {
-        self.memory.view.account(address)
-    }
-
-    fn code(&self, hash: &B256) -> Result<Bytecode> {
-        self.memory.code(hash)
-    }
+/// What a task of a window of lanes has written over.
+#[derive(Debug, Default)]
+pub struct Replaced {
+    pub firsts: Vec<First>,
+    /// Where the block had changed something before.
+    again: Vec<(u32, Stamp, Value)>,
 }
 
 /// What an item finds at a location.
@@ -292,29 +256,50 @@ impl Memory {
         self.cells.locate_with(key, numbers)
     }
 
-    /// What a task of a window of lanes finds here, and leaves word that it was: everything before the window is committed
-    /// and nothing else changes meanwhile. `None` for a visit that no other task can get in the way of.
-    pub fn visit(&self, key: &Key, numbers: &mut Numbers, visit: Option<Visit>) -> Result<(u32, Value, Option<Clash>)> {
-        let location = self.cells.locate_with(key, numbers)?;
-        let mut cell = lock(self.cells.get(location));
-        let value = cell.present(|| self.base(key))?;
-        Ok((location, value, visit.and_then(|visit| cell.marks.touch(visit))))
-    }
-
-    /// Reads accounts ahead of whoever will visit them.
+    /// What is committed here, and the number of the location.
     ///
     /// # Errors
     /// Those of reading the state.
-    pub fn warm<'k>(&self, accounts: impl Iterator<Item = &'k Address>, numbers: &mut Numbers) -> Result<()> {
-        let unknown: SmallVec<[&Address; 32]> =
-            accounts.filter(|address| self.cells.find(&Key::Account(**address)).is_none()).collect();
-        let mut found: SmallVec<[Option<Account>; 32]> = SmallVec::new();
-        self.view.accounts(unknown.iter().copied(), |account| found.push(account))?;
-        for (address, account) in unknown.into_iter().zip(found) {
-            let location = self.cells.locate_with(&Key::Account(*address), numbers)?;
-            lock(self.cells.get(location)).present.get_or_insert(Value::Account(account));
-        }
-        Ok(())
+    pub fn look(&self, key: &Key, numbers: &mut Numbers) -> Result<(u32, Value)> {
+        let location = self.cells.locate_with(key, numbers)?;
+        Ok((location, lock(self.cells.get(location)).present(|| self.base(key))?))
+    }
+
+    /// What a task of a window of lanes finds here, and leaves word that it was: everything before the window is committed,
+    /// and what another task changes meanwhile is a clash. `None` for a visit that no other task can get in the way of.
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    pub fn visit(&self, location: u32, key: &Key, visit: Option<Visit>) -> Result<(Value, Option<Clash>)> {
+        let mut cell = lock(self.cells.get(location));
+        let value = cell.present(|| self.base(key))?;
+        Ok((value, visit.and_then(|visit| cell.marks.touch(visit))))
+    }
+
+    /// Reads accounts ahead of whoever will visit them; tells where they lie.
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    pub fn warm<'k>(
+        &self,
+        accounts: impl Iterator<Item = &'k Address>,
+        numbers: &mut Numbers,
+        mut tell: impl FnMut(Address, u32),
+    ) -> Result<()> {
+        let mut unknown: SmallVec<[(Address, u32); 32]> = SmallVec::new();
+        self.cells.locate_all(accounts.map(|address| Key::Account(*address)), numbers, |key, location, is_new| {
+            let Key::Account(address) = key else { return };
+            tell(address, location);
+            if is_new {
+                unknown.push((address, location));
+            }
+        })?;
+        let mut places = unknown.iter();
+        self.view.accounts(unknown.iter().map(|(address, _)| address), |account| {
+            if let Some((_, location)) = places.next() {
+                lock(self.cells.get(*location)).present.get_or_insert(Value::Account(account));
+            }
+        })
     }
 
     /// As `warm`, for slots.
@@ -322,15 +307,24 @@ impl Memory {
     /// # Errors
     /// Those of reading the state.
     pub fn warm_slots(&self, slots: impl Iterator<Item = (Address, U256)>, numbers: &mut Numbers) -> Result<()> {
-        let is_unknown = |(address, slot): &(Address, U256)| self.cells.find(&Key::Slot(*address, *slot)).is_none();
-        let unknown: SmallVec<[(Address, U256); 32]> = slots.filter(is_unknown).collect();
-        let mut found: SmallVec<[U256; 32]> = SmallVec::new();
-        self.view.words(&unknown, |word| found.push(word))?;
-        for ((address, slot), word) in unknown.into_iter().zip(found) {
-            let location = self.cells.locate_with(&Key::Slot(address, slot), numbers)?;
-            lock(self.cells.get(location)).present.get_or_insert(Value::Slot(word));
-        }
-        Ok(())
+        let mut unknown: SmallVec<[(Address, U256); 32]> = SmallVec::new();
+        let mut places: SmallVec<[u32; 32]> = SmallVec::new();
+        self.cells.locate_all(
+            slots.map(|(address, slot)| Key::Slot(address, slot)),
+            numbers,
+            |key, location, is_new| {
+                if let (Key::Slot(address, slot), true) = (key, is_new) {
+                    unknown.push((address, slot));
+                    places.push(location);
+                }
+            },
+        )?;
+        let mut places = places.into_iter();
+        self.view.words(&unknown, |word| {
+            if let Some(location) = places.next() {
+                lock(self.cells.get(location)).present.get_or_insert(Value::Slot(word));
+            }
+        })
     }
 
     /// Does something at many locations, one after the other. Those it comes to next are brought near meanwhile: every lock
@@ -349,9 +343,36 @@ impl Memory {
         Ok(())
     }
 
-    /// Leaves word that a task of a window of lanes will change this location.
-    pub fn announce(&self, location: u32, visit: Visit) -> Option<Clash> {
-        lock(self.cells.get(location)).marks.write(visit)
+    /// Writes what a task of a window of lanes changed, and leaves word of it. Where another task was first, nothing is
+    /// written: the window breaks there, and what can be kept is written anew.
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    pub fn write_beside(&self, change: &Change, visit: Visit, replaced: &mut Replaced) -> Result<Option<Clash>> {
+        let Change { index, location, value } = *change;
+        let mut cell = lock(self.cells.get(location));
+        let is_late = cell.marks.is_written_beside(visit);
+        let clash = cell.marks.write(visit);
+        let present = cell.present(|| self.base_at(location))?;
+        if present != value && !is_late {
+            if cell.is_changed {
+                replaced.again.push((location, cell.stamp, present));
+            }
+            cell.settle(location, Stamp { index, incarnation: 0 }, present, value, &mut replaced.firsts);
+        }
+        Ok(clash)
+    }
+
+    /// Takes back what a task wrote in a window that broke.
+    pub fn take_back(&self, replaced: &mut Replaced) {
+        for (location, stamp, value) in replaced.again.drain(..).rev() {
+            let mut cell = lock(self.cells.get(location));
+            (cell.stamp, cell.present) = (stamp, Some(value));
+        }
+        for (location, value) in replaced.firsts.drain(..) {
+            let mut cell = lock(self.cells.get(location));
+            (cell.stamp, cell.present, cell.is_changed) = (Stamp::default(), Some(value), false);
+        }
     }
 
     /// Counts an execution that was thrown away because of this location.
@@ -372,6 +393,14 @@ impl Memory {
     /// The value before the block, of a location that nothing was committed to.
     pub fn parent(&self, location: u32) -> Result<Value> {
         lock(self.cells.get(location)).present(|| self.base_at(location))
+    }
+
+    /// The account before the block.
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    pub fn parent_account(&self, address: &Address) -> Result<Option<Account>> {
+        self.view.account(address)
     }
 
     /// One past the highest number of a location.
@@ -485,7 +514,7 @@ impl Memory {
     /// # Errors
     /// Those of reading the state.
     pub fn code_hash(&self, address: &Address) -> Result<B256> {
-        match self.visit(&Key::Account(*address), &mut Numbers::default(), None)?.1 {
+        match self.look(&Key::Account(*address), &mut Numbers::default())?.1 {
             Value::Account(account) => Ok(account.unwrap_or_default().code_hash),
             Value::Slot(_) => Err(CoreError::Internal("a location changed its kind".into())),
         }

@@ -16,6 +16,7 @@
 //! `replay` runs neighbours on lanes without marks: it has the block's access list, which `expected` looks up; `stats` tells
 //! people what happened; this module holds the workers together.
 
+mod after;
 mod alone;
 mod attempt;
 mod codes;
@@ -39,22 +40,23 @@ mod team;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::ThreadPool;
-use rayon::prelude::*;
 
 use crate::access_list::build;
 use crate::block::{Block, Ended};
 use crate::error::{CoreError, Result};
+use crate::pool::broadcast;
 use crate::state::{Finished, Part, View};
 
+use after::Done;
 use attempt::Worker;
 use committer::Committer;
 use habits::Habits;
 use lanes::execute_in_lanes;
 pub use memory::Value;
-use memory::{Done, First, Memory, Spare};
+use memory::{First, Memory, Spare};
 pub use replay::replay;
 use speculation::speculate;
 pub use stats::RunStats;
@@ -88,6 +90,15 @@ pub(crate) struct Run<'a> {
     /// Windows of lanes so far.
     windows: AtomicU32,
     time: WorkTime,
+    gathering: Gathering,
+}
+
+/// The changes of a block that is closed, gathered piece by piece by whoever has time.
+#[derive(Debug, Default)]
+struct Gathering {
+    firsts: OnceLock<Vec<Vec<First>>>,
+    next: AtomicUsize,
+    parts: Mutex<Vec<Part>>,
 }
 
 /// # Errors
@@ -122,6 +133,7 @@ impl<'a> Run<'a> {
             gas_used: AtomicU64::new(0),
             windows: AtomicU32::new(0),
             time: WorkTime::default(),
+            gathering: Gathering::default(),
         })
     }
 
@@ -146,16 +158,47 @@ impl<'a> Run<'a> {
         self.committed.store(next, SeqCst);
     }
 
-    /// What closes the block, then its changes, gathered by all workers.
-    fn finish(self, workers: &ThreadPool) -> Result<Ended<'a>> {
-        let mut committer = self.committer.into_inner().unwrap_or_else(PoisonError::into_inner);
+    /// What closes the block, once all its items are committed.
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    fn close(&self) -> Result<()> {
+        let mut committer = lock(&self.committer);
         let mut worker = Worker::new(self.block, &self.memory, 0);
         committer.close(&self.memory, &mut worker, self.last + 1)?;
-        let mut firsts = self.firsts.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut firsts = std::mem::take(&mut *lock(&self.firsts));
         firsts.push(committer.take_firsts());
-        let chunks: Vec<&[First]> = firsts.iter().flat_map(|firsts| firsts.chunks(GATHERED)).collect();
-        let gather = |firsts: &&[First]| self.memory.updates(firsts);
-        let parts: Vec<Part> = workers.install(|| chunks.par_iter().map(gather).collect::<Result<_>>())?;
+        self.gathering.firsts.get_or_init(|| firsts);
+        Ok(())
+    }
+
+    /// One worker's part in gathering the changes of a closed block.
+    ///
+    /// # Errors
+    /// `Internal` when the memory holds what no block can leave there.
+    fn gather(&self) -> Result<()> {
+        let Gathering { firsts, next, parts } = &self.gathering;
+        let pieces = firsts.get().into_iter().flatten().flat_map(|firsts| firsts.chunks(GATHERED));
+        let mut own = next.fetch_add(1, SeqCst);
+        for (nth, piece) in pieces.enumerate() {
+            if nth == own {
+                let part = self.memory.updates(piece)?;
+                lock(parts).push(part);
+                own = next.fetch_add(1, SeqCst);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, workers: &ThreadPool) -> Result<Ended<'a>> {
+        if self.gathering.firsts.get().is_none() {
+            self.close()?;
+            workers.install(|| broadcast(|_| self.gather())).into_iter().collect::<Result<Vec<()>>>()?;
+        }
+        let committer = self.committer.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Gathering { firsts, parts, .. } = self.gathering;
+        let firsts = firsts.into_inner().unwrap_or_default();
+        let parts = parts.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (ledger, codes, mut log, mut stats) = committer.into_parts(&self.memory);
         log.renumber(&ledger);
         let beneficiary = self.block.env.beneficiary;

@@ -24,10 +24,11 @@ use alloy_primitives::{Address, B256, U256};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
+use super::after::Done as Settled;
 use super::execute_in_parallel;
 use super::expected::{Expected, word};
 use super::lane::{Lane, Ran};
-use super::memory::{Done as Settled, Key, Memory, Numbers, Value};
+use super::memory::{Key, Memory, Numbers, Value};
 use super::stats::RunStats;
 use crate::access_list::{AccessLog, Change, build};
 use crate::block::{Block, Ended, last_seq};
@@ -54,7 +55,7 @@ struct ListReader {
 
 impl ListReader {
     fn look(&mut self, key: &Key) -> Result<Value> {
-        let (location, parent, _) = self.memory.visit(key, &mut self.numbers, None)?;
+        let (location, parent) = self.memory.look(key, &mut self.numbers)?;
         Ok(self.expected.before(location, parent, self.index))
     }
 }

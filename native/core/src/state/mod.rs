@@ -7,6 +7,7 @@ mod block_state;
 mod genesis;
 mod snapshot;
 mod store;
+mod table;
 
 use std::collections::HashMap;
 

@@ -11,6 +11,7 @@ use alloy_primitives::{Address, B256, U256};
 use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
 use smallvec::SmallVec;
 
+use super::table::Table;
 use super::{Account, Changes, Map, Slots, Source, Update, commit};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
@@ -38,8 +39,8 @@ struct Undo {
 
 #[derive(Debug, Default)]
 struct Inner {
-    accounts: Map<Address, Account>,
-    storage: Map<Address, Slots>,
+    accounts: Table<Address, Account>,
+    storage: Map<Address, Table<U256, U256>>,
     codes: Map<B256, Bytecode>,
     accumulator: Arc<LtHash>,
     root: B256,
@@ -192,7 +193,7 @@ impl Store {
         let codes = used.filter_map(|account| inner.codes.get_key_value(&account.code_hash));
         Changes {
             accounts: inner.accounts.iter().map(|(address, account)| (*address, Some(*account))).collect(),
-            storage: inner.storage.clone(),
+            storage: inner.storage.iter().map(|(address, slots)| (*address, collect(slots))).collect(),
             codes: codes.map(|(hash, code)| (*hash, code.clone())).collect(),
         }
     }
@@ -290,6 +291,10 @@ impl Inner {
     }
 }
 
+fn collect(slots: &Table<U256, U256>) -> Slots {
+    slots.iter().map(|(slot, value)| (*slot, *value)).collect()
+}
+
 impl Source for View {
     fn account(&mut self, address: &Address) -> Result<Option<Account>> {
         View::account(self, address)
@@ -320,8 +325,8 @@ impl View {
         Ok(inner.accounts.get(address).copied())
     }
 
-    /// Tells many accounts. One lock for all and nothing between two look-ups that the processor would have to wait for: it
-    /// fetches several from memory at a time.
+    /// Tells many accounts. One lock for all, and what lies in the base is brought near for all before any is looked at: so
+    /// their waits for memory overlap.
     ///
     /// # Errors
     /// As `account`; some may have been told by then.
@@ -332,10 +337,12 @@ impl View {
     ) -> Result<()> {
         let inner = self.store.read();
         let undone: SmallVec<[&Arc<Changes>; 4]> = inner.undone_since(self.version)?.collect();
-        for address in addresses {
+        let expected: SmallVec<[(&Address, u64); 32]> =
+            addresses.map(|address| (address, inner.accounts.expect(address))).collect();
+        for (address, hash) in expected {
             let above = self.overlays.iter().chain(undone.iter().copied());
             let found = above.into_iter().find_map(|changes| changes.accounts.get(address).copied());
-            tell(found.unwrap_or_else(|| inner.accounts.get(address).copied()));
+            tell(found.unwrap_or_else(|| inner.accounts.get_hashed(address, hash).copied()));
         }
         Ok(())
     }
@@ -347,10 +354,16 @@ impl View {
     pub fn words(&self, slots: &[(Address, U256)], mut tell: impl FnMut(U256)) -> Result<()> {
         let inner = self.store.read();
         let undone: SmallVec<[&Arc<Changes>; 4]> = inner.undone_since(self.version)?.collect();
-        for (address, slot) in slots {
+        let expect = |(address, slot): &(Address, U256)| {
+            let stored = inner.storage.get(address)?;
+            Some((stored, stored.expect(slot)))
+        };
+        let expected: SmallVec<[_; 32]> = slots.iter().map(expect).collect();
+        for ((address, slot), expected) in slots.iter().zip(expected) {
             let seek = |changes: &Arc<Changes>| changes.storage.get(address).and_then(|slots| slots.get(slot)).copied();
             let mut above = self.overlays.iter().chain(undone.iter().copied());
-            let base = || inner.storage.get(address).and_then(|slots| slots.get(slot)).copied().unwrap_or_default();
+            let base =
+                || expected.and_then(|(stored, hash)| stored.get_hashed(slot, hash)).copied().unwrap_or_default();
             tell(above.find_map(seek).unwrap_or_else(base));
         }
         Ok(())
@@ -377,7 +390,7 @@ impl View {
     /// All non-zero slots of one account; needed only when an account loses its storage at once.
     pub fn slots(&self, address: &Address) -> Result<Slots> {
         let inner = self.store.read();
-        let mut slots = inner.storage.get(address).cloned().unwrap_or_default();
+        let mut slots = inner.storage.get(address).map(collect).unwrap_or_default();
         let undone: Vec<_> = inner.undone_since(self.version)?.collect();
         for changes in undone.into_iter().rev().chain(self.overlays.iter().rev()) {
             slots.extend(changes.storage.get(address).into_iter().flatten().map(|(slot, value)| (*slot, *value)));
