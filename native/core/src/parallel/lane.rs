@@ -1,8 +1,9 @@
 //! One journal, and transactions that run on it one after the other: what a worker runs alone, and what each task of a
 //! window of lanes is.
 //!
-//! The state is read once per location and journal, through the memory, where nothing is in flight meanwhile. What the
-//! items changed is noted item by item, so that any number of them from the first on can be kept, and the rest dropped.
+//! The state is read once per location and journal, through the memory. Nothing is in flight there; in a window, what other
+//! tasks changed appears there when they end, and whoever sees it clashes. What the items changed is noted item by item, so
+//! that any number of them from the first on can be kept, and the rest dropped.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -257,7 +257,8 @@ impl<'r, 'a> Leader<'r, 'a> {
         Ok(())
     }
 
-    /// Accounts for the window that was settled last, if that is not done yet.
+    /// Accounts for the window that was settled last, if that is not done yet. The next one may be writing meanwhile: of the
+    /// state, accounting reads only what the protocol alone writes, where links stand.
     fn account(&mut self) -> Result<()> {
         let Some(Settled { window, results, limit }) = self.settled.take() else { return Ok(()) };
         window.commit(results, limit)?;

@@ -1,8 +1,8 @@
 //! Who was at a location during a window of lanes, and from which item on that makes a difference.
 //!
 //! The tasks of a window run side by side on the state before it. An item of one task is wrong if a task other than its own
-//! changed, at a lower index, what it looked at. Of each location only the two lowest indices of visits and of changes,
-//! by different tasks, are kept: they give the lowest item that can be wrong.
+//! changed, at a lower index, what it looked at, or changed it, at any index, before it looked. Of each location only the
+//! two lowest indices of visits and of changes, by different tasks, are kept: they give the lowest item that can be wrong.
 
 /// A task comes to a location for the first time, at this item; both counted within the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use super::locations::Locations;
 pub use super::locations::{Key, Numbers};
 use super::lock;
 use super::marks::{Clash, Marks, Visit};
+use super::perturb;
 use crate::access_list::Change;
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
@@ -294,12 +295,13 @@ impl Memory {
                 unknown.push((address, location));
             }
         })?;
-        let mut places = unknown.iter();
-        self.view.accounts(unknown.iter().map(|(address, _)| address), |account| {
-            if let Some((_, location)) = places.next() {
-                lock(self.cells.get(*location)).present.get_or_insert(Value::Account(account));
-            }
-        })
+        // Filled in once the store is let go: everybody else has a location when they turn to the store.
+        let mut found: SmallVec<[Option<Account>; 32]> = SmallVec::new();
+        self.view.accounts(unknown.iter().map(|(address, _)| address), |account| found.push(account))?;
+        for ((_, location), account) in unknown.iter().zip(found) {
+            lock(self.cells.get(*location)).present.get_or_insert(Value::Account(account));
+        }
+        Ok(())
     }
 
     /// As `warm`, for slots.
@@ -319,12 +321,12 @@ impl Memory {
                 }
             },
         )?;
-        let mut places = places.into_iter();
-        self.view.words(&unknown, |word| {
-            if let Some(location) = places.next() {
-                lock(self.cells.get(location)).present.get_or_insert(Value::Slot(word));
-            }
-        })
+        let mut found: SmallVec<[U256; 32]> = SmallVec::new();
+        self.view.words(&unknown, |word| found.push(word))?;
+        for (location, word) in places.into_iter().zip(found) {
+            lock(self.cells.get(location)).present.get_or_insert(Value::Slot(word));
+        }
+        Ok(())
     }
 
     /// Does something at many locations, one after the other. Those it comes to next are brought near meanwhile: every lock
@@ -349,6 +351,7 @@ impl Memory {
     /// # Errors
     /// Those of reading the state.
     pub fn write_beside(&self, change: &Change, visit: Visit, replaced: &mut Replaced) -> Result<Option<Clash>> {
+        perturb();
         let Change { index, location, value } = *change;
         let mut cell = lock(self.cells.get(location));
         let is_late = cell.marks.is_written_beside(visit);
@@ -365,6 +368,7 @@ impl Memory {
 
     /// Takes back what a task wrote in a window that broke.
     pub fn take_back(&self, replaced: &mut Replaced) {
+        perturb();
         for (location, stamp, value) in replaced.again.drain(..).rev() {
             let mut cell = lock(self.cells.get(location));
             (cell.stamp, cell.present) = (stamp, Some(value));

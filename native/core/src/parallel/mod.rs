@@ -13,8 +13,8 @@
 //! runs an item, `status` hands out work, `crew` is the protocol between workers, `speculation` is what they do with a range
 //! of items, `committer` validates and commits; `plan` divides a window into the tasks of lanes by what is known beforehand
 //! and what `habits` remember, a `lane` is one journal, `marks` tell where two met, `team` holds the lanes' workers together;
-//! `replay` runs neighbours on lanes without marks: it has the block's access list, which `expected` looks up; `stats` tells
-//! people what happened; this module holds the workers together.
+//! `replay` runs neighbours on lanes without marks: it has the block's access list, which `expected` looks up; `after` is
+//! what a block's access list is made of; `stats` tells people what happened; this module holds the workers together.
 
 mod after;
 mod alone;

@@ -61,7 +61,7 @@ impl<T> Team<T> {
     /// Has everybody do their part of a task, and does the leader's own meanwhile; returns when all have ended.
     ///
     /// # Errors
-    /// A helper's, `Internal` when it panicked; the leader's own else.
+    /// The leader's own: what it does beside its part belongs to items before; a helper's else, `Internal` when it panicked.
     pub fn share<R>(&self, task: &Arc<T>, own: impl FnOnce() -> Result<R>) -> Result<R> {
         let mut orders = lock(&self.orders);
         orders.number += 1;
@@ -77,7 +77,8 @@ impl<T> Team<T> {
         let mut orders = self.to_leader.wait_while(orders, is_busy).unwrap_or_else(PoisonError::into_inner);
         settle();
         orders.task = None;
-        orders.error.take().map_or(own, Err)
+        let error = orders.error.take();
+        own.and_then(|own| error.map_or(Ok(own), Err))
     }
 
     /// Lets the helpers go.
@@ -132,6 +133,8 @@ mod tests {
             assert_eq!(team.share(&Arc::new(1), || Ok(7)), Ok(7));
             assert!(matches!(team.share(&Arc::new(2), || Ok(7)), Err(CoreError::Internal(_))));
             assert_eq!(team.share(&Arc::new(3), || Ok(7)), Ok(7));
+            let own = CoreError::InvalidBlock("of an item before".into());
+            assert_eq!(team.share(&Arc::new(2), || Err::<(), _>(own.clone())), Err(own));
             let failed: Result<()> = team.share(&Arc::new(3), || panic!("planted"));
             assert!(matches!(failed, Err(CoreError::Internal(_))));
         });

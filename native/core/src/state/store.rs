@@ -326,7 +326,7 @@ impl View {
     }
 
     /// Tells many accounts. One lock for all, and what lies in the base is brought near for all before any is looked at: so
-    /// their waits for memory overlap.
+    /// their waits for memory overlap. `tell` runs under the store's lock and may take no other.
     ///
     /// # Errors
     /// As `account`; some may have been told by then.

@@ -29,7 +29,7 @@ impl Word for U256 {
     }
 }
 
-/// Values by key, under a hasher seeded per process: whoever sends transactions chooses the keys. Nothing may depend on
+/// Values by key, under a hasher with a seed of its own: whoever sends transactions chooses the keys. Nothing may depend on
 /// the order.
 #[derive(Debug, Clone)]
 pub struct Table<K, V> {
