@@ -164,10 +164,9 @@ class Sync:
         """The answer did not come in time, or a small gap did not close: ask, and next time somebody else."""
         self._is_range_ticking = False
         height = self._finals.tip.header.height
+        # Else the last answer is still being executed, and nobody was waited for.
         if self._range.is_waiting or height >= self._range_until:
-            self._has_followed = (
-                False  # else the last answer is still being executed, and nobody was waited for
-            )
+            self._has_followed = False
         self._range.give_up()
         if self._range.get_lag(height) == 0:
             self._range.settle()

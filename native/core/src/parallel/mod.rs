@@ -190,6 +190,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// What the block leaves; closed and gathered here unless the lanes have done that.
     fn finish(self, workers: &ThreadPool) -> Result<Ended<'a>> {
         if self.gathering.firsts.get().is_none() {
             self.close()?;
