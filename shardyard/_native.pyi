@@ -12,6 +12,7 @@ __all__ = [
     "GATEWAY",
     "MAX_DELIVERIES",
     "MAX_OUTBOX_BYTES",
+    "SEQUENTIAL_SOURCES",
     "Admitted",
     "Batch",
     "BlockEnv",
@@ -53,6 +54,8 @@ BEACON: int
 GATEWAY: bytes
 MAX_DELIVERIES: int
 MAX_OUTBOX_BYTES: int
+SEQUENTIAL_SOURCES: str
+"""Hash of the Rust sources, locked dependencies included, that a core with one thread runs: 16 hexadecimal digits."""
 
 class CoreError(Exception): ...
 class InvalidBlock(CoreError): ...

@@ -1,8 +1,11 @@
 """Which sources decide a run: their hash is the key under which a ledger holds what was found with them.
 
-The three inner rooms, whatever of ``node`` the simulated world imports, the contracts of genesis, and the native core: the
-built library that runs and, in a clone, its Rust sources. Of Python what is hashed is the syntax tree without its
-docstrings: words and layout may change and every seed in the ledger still counts.
+The three inner rooms, whatever of ``node`` the simulated world imports, the contracts of genesis, and the native core: what
+the library that runs says of the sources it was built from. A simulated shard has one thread, so how a core uses several does
+not count, nor which compiler built it. Of Python what is hashed is the syntax tree without its docstrings: words and layout
+may change and every seed in the ledger still counts.
+
+Real processes have several threads: with them the built library itself counts and, in a clone, all of its Rust sources.
 """
 
 import ast
@@ -23,7 +26,7 @@ WORLD: Final = "node.sim.run"
 @cache
 def compute_sources_hash(programs: tuple[str, ...] = (WORLD,)) -> str:
     """Return the hash of all sources that decide what ``programs`` do, 16 hexadecimal digits."""
-    hasher = blake2b(digest_size=8)
+    hasher = blake2b(_native.SEQUENTIAL_SOURCES.encode(), digest_size=8)
     for path in sorted(set(find_sources(programs))):
         name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
         content = path.read_bytes()
@@ -49,13 +52,15 @@ def _is_text(statement: ast.stmt) -> bool:
     )
 
 
-def find_sources(programs: Iterable[str] = (WORLD,)) -> Iterator[Path]:
-    """Find the files that decide what ``programs``, modules of ``node``, do."""
+def find_sources(programs: tuple[str, ...] = (WORLD,)) -> Iterator[Path]:
+    """Find the files that decide what ``programs``, modules of ``node``, do; of the native core those of real processes only."""
     for room in INNER_ROOMS:
         yield from (ROOT / room).rglob("*.py")
     for program in programs:
         yield from _find_imported(program)
     yield from (ROOT / "node" / "artifacts").glob("*.json")
+    if programs == (WORLD,):
+        return
     rust = list((ROOT / "native").glob("*/src/**/*.rs"))
     yield from [*rust, ROOT / "native" / "Cargo.lock"] if rust else []
     yield Path(str(_native.__file__))  # what runs, which may be older than its sources

@@ -17,5 +17,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     access_list::register(module)?;
     core::register(module)?;
     conformance::register(module)?;
-    mempool::register(module)
+    mempool::register(module)?;
+    module.add("SEQUENTIAL_SOURCES", env!("SEQUENTIAL_SOURCES"))
 }

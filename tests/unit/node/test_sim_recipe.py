@@ -1,5 +1,6 @@
 """A recipe says what is run, its command line says it back, and what a seed does not have is refused with a way out."""
 
+import re
 import shlex
 
 import pytest
@@ -8,8 +9,9 @@ from click.testing import CliRunner
 from node.cli.sim import sim
 from node.sim.recipe import Recipe, RecipeError, list_knobs
 from node.sim.scenario import PRESET, SETTLE_MS, compute_quiet_ms, draw_scenario
-from node.sim.sources import _dump_code, compute_sources_hash, find_sources
+from node.sim.sources import ROOT, _dump_code, compute_sources_hash, find_sources
 from node.sim.strikes import draw_strikes
+from shardyard import _native
 from shardyard.errors import ConfigError
 from shardyard.preset import get_preset
 
@@ -117,8 +119,36 @@ def test_sources_are_the_inner_rooms_and_what_the_world_imports():
     } <= names
     assert {"sim/world.py", "sim/nemesis.py", "node/executor.py"} <= names
     assert {"sim/hunt.py", "sim/shrink.py", "sim/ledger.py", "cli/root.py"}.isdisjoint(names)
-    assert any(name.startswith("shardyard/_native.") and name.endswith(".so") for name in names), "what runs"
     assert len(compute_sources_hash()) == 16
+
+
+def test_real_processes_are_decided_by_the_built_library_and_simulated_ones_by_what_it_was_built_from(
+    monkeypatch,
+):
+    simulated, real = (("node.sim.run",), ("node.process",))
+    assert not any("_native." in path.name and path.suffix == ".so" for path in find_sources(simulated))
+    assert any("_native." in path.name and path.suffix == ".so" for path in find_sources(real))
+    assert any(path.name == "lanes.rs" for path in find_sources(real))
+    assert len(_native.SEQUENTIAL_SOURCES) == 16
+    before = compute_sources_hash.__wrapped__()
+    monkeypatch.setattr(_native, "SEQUENTIAL_SOURCES", "0" * 16)
+    assert compute_sources_hash.__wrapped__() != before
+
+
+def test_one_thread_enters_nothing_of_what_is_left_out_of_the_hash():
+    """Outside of ``parallel`` the core names its types, and its entrances, which want workers."""
+    core = ROOT / "native" / "core" / "src"
+    named = set()
+    for path in core.rglob("*.rs"):
+        if not path.is_relative_to(core / "parallel"):
+            for names in re.findall(r"crate::parallel::(\{[^}]*\}|\w+)", path.read_text()):
+                named |= set(re.findall(r"\w+", names))
+    assert named <= {"Between", "RunStats", "Value", "execute_in_parallel", "replay"}
+    assert {"execute_in_parallel", "Value"} <= named
+    block = (core / "block.rs").read_text()
+    for entrance in ("execute_in_parallel(", "replay("):
+        (line,) = (line for line in block.splitlines() if entrance in line)
+        assert line.strip().startswith("(Some(workers), "), line
 
 
 def test_words_do_not_change_the_hash_of_sources_and_code_does():
