@@ -271,7 +271,15 @@ impl Crew {
             let before = self.committed();
             let mut next = before;
             while self.can_commit(next, id, is_idle) && !self.is_over() {
-                let Some(after) = job.commit(&mut committer, worker, next)? else { break };
+                let after = match job.commit(&mut committer, worker, next) {
+                    Ok(Some(after)) => after,
+                    Ok(None) => break,
+                    Err(error) => {
+                        // While nobody else can come to the committer: what is half done must not be done again.
+                        self.stop();
+                        return Err(error);
+                    }
+                };
                 next = after;
                 self.committed.store(next, SeqCst);
             }

@@ -1,16 +1,42 @@
 //! What a block's access list says: what every location holds before any item.
 
+use std::sync::Arc;
+
 use alloy_primitives::{Address, B256, U256};
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
-use super::memory::{Key, Memory, Numbers, Value};
+use super::memory::{Delta, Key, Memory, Numbers, Value};
 use crate::access_list::{AccessList, AccountAccess, Changes, before};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
-use crate::state::{Account, Finished, Map, Part, Update};
+use crate::state::{Account, Map};
 
 /// Locations that one worker takes at once.
 const AT_ONCE: usize = 1024;
+/// Locations whose values are read together.
+const WARMED: usize = 16;
+
+/// The list, from where its block has come to.
+#[derive(Debug)]
+pub struct Listing {
+    pub expected: Arc<Expected>,
+    /// Where the account lies that fees go to.
+    pub beneficiary: u32,
+    /// Fees earned so far that the memory does not have: of an item that paid out just what it earned, no list tells.
+    pub tips: U256,
+}
+
+impl Listing {
+    /// What a location holds before item `index`; `present` is what was committed there when the list was turned to.
+    pub fn before(&self, location: u32, present: Value, index: u32) -> Value {
+        if location != self.beneficiary || self.tips.is_zero() {
+            return self.expected.before(location, present, index);
+        }
+        let paid = present.with(&Delta { credit: self.tips, ..Delta::default() });
+        self.expected.before(location, paid.unwrap_or(present), index)
+    }
+}
 
 /// Where the list has a location's history.
 #[derive(Debug, Clone, Copy)]
@@ -36,51 +62,53 @@ struct Listed {
 }
 
 impl Expected {
-    /// Numbers what is listed, and says what the block changes if the list is its; shared among the workers of the pool it
-    /// is called in.
+    /// Numbers what is listed, and reads what the block finds there; shared among the workers of the pool it is called in.
     ///
     /// # Errors
     /// `InvalidBlock` for a code that cannot be one; those of reading the state.
-    pub fn new(list: AccessList, memory: &Memory) -> Result<(Self, Finished)> {
+    pub fn new(list: AccessList, memory: &Memory) -> Result<Self> {
         let (code_hashes, codes) = prepare_codes(&list)?;
-        for (hash, code) in &codes {
-            memory.add_code(*hash, code.clone());
+        for (hash, code) in codes {
+            memory.add_code(hash, code);
         }
         let mut expected = Self { list, code_hashes, by_location: Vec::new() };
         let listed = by_first_index(&expected.list);
-        let looked_up = listed.par_chunks(AT_ONCE).map(|listed| expected.look_up(memory, listed));
-        let (locations, parts): (Vec<Vec<u32>>, Vec<Part>) = looked_up.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let numbered = listed.par_chunks(AT_ONCE).map(|listed| expected.number(memory, listed));
+        let numbered: Vec<Vec<(Listed, u32)>> = numbered.collect::<Result<_>>()?;
         let mut by_location = vec![None; memory.count() as usize];
-        for (location, listed) in locations.iter().flatten().zip(listed) {
-            by_location[*location as usize] = Some(listed);
+        for (listed, location) in numbered.into_iter().flatten() {
+            by_location[location as usize] = Some(listed);
         }
         expected.by_location = by_location;
-        Ok((expected, Finished { parts, codes }))
+        Ok(expected)
     }
 
-    /// The numbers of some locations, and what becomes of them in the end.
-    fn look_up(&self, memory: &Memory, listed: &[Listed]) -> Result<(Vec<u32>, Part)> {
-        let (mut numbers, mut locations) = (Numbers::default(), Vec::with_capacity(listed.len()));
-        let mut part = Part::with_capacity(listed.len());
-        for listed in listed {
-            let key = self.key(listed.history);
-            let (location, parent) = memory.look(&key, &mut numbers)?;
-            locations.push(location);
-            match (key, parent, self.at(listed.history, parent, u32::MAX)) {
-                (Key::Account(address), Value::Account(old), Value::Account(new)) if old != new => {
-                    part.push(Update::Account(address, old, new))?;
-                }
-                (Key::Slot(address, slot), Value::Slot(old), Value::Slot(new)) if old != new => {
-                    part.push(Update::Slot(address, slot, old, new))?;
-                }
-                _ => {}
+    /// The numbers of some locations, whose values are read into the memory.
+    fn number(&self, memory: &Memory, listed: &[Listed]) -> Result<Vec<(Listed, u32)>> {
+        let (mut numbers, mut numbered) = (Numbers::default(), Vec::with_capacity(listed.len()));
+        for listed in listed.chunks(WARMED) {
+            let (mut accounts, mut slots): (Few<Address>, Few<(Address, U256)>) = (Few::new(), Few::new());
+            let (mut of_accounts, mut of_slots): (Few<Listed>, Few<Listed>) = (Few::new(), Few::new());
+            for listed in listed {
+                match self.key(listed.history) {
+                    Key::Account(address) => (accounts.push(address), of_accounts.push(*listed)),
+                    Key::Slot(address, slot) => (slots.push((address, slot)), of_slots.push(*listed)),
+                };
             }
+            let mut of_accounts = of_accounts.into_iter();
+            memory.warm(accounts.iter(), &mut numbers, |_, location| {
+                numbered.extend(of_accounts.next().map(|listed| (listed, location)));
+            })?;
+            let mut of_slots = of_slots.into_iter();
+            memory.warm_slots(slots.into_iter(), &mut numbers, |location| {
+                numbered.extend(of_slots.next().map(|listed| (listed, location)));
+            })?;
         }
-        Ok((locations, part))
+        Ok(numbered)
     }
 
     /// What a location holds before item `index`; `parent` is what the block found there.
-    pub fn before(&self, location: u32, parent: Value, index: u32) -> Value {
+    fn before(&self, location: u32, parent: Value, index: u32) -> Value {
         match self.by_location.get(location as usize).copied().flatten() {
             Some(listed) if listed.first < index => self.at(listed.history, parent, index),
             _ => parent,
@@ -127,6 +155,8 @@ impl Expected {
     }
 }
 
+/// As many as are read together.
+type Few<T> = SmallVec<[T; WARMED]>;
 type Codes = (Map<Address, Changes<B256>>, Map<B256, Bytecode>);
 
 fn prepare_codes(list: &AccessList) -> Result<Codes> {

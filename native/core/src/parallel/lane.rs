@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use alloy_primitives::{Address, B256, U256};
 
 use super::codes::Codes;
-use super::expected::Expected;
+use super::expected::Listing;
 use super::lock;
 use super::marks::{Clash, Visit};
 use super::memory::{Key, Memory, Numbers, Value};
@@ -91,7 +91,7 @@ enum Standing {
     /// As an item of a task beside others.
     Beside(Arc<Shared>, usize),
     /// What is not on this journal is as the block's access list has it.
-    Listed(Arc<Expected>),
+    Listed(Arc<Listing>),
 }
 
 #[derive(Debug)]
@@ -134,7 +134,7 @@ impl LaneReader {
         match &self.standing {
             Standing::Alone(_) => {}
             Standing::Beside(shared, _) => shared.note(location, clash),
-            Standing::Listed(expected) => value = expected.before(location, value, self.index),
+            Standing::Listed(listing) => value = listing.before(location, value, self.index),
         }
         self.touched.push((location, self.index));
         if self.found.len() < MAX_FOUND {
@@ -282,8 +282,8 @@ impl<'a> Lane<'a> {
     }
 
     /// What comes next is a run of neighbours, on an empty journal.
-    pub fn stand_listed(&mut self, expected: &Arc<Expected>) {
-        self.machine.state().standing = Standing::Listed(expected.clone());
+    pub fn stand_listed(&mut self, listing: &Arc<Listing>) {
+        self.machine.state().standing = Standing::Listed(listing.clone());
     }
 
     /// The last item saw the beneficiary's account with all its fees.
@@ -328,7 +328,7 @@ impl<'a> Lane<'a> {
         let warmed = &mut reader.warmed;
         // What cannot be read now is an error of the item that needs it.
         let _ = reader.memory.warm(accounts, &mut reader.numbers, |address, location| warmed.push((address, location)));
-        let _ = reader.memory.warm_slots(slots.into_iter(), &mut reader.numbers);
+        let _ = reader.memory.warm_slots(slots.into_iter(), &mut reader.numbers, |_| ());
     }
 
     /// Runs an item.

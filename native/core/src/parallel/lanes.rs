@@ -1,8 +1,9 @@
 //! Windows of transactions, divided into tasks that run side by side, each on a journal of its own.
 //!
 //! A window is planned, its tasks run on the state before it, and marks at the locations tell from which item on somebody
-//! may have missed a change of another task. What lies before is committed, in order; the rest runs again, alone or
-//! speculated. A window that holds costs little more than executing it in order on one journal, divided by the workers.
+//! may have missed a change of another task. What lies before is committed, in order; the rest runs again, alone,
+//! speculated, or by the block's access list if that came with it. A window that holds costs little more than executing it
+//! in order on one journal, divided by the workers.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -14,9 +15,10 @@ use super::committer::Committer;
 use super::lane::{Lane, Ran, Shared, Trail};
 use super::memory::{Replaced, Stamp};
 use super::plan::{Plan, Planner};
+use super::replay::run_listed;
 use super::speculation::speculate;
 use super::team::Team;
-use super::{Run, guard, lock};
+use super::{Run, guard, lock, sum_gas_limits};
 use crate::access_list::Change;
 use crate::error::{CoreError, Result};
 use crate::evm::NotExecuted;
@@ -36,6 +38,9 @@ const PENANCE: usize = 4;
 
 /// A plan that does not pay has one worker run so many times its items alone, twice as many each time.
 const MOST_UNPAID: u32 = 4;
+
+/// For fewer items than this a block's access list is not worth reading.
+const LEAST_LISTED: usize = 256;
 
 /// So many workers gain less by speculating, item by item, than one gains by going alone.
 const FEW_WORKERS: usize = 2;
@@ -72,10 +77,12 @@ enum Together<'r, 'a> {
 }
 
 /// How far the lanes of a block came.
-enum Came {
+enum Came<'a> {
     ToTheEnd,
     /// Up to this item speculation is to go on.
     Until(usize),
+    /// The rest is better run by this access list.
+    Listed(&'a [u8]),
 }
 
 /// Executes and commits all transactions. Runs on one of the block's workers.
@@ -89,7 +96,7 @@ pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
     let leader = rayon::current_thread_index().unwrap_or(0);
     loop {
         let team = Team::new(run.block.chain.threads - 1);
-        let came: Vec<Result<Option<Came>>> = broadcast(|context| {
+        let came: Vec<Result<Option<Came<'_>>>> = broadcast(|context| {
             if context.index() != leader {
                 // Whatever happens the leader is told: it waits for every part.
                 let mut lane = guard(|| Lane::new(run.block, &run.memory));
@@ -103,9 +110,10 @@ pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
             team.dismiss();
             led.and_then(|came| came).map(Some)
         });
-        let came: Vec<Option<Came>> = came.into_iter().collect::<Result<_>>()?;
+        let came: Vec<Option<Came<'_>>> = came.into_iter().collect::<Result<_>>()?;
         match came.into_iter().flatten().next() {
             Some(Came::Until(item)) => speculate(run, run.committed.load(SeqCst), item)?,
+            Some(Came::Listed(given)) => return run_listed(run, given, run.last),
             _ => return Ok(()),
         }
     }
@@ -135,6 +143,9 @@ struct Leader<'r, 'a> {
     settled: Option<Settled<'r, 'a>>,
     /// The window after the present one, should that hold.
     planned: Option<Plan>,
+    /// The first item that was not committed when this began, and the gas limits of those from there on before each.
+    first: usize,
+    reserved: Vec<u64>,
     /// Plans in a row that would not have paid: what comes next is likely alike, and planning is work too.
     unpaid: u32,
 }
@@ -148,10 +159,11 @@ struct Settled<'r, 'a> {
 impl<'r, 'a> Leader<'r, 'a> {
     fn new(run: &'r Run<'a>, team: &'r Team<Together<'r, 'a>>, planner: &'r Mutex<Planner>) -> Self {
         let (lane, next) = (Lane::new(run.block, &run.memory), run.committed.load(SeqCst));
-        Self { run, team, lane, planner, next, settled: None, planned: None, unpaid: 0 }
+        let reserved = vec![0];
+        Self { run, team, lane, planner, next, settled: None, planned: None, first: next, reserved, unpaid: 0 }
     }
 
-    fn lead(&mut self) -> Result<Came> {
+    fn lead(&mut self) -> Result<Came<'a>> {
         let run = self.run;
         while self.next <= run.last {
             let plan = match self.planned.take() {
@@ -162,11 +174,17 @@ impl<'r, 'a> Leader<'r, 'a> {
                 }
             };
             let Some(plan) = plan else {
+                if let Some(given) = self.given() {
+                    return Ok(Came::Listed(given));
+                }
                 self.run_alone((self.next + ALONE_ITEMS).min(run.last + 1))?;
                 continue;
             };
             let items = plan.items.clone();
             if !plan.pays() {
+                if let Some(given) = self.given() {
+                    return Ok(Came::Listed(given));
+                }
                 let end = items.start + (items.len() << self.unpaid);
                 self.run_alone(end.min(run.last + 1))?;
                 self.unpaid = (self.unpaid + 1).min(MOST_UNPAID);
@@ -177,6 +195,9 @@ impl<'r, 'a> Leader<'r, 'a> {
             if self.next < items.end {
                 self.planned = None;
                 self.account()?;
+                if let Some(given) = self.given() {
+                    return Ok(Came::Listed(given));
+                }
                 let end = (self.next + PENANCE * items.len()).min(run.last + 1);
                 if run.block.chain.threads > FEW_WORKERS {
                     return Ok(Came::Until(end - 1));
@@ -191,15 +212,22 @@ impl<'r, 'a> Leader<'r, 'a> {
         Ok(Came::ToTheEnd)
     }
 
+    /// The block's access list, if it came with one and there is enough left to read it for.
+    fn given(&self) -> Option<&'a [u8]> {
+        self.run.given.filter(|_| self.run.last + 1 - self.next >= LEAST_LISTED)
+    }
+
     /// A plan for the items from `start` on: as many as surely fit into the block, up to one that only runs alone.
-    fn plan(&self, start: usize) -> Option<Plan> {
+    fn plan(&mut self, start: usize) -> Option<Plan> {
         let run = self.run;
         let habits = run.block.between.habits.lock();
         let end = (start + habits.window()).min(run.last + 1);
         let room = run.block.env.gas_limit.saturating_sub(run.gas_used.load(SeqCst));
         // What is not accounted for may have used all it could.
-        let before = run.reserved[run.committed.load(SeqCst)];
-        let fits = run.reserved[start + 1..=end].partition_point(|sum| sum - before <= room);
+        sum_gas_limits(run.block, self.first, end, &mut self.reserved);
+        let before = self.reserved[run.committed.load(SeqCst) - self.first];
+        let sums = &self.reserved[start + 1 - self.first..=end - self.first];
+        let fits = sums.partition_point(|sum| sum - before <= room);
         let first = run.block.receipts.len() + 1;
         let sets_code = |index: &usize| {
             let entry = &run.block.batch.entries[index - first];
@@ -213,6 +241,7 @@ impl<'r, 'a> Leader<'r, 'a> {
     fn run_alone(&mut self, end: usize) -> Result<()> {
         self.account()?;
         let run = self.run;
+        self.team.stand_free();
         let mut committer = lock(&run.committer);
         let began = Instant::now();
         committer.commit_alone(run, &mut self.lane, self.next..end)?;

@@ -308,13 +308,19 @@ impl Memory {
     ///
     /// # Errors
     /// Those of reading the state.
-    pub fn warm_slots(&self, slots: impl Iterator<Item = (Address, U256)>, numbers: &mut Numbers) -> Result<()> {
+    pub fn warm_slots(
+        &self,
+        slots: impl Iterator<Item = (Address, U256)>,
+        numbers: &mut Numbers,
+        mut tell: impl FnMut(u32),
+    ) -> Result<()> {
         let mut unknown: SmallVec<[(Address, U256); 32]> = SmallVec::new();
         let mut places: SmallVec<[u32; 32]> = SmallVec::new();
         self.cells.locate_all(
             slots.map(|(address, slot)| Key::Slot(address, slot)),
             numbers,
             |key, location, is_new| {
+                tell(location);
                 if let (Key::Slot(address, slot), true) = (key, is_new) {
                     unknown.push((address, slot));
                     places.push(location);
@@ -500,14 +506,16 @@ impl Memory {
         Ok(Some(after))
     }
 
-    /// Sets the committed value of a location that no item in flight has anything to do with.
+    /// Sets what is committed at a location that no item in flight has to do with, unless a later item has: any order will do.
     ///
     /// # Errors
     /// Those of reading the state.
     pub fn set(&self, location: u32, stamp: Stamp, value: Value, firsts: &mut Vec<First>) -> Result<()> {
+        perturb();
         let mut cell = lock(self.cells.get(location));
         let present = cell.present(|| self.base_at(location))?;
-        if present != value {
+        // Also where the value stays: what an earlier item left must not come over it.
+        if cell.stamp.index <= stamp.index {
             cell.settle(location, stamp, present, value, firsts);
         }
         Ok(())

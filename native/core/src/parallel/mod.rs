@@ -7,13 +7,13 @@
 //!
 //! Transactions of which it can be told beforehand that they will not meet do without versions: they run in `lanes`, each on
 //! a journal of its own, and only whether they met is checked. Where lanes break, one worker goes on `alone`, or, where
-//! there are more than two, speculation does.
+//! there are more than two, speculation does. A block that came with its access list needs neither: `replay` runs the rest.
 //!
 //! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt`
 //! runs an item, `status` hands out work, `crew` is the protocol between workers, `speculation` is what they do with a range
 //! of items, `committer` validates and commits; `plan` divides a window into the tasks of lanes by what is known beforehand
 //! and what `habits` remember, a `lane` is one journal, `marks` tell where two met, `team` holds the lanes' workers together;
-//! `replay` runs neighbours on lanes without marks: it has the block's access list, which `expected` looks up; `after` is
+//! `replay` runs neighbours on lanes without marks, by the block's access list, which `expected` looks up; `after` is
 //! what a block's access list is made of; `stats` tells people what happened; this module holds the workers together.
 
 mod after;
@@ -47,22 +47,26 @@ use rayon::ThreadPool;
 use crate::access_list::build;
 use crate::block::{Block, Ended};
 use crate::error::{CoreError, Result};
+use crate::near::bring_near;
 use crate::pool::broadcast;
 use crate::state::{Finished, Part, View};
 
 use after::Done;
 use attempt::Worker;
 use committer::Committer;
+use expected::Expected;
 use habits::Habits;
 use lanes::execute_in_lanes;
 pub use memory::Value;
 use memory::{First, Memory, Spare};
-pub use replay::replay;
+use replay::run_listed;
 use speculation::speculate;
 pub use stats::RunStats;
 use stats::WorkTime;
 use sync::lock;
 
+/// Deliveries that are worth reading a block's access list for.
+const LEAST_LISTED: usize = 32;
 /// Locations looked through at once when the changes are gathered.
 const GATHERED: usize = 2048;
 
@@ -76,13 +80,17 @@ pub struct Between {
 /// A block in the hands of its workers.
 pub(crate) struct Run<'a> {
     block: &'a Block<'a>,
+    /// The block's access list, encoded, if it came with one.
+    given: Option<&'a [u8]>,
+    /// What it says, once somebody had to know.
+    expected: OnceLock<Arc<Expected>>,
     memory: Arc<Memory>,
     last: usize,
     committer: Mutex<Committer<'a>>,
     /// Where lanes were the first to change something.
     firsts: Mutex<Vec<Vec<First>>>,
-    /// Gas limits of all items before each.
-    reserved: Vec<u64>,
+    /// Gas limits of all items before each, once somebody had to know of all.
+    reserved: OnceLock<Vec<u64>>,
     /// One past the last item that is accounted for.
     committed: AtomicUsize,
     /// By the items before that.
@@ -104,7 +112,26 @@ struct Gathering {
 /// # Errors
 /// Those of executing in order, for the same item.
 pub fn execute_in_parallel<'a>(block: &'a Block<'a>, view: View, workers: &ThreadPool) -> Result<Ended<'a>> {
-    let run = Run::new(block, view)?;
+    execute(block, view, workers, None)
+}
+
+/// Validates a block that came with its access list, encoded. Whether that is the block's is found out when the block is
+/// finished.
+///
+/// # Errors
+/// `InvalidBlock` when a transaction cannot be in the block, or cannot if the list is right: callers know beforehand that it
+/// is the one the header names, so the block is invalid whichever of the two is wrong.
+pub fn replay<'a>(block: &'a Block<'a>, view: View, workers: &ThreadPool, given: &'a [u8]) -> Result<Ended<'a>> {
+    match guard(|| execute(block, view.clone(), workers, Some(given))).and_then(|ended| ended) {
+        // Nonsense in a list may look like a fault of our own state. Only then the block is executed without it, which tells
+        // whose fault it is.
+        Err(CoreError::Internal(_)) => execute(block, view, workers, None),
+        ended => ended,
+    }
+}
+
+fn execute<'a>(block: &'a Block<'a>, view: View, workers: &ThreadPool, given: Option<&'a [u8]>) -> Result<Ended<'a>> {
+    let run = Run::new(block, view, given)?;
     workers.install(|| run.execute())?;
     run.finish(workers)
 }
@@ -115,7 +142,7 @@ fn guard<T>(work: impl FnOnce() -> T) -> Result<T> {
 }
 
 impl<'a> Run<'a> {
-    fn new(block: &'a Block<'a>, view: View) -> Result<Self> {
+    fn new(block: &'a Block<'a>, view: View, given: Option<&'a [u8]>) -> Result<Self> {
         let (receipts, entries) = (block.receipts.len(), block.batch.entries.len());
         let last = receipts + entries;
         let memory = Arc::new(Memory::new(view, last, &block.between.spare));
@@ -124,11 +151,13 @@ impl<'a> Run<'a> {
         committer.write_outside(&memory, &mut worker, 0, |machine| block.open(machine))?;
         Ok(Self {
             block,
+            given,
+            expected: OnceLock::new(),
             memory,
             last,
             committer: Mutex::new(committer),
             firsts: Mutex::default(),
-            reserved: sum_gas_limits(block),
+            reserved: OnceLock::new(),
             committed: AtomicUsize::new(1),
             gas_used: AtomicU64::new(0),
             windows: AtomicU32::new(0),
@@ -137,14 +166,26 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Deliveries speculate: what they run is not known before. Transactions run in lanes.
+    /// Deliveries speculate, or find in the list what they need: what they run is not known before. Transactions run in
+    /// lanes.
     fn execute(&self) -> Result<()> {
         let deliveries = self.block.receipts.len();
-        if !runs_in_lanes() {
-            return speculate(self, 1, self.last);
+        match self.given {
+            Some(given) if !runs_in_lanes() => return run_listed(self, given, self.last),
+            Some(given) if deliveries >= LEAST_LISTED => run_listed(self, given, deliveries)?,
+            None if !runs_in_lanes() => return speculate(self, 1, self.last),
+            _ => speculate(self, 1, deliveries)?,
         }
-        speculate(self, 1, deliveries)?;
         if deliveries == self.last { Ok(()) } else { execute_in_lanes(self) }
+    }
+
+    /// Gas limits of all items before each.
+    fn reserved(&self) -> &[u64] {
+        self.reserved.get_or_init(|| {
+            let mut sums = vec![0];
+            sum_gas_limits(self.block, 0, self.last + 1, &mut sums);
+            sums
+        })
     }
 
     fn number_window(&self) -> u32 {
@@ -204,25 +245,42 @@ impl<'a> Run<'a> {
         log.renumber(&ledger);
         let beneficiary = self.block.env.beneficiary;
         stats.on_core = self.time.on_core();
+        // What is told of a block is how its proposer's threads got on with what nobody knew.
+        if self.given.is_some() {
+            stats = RunStats::default();
+        }
         let memory = self.memory;
         let listing = Box::new(move || build(&log, &Done::new(&memory, &firsts), beneficiary, true));
         Ok(Ended { ledger, finished: Finished { parts, codes }, stats, listing })
     }
 }
 
-/// Deliveries count once they are committed: this is for guessing.
-fn sum_gas_limits(block: &Block<'_>) -> Vec<u64> {
-    let transactions = block.batch.entries.iter().map(|entry| entry.transaction.as_ref());
+/// So many transactions ahead of the one that is looked at, they are brought near.
+const AHEAD: usize = 16;
+
+/// Whoever looks at this transaction will come to those behind it, which lie anywhere.
+#[inline]
+fn expect_transaction(block: &Block<'_>, place: usize) {
+    if let Some(transaction) = block.batch.entries.get(place + AHEAD).and_then(|entry| entry.transaction.as_deref()) {
+        bring_near(transaction);
+    }
+}
+
+/// Continues the sums of the gas limits of the items from `first` on, up to that of all before `end`. Deliveries count once
+/// they are committed: this is for guessing.
+fn sum_gas_limits(block: &Block<'_>, first: usize, end: usize, sums: &mut Vec<u64>) {
     // No more than does not fit anyway: a limit that no block grants must not use up the sum's range.
     let most = block.env.gas_limit.saturating_add(1);
-    let limits = transactions.map(|transaction| transaction.map_or(0, |transaction| transaction.gas_limit.min(most)));
-    let mut sum = 0_u64;
-    let mut sums = vec![0; block.receipts.len() + 2];
-    sums.extend(limits.map(|limit| {
-        sum = sum.saturating_add(limit);
-        sum
-    }));
-    sums
+    let mut sum = sums.last().copied().unwrap_or_default();
+    for index in first + sums.len() - 1..end {
+        let place = index.checked_sub(block.receipts.len() + 1);
+        let transaction = place.and_then(|place| {
+            expect_transaction(block, place);
+            block.batch.entries[place].transaction.as_ref()
+        });
+        sum = sum.saturating_add(transaction.map_or(0, |transaction| transaction.gas_limit.min(most)));
+        sums.push(sum);
+    }
 }
 
 /// Tests let workers stumble here, differently for each seed.

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use alloy_primitives::{Address, TxKind};
 
+use super::expect_transaction;
 use super::habits::Known;
 use crate::block::Block;
 use crate::gateway::GATEWAY;
@@ -83,6 +84,7 @@ impl Planner {
         self.weights.clear();
         let first = items.start - block.receipts.len() - 1;
         for item in 0..count {
+            expect_transaction(block, first + item);
             let transaction = block.batch.entries[first + item].transaction.as_deref();
             let weight = transaction.map_or(1, |transaction| self.tie(item as u32, transaction, known));
             self.weights.push(weight);

@@ -84,14 +84,14 @@ impl<'a> Speculation<'_, 'a> {
     }
 
     fn is_heavy(&self, index: usize) -> bool {
-        self.run.reserved[index + 1] - self.run.reserved[index] >= HEAVY_GAS
+        self.run.reserved()[index + 1] - self.run.reserved()[index] >= HEAVY_GAS
     }
 
     /// Whether the item fits into the block even if all before it use all the gas they may.
     fn fits_surely(&self, index: usize) -> bool {
         // Read in this order, what is committed meanwhile counts twice and never not at all.
         let committed = self.crew.committed().min(index);
-        let most = self.run.reserved[index + 1] - self.run.reserved[committed];
+        let most = self.run.reserved()[index + 1] - self.run.reserved()[committed];
         self.run.gas_used.load(SeqCst).saturating_add(most) <= self.run.block.env.gas_limit
     }
 }

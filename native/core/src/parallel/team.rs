@@ -1,12 +1,16 @@
 //! The workers of a block's lanes: one leads, the others wait for what it hands out, and nobody spins.
 //!
 //! A journal cannot change threads, so a worker keeps its own from the first window of a block to the last.
+//!
+//! Two workers keep to cores of their own while their team lasts. Left to itself the kernel moves whoever wakes, be it from a
+//! lock, to the core of the one that woke it, if the other core looks taken; and of a virtual machine's cores those that are
+//! idle do. There the two wait for each other's time slices. Of more workers, each is only woken elsewhere.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::{guard, lock};
 use crate::error::{CoreError, Result};
-use crate::seats::{rest, settle, spread};
+use crate::seats::{leave, rest, settle, spread};
 
 struct Orders<T> {
     /// Counts what was handed out.
@@ -22,6 +26,7 @@ struct Orders<T> {
 pub struct Team<T> {
     orders: Mutex<Orders<T>>,
     helpers: usize,
+    is_pair: bool,
     to_helpers: Condvar,
     to_leader: Condvar,
 }
@@ -29,21 +34,43 @@ pub struct Team<T> {
 impl<T> Team<T> {
     pub fn new(helpers: usize) -> Self {
         let orders = Orders { number: 0, task: None, busy: 0, error: None, is_dismissed: false };
-        Self { orders: Mutex::new(orders), helpers, to_helpers: Condvar::new(), to_leader: Condvar::new() }
+        let is_pair = helpers == 1;
+        Self { orders: Mutex::new(orders), helpers, is_pair, to_helpers: Condvar::new(), to_leader: Condvar::new() }
+    }
+
+    /// The caller is about to sleep.
+    fn lie_down(&self) {
+        // Of two, who sleeps on another core is kept from that of who wakes it all the same.
+        if self.is_pair { leave() } else { rest() }
+    }
+
+    /// The caller has woken.
+    fn get_up(&self) {
+        if !self.is_pair {
+            settle();
+        }
+    }
+
+    /// The caller works by itself for long, and may run anywhere.
+    pub fn stand_free(&self) {
+        settle();
     }
 
     /// A helper's life: does its part of every task until the leader goes.
     pub fn serve(&self, mut part: impl FnMut(&T) -> Result<()>) {
         let mut seen = 0;
         loop {
-            rest();
+            self.lie_down();
             let orders = lock(&self.orders);
             let is_idle = |orders: &mut Orders<T>| orders.number == seen && !orders.is_dismissed;
             let orders = self.to_helpers.wait_while(orders, is_idle).unwrap_or_else(PoisonError::into_inner);
-            settle();
-            let Some(task) = orders.task.clone().filter(|_| orders.number > seen) else { return };
+            self.get_up();
+            let Some(task) = orders.task.clone().filter(|_| orders.number > seen) else { return settle() };
             seen = orders.number;
             drop(orders);
+            if self.is_pair {
+                spread();
+            }
             let ended = guard(|| part(&task)).and_then(|ended| ended);
             drop(task);
             let mut orders = lock(&self.orders);
@@ -68,14 +95,18 @@ impl<T> Team<T> {
         orders.task = Some(task.clone());
         orders.busy = self.helpers;
         drop(orders);
+        if self.is_pair {
+            // The helper may keep the leader from its core as well, which it does when it begins.
+            leave();
+        }
         spread();
         self.to_helpers.notify_all();
         let own = guard(own).and_then(|own| own);
         let is_busy = |orders: &mut Orders<T>| orders.busy > 0;
-        rest();
+        self.lie_down();
         let orders = lock(&self.orders);
         let mut orders = self.to_leader.wait_while(orders, is_busy).unwrap_or_else(PoisonError::into_inner);
-        settle();
+        self.get_up();
         orders.task = None;
         let error = orders.error.take();
         own.and_then(|own| error.map_or(Ok(own), Err))
@@ -85,6 +116,7 @@ impl<T> Team<T> {
     pub fn dismiss(&self) {
         lock(&self.orders).is_dismissed = true;
         self.to_helpers.notify_all();
+        self.stand_free();
     }
 }
 

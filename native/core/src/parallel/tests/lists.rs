@@ -1,12 +1,18 @@
 //! Claims about access lists: a block that comes with its list is executed as in order, and a list with a lie is refused.
 
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
+
 use alloy_primitives::{Address, U256};
 
-use super::{Case, Dice, Digest, Workload, digest, store};
+use super::world::{genesis, hex, user};
+use super::{Call, Case, Dice, Digest, PARENT, RUNS_IN_LANES, STUMBLES, TURN, Workload, digest, receipt, store};
 use crate::access_list::{AccessList, AccountAccess, decode, encode};
 use crate::batch::{Batch, Entry};
 use crate::block::Mode;
 use crate::error::CoreError;
+use crate::receipt::Kind;
+use crate::state::{Store, parse_genesis};
 
 impl Case {
     /// The block as others get it, with its access list beside it.
@@ -22,13 +28,21 @@ impl Case {
 
     pub(super) fn check_replay(&self, built: &Digest) {
         let made = self.made(built);
-        for (threads, fast_path) in [(1, true), (2, true), (3, false), (4, true), (8, false), (16, true)] {
-            let found = made.run(threads, fast_path).map(|result| digest(&result)).expect("the list is the block's");
-            assert_eq!(found.roots, built.roots, "replayed by {threads}");
-            assert_eq!(found.sums, built.sums);
-            assert!(found.diff == built.diff && found.outcomes == built.outcomes && found.outbox == built.outbox);
-            assert_eq!(found.access_list, built.access_list);
+        let variants = [(1, true), (2, true), (3, false), (4, true), (8, false), (16, true)];
+        for (seed, (threads, fast_path)) in (0..3).flat_map(|seed| variants.map(|variant| (seed, variant))) {
+            for in_lanes in [true, false] {
+                STUMBLES.store(seed, Relaxed);
+                RUNS_IN_LANES.store(in_lanes, Relaxed);
+                let found =
+                    made.run(threads, fast_path).map(|result| digest(&result)).expect("the list is the block's");
+                assert_eq!(found.roots, built.roots, "replayed by {threads}, lanes {in_lanes}");
+                assert_eq!(found.sums, built.sums);
+                assert!(found.diff == built.diff && found.outcomes == built.outcomes && found.outbox == built.outbox);
+                assert_eq!(found.access_list, built.access_list);
+            }
         }
+        STUMBLES.store(0, Relaxed);
+        RUNS_IN_LANES.store(true, Relaxed);
     }
 }
 
@@ -75,30 +89,79 @@ const LIES: [(&str, Lie); 8] = [
 #[test]
 fn a_list_with_a_lie_is_refused_and_nothing_panics() {
     let store = store();
-    for seed in 1..4 {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Few deliveries speculate, many go by the list; lanes follow, and the list again where they break.
+    for (seed, transactions, deliveries) in [(1, 150, 0), (2, 150, 0), (3, 420, 5), (4, 420, 40)] {
         let (mut dice, mut workload) = (Dice(seed), Workload::default());
-        (0..150).for_each(|_| workload.random(&mut dice, 30));
-        let case = Case::new(&store, workload);
+        (0..transactions).for_each(|_| workload.random(&mut dice, 30));
+        let mut case = Case::new(&store, workload);
+        let kinds = [Kind::Call, Kind::Transfer, Kind::Bounce];
+        case.inbox.extend((0..deliveries).map(|n| receipt(n, kinds[dice.roll(3) as usize], user(n))));
         let built = digest(&case.run(1, true).expect("builders leave out what is invalid"));
+        case.check_replay(&built);
         let made = case.made(&built);
-        let last = made.batch.entries.len() as u32 + 1;
+        let last = (made.inbox.len() + made.batch.entries.len()) as u32 + 1;
         let good = decode(&built.access_list, last, false).expect("the list is canonical");
         for (name, lie) in LIES {
             let mut list = good.clone();
             lie(&mut list);
             let access_list = Some(encode(&list));
             let case = Case { access_list, ..case.made(&built) };
-            for threads in [1, 2, 4] {
+            for (threads, in_lanes) in [(1, true), (2, true), (2, false), (4, true), (4, false)] {
+                RUNS_IN_LANES.store(in_lanes, Relaxed);
                 let refused = case.run(threads, true).expect_err(name);
                 assert!(matches!(refused, CoreError::InvalidBlock(_)), "{name}, {threads} threads: {refused}");
             }
         }
-        for place in (0..built.access_list.len()).step_by(37) {
+        for place in (0..built.access_list.len()).step_by(97) {
             let mut bytes = built.access_list.clone();
             bytes[place] ^= 1;
             let case = Case { access_list: Some(bytes), ..case.made(&built) };
+            RUNS_IN_LANES.store(place % 2 == 0, Relaxed);
             let refused = case.run(2, true).expect_err("a bit is flipped");
             assert!(matches!(refused, CoreError::InvalidBlock(_)), "byte {place}: {refused}");
         }
+        RUNS_IN_LANES.store(true, Relaxed);
+    }
+}
+
+/// A contract that accepts messages, and pays out what they bring and so much more.
+fn spender(more: U256) -> (Address, serde_json::Value) {
+    let mut code = alloy_primitives::hex!("5f5f5f5f5f54340173").to_vec();
+    code.extend(user(700).as_slice());
+    code.extend(alloy_primitives::hex!("5af150632432ef2660e01b5f5260205ff3"));
+    let storage = serde_json::json!({ "0x0": format!("{more:#x}") });
+    let account = serde_json::json!({ "balance": "0xffffffffffffffff", "code": hex(&code), "storage": storage });
+    (Address::repeat_byte(0x77), account)
+}
+
+#[test]
+fn fees_that_were_paid_out_at_once_are_found_though_no_list_tells_of_them() {
+    let case = |more: U256, deliveries: u64, transactions: u64| {
+        let mut alloc: serde_json::Value = serde_json::from_slice(&genesis()).expect("an allocation is JSON");
+        let (beneficiary, account) = spender(more);
+        alloc[hex(beneficiary.as_slice())] = account;
+        let store = Arc::new(Store::new(4));
+        store.replace(parse_genesis(&serde_json::to_vec(&alloc).expect("plain data")).expect("it parses"), 1);
+        store.set_base(PARENT, 0);
+        let mut workload = Workload::default();
+        // The first asks what lanes do not know, and leaves the rest to the list.
+        (0..transactions.min(1)).for_each(|_| workload.push(1, Call { value: 9, ..Call::to(beneficiary) }));
+        (1..transactions).for_each(|n| workload.push(20 + n, Call::pay(user(600 + n), n)));
+        let mut case = Case::new(&store, workload);
+        case.env.beneficiary = beneficiary;
+        case.inbox.push(receipt(0, Kind::Call, beneficiary));
+        (1..deliveries).for_each(|n| case.inbox.push(receipt(n, Kind::Transfer, user(n))));
+        case
+    };
+    let earned = case(U256::from(1), 1, 0).run(1, true).expect("a delivery is never invalid").tips;
+    assert!(!earned.is_zero());
+    for deliveries in [1, 40] {
+        let case = case(earned, deliveries, 500);
+        let built = case.check().expect("builders leave out what is invalid");
+        let list = decode(&built.access_list, u32::MAX, false).expect("lists are canonical");
+        let changes = &list.account(&case.env.beneficiary).expect("it earns").balance_changes;
+        let first = deliveries as u32 + 1;
+        assert_eq!(changes[0].0, first, "what it earned by the first delivery it has paid out in it");
     }
 }
