@@ -188,7 +188,7 @@ def _write_claims(report: BenchReport) -> str:
             f"{row.speed_up:.2f}x",
         )
         for row in run.rows
-        # A replayed block speculates nothing and claims nothing.
+        # How the items of a replayed block ran is not told, so nothing is claimed.
         if row.threads > 1
         and REPLAY not in row.variant
         and row.block == max(found.block for found in run.rows)
