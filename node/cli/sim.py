@@ -210,6 +210,13 @@ def _report(result: "Result") -> int:
 @click.option("--minutes", default=2.0, show_default=True, help=f"Per seed: {MINUTES_HELP}")
 @click.option("--faults/--no-faults", default=True, show_default=True, help="Crashes, losses, partitions, …")
 @click.option("--profile", metavar="NAME", help=PROFILE_HELP)
+@click.option(
+    "--with",
+    "wanted",
+    multiple=True,
+    metavar="FAULT",
+    help="Of the seeds only those that draw this class of fault or role, as sim ledger names it (repeatable).",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per core]")
 @click.option("--within", type=click.FloatRange(0), metavar="SECONDS", help="End after so many seconds.")
 @click.option("--at-least", type=click.IntRange(0), default=0, help="Fail (exit 6) with fewer seeds.")

@@ -12,7 +12,7 @@ from node.cli.output import print_json, print_table, say
 from node.cli.root import EXIT_CHECK_FAILED
 from node.config import get_home
 from node.sim.coverage import ENOUGH, EXEMPT, Table, build_table
-from node.sim.faults import DEFAULT_PROFILE
+from node.sim.faults import DEFAULT_PROFILE, PEACE
 from node.sim.hunt import Hunt, hunt, summarise
 from node.sim.ledger import FILE_NAME, Ledger, add_up
 from node.sim.mutants import PLANTS, get_plant
@@ -21,6 +21,7 @@ from node.sim.progress import Progress, format_duration
 from node.sim.recipe import Recipe
 from node.sim.shrink import describe_shrunk
 from node.sim.sources import compute_sources_hash, describe_commit, is_simulated
+from shardyard.errors import ConfigError
 
 MAX_HOLES: Final = 20
 """Holes that are named; of more the number is told."""
@@ -38,8 +39,11 @@ def hunt_range(options: dict[str, Any]) -> int:
     recipes = _build_recipes(options)
     jobs = options["jobs"] or os.cpu_count() or 1
     where = f", ledger {ledger.path}" if ledger else ", no ledger"
-    say(f"seeds {start} to {start + count - 1} x {minutes:g} simulated minutes, {jobs} processes{where}")
-    progress = Progress(count)
+    some = f"{len(recipes)} of " if len(recipes) < count else ""
+    say(
+        f"{some}seeds {start} to {start + count - 1} x {minutes:g} simulated minutes, {jobs} processes{where}"
+    )
+    progress = Progress(len(recipes))
     started = time.monotonic()
     try:
         found = hunt(
@@ -66,7 +70,7 @@ def hunt_range(options: dict[str, Any]) -> int:
 
 
 def _build_recipes(options: dict[str, Any], plant: Plant | None = None) -> list[Recipe]:
-    """Return a recipe per seed; raises ``ConfigError`` when they cannot be run."""
+    """Return a recipe per seed that draws all that is wanted; raises ``ConfigError`` when they cannot be run."""
     usual = DEFAULT_PROFILE if plant is None else plant.profile
     fields = {
         "minutes": options["minutes"],
@@ -77,7 +81,30 @@ def _build_recipes(options: dict[str, Any], plant: Plant | None = None) -> list[
     start = options["start"]
     recipes = [Recipe(seed, **fields) for seed in range(start, start + options["seeds"])]
     recipes[0].build_scenario()
-    return recipes
+    return _pick(recipes, options["wanted"])
+
+
+def _pick(recipes: list[Recipe], wanted: tuple[str, ...]) -> list[Recipe]:
+    """Return the recipes whose seeds draw every class of fault and role of ``wanted``; raises ``ConfigError`` for none."""
+    known = (*PEACE.strikes, *PEACE.roles)
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"--with: got {name!r}, expected one of {', '.join(known)}")
+    if not wanted:
+        return recipes
+    picked = [recipe for recipe in recipes if _draws(recipe, wanted)]
+    if not picked:
+        raise ConfigError(
+            f"--with: got {' and '.join(map(repr, wanted))}, expected what some seed from {recipes[0].seed} to "
+            f"{recipes[-1].seed} draws; try: more --seeds, or a --profile that has it"
+        )
+    return picked
+
+
+def _draws(recipe: Recipe, wanted: tuple[str, ...]) -> bool:
+    profile = recipe.build_scenario().profile
+    counts = profile.strikes | profile.roles
+    return all(counts[name] for name in wanted)
 
 
 def _build_deadline(within_s: float | None) -> Any:
@@ -151,7 +178,7 @@ def hunt_plant(name: str, options: dict[str, Any]) -> int:
     start, count = options["start"], options["seeds"]
     recipes = _build_recipes(options, plant)
     say(f"planted {plant.name} ({plant.rule}) in {plant.module}: {plant.what}")
-    progress = Progress(count)
+    progress = Progress(len(recipes))
     started = time.monotonic()
     try:
         found = hunt(

@@ -103,6 +103,33 @@ def test_a_hunt_runs_the_profile_that_it_is_told(tmp_path):
     assert "nonsense" in done.stderr
 
 
+def test_a_hunt_runs_only_the_seeds_that_draw_what_is_wanted(tmp_path):
+    words = ["sim", "hunt", "--profile", "disk", "--seeds", "8", "--minutes", str(SHORT), "--jobs", "1"]
+    wanted = ["--with", "lost record", "--with", "old record"]
+    done = run_cli(*words, *wanted, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ran = [entry.recipe for entry in Ledger(tmp_path / "sim" / "ledger.jsonl").entries.values()]
+    profiles = {seed: Recipe(seed, SHORT, profile="disk").build_scenario().profile for seed in range(8)}
+    draw = [seed for seed, profile in profiles.items() if profile.lost_records and profile.old_records]
+    assert 0 < len(draw) < 8, "else nothing is picked"
+    assert [recipe.seed for recipe in ran] == draw
+    assert f"{len(draw)} of seeds 0 to 7" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("lost-record", "--with: got 'lost-record', expected one of crash, partition"),
+        ("twin", "--with: got 'twin', expected what some seed from 0 to 7 draws"),
+    ],
+)
+def test_a_hunt_with_what_no_seed_draws_is_refused(tmp_path, wanted, expected):
+    words = ["sim", "hunt", "--profile", "disk", "--seeds", "8", "--minutes", str(SHORT)]
+    done = run_cli(*words, "--with", wanted, home=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+
+
 def test_a_violation_that_the_ledger_holds_is_told_with_its_line(tmp_path):
     path = tmp_path / "ledger.jsonl"
     recipe = Recipe(0, minutes=SHORT)
