@@ -9,6 +9,7 @@ than its cheapest transaction is refused before its sender is recovered, so an o
 """
 
 import asyncio
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -25,6 +26,10 @@ MAX_WAITING: Final = 65_536
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 MAX_GROUP: Final = 4096
 MAX_GROUP_BYTES: Final = 4 * 1024 * 1024
+TOO_EARLY: Final = "nonce too high"
+"""What the pool says of a transaction that others of its sender have to come before."""
+
+_log = logging.getLogger(__name__)
 
 Answer = Hash32 | RpcError
 
@@ -234,9 +239,30 @@ def _build_stopping() -> RpcError:
 async def restore_journal(core: _native.Core, mempool: Mempool, transactions: Sequence[bytes]) -> int:
     """Put journalled transactions back into the pool after a restart; returns how many still had a place.
 
-    What was included meanwhile has a used nonce and is refused, which is how the journal forgets it.
+    What was included meanwhile has a used nonce and is refused, which is how the journal forgets it. A transaction may stand in
+    the journal before those that it follows, where one of them was replaced by another with a higher fee: what comes too early
+    is offered again, as long as others before it found a place.
     """
     restored = 0
+    early = list(transactions)
+    while early:
+        found, early = await _offer(core, mempool, early)
+        restored += found
+        if not found:
+            break
+    if early:
+        _log.warning(
+            "%d journalled transactions found no place: those of their senders before them are missing",
+            len(early),
+        )
+    return restored
+
+
+async def _offer(
+    core: _native.Core, mempool: Mempool, transactions: Sequence[bytes]
+) -> tuple[int, list[bytes]]:
+    """Offer transactions to the pool; returns how many it took, and those whose turn has not come."""
+    taken, early = 0, []
     for start in range(0, len(transactions), MAX_GROUP):
         group = transactions[start : start + MAX_GROUP]
         offsets = [0]
@@ -244,5 +270,10 @@ async def restore_journal(core: _native.Core, mempool: Mempool, transactions: Se
             offsets.append(offsets[-1] + len(raw))
         batch = await asyncio.to_thread(core.prepare, b"".join(group), offsets)
         admitted = mempool.admit(core, batch)
-        restored += len(admitted.accepted(0, len(admitted))) // 4
-    return restored
+        accepted = len(admitted.accepted(0, len(admitted))) // 4
+        taken += accepted
+        if accepted < len(group):
+            early += [
+                raw for place, raw in enumerate(group) if (admitted.error(place) or "").startswith(TOO_EARLY)
+            ]
+    return taken, early

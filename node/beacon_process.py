@@ -130,6 +130,7 @@ async def run_beacon(network: Network, node: str) -> None:
             rejoins=signer.build_rejoins(),
         )
         machine.recover(records)
+        records.clear()  # bodies of all there ever was; the machine keeps what it needs
         async with build_bus(network, node, BEACON, data) as bus:
             injection = Injection(network, node, bus)
             ballots = BallotBook(

@@ -224,6 +224,20 @@ def watch_for_end() -> asyncio.Event:
     return ended
 
 
+async def run_unless_ended(ended: asyncio.Event, work: Coroutine[Any, Any, object]) -> None:
+    """Return when ``work`` is done or, with it cancelled, when the process is told to end; raises what ``work`` raises."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(ended.wait())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
 def _on_stdin(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
     if not os.read(sys.stdin.fileno(), 4096):
         loop.remove_reader(sys.stdin.fileno())

@@ -39,6 +39,7 @@ from node.runtime import (
     describe_evidence,
     open_signer,
     pump_messages,
+    run_unless_ended,
     run_until_ended,
     serve_control,
     take_node_data,
@@ -322,7 +323,10 @@ async def run_shard(
     ):
         async with build_bus(network, node, chain, data) as bus:
             if network.options.nodes_per_shard > 1 and was_away(network, signer, data):
-                await catch_up_by_snapshot(network, node, log, bus, distance=snapshot_distance)
+                look = catch_up_by_snapshot(network, node, log, bus, distance=snapshot_distance)
+                await run_unless_ended(ended, look)
+                if ended.is_set():
+                    return
             stores = Stores(log, signer, journal, index)
             threads = choose_executors(executors, network.options.shards)
             shard_node = ShardNode(network, node, stores, bus, threads=threads)

@@ -31,6 +31,7 @@ from amqtt.errors import AMQTTError, MQTTError, NoDataError
 from amqtt.mqtt import packet_class
 from amqtt.mqtt.connack import IDENTIFIER_REJECTED, NOT_AUTHORIZED, ConnackPacket
 from amqtt.mqtt.constants import QOS_0, QOS_2
+from amqtt.mqtt.disconnect import DisconnectPacket
 from amqtt.mqtt.packet import MQTTFixedHeader
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.mqtt.puback import PubackPacket
@@ -92,6 +93,20 @@ class SequentialHandler(BrokerProtocolHandler):  # type: ignore[misc]
     """Reads one packet at a time and finishes with it before the next: a flood waits in its sender's socket."""
 
     on_publish: OnPublish
+    goodbye: DisconnectPacket | None = None
+    """What the client ended its session with, if it did."""
+
+    async def handle_disconnect(self, disconnect: DisconnectPacket | None) -> None:
+        """Remember the packet: it may come before anybody waits for it."""
+        self.goodbye = self.goodbye or disconnect
+        await super().handle_disconnect(disconnect)
+
+    async def wait_disconnect(self) -> DisconnectPacket | None:
+        """Wait for the end of the session, also when it has ended: the library's own would wait for ever then."""
+        if self._reader_stopped.is_set():
+            return self.goodbye
+        packet: DisconnectPacket | None = await super().wait_disconnect()
+        return packet
 
     async def _reader_loop(self) -> None:
         assert self.session is not None
@@ -202,6 +217,11 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
         """TCP port the broker listens on."""
         server: asyncio.Server = self._servers["default"].instance
         return int(server.sockets[0].getsockname()[1])
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected, those included who have not said who they are."""
+        return self._connections
 
     async def _client_connected(
         self, listener_name: str, reader: ReaderAdapter, writer: WriterAdapter

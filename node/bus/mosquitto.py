@@ -79,13 +79,21 @@ def encode_acl(access: AccessList) -> bytes:
     return "".join(lines).encode()
 
 
+def _find_own_name() -> str | None:
+    """Return the name of the user of this process; containers run under numbers that have none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return None
+
+
 def encode_config(directory: Path, host: str, port: int) -> bytes:
     """Return ``mosquitto.conf``: one listener, no anonymous users, nothing kept on disk, everything bounded."""
-    user = pwd.getpwuid(os.getuid()).pw_name
+    user = _find_own_name()
     lines = (
         f"listener {port} {host}",
-        # Started by root it would change to a user of its own, who may not read these files.
-        f"user {user}",
+        # Started by root it would change to a user of its own, who may not read these files; nobody else can change.
+        *([f"user {user}"] if user else []),
         "allow_anonymous false",
         f"password_file {directory / 'passwords'}",
         f"acl_file {directory / 'acl'}",

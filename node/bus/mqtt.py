@@ -17,7 +17,8 @@ import logging
 import random
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Final, Self, cast
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ SENDERS: Final = 4
 MAX_ATTEMPTS: Final = 3
 SUBSCRIPTION_REFUSED: Final = 0x80
 KEEPALIVE_S: Final = 30
+CONNECT_TIMEOUT_S: Final = 5.0
 CANCEL_AGAIN_S: Final = 0.5
 SEAL_OFF_LOOP_BYTES: Final = 64 * 1024
 """Above this, compressing and hashing a message takes longer than the event loop may be held."""
@@ -107,6 +109,9 @@ class MqttBus(EnvelopeBus):
             except* (aiomqtt.MqttError, OSError) as failures:
                 # The password is not part of these errors; the address is what an operator needs.
                 _log.warning("bus of %s: %s: %s", self.node_id, self._broker.url, failures.exceptions[0])
+            except* Exception:  # noqa: BLE001
+                # Whatever a broker makes of the protocol: a node that goes on deaf would be worse.
+                _log.exception("bus of %s: %s", self.node_id, self._broker.url)
             if self._connected.is_set():
                 self._connected.clear()
                 self.counters.disconnections += 1
@@ -117,7 +122,7 @@ class MqttBus(EnvelopeBus):
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
 
     async def _serve_connection(self) -> None:
-        async with self._open_client() as client:
+        async with self._connect() as client:
             granted = await client.subscribe([(topic_filter, 0) for topic_filter in self._filters])
             for topic_filter, code in zip(self._filters, granted, strict=True):
                 # paho reports a number or a reason object, by the version of the protocol
@@ -134,6 +139,19 @@ class MqttBus(EnvelopeBus):
                 async for _ in client.messages:
                     pass
 
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[aiomqtt.Client]:
+        """Enter a connection. One that does not come about in time is closed: an answer that came late would keep it for ever."""
+        client = self._open_client()
+        is_there = False
+        try:
+            async with client:
+                is_there = True
+                yield client
+        finally:
+            if not is_there:
+                _end(client)
+
     def _open_client(self) -> aiomqtt.Client:
         endpoint = self._endpoint
         tls = aiomqtt.TLSParameters(
@@ -148,7 +166,7 @@ class MqttBus(EnvelopeBus):
             password=self._broker.password,
             identifier=f"{self.node_id}-{secrets.token_hex(12)}",
             keepalive=KEEPALIVE_S,
-            timeout=5,
+            timeout=CONNECT_TIMEOUT_S,
             clean_session=True,
             logger=_log,
             queue_type=cast("type[asyncio.Queue[aiomqtt.Message]]", _sink_into(self.receive)),
@@ -187,6 +205,12 @@ class MqttBus(EnvelopeBus):
         self.counters.dropped_outgoing += self._outgoing.put_back(outgoing, size)
 
 
+def _end(client: aiomqtt.Client) -> None:
+    """Close the socket of a client that was never entered: aiomqtt leaves it open."""
+    client._connected = asyncio.Future()  # noqa: SLF001 - a cancelled one would keep its callbacks from the end
+    client._client.disconnect()  # noqa: SLF001
+
+
 def parse_broker_url(url: str) -> _Endpoint:
     """Return host, port and scheme of ``mqtt://host:port`` or ``mqtts://host:port``; raises ``ConfigError``."""
     try:
@@ -194,12 +218,20 @@ def parse_broker_url(url: str) -> _Endpoint:
         port = parts.port
     except ValueError as error:
         raise ConfigError(f"broker URL: got {url!r}: {error}") from error
-    if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
+    if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname or not _can_be_looked_up(parts.hostname):
         raise ConfigError(f"broker URL: got {url!r}, expected mqtt://host:port or mqtts://host:port")
     if parts.username is not None or parts.password is not None:
         raise ConfigError("broker URL: it carries a password, which would end up in logs; expected none")
     is_tls = parts.scheme == "mqtts"
     return _Endpoint(parts.hostname, port or (8883 if is_tls else 1883), is_tls)
+
+
+def _can_be_looked_up(host: str) -> bool:
+    """Tell whether a name can be asked for: no label is empty or has more than 63 octets (RFC 1035, 2.3.4)."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _sink_into(receive: Callable[[str, bytes], None]) -> Callable[[int], asyncio.Queue[aiomqtt.Message]]:

@@ -122,16 +122,17 @@ class Laboratory:
     async def _heal(self, faults: list[Fault]) -> list[str]:
         """Undo ``faults``; return which processes could not be told."""
         async with self._turn:
-            struck = [fault for fault in faults if self._strike_out(fault.id)]
+            # As the book has them: processes may have been let out of them since.
+            struck = [fault for one in faults if (fault := self._strike_out(one.id)) is not None]
             untold = await self._undo_all(struck)
             for fault in struck:
                 logger.info("fault %d is healed: %s %s", fault.id, fault.kind, fault.describe())
         return untold
 
-    def _strike_out(self, fault_id: int) -> bool:
+    def _strike_out(self, fault_id: int) -> Fault | None:
         if (timer := self._timers.pop(fault_id, None)) is not None:
             timer.cancel()
-        return self._book.remove(fault_id) is not None
+        return self._book.remove(fault_id)
 
     # --- making them true ---
 

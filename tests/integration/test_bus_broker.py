@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import aiomqtt
 import psutil
@@ -17,6 +18,7 @@ import pytest
 
 from node.bus import mosquitto
 from node.bus.access import OBSERVER, build_access_list, create_passwords, write_access_file
+from node.bus.broker import EmbeddedBroker
 from node.bus.endpoint import BusConfig, BusIdentity
 from node.bus.envelope import MAX_ENVELOPE_BYTES, Sealer
 from node.bus.mqtt import BrokerAddress, MqttBus
@@ -33,6 +35,7 @@ ALICE, BOB, BEACON_NODE = NodeId("shard-0-0"), NodeId("shard-0-1"), NodeId("beac
 KEYS = {node: NodeKey(node.encode().ljust(32, b"-")) for node in (ALICE, BOB, BEACON_NODE)}
 DIRECTORY = {node: key.public_key for node, key in KEYS.items()}
 PASSWORDS = create_passwords(KEYS)
+DISCONNECT = b"\xe0\x00"
 VOTE_TOPIC = encode_topic("devnet", ALICE, SHARD, Votes(()))
 DEADLINE_S = 15
 
@@ -381,8 +384,54 @@ async def test_a_reader_that_stopped_reading_costs_bounded_memory(embedded):
     writer.transport.abort()
 
 
-def encode_connect(username, password):
-    fields = [b"raw-reader", username.encode(), password.encode()]
+@pytest.mark.parametrize("goodbye", [DISCONNECT, b""])
+async def test_clients_that_leave_as_they_come_give_their_connections_back(
+    tmp_path, goodbye, eventually_async
+):
+    access = tmp_path / "access.json"
+    write_access_file(access, build_access_list("devnet", PASSWORDS))
+    broker = EmbeddedBroker("127.0.0.1:0", access)
+    await broker.start()
+    for number in range(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
+        writer.write(encode_connect(ALICE, PASSWORDS[ALICE], b"passer-by-%d" % number) + goodbye)
+        writer.write_eof()
+        assert (await reader.read())[3] == 0, "it was let in"
+        writer.close()
+    await eventually_async(lambda: broker.connections == 0)
+    await broker.shutdown()
+
+
+async def test_a_connection_that_the_broker_answers_too_late_is_closed(monkeypatch, eventually_async):
+    monkeypatch.setattr("node.bus.mqtt.CONNECT_TIMEOUT_S", 0.2)
+    came, gone = [], []
+    is_retried = asyncio.Event()
+    rest = asyncio.get_running_loop().create_future()
+
+    async def answer_late(reader, writer):
+        came.append(writer)
+        with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(PASSWORDS[ALICE].encode())
+            if len(came) == 1:
+                await is_retried.wait()
+                writer.write(b"\x20\x02\x00\x00")  # CONNACK
+                rest.set_result(await reader.read())
+            else:
+                is_retried.set()
+                await reader.read()
+        gone.append(writer)
+
+    server = await asyncio.start_server(answer_late, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with asyncio.timeout(DEADLINE_S), server:
+        async with build_bus(SimpleNamespace(port=port), ALICE):
+            assert await rest in {DISCONNECT, b""}, "nothing but a goodbye may follow"
+        await eventually_async(lambda: len(gone) == len(came))
+        await asyncio.gather(*(writer.wait_closed() for writer in gone), return_exceptions=True)
+
+
+def encode_connect(username, password, client_id=b"raw-reader"):
+    fields = [client_id, username.encode(), password.encode()]
     body = b"\x00\x04MQTT\x04\xc2\x00\x00" + b"".join(
         struct.pack(">H", len(field)) + field for field in fields
     )

@@ -169,6 +169,15 @@ async def test_journalled_transactions_return_after_a_restart_unless_used(tmp_pa
         assert len(chain.backend.mempool) == 2
 
 
+async def test_no_transaction_is_lost_for_standing_in_the_journal_before_one_it_follows(tmp_path):
+    async with open_chain(tmp_path / "a") as chain:
+        gap = MempoolLimits().max_gap
+        first, *later = [chain.sign(nonce=nonce) for nonce in range(2 * gap + 10)]
+        orphan = chain.sign(nonce=4 * gap)
+        count = await admission.restore_journal(chain.core, chain.backend.mempool, [*later, orphan, first])
+        assert count == len(chain.backend.mempool) == 2 * gap + 10
+
+
 async def test_what_a_builder_could_not_use_is_judged_again_by_the_final_state(chain):
     raws = [chain.sign(nonce=nonce) for nonce in range(3)]
     await chain.backend.submit(raws)

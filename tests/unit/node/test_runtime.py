@@ -8,7 +8,7 @@ from node import runtime
 from node.admission import Admission
 from node.config import Options
 from node.network import create_network
-from node.runtime import open_node_data, run_until_ended, take_node_data
+from node.runtime import open_node_data, run_unless_ended, run_until_ended, take_node_data
 from node.storage.data_dir import DataDirBusyError
 from shardyard.ids import BEACON
 
@@ -70,6 +70,36 @@ async def test_a_part_that_fails_ends_all_and_its_error_is_raised():
 
     with pytest.raises(OSError, match="the disk is gone"):
         await asyncio.wait_for(run_until_ended(asyncio.Event(), part(), fail()), 5)
+
+
+async def test_work_before_the_run_ends_with_the_process():
+    ended, told = asyncio.Event(), []
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append("work ended")
+
+    working = asyncio.create_task(run_unless_ended(ended, work()))
+    await asyncio.sleep(0)
+    ended.set()
+    await asyncio.wait_for(working, 5)
+    assert told == ["work ended"]
+
+
+async def test_work_before_the_run_is_done_or_fails_by_itself():
+    done = []
+
+    async def work(error=None):
+        done.append(error)
+        if error:
+            raise error
+
+    await asyncio.wait_for(run_unless_ended(asyncio.Event(), work()), 5)
+    with pytest.raises(OSError, match="the disk is gone"):
+        await asyncio.wait_for(run_unless_ended(asyncio.Event(), work(OSError("the disk is gone"))), 5)
+    assert len(done) == 2
 
 
 async def test_who_asks_after_admission_has_ended_is_told_so_at_once():

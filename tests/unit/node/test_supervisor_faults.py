@@ -153,6 +153,37 @@ async def test_fault_that_begins_in_part_is_taken_back(home):
     assert (await laboratory.methods["faults"]({}))["faults"] == []
 
 
+class Sleeper:
+    """A child that can be stopped by a signal."""
+
+    pid = 1
+    is_paused = False
+
+    def pause(self):
+        self.is_paused = True
+
+    def resume(self):
+        self.is_paused = False
+
+
+async def test_end_of_a_pause_wakes_nobody_whom_another_one_holds(home, monkeypatch, eventually_async):
+    network = create_network(home / "lab", Options(name="lab", shards=1, nodes_per_shard=2, seed=5))
+    create_run_dir(network.run_dir)
+
+    async def tell(path, method, *, timeout_s, faults):
+        del path, method, timeout_s, faults
+
+    monkeypatch.setattr(laboratories, "ask", tell)
+    one, two = Sleeper(), Sleeper()
+    laboratory = Laboratory(network, {"shard-0-0": one, "shard-0-1": two})
+    begin = laboratory.methods["fault"]
+    await begin({"kind": "pause", "nodes": ["shard-0-0", "shard-0-1"], "for_ms": 200})
+    await laboratory.on_exit("shard-0-0")  # and it was started again
+    await begin({"kind": "pause", "nodes": ["shard-0-0"]})
+    await eventually_async(lambda: not two.is_paused)
+    assert one.is_paused
+
+
 async def test_one_process_that_cannot_be_healed_keeps_no_other_ill(home):
     network = create_network(home / "lab", Options(name="lab", shards=1, nodes_per_shard=2, seed=5))
     create_run_dir(network.run_dir)
