@@ -28,7 +28,7 @@ from shardyard.consensus.signer import SignerState
 from shardyard.consensus.votes import Domain, Vote
 from shardyard.effects import Broadcast, CancelTimer, Notice, Persist, Send, SetTimer, Sign, SignRequest
 from shardyard.ids import BEACON, ZERO_HASH, Hash32, NodeId
-from shardyard.messages import Proposal
+from shardyard.messages import BlockRequest, Proposal
 from shardyard.validators import ValidatorSet
 
 CRYPTO: Final = MockCrypto()
@@ -56,6 +56,8 @@ class EngineNode:
         self.silence = 0.0
         """How often it keeps a proposal to itself."""
         self.is_up = False
+        self.partner: EngineNode | None = None
+        """The process that shares its keys and its blocks: what both voted for, each can give to whoever asks."""
         self._network = network
         self._signer = SignerState()
         self._timers: dict[str, object] = {}
@@ -81,7 +83,10 @@ class EngineNode:
 
     def receive(self, sender: NodeId, message: EngineMessage) -> None:
         """Take a message of a peer."""
-        self._perform(self.engine.on_message(sender, message, self._network.now_ms))
+        outputs = self.engine.on_message(sender, message, self._network.now_ms)
+        if isinstance(message, BlockRequest) and not outputs and self.partner is not None:
+            outputs = self.partner.engine.on_message(sender, message, self._network.now_ms)
+        self._perform(outputs)
 
     def _perform(self, outputs: Sequence[EngineOutput]) -> None:
         for output in outputs:

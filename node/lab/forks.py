@@ -179,8 +179,8 @@ def _build_network(seed: int, plan: Plan) -> EngineNetwork:
     for side, members in enumerate(plan.sides):
         network.nodes += [EngineNode(network, f"honest-{index}", side, [index]) for index in members]
     twins = [EngineNode(network, f"coalition-{side}", side, cast) for side, cast in enumerate(plan.casts)]
-    for twin in twins:
-        twin.silence = plan.silence
+    for twin, partner in zip(twins, reversed(twins), strict=True):
+        twin.silence, twin.partner = plan.silence, partner
     network.nodes += twins
     for node in network.nodes:
         if node is not twins[1]:

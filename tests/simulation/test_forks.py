@@ -30,6 +30,11 @@ def test_a_plan_is_a_coalition_that_can_fork(seed):
         assert is_quorum(sum_stake((*side, *cast), plan.stakes), sum(plan.stakes))
 
 
+def test_a_coalition_gives_both_sides_the_blocks_that_it_voted_for():
+    """Else a block that is notarized as the cut begins, and held on one side alone, is a parent that the other never gets."""
+    assert fork(460).problem == ""
+
+
 def test_the_same_seed_forks_the_same_way():
     assert fork(3) == fork(3)
 
