@@ -16,6 +16,7 @@ use crate::evm::NotExecuted;
 impl<'a> Committer<'a> {
     /// Commits the items of a stretch, all of them transactions that nobody took yet.
     pub fn commit_alone(&mut self, run: &Run<'a>, lane: &mut Lane<'a>, items: Range<usize>) -> Result<()> {
+        lane.make_room(items.len());
         for index in items {
             self.commit_next(run, lane, index)?;
             self.count_alone();

@@ -27,6 +27,10 @@ use crate::ledger::Done;
 use crate::state::{Account, Slots, Source};
 use crate::transaction::Transaction;
 
+/// Changes that room is made for, per item.
+const ROOM: usize = 4;
+/// What has room for so many begins in a piece that the allocator takes from the thread's own arena.
+pub const LEAST_ROOM: usize = 160;
 /// Clashes of one window that are remembered, to learn from.
 const MAX_CLASHES: usize = 1024;
 /// Looking through more than this costs more than asking the table again.
@@ -302,6 +306,16 @@ impl<'a> Lane<'a> {
         reader.saw_tips = false;
         reader.touched.truncate(reader.touched.partition_point(|(_, by)| *by < index as u32));
         self.trail.truncate(index as u32);
+    }
+
+    /// So many items come next, and what they change is kept. A buffer that grew from a few bytes would begin in a piece that
+    /// this thread let go some time, but another may have taken from the system: it would then lie between that one's
+    /// buffers however far it grows, and each core wait for the other's lines. Measured: 1.3 to 1.4 times the time of
+    /// transfers, from the third block or so on.
+    pub fn make_room(&mut self, items: usize) {
+        let room = (ROOM * items).max(LEAST_ROOM);
+        self.trail.changes.reserve(room);
+        self.machine.state().touched.reserve(room);
     }
 
     /// Takes what the items since the last call did; the journal is empty then.

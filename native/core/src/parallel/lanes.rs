@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use alloy_primitives::{Address, B256};
 
 use super::committer::Committer;
-use super::lane::{Lane, Ran, Shared, Trail};
+use super::lane::{LEAST_ROOM, Lane, Ran, Shared, Trail};
 use super::memory::{Replaced, Stamp};
 use super::plan::{Plan, Planner};
 use super::replay::run_listed;
@@ -319,6 +319,7 @@ impl<'a> Window<'_, 'a> {
         let first = block.receipts.len() + 1;
         let items = self.plan.task(task);
         left.results.reserve(items.len());
+        lane.make_room(items.len());
         for (nth, index) in items.iter().enumerate() {
             if nth % WARMED == 0 {
                 let soon = items[nth..].iter().take(WARMED).map(|index| *index as usize - first);
@@ -349,6 +350,10 @@ impl<'a> Window<'_, 'a> {
     /// Writes what the task changed, for the windows to come, and leaves word for whoever looked there or will.
     fn write(&self, task: usize, left: &mut Left) -> Result<()> {
         let (memory, Left { trail, replaced, .. }) = (&self.run.memory, left);
+        // See `Lane::make_room`.
+        let room = trail.changes.len().max(LEAST_ROOM);
+        replaced.firsts.reserve(room);
+        replaced.again.reserve(room);
         memory.walk(&trail.changes, Change::place, |change| {
             let visit = self.shared.visit(task, change.index);
             self.shared.note(change.location, memory.write_beside(change, visit, replaced)?);

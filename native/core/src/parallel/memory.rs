@@ -94,7 +94,7 @@ pub type First = (u32, Value);
 pub struct Replaced {
     pub firsts: Vec<First>,
     /// Where the block had changed something before.
-    again: Vec<(u32, Stamp, Value)>,
+    pub again: Vec<(u32, Stamp, Value)>,
 }
 
 /// What an item finds at a location.

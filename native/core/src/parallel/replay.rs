@@ -243,6 +243,7 @@ impl<'a> Replay<'_, 'a> {
         let first = block.receipts.len() + 1;
         let mut left = Left::default();
         left.results.reserve(items.len());
+        lane.make_room(items.len());
         lane.stand_listed(&self.listing);
         for index in items.clone() {
             if (index - items.start).is_multiple_of(WARMED) {
