@@ -160,7 +160,7 @@ impl<'a> Block<'a> {
     }
 
     /// Prague's calls at the start of a block, and the link prices as of the beacon block referred to.
-    pub fn open<S: Source>(&self, machine: &mut Machine<BlockState<S>>) -> Result<()> {
+    pub fn open<S: Source>(&self, machine: &mut Machine<'_, BlockState<S>>) -> Result<()> {
         machine.system_call(BEACON_ROOTS, self.env.beacon_root.0.into())?;
         machine.system_call(HISTORY, self.env.parent_hash.0.into())?;
         for (dst, base_fee) in &self.env.link_base_fees {
@@ -170,7 +170,12 @@ impl<'a> Block<'a> {
     }
 
     /// The fees of all items, Prague's calls at the end of a block, and where each link's sequence stands.
-    pub fn close<S: Source>(&self, machine: &mut Machine<BlockState<S>>, tips: U256, outbox: &Outbox) -> Result<()> {
+    pub fn close<S: Source>(
+        &self,
+        machine: &mut Machine<'_, BlockState<S>>,
+        tips: U256,
+        outbox: &Outbox,
+    ) -> Result<()> {
         machine.state().credit(&self.env.beneficiary, tips)?;
         for contract in REQUEST_CONTRACTS {
             machine.system_call(contract, alloy_primitives::Bytes::new())?;
@@ -204,7 +209,7 @@ impl<'a> Block<'a> {
         if self.chain.fast_path { Transfer::plan(transaction, self.env.base_fee) } else { None }
     }
 
-    pub fn machine<S: Source>(&self, state: S) -> Machine<S> {
+    pub fn machine<'t, S: Source>(&self, state: S) -> Machine<'t, S> {
         Machine::new(state, &self.chain, self.env, Relaxed::default())
     }
 }
@@ -345,9 +350,9 @@ fn execute_in_order<'a>(block: &'a Block<'a>, view: View) -> Result<Ended<'a>> {
     Ok(Ended { ledger, finished, stats: RunStats::default(), listing })
 }
 
-fn transact_in_order(
-    machine: &mut Machine<BlockState>,
-    block: &Block<'_>,
+fn transact_in_order<'t>(
+    machine: &mut Machine<'t, BlockState>,
+    block: &'t Block<'_>,
     ledger: &Ledger<'_>,
     place: usize,
 ) -> Result<Done, NotExecuted> {
@@ -357,10 +362,10 @@ fn transact_in_order(
 }
 
 /// Executes a user's transaction and writes what it does, its messages' escrow included, unless `accept` refuses it.
-pub fn transact_whole<S: Source>(
-    machine: &mut Machine<BlockState<S>>,
+pub fn transact_whole<'t, S: Source>(
+    machine: &mut Machine<'t, BlockState<S>>,
     block: &Block<'_>,
-    transaction: &Transaction,
+    transaction: &'t Transaction,
     accept: impl FnOnce(&Done) -> Result<(), NotExecuted>,
 ) -> Result<Done, NotExecuted> {
     if let Some(transfer) = block.plan(transaction)

@@ -122,7 +122,7 @@ fn read_authorization(reader: &mut Reader<'_>) -> Result<SignedAuthorization> {
 
 /// One machine serves all tries of an estimate: nothing is ever committed to its state.
 struct Simulator {
-    machine: Machine<BlockState>,
+    machine: Machine<'static, BlockState>,
 }
 
 impl Simulator {

@@ -47,8 +47,8 @@ impl Attempt {
     }
 }
 
-pub struct Delivery<'a, S: Source> {
-    pub machine: &'a mut Machine<BlockState<S>>,
+pub struct Delivery<'a, 't, S: Source> {
+    pub machine: &'a mut Machine<'t, BlockState<S>>,
     pub env: &'a BlockEnv,
     pub shard: u32,
     /// The receipt that is delivered.
@@ -57,7 +57,7 @@ pub struct Delivery<'a, S: Source> {
     pub room: u64,
 }
 
-impl<S: Source> Delivery<'_, S> {
+impl<S: Source> Delivery<'_, '_, S> {
     /// # Errors
     /// Only when the state fails or an amount leaves 256 bits; a delivery that fails is a result.
     pub fn run(&mut self) -> Result<Delivered> {

@@ -92,10 +92,10 @@ impl Done {
 ///
 /// # Errors
 /// `Invalid` when it cannot be in this block.
-pub fn transact<S: Source>(
-    machine: &mut Machine<S>,
+pub fn transact<'t, S: Source>(
+    machine: &mut Machine<'t, S>,
     block: &Block<'_>,
-    transaction: &Transaction,
+    transaction: &'t Transaction,
 ) -> Result<(Done, Executed), NotExecuted> {
     let mut executed = machine.transact(transaction)?;
     let is_tip_lost = executed.destroys(&block.env.beneficiary);
@@ -104,7 +104,11 @@ pub fn transact<S: Source>(
 }
 
 /// Executes a delivery on a state of its own, including what its messages take out of the gateway's balance.
-pub fn deliver<S: Source>(machine: &mut Machine<BlockState<S>>, block: &Block<'_>, receipt: &Receipt) -> Result<Done> {
+pub fn deliver<S: Source>(
+    machine: &mut Machine<'_, BlockState<S>>,
+    block: &Block<'_>,
+    receipt: &Receipt,
+) -> Result<Done> {
     let delivered =
         Delivery { machine, env: block.env, shard: block.chain.shard, receipt, room: block.room() }.run()?;
     // A reply's escrow comes out of the message answered, not out of the gateway's balance.

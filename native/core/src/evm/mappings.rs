@@ -4,12 +4,12 @@
 //! costs more than a few instructions. What is remembered is keyed by all 64 bytes, so it is right whatever it is.
 
 use alloy_primitives::{B256, keccak256};
+use revm::context::Transaction as _;
 use revm::context_interface::Host;
-use revm::handler::MainnetContext;
 use revm::interpreter::interpreter::EthInterpreter;
 use revm::interpreter::{Instruction, InstructionContext, InstructionExecResult, instructions::system};
 
-use super::Db;
+use super::Mainnet;
 use super::foresight::Foresight;
 use crate::state::Source;
 
@@ -45,12 +45,12 @@ impl Mappings {
     }
 }
 
-pub fn instruction<S: Source>() -> Instruction<EthInterpreter, MainnetContext<Db<S>>> {
+pub fn instruction<'t, S: Source>() -> Instruction<EthInterpreter, Mainnet<'t, S>> {
     Instruction::new(keccak)
 }
 
 /// What is not about 64 bytes in memory that is there already, or is not paid for, is left to revm.
-fn keccak<S: Source>(context: InstructionContext<'_, MainnetContext<Db<S>>, EthInterpreter>) -> InstructionExecResult {
+fn keccak<S: Source>(context: InstructionContext<'_, Mainnet<'_, S>, EthInterpreter>) -> InstructionExecResult {
     let InstructionContext { interpreter, host } = context;
     if let [.., length, offset] = interpreter.stack.data()[..]
         && length == INPUT_BYTES
@@ -62,7 +62,7 @@ fn keccak<S: Source>(context: InstructionContext<'_, MainnetContext<Db<S>>, EthI
             let memory = interpreter.memory.slice_len(end - INPUT_BYTES, INPUT_BYTES);
             let Some(input) = memory.first_chunk() else { return Ok(()) };
             let (contract, tx) = (&interpreter.input.target_address, &host.tx);
-            let learn = |foresight: &mut Foresight| foresight.learn(contract, &tx.caller, &tx.data, input);
+            let learn = |foresight: &mut Foresight| foresight.learn(contract, &tx.caller(), tx.input(), input);
             let hash = host.journaled_state.database.mappings.hash(input, learn);
             drop(memory);
             let _ = interpreter.stack.pop();

@@ -7,6 +7,7 @@
 mod foresight;
 mod mappings;
 mod steps;
+mod tx;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -15,12 +16,11 @@ use alloy_eips::eip2930::AccessList;
 use alloy_eips::eip7702::RecoveredAuthorization;
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, Log, TxKind, U256, address};
 use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction, OutOfGasError};
-use revm::context::{BlockEnv as RevmBlock, Context, ContextSetters, JournalTr, TxEnv};
+use revm::context::{BlockEnv as RevmBlock, CfgEnv, Context, ContextSetters, Journal, JournalTr, Transaction as _};
 use revm::context_interface::block::BlobExcessGasAndPrice;
 use revm::context_interface::cfg::GasParams;
-use revm::context_interface::either::Either;
 use revm::database_interface::DBErrorMarker;
-use revm::handler::{FrameResult, Handler, MainnetContext, MainnetHandler, pre_execution};
+use revm::handler::{FrameResult, Handler, MainnetHandler, pre_execution};
 use revm::state::{AccountInfo, EvmState};
 use revm::{Database, ExecuteEvm, MainBuilder, MainnetEvm, SystemCallEvm};
 
@@ -36,6 +36,7 @@ use revm::bytecode::JumpTable;
 use revm::bytecode::opcode;
 pub use revm::primitives::hardfork::SpecId;
 pub use steps::StepChanges;
+use tx::{Tx, Unsigned};
 
 /// The rules of Ethereum that a chain follows, with what they ask of a block and our blocks do not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,12 +126,12 @@ impl<S: Source> Database for Db<S> {
             nonce: account.nonce,
             code_hash: account.code_hash,
             account_id: None,
-            code: (!account.has_code()).then(|| self.empty.clone()),
+            code: None,
         }))
     }
 
     fn code_by_hash(&mut self, code_hash: B256) -> Result<Bytecode, StateError> {
-        if code_hash == KECCAK256_EMPTY { Ok(Bytecode::default()) } else { Ok(self.source.code(&code_hash)?) }
+        if code_hash == KECCAK256_EMPTY { Ok(self.empty.clone()) } else { Ok(self.source.code(&code_hash)?) }
     }
 
     fn storage(&mut self, address: Address, index: U256) -> Result<U256, StateError> {
@@ -146,10 +147,10 @@ impl<S: Source> Database for Db<S> {
 
 /// Mainnet's rules without the payment to the beneficiary: every transaction makes one, so the block adds them up and
 /// credits them outside the EVM. Inside it, each would depend on the one before.
-struct Unrewarded<S>(PhantomData<S>);
+struct Unrewarded<'t, S>(PhantomData<(&'t (), S)>);
 
-impl<S: Source> Handler for Unrewarded<S> {
-    type Evm = Inner<S>;
+impl<'t, S: Source> Handler for Unrewarded<'t, S> {
+    type Evm = Inner<'t, S>;
     type Error = EVMError<StateError>;
     type HaltReason = HaltReason;
 
@@ -245,15 +246,16 @@ pub struct Relaxed {
     pub base_fee: bool,
 }
 
-type Inner<S> = MainnetEvm<MainnetContext<Db<S>>>;
+type Mainnet<'t, S> = Context<RevmBlock, Tx<'t>, CfgEnv, Db<S>, Journal<Db<S>>, ()>;
+type Inner<'t, S> = MainnetEvm<Mainnet<'t, S>>;
 
-/// One EVM over the state of one block.
-pub struct Machine<S: Source> {
-    evm: Inner<S>,
+/// One EVM over the state of one block, for transactions that outlive it.
+pub struct Machine<'t, S: Source> {
+    evm: Inner<'t, S>,
     base_fee: u64,
 }
 
-impl<S: Source> Machine<S> {
+impl<'t, S: Source> Machine<'t, S> {
     pub fn new(state: S, chain: &Chain, env: &BlockEnv, relaxed: Relaxed) -> Self {
         let Revision { spec, excess_blob_gas, difficulty } = chain.revision;
         let block = RevmBlock {
@@ -267,7 +269,7 @@ impl<S: Source> Machine<S> {
             blob_excess_gas_and_price: Some(BlobExcessGasAndPrice::new_with_spec(excess_blob_gas, spec)),
             ..RevmBlock::default()
         };
-        let context: MainnetContext<Db<S>> =
+        let context: Mainnet<'t, S> =
             Context::new(Db { source: state, empty: empty_code(), mappings: Mappings::default() }, spec);
         let context = context.with_block(block).modify_cfg_chained(|cfg| {
             cfg.chain_id = chain.chain_id;
@@ -294,20 +296,20 @@ impl<S: Source> Machine<S> {
     ///
     /// # Errors
     /// `Invalid` when it cannot be in this block.
-    pub fn transact(&mut self, transaction: &Transaction) -> Result<Executed, NotExecuted> {
-        self.run(tx_env(transaction))
+    pub fn transact(&mut self, transaction: &'t Transaction) -> Result<Executed, NotExecuted> {
+        self.run(Tx::Signed(transaction))
     }
 
     /// What revm does with these transactions by itself, one after the other on one journal, as its `transact_many_finalize`
     /// does: results and changed accounts are kept, but there are no outcomes, no skips, no fast path, no versions. The
     /// measure that benchmarks are held against.
-    pub fn run_bare<'a>(
+    pub fn run_bare(
         &mut self,
-        transactions: impl Iterator<Item = &'a Transaction>,
+        transactions: impl Iterator<Item = &'t Transaction>,
     ) -> Result<(Vec<ExecutionResult>, EvmState), NotExecuted> {
         let mut results = Vec::with_capacity(transactions.size_hint().1.unwrap_or_default());
         for transaction in transactions {
-            match self.evm.transact_one(tx_env(transaction)) {
+            match self.evm.transact_one(Tx::Signed(transaction)) {
                 Ok(result) => results.push(result),
                 Err(EVMError::Transaction(reason)) => return Err(NotExecuted::Invalid(self.geth_words(&reason))),
                 Err(other) => return Err(NotExecuted::Failed(failure(other))),
@@ -326,23 +328,22 @@ impl<S: Source> Machine<S> {
     /// # Errors
     /// `Invalid` when even a relaxed check refuses it.
     pub fn simulate(&mut self, call: &Simulated) -> Result<Executed, NotExecuted> {
-        let tx = TxEnv {
+        let call = Unsigned {
             tx_type: if call.authorizations.is_empty() { u8::from(!call.access_list.is_empty()) } else { 4 },
             caller: call.from,
             gas_limit: call.gas,
             gas_price: call.gas_price,
-            kind: call.to,
+            to: call.to,
             value: call.value,
-            data: call.input.clone(),
+            input: call.input.clone(),
             chain_id: Some(self.evm.ctx.cfg.chain_id),
             access_list: call.access_list.clone(),
-            authorization_list: call.authorizations.iter().cloned().map(Either::Right).collect(),
-            ..TxEnv::default()
+            authorizations: call.authorizations.clone(),
         };
-        self.run(tx)
+        self.run(call.into())
     }
 
-    fn run(&mut self, tx: TxEnv) -> Result<Executed, NotExecuted> {
+    fn run(&mut self, tx: Tx<'t>) -> Result<Executed, NotExecuted> {
         self.evm.ctx.set_tx(tx);
         let result = Unrewarded(PhantomData).run(&mut self.evm);
         let writes = self.evm.finalize();
@@ -355,7 +356,7 @@ impl<S: Source> Machine<S> {
 
     fn geth_words(&self, reason: &InvalidTransaction) -> String {
         let tx = &self.evm.ctx.tx;
-        let caller = tx.caller;
+        let caller = tx.caller();
         match reason {
             InvalidTransaction::NonceTooLow { tx, state } => {
                 format!("nonce too low: address {caller}, tx: {tx} state: {state}")
@@ -364,7 +365,7 @@ impl<S: Source> Machine<S> {
                 format!("nonce too high: address {caller}, tx: {tx} state: {state}")
             }
             InvalidTransaction::NonceOverflowInTransaction => {
-                format!("nonce has max value: address {caller}, nonce: {}", tx.nonce)
+                format!("nonce has max value: address {caller}, nonce: {}", tx.nonce())
             }
             InvalidTransaction::LackOfFundForMaxFee { fee, balance } => {
                 format!("insufficient funds for gas * price + value: address {caller} have {balance} want {fee}")
@@ -376,13 +377,14 @@ impl<S: Source> Machine<S> {
             }
             InvalidTransaction::GasPriceLessThanBasefee => format!(
                 "max fee per gas less than block base fee: address {caller}, maxFeePerGas: {}, baseFee: {}",
-                tx.gas_price, self.base_fee
+                tx.gas_price(),
+                self.base_fee
             ),
             InvalidTransaction::PriorityFeeGreaterThanMaxFee => format!(
                 "max priority fee per gas higher than max fee per gas: address {caller}, maxPriorityFeePerGas: {}, \
                  maxFeePerGas: {}",
-                tx.gas_priority_fee.unwrap_or_default(),
-                tx.gas_price
+                tx.max_priority_fee_per_gas().unwrap_or_default(),
+                tx.gas_price()
             ),
             InvalidTransaction::CallGasCostMoreThanGasLimit { initial_gas, gas_limit } => {
                 format!("intrinsic gas too low: have {gas_limit}, want {initial_gas}")
@@ -400,14 +402,9 @@ impl<S: Source> Machine<S> {
     /// Runs a delivery's call: from the gateway, with gas for execution alone, free of fees, nonces and intrinsic gas.
     /// The gateway's balance must already hold `value`.
     pub fn deliver(&mut self, target: Address, value: U256, input: Bytes, gas: u64) -> Result<Executed> {
-        self.evm.ctx.set_tx(TxEnv {
-            caller: GATEWAY,
-            gas_limit: gas,
-            kind: TxKind::Call(target),
-            value,
-            data: input,
-            ..TxEnv::default()
-        });
+        let to = TxKind::Call(target);
+        let call = Unsigned { caller: GATEWAY, gas_limit: gas, to, value, input, ..Unsigned::default() };
+        self.evm.ctx.set_tx(call.into());
         // Warms precompiles and the beneficiary, as for any transaction, and the caller, whose value moves.
         let loaded = pre_execution::load_accounts::<_, EVMError<StateError>>(&mut self.evm)
             .and_then(|()| self.evm.ctx.journaled_state.load_account(GATEWAY).map(drop).map_err(EVMError::Database));
@@ -423,7 +420,7 @@ impl<S: Source> Machine<S> {
     }
 }
 
-impl<S: Source> Machine<BlockState<S>> {
+impl<S: Source> Machine<'_, BlockState<S>> {
     /// A system call of the protocol; a contract that is absent or fails changes nothing.
     pub fn system_call(&mut self, contract: Address, input: Bytes) -> Result<()> {
         if !self.state().has_code(&contract)? {
@@ -454,26 +451,6 @@ pub struct Simulated {
     pub input: Bytes,
     pub access_list: AccessList,
     pub authorizations: Vec<RecoveredAuthorization>,
-}
-
-fn tx_env(transaction: &Transaction) -> TxEnv {
-    let authorizations = transaction.authorizations.iter().cloned().map(Either::Right);
-    TxEnv {
-        tx_type: transaction.tx_type,
-        caller: transaction.sender,
-        gas_limit: transaction.gas_limit,
-        gas_price: transaction.max_fee,
-        kind: transaction.to,
-        value: transaction.value,
-        data: transaction.input.clone(),
-        nonce: transaction.nonce,
-        chain_id: transaction.chain_id,
-        access_list: transaction.access_list.clone(),
-        gas_priority_fee: transaction.tip,
-        blob_hashes: transaction.blobs.as_ref().map(|blobs| blobs.hashes.clone()).unwrap_or_default(),
-        max_fee_per_blob_gas: transaction.blobs.as_ref().map_or(0, |blobs| blobs.max_fee),
-        authorization_list: authorizations.collect(),
-    }
 }
 
 fn failure(error: EVMError<StateError>) -> CoreError {

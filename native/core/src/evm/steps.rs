@@ -10,7 +10,7 @@ use revm::state::{Account as EvmAccount, EvmState};
 use std::marker::PhantomData;
 
 use super::foresight::Slots;
-use super::{Bytecode, Executed, Inner, Machine, NotExecuted, StateError, failure, translate, tx_env};
+use super::{Bytecode, Executed, Inner, Machine, NotExecuted, StateError, Tx, failure, translate};
 use crate::error::{CoreError, Result};
 use crate::state::{Account, Source};
 use crate::transaction::Transaction;
@@ -104,13 +104,13 @@ fn present(account: &EvmAccount) -> Option<Account> {
 }
 
 /// Mainnet's rules without the payment to the beneficiary, for transactions that run one after the other on one journal.
-struct Stepping<'a, S> {
+struct Stepping<'a, 't, S> {
     changes: &'a mut StepChanges,
-    state: PhantomData<S>,
+    state: PhantomData<(&'t (), S)>,
 }
 
-impl<S: Source> Handler for Stepping<'_, S> {
-    type Evm = Inner<S>;
+impl<'t, S: Source> Handler for Stepping<'_, 't, S> {
+    type Evm = Inner<'t, S>;
     type Error = EVMError<StateError>;
     type HaltReason = HaltReason;
 
@@ -129,14 +129,14 @@ impl<S: Source> Handler for Stepping<'_, S> {
     }
 }
 
-impl<S: Source> Machine<S> {
+impl<'t, S: Source> Machine<'t, S> {
     /// Runs a user transaction on what the steps before it left in the journal, leaves what it changes there, and tells it.
     ///
     /// # Errors
     /// `Invalid` when it cannot be in this block; then it leaves nothing.
-    pub fn step(&mut self, transaction: &Transaction, changes: &mut StepChanges) -> Result<Executed, NotExecuted> {
+    pub fn step(&mut self, transaction: &'t Transaction, changes: &mut StepChanges) -> Result<Executed, NotExecuted> {
         self.evm.ctx.journaled_state.database.mappings.foresight.begin(transaction);
-        self.evm.ctx.set_tx(tx_env(transaction));
+        self.evm.ctx.set_tx(Tx::Signed(transaction));
         match (Stepping { changes, state: PhantomData }).run(&mut self.evm) {
             Ok(result) => Ok(translate(result, EvmState::default())),
             Err(EVMError::Transaction(reason)) => Err(NotExecuted::Invalid(self.geth_words(&reason))),
@@ -145,7 +145,7 @@ impl<S: Source> Machine<S> {
     }
 
     /// Thinks ahead for transactions that will be steps; returns the slots that they will likely look at.
-    pub fn look_ahead<'t>(&mut self, transactions: impl Iterator<Item = &'t Transaction>) -> Slots {
+    pub fn look_ahead<'l>(&mut self, transactions: impl Iterator<Item = &'l Transaction>) -> Slots {
         self.evm.ctx.journaled_state.database.mappings.foresight.look_ahead(transactions)
     }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::Run;
 use super::committer::Committer;
-use super::lane::{Lane, Ran};
+use super::lane::{Lane, Ran, WARMED};
 use super::memory::Stamp;
 use crate::access_list::Change;
 use crate::error::Result;
@@ -17,7 +17,11 @@ impl<'a> Committer<'a> {
     /// Commits the items of a stretch, all of them transactions that nobody took yet.
     pub fn commit_alone(&mut self, run: &Run<'a>, lane: &mut Lane<'a>, items: Range<usize>) -> Result<()> {
         lane.make_room(items.len());
-        for index in items {
+        for index in items.clone() {
+            if (index - items.start).is_multiple_of(WARMED) {
+                let soon = self.place(index)..self.place(items.end.min(index + WARMED));
+                lane.warm(soon.filter_map(|place| run.block.batch.entries[place].transaction.as_deref()));
+            }
             self.commit_next(run, lane, index)?;
             self.count_alone();
         }

@@ -54,11 +54,11 @@ pub struct Worker<'a> {
     block: &'a Block<'a>,
     memory: Arc<Memory>,
     pub id: usize,
-    pub machine: Machine<Reader>,
+    pub machine: Machine<'a, Reader>,
     /// For stretches that it runs alone.
     lane: Option<Lane<'a>>,
     /// Deliveries take several steps, which need a state of their own.
-    stepwise: Option<Machine<BlockState<Reader>>>,
+    stepwise: Option<Machine<'a, BlockState<Reader>>>,
     writes: Vec<(u32, Written)>,
     codes: Vec<(B256, Bytecode)>,
     reads: Reads,
@@ -162,7 +162,7 @@ impl<'a> Worker<'a> {
         Ok(true)
     }
 
-    fn transact(&mut self, transaction: &Transaction) -> Result<Done, NotExecuted> {
+    fn transact(&mut self, transaction: &'a Transaction) -> Result<Done, NotExecuted> {
         let (done, executed) = transact(&mut self.machine, self.block, transaction)?;
         let mut collector =
             Collector { reader: self.machine.state(), writes: &mut self.writes, codes: &mut self.codes };
@@ -219,7 +219,7 @@ impl<'a> Worker<'a> {
     }
 
     /// A machine over a state that gathers the changes of several steps.
-    pub fn stepwise(&mut self) -> &mut Machine<BlockState<Reader>> {
+    pub fn stepwise(&mut self) -> &mut Machine<'a, BlockState<Reader>> {
         self.stepwise.get_or_insert_with(|| {
             let reader = Reader::new(self.memory.clone(), self.block.env.beneficiary);
             self.block.machine(BlockState::watched(reader))

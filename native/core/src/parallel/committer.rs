@@ -86,7 +86,7 @@ impl<'a> Committer<'a> {
         memory: &Memory,
         worker: &mut Worker<'a>,
         index: usize,
-        step: impl FnOnce(&mut Machine<BlockState<super::reader::Reader>>) -> Result<()>,
+        step: impl FnOnce(&mut Machine<'a, BlockState<super::reader::Reader>>) -> Result<()>,
     ) -> Result<()> {
         let machine = worker.stepwise();
         machine.state().source().reset(index as u32, Some(self.tips));

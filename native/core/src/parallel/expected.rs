@@ -15,7 +15,7 @@ use crate::state::{Account, Map};
 /// Locations that one worker takes at once.
 const AT_ONCE: usize = 1024;
 /// Locations whose values are read together.
-const WARMED: usize = 16;
+const TOGETHER: usize = 16;
 
 /// The list, from where its block has come to.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Expected {
     /// The numbers of some locations, whose values are read into the memory.
     fn number(&self, memory: &Memory, listed: &[Listed]) -> Result<Vec<(Listed, u32)>> {
         let (mut numbers, mut numbered) = (Numbers::default(), Vec::with_capacity(listed.len()));
-        for listed in listed.chunks(WARMED) {
+        for listed in listed.chunks(TOGETHER) {
             let (mut accounts, mut slots): (Few<Address>, Few<(Address, U256)>) = (Few::new(), Few::new());
             let (mut of_accounts, mut of_slots): (Few<Listed>, Few<Listed>) = (Few::new(), Few::new());
             for listed in listed {
@@ -156,7 +156,7 @@ impl Expected {
 }
 
 /// As many as are read together.
-type Few<T> = SmallVec<[T; WARMED]>;
+type Few<T> = SmallVec<[T; TOGETHER]>;
 type Codes = (Map<Address, Changes<B256>>, Map<B256, Bytecode>);
 
 fn prepare_codes(list: &AccessList) -> Result<Codes> {

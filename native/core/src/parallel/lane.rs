@@ -31,6 +31,8 @@ use crate::transaction::Transaction;
 const ROOM: usize = 4;
 /// What has room for so many begins in a piece that the allocator takes from the thread's own arena.
 pub const LEAST_ROOM: usize = 160;
+/// Items whose accounts are read at once before they run.
+pub const WARMED: usize = 16;
 /// Clashes of one window that are remembered, to learn from.
 const MAX_CLASHES: usize = 1024;
 /// Looking through more than this costs more than asking the table again.
@@ -250,7 +252,7 @@ pub enum Ran {
 pub struct Lane<'a> {
     block: &'a Block<'a>,
     memory: Arc<Memory>,
-    machine: Machine<LaneReader>,
+    machine: Machine<'a, LaneReader>,
     step: StepChanges,
     trail: Trail,
 }
@@ -349,7 +351,7 @@ impl<'a> Lane<'a> {
     ///
     /// # Errors
     /// Those of reading the state.
-    pub fn run(&mut self, index: usize, transaction: &Transaction) -> Result<Ran> {
+    pub fn run(&mut self, index: usize, transaction: &'a Transaction) -> Result<Ran> {
         perturb();
         self.step.clear();
         let reader = self.machine.state();
@@ -375,7 +377,7 @@ impl<'a> Lane<'a> {
         }
     }
 
-    fn execute(&mut self, transaction: &Transaction) -> Result<Done, Failure> {
+    fn execute(&mut self, transaction: &'a Transaction) -> Result<Done, Failure> {
         let (block, step) = (self.block, &mut self.step);
         if let Some(transfer) = block.plan(transaction)
             && self.machine.step_transfer(&transfer, step)?

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use alloy_primitives::{Address, B256};
 
 use super::committer::Committer;
-use super::lane::{LEAST_ROOM, Lane, Ran, Shared, Trail};
+use super::lane::{LEAST_ROOM, Lane, Ran, Shared, Trail, WARMED};
 use super::memory::{Replaced, Stamp};
 use super::plan::{Plan, Planner};
 use super::replay::run_listed;
@@ -29,8 +29,6 @@ use crate::pool::broadcast;
 
 /// Fewer items than this are not worth waking anybody.
 const MIN_ITEMS: usize = 48;
-/// Items whose accounts are read at once before they run.
-const WARMED: usize = 16;
 /// Items that one worker runs when a window cannot be made.
 const ALONE_ITEMS: usize = 64;
 /// Items run alone per item of a window that broke: what the next one stakes has then been earned.

@@ -25,7 +25,7 @@ use alloy_primitives::{Address, B256, U256};
 
 use super::committer::Committer;
 use super::expected::{Expected, Listing, word};
-use super::lane::{Lane, Ran};
+use super::lane::{Lane, Ran, WARMED};
 use super::memory::{Key, Memory, Numbers, Stamp, Value};
 use super::{Run, lock};
 use crate::access_list::Change;
@@ -40,9 +40,6 @@ use crate::state::{Account, BlockState, Slots, Source, Touched};
 const STRETCHES_PER_WORKER: usize = 8;
 /// A journal larger than this many items leaves the processor's cache.
 const LONGEST_STRETCH: usize = 512;
-/// Items whose accounts are read at once before they run.
-const WARMED: usize = 16;
-
 /// Locations remembered when a stretch's changes are looked through for those that are followed by others.
 const SEEN: usize = 256;
 
@@ -84,7 +81,7 @@ impl Source for ListReader {
     }
 }
 
-type ListMachine = Machine<BlockState<ListReader>>;
+type ListMachine<'a> = Machine<'a, BlockState<ListReader>>;
 
 /// What a stretch did, in order.
 #[derive(Default)]
@@ -196,7 +193,7 @@ impl<'a> Replay<'_, 'a> {
     }
 
     /// Takes what a machine's item `index` did.
-    fn take(&self, machine: &mut ListMachine, index: u32, left: &mut Left) -> Result<bool> {
+    fn take(&self, machine: &mut ListMachine<'_>, index: u32, left: &mut Left) -> Result<bool> {
         let memory = &self.run.memory;
         let beneficiary = Key::Account(self.block.env.beneficiary);
         let state = machine.state();
