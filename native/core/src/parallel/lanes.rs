@@ -29,6 +29,8 @@ use crate::pool::broadcast;
 
 /// Fewer items than this are not worth waking anybody.
 const MIN_ITEMS: usize = 48;
+/// Items of a window that is planned while everybody waits for it.
+const AWAITED: usize = 1024;
 /// Items that one worker runs when a window cannot be made.
 const ALONE_ITEMS: usize = 64;
 /// Items run alone per item of a window that broke: what the next one stakes has then been earned.
@@ -168,7 +170,7 @@ impl<'r, 'a> Leader<'r, 'a> {
                 Some(plan) => Some(plan),
                 None => {
                     self.account()?;
-                    self.plan(self.next)
+                    self.plan(self.next, AWAITED)
                 }
             };
             let Some(plan) = plan else {
@@ -206,7 +208,7 @@ impl<'r, 'a> Leader<'r, 'a> {
         self.account()?;
         // While everybody is awake.
         run.close()?;
-        self.team.share(&Arc::new(Together::Gather(run)), || run.gather())?;
+        self.team.share_last(&Arc::new(Together::Gather(run)), || run.gather())?;
         Ok(Came::ToTheEnd)
     }
 
@@ -215,11 +217,11 @@ impl<'r, 'a> Leader<'r, 'a> {
         self.run.given.filter(|_| self.run.last + 1 - self.next >= LEAST_LISTED)
     }
 
-    /// A plan for the items from `start` on: as many as surely fit into the block, up to one that only runs alone.
-    fn plan(&mut self, start: usize) -> Option<Plan> {
+    /// A plan for at most so many items from `start` on: as many as surely fit into the block, up to one that only runs alone.
+    fn plan(&mut self, start: usize, most: usize) -> Option<Plan> {
         let run = self.run;
         let habits = run.block.between.habits.lock();
-        let end = (start + habits.window()).min(run.last + 1);
+        let end = (start + habits.window().min(most)).min(run.last + 1);
         let room = run.block.env.gas_limit.saturating_sub(run.gas_used.load(SeqCst));
         // What is not accounted for may have used all it could.
         sum_gas_limits(run.block, self.first, end, &mut self.reserved);
@@ -261,7 +263,7 @@ impl<'r, 'a> Leader<'r, 'a> {
         let team = self.team;
         team.share(&Arc::new(Together::Run(window.clone())), || {
             self.account()?;
-            self.planned = self.plan(end).filter(Plan::pays);
+            self.planned = self.plan(end, usize::MAX).filter(Plan::pays);
             window.help(&mut self.lane)
         })?;
         window.limit_messages(&lock(&run.committer));

@@ -90,7 +90,20 @@ impl<T> Team<T> {
     /// # Errors
     /// The leader's own: what it does beside its part belongs to items before; a helper's else, `Internal` when it panicked.
     pub fn share<R>(&self, task: &Arc<T>, own: impl FnOnce() -> Result<R>) -> Result<R> {
+        self.hand_out(task, false, own)
+    }
+
+    /// As `share`, for the last task: whoever has done their part goes, and is not woken once more to be told so.
+    ///
+    /// # Errors
+    /// Those of `share`.
+    pub fn share_last<R>(&self, task: &Arc<T>, own: impl FnOnce() -> Result<R>) -> Result<R> {
+        self.hand_out(task, true, own)
+    }
+
+    fn hand_out<R>(&self, task: &Arc<T>, is_last: bool, own: impl FnOnce() -> Result<R>) -> Result<R> {
         let mut orders = lock(&self.orders);
+        orders.is_dismissed |= is_last;
         orders.number += 1;
         orders.task = Some(task.clone());
         orders.busy = self.helpers;
@@ -112,7 +125,7 @@ impl<T> Team<T> {
         own.and_then(|own| error.map_or(Ok(own), Err))
     }
 
-    /// Lets the helpers go.
+    /// Lets the helpers go, if any wait.
     pub fn dismiss(&self) {
         lock(&self.orders).is_dismissed = true;
         self.to_helpers.notify_all();
@@ -170,6 +183,22 @@ mod tests {
             let failed: Result<()> = team.share(&Arc::new(3), || panic!("planted"));
             assert!(matches!(failed, Err(CoreError::Internal(_))));
         });
+    }
+
+    #[test]
+    fn the_last_task_is_done_by_everybody_before_they_go() {
+        for _ in 0..200 {
+            let sum = AtomicU32::new(0);
+            let part = |task: &u32| {
+                sum.fetch_add(*task, SeqCst);
+                Ok(())
+            };
+            with_team(3, part, |team| {
+                team.share(&Arc::new(1), || Ok(())).expect("no part fails");
+                assert_eq!(team.share_last(&Arc::new(10), || Ok(7)), Ok(7));
+                assert_eq!(sum.load(SeqCst), 33);
+            });
+        }
     }
 
     #[test]
