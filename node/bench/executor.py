@@ -29,9 +29,10 @@ SENDS = "sends on one link"
 REPLAY = "access-list replay"
 """Part of the variant's name where blocks are replayed with their access list."""
 SPEED_UPS = {RAW: 1.3, ERC20: 1.5}
-"""Of execution, over the fastest sequential revm, on two threads."""
+"""Of execution, over the fastest sequential revm, on two threads; of transfers both through the EVM and by the fast path."""
 CEILING_SHARES = {SWAPS: 0.92}
 REPLAY_SHARE = 0.95
+"""Promised of blocks whose transactions do not meet, and of swaps over a hundred pools; the table has it of all."""
 CHAIN_SPEED, CHAIN_CORES = 0.95, 1.2
 SEND_ABORTS = 0.01
 RATES = {(RAW, False): 250_000, (RAW, True): 400_000, (ERC20, False): 150_000, (SWAPS, False): 20_000}
@@ -191,13 +192,15 @@ def list_targets(run: ExecutorRun) -> list[Target]:
     for row in rows:
         name = f"{row.workload}, {row.variant}"
         is_replay = REPLAY in row.variant
-        if is_replay:
+        if is_replay and ("disjoint" in row.workload or row.workload == SWAPS):
             share = row.speed_up / row.get_ceiling(ceilings)
             targets.append(at_least(f"{name}: share of the ceiling", share, REPLAY_SHARE, "of it"))
-        if row.fast_path or is_replay:
+        if is_replay:
             pass
         elif (limit := SPEED_UPS.get(row.workload)) is not None:
             targets.append(at_least(f"{name}: over {row.sequential}", row.speed_up, limit, "times"))
+        elif row.fast_path:
+            pass
         elif (limit := CEILING_SHARES.get(row.workload)) is not None:
             share = row.speed_up / row.get_ceiling(ceilings)
             targets.append(at_least(f"{name}: share of the ceiling", share, limit, "of it"))

@@ -8,6 +8,7 @@ from node.bench.__main__ import build_parser
 from node.bench.executor import (
     ERC20,
     RAW,
+    REPLAY,
     SENDS,
     SWAPS,
     Ceiling,
@@ -54,7 +55,7 @@ def test_all_promises_held_on_a_quiet_machine():
     )
     report = judge(run, (), "", 0.1)
     assert report.held, [target for target in report.targets if not target.held]
-    assert len(report.targets) == 10
+    assert len(report.targets) == 11
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,9 @@ def test_all_promises_held_on_a_quiet_machine():
         build_row(RAW, speed_up=1.2),
         build_row(RAW, total_us=5.0),
         build_row(RAW, fast_path=True, total_us=2.6),
+        build_row(RAW, fast_path=True, speed_up=1.2),
+        build_row(RAW, fast_path=True, variant=f"2, {REPLAY}", speed_up=1.7),
+        build_row(SWAPS, variant=f"2, {REPLAY}", speed_up=1.7),
         build_row(ERC20, speed_up=1.4),
         build_row(SWAPS, speed_up=1.6),
         build_row("dependent chain", speed_up=0.9, cores=1.0),
@@ -72,6 +76,12 @@ def test_all_promises_held_on_a_quiet_machine():
 )
 def test_each_promise_can_be_missed(row):
     assert any(not target.held for target in list_targets(build_run(row)))
+
+
+def test_a_replay_is_judged_where_transactions_do_not_meet():
+    rows = [build_row(name, variant=f"2, {REPLAY}", speed_up=1.0) for name in (RAW, SWAPS, "raw, 2 accounts")]
+    judged = list_targets(build_run(*rows))
+    assert [target.name.split(", 2, ")[0] for target in judged] == [RAW, SWAPS]
 
 
 def test_only_the_largest_blocks_on_two_threads_are_judged():

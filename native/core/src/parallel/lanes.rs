@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use alloy_primitives::{Address, B256};
 
 use super::committer::Committer;
-use super::lane::{LEAST_ROOM, Lane, Ran, Shared, Trail, WARMED};
+use super::lane::{Lane, Ran, Shared, Trail, WARMED, make_room};
 use super::memory::{Replaced, Stamp};
 use super::plan::{Plan, Planner};
 use super::replay::run_listed;
@@ -350,10 +350,8 @@ impl<'a> Window<'_, 'a> {
     /// Writes what the task changed, for the windows to come, and leaves word for whoever looked there or will.
     fn write(&self, task: usize, left: &mut Left) -> Result<()> {
         let (memory, Left { trail, replaced, .. }) = (&self.run.memory, left);
-        // See `Lane::make_room`.
-        let room = trail.changes.len().max(LEAST_ROOM);
-        replaced.firsts.reserve(room);
-        replaced.again.reserve(room);
+        make_room(&mut replaced.firsts, trail.changes.len());
+        make_room(&mut replaced.again, 0);
         memory.walk(&trail.changes, Change::place, |change| {
             let visit = self.shared.visit(task, change.index);
             self.shared.note(change.location, memory.write_beside(change, visit, replaced)?);
