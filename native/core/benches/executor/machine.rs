@@ -51,7 +51,36 @@ impl Ceilings {
         work();
         let alone = started.elapsed();
         let started = Instant::now();
-        std::thread::scope(|scope| (0..self.threads).for_each(|_| drop(scope.spawn(work))));
+        std::thread::scope(|scope| {
+            for nth in 0..self.threads {
+                scope.spawn(move || {
+                    keep_to_core(nth);
+                    work();
+                });
+            }
+        });
         self.threads as f64 * alone.as_secs_f64() / started.elapsed().as_secs_f64()
     }
 }
+
+/// Keeps the calling thread to the nth core that this process may use: threads that have just begun often share one until the
+/// kernel moves them, and what is asked for is what the cores can do.
+#[cfg(target_os = "linux")]
+fn keep_to_core(nth: usize) {
+    // SAFETY: plain data, of which zero is a value.
+    let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is as large as is said; a refusal leaves it empty.
+    unsafe { libc::sched_getaffinity(0, size_of_val(&allowed), &raw mut allowed) };
+    // SAFETY: only looks into the set.
+    let is_allowed = |core: &usize| unsafe { libc::CPU_ISSET(*core, &allowed) };
+    let Some(core) = (0..libc::CPU_SETSIZE as usize).filter(is_allowed).nth(nth) else { return };
+    // SAFETY: as above; writes into a set of its own, and a refusal leaves the thread where it may run already.
+    unsafe {
+        let mut own: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut own);
+        libc::sched_setaffinity(0, size_of_val(&own), &raw const own);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn keep_to_core(_: usize) {}
