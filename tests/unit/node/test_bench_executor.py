@@ -51,7 +51,7 @@ def build_run(*rows: Row, alu: float = 1.9, memory: float = 1.8) -> ExecutorRun:
 def test_all_promises_held_on_a_quiet_machine():
     run = build_run(
         *(build_row(RAW), build_row(RAW, fast_path=True), build_row(ERC20), build_row(SWAPS)),
-        *(build_row("dependent chain", cores=1.1, speed_up=0.99), build_row(SENDS, transactions=1000)),
+        *(build_row("dependent chain", core_us=2.2, speed_up=0.99), build_row(SENDS, transactions=1000)),
     )
     report = judge(run, (), "", 0.1)
     assert report.held, [target for target in report.targets if not target.held]
@@ -69,8 +69,8 @@ def test_all_promises_held_on_a_quiet_machine():
         build_row(SWAPS, variant=f"2, {REPLAY}", speed_up=1.7),
         build_row(ERC20, speed_up=1.4),
         build_row(SWAPS, speed_up=1.6),
-        build_row("dependent chain", speed_up=0.9, cores=1.0),
-        build_row("dependent chain", speed_up=1.0, cores=1.3),
+        build_row("dependent chain", speed_up=0.9),
+        build_row("dependent chain", speed_up=1.0, core_us=2.6),
         build_row(SENDS, transactions=1000, aborts=11),
     ],
 )
