@@ -82,11 +82,11 @@ pub fn surround(transaction: Transaction, env: &BlockEnv) -> (Batch, usize) {
         }
         entries.push(entry(filler(number, if is_refused { nonce + 1000 } else { nonce }, env)));
     }
-    (Batch { entries }, BEFORE)
+    (entries.into_iter().collect(), BEFORE)
 }
 
 pub fn alone(transaction: Transaction) -> (Batch, usize) {
-    (Batch { entries: vec![entry(transaction)] }, 0)
+    (std::iter::once(entry(transaction)).collect(), 0)
 }
 
 fn entry(transaction: Transaction) -> Entry {
@@ -117,5 +117,6 @@ fn filler(number: usize, nonce: u64, env: &BlockEnv) -> Transaction {
         signed_authorizations: Vec::new(),
         blobs: None,
         signature: Signature::new(U256::ZERO, U256::ZERO, false),
+        intrinsic: Default::default(),
     }
 }

@@ -277,6 +277,7 @@ impl Template {
             signed_authorizations: Vec::new(),
             blobs,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),
+            intrinsic: Default::default(),
         })
     }
 }

@@ -34,6 +34,10 @@ pub struct Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     pub entries: Vec<Entry>,
+    /// Gas limits of all, as long as 64 bits hold the sum.
+    gas_limits: u64,
+    /// Whether any has authorizations (EIP-7702).
+    sets_code: bool,
 }
 
 /// Two generations: when the young one is full the old one is forgotten. A look-up promotes.
@@ -72,7 +76,30 @@ fn with_cache<T>(work: impl FnOnce(&mut Cache) -> T) -> T {
     work(&mut CACHE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner))
 }
 
+impl FromIterator<Entry> for Batch {
+    fn from_iter<I: IntoIterator<Item = Entry>>(entries: I) -> Self {
+        let (mut gas_limits, mut sets_code) = (0_u64, false);
+        let look = |entry: Entry| {
+            if let Some(transaction) = &entry.transaction {
+                gas_limits = gas_limits.saturating_add(transaction.gas_limit);
+                sets_code |= transaction.tx_type == 4;
+            }
+            entry
+        };
+        let entries = entries.into_iter().map(look).collect();
+        Self { entries, gas_limits, sets_code }
+    }
+}
+
 impl Batch {
+    pub fn gas_limits(&self) -> u64 {
+        self.gas_limits
+    }
+
+    pub fn sets_code(&self) -> bool {
+        self.sets_code
+    }
+
     /// # Errors
     /// `Malformed` when the offsets do not cut the blob; a bad transaction is only an entry with a refusal.
     pub fn prepare(raw: &[u8], offsets: &[usize], chain_id: u64, threads: usize) -> Result<Self> {
@@ -92,7 +119,7 @@ impl Batch {
         });
         with_cache(|cache| decoded.iter().flatten().for_each(|transaction| cache.insert(transaction.clone())));
         let mut decoded = decoded.into_iter();
-        let entries = hashes
+        hashes
             .into_iter()
             .zip(known)
             .map(|(hash, known)| match known.map_or_else(|| decoded.next().unwrap_or(Err(Refusal::Sender)), Ok) {
@@ -102,8 +129,7 @@ impl Batch {
                 }
                 Err(refusal) => Entry { hash, transaction: None, refusal: Some(refusal) },
             })
-            .collect();
-        Self { entries }
+            .collect()
     }
 
     /// Fixed-width fields of all transactions, one after the other; a transaction that was not read gives zeros.
@@ -126,6 +152,19 @@ mod tests {
 
     fn transaction(number: u64) -> Arc<Transaction> {
         Arc::new(Transaction { input: vec![0; 1000].into(), ..Transaction::unsigned(number) })
+    }
+
+    #[test]
+    fn a_batch_knows_what_its_transactions_may_use_and_whether_any_sets_code() {
+        let entry = |gas_limit: u64, tx_type: u8| {
+            let transaction = Transaction { gas_limit, tx_type, ..Transaction::unsigned(gas_limit) };
+            Entry { hash: transaction.hash, transaction: Some(Arc::new(transaction)), refusal: None }
+        };
+        let unread = Entry { hash: B256::ZERO, transaction: None, refusal: Some(Refusal::Sender) };
+        let batch: Batch = [entry(21_000, 2), unread, entry(50_000, 0)].into_iter().collect();
+        assert_eq!((batch.entries.len(), batch.gas_limits(), batch.sets_code()), (3, 71_000, false));
+        let batch: Batch = [entry(u64::MAX, 4), entry(1, 2)].into_iter().collect();
+        assert_eq!((batch.gas_limits(), batch.sets_code()), (u64::MAX, true));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! authorities of set-code transactions (type 4) are recovered here too, once per process; one that cannot be is skipped
 //! by the EVM, as the EIP says.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use alloy_consensus::transaction::RlpEcdsaDecodableTx;
 use alloy_consensus::{SignableTransaction, TxEip1559, TxEip2930, TxEip7702, TxLegacy};
@@ -147,7 +147,11 @@ pub struct Transaction {
     /// Of type 3, which no encoding is read of: these chains carry no blobs, their EVM knows what such transactions do.
     pub blobs: Option<Arc<Blobs>>,
     pub signature: Signature,
+    pub intrinsic: Intrinsic,
 }
+
+/// (intrinsic gas, EIP-7623 floor), once somebody had to know: counting the bytes of the input is work.
+pub type Intrinsic = OnceLock<(u64, u64)>;
 
 #[cfg(test)]
 impl Transaction {
@@ -170,6 +174,7 @@ impl Transaction {
             signed_authorizations: Vec::new(),
             blobs: None,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),
+            intrinsic: Intrinsic::new(),
         }
     }
 }
@@ -223,12 +228,7 @@ impl Transaction {
         if self.tip.is_some_and(|tip| tip > self.max_fee) {
             return Err(Refusal::TipAboveFee);
         }
-        let (intrinsic, floor) = crate::evm::intrinsic_gas(
-            &self.input,
-            self.to.is_create(),
-            &self.access_list,
-            self.signed_authorizations.len(),
-        );
+        let (intrinsic, floor) = self.intrinsic_gas();
         if self.gas_limit < intrinsic {
             return Err(Refusal::IntrinsicGas { have: self.gas_limit, want: intrinsic });
         }
@@ -240,6 +240,15 @@ impl Transaction {
             return Err(Refusal::SignatureValues);
         }
         Ok(())
+    }
+
+    /// (intrinsic gas, EIP-7623 floor) by the rules of our chains.
+    pub fn intrinsic_gas(&self) -> (u64, u64) {
+        let count = || {
+            let authorizations = self.signed_authorizations.len();
+            crate::evm::intrinsic_gas(&self.input, self.to.is_create(), &self.access_list, authorizations)
+        };
+        *self.intrinsic.get_or_init(count)
     }
 
     /// # Errors
@@ -356,6 +365,7 @@ fn from_legacy(raw: &[u8]) -> Result<(Transaction, B256), Refusal> {
         signed_authorizations: Vec::new(),
         blobs: None,
         signature,
+        intrinsic: Intrinsic::new(),
     };
     Ok((transaction, signing_hash))
 }
@@ -381,6 +391,7 @@ fn from_eip2930(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         signed_authorizations: Vec::new(),
         blobs: None,
         signature,
+        intrinsic: Intrinsic::new(),
     };
     Ok((transaction, signing_hash))
 }
@@ -416,6 +427,7 @@ fn from_eip1559(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         signed_authorizations: Vec::new(),
         blobs: None,
         signature,
+        intrinsic: Intrinsic::new(),
     };
     Ok((transaction, signing_hash))
 }
@@ -440,6 +452,7 @@ fn from_eip7702(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         signed_authorizations: tx.authorization_list,
         blobs: None,
         signature,
+        intrinsic: Intrinsic::new(),
     };
     Ok((transaction, signing_hash))
 }

@@ -188,11 +188,12 @@ fn batch(drafts: Vec<Draft>) -> Batch {
             signed_authorizations: Vec::new(),
             blobs: None,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),
+            intrinsic: Default::default(),
         };
         *nonce += 1;
         Entry { hash, transaction: Some(Arc::new(transaction)), refusal: None }
     });
-    Batch { entries: entries.collect() }
+    entries.collect()
 }
 
 fn raw(count: u64, users: u64, dice: &mut Dice) -> Vec<(String, Vec<Draft>)> {

@@ -21,6 +21,7 @@ use revm::context_interface::block::BlobExcessGasAndPrice;
 use revm::context_interface::cfg::GasParams;
 use revm::database_interface::DBErrorMarker;
 use revm::handler::{FrameResult, Handler, MainnetHandler, pre_execution};
+use revm::interpreter::InitialAndFloorGas;
 use revm::state::{AccountInfo, EvmState};
 use revm::{Database, ExecuteEvm, MainBuilder, MainnetEvm, SystemCallEvm};
 
@@ -109,6 +110,8 @@ struct Db<S> {
     mappings: Mappings,
 }
 
+/// EIP-7702.
+const SETS_CODE: u8 = 4;
 /// What KECCAK256 costs whatever it hashes.
 const KECCAK_GAS: u16 = 30;
 
@@ -157,6 +160,30 @@ impl<'t, S: Source> Handler for Unrewarded<'t, S> {
     fn reward_beneficiary(&self, _: &mut Self::Evm, _: &mut FrameResult) -> Result<(), Self::Error> {
         Ok(())
     }
+
+    fn validate_initial_tx_gas(&self, evm: &mut Self::Evm) -> Result<InitialAndFloorGas, Self::Error> {
+        match known_gas(evm) {
+            Some(gas) => gas.map_err(EVMError::Transaction),
+            None => MainnetHandler::default().validate_initial_tx_gas(evm),
+        }
+    }
+}
+
+/// What a transaction costs before it runs, if that was found out when it was read.
+fn known_gas<S: Source>(evm: &Inner<'_, S>) -> Option<Result<InitialAndFloorGas, InvalidTransaction>> {
+    let Tx::Signed(transaction) = &evm.ctx.tx else { return None };
+    // Whoever reads a transaction counts by the rules of our chains, and authorizations as they were signed.
+    if evm.ctx.cfg.spec != Revision::PRAGUE.spec || transaction.tx_type == SETS_CODE {
+        return None;
+    }
+    let ((initial_gas, gas_floor), gas_limit) = (transaction.intrinsic_gas(), transaction.gas_limit);
+    Some(if initial_gas > gas_limit {
+        Err(InvalidTransaction::CallGasCostMoreThanGasLimit { initial_gas, gas_limit })
+    } else if gas_floor > gas_limit {
+        Err(InvalidTransaction::GasFloorMoreThanGasLimit { gas_floor, gas_limit })
+    } else {
+        Ok(InitialAndFloorGas::new(initial_gas, gas_floor))
+    })
 }
 
 /// How an execution ended.

@@ -6,11 +6,12 @@ use revm::ExecuteEvm;
 use revm::context::result::{EVMError, ExecutionResult, HaltReason, ResultGas};
 use revm::context::{ContextSetters, JournalEntry, JournalInner, JournalTr};
 use revm::handler::{FrameResult, Handler, MainnetHandler};
+use revm::interpreter::InitialAndFloorGas;
 use revm::state::{Account as EvmAccount, EvmState};
 use std::marker::PhantomData;
 
 use super::foresight::Slots;
-use super::{Bytecode, Executed, Inner, Machine, NotExecuted, StateError, Tx, failure, translate};
+use super::{Bytecode, Executed, Inner, Machine, NotExecuted, StateError, Tx, Unrewarded, failure, translate};
 use crate::error::{CoreError, Result};
 use crate::state::{Account, Source};
 use crate::transaction::Transaction;
@@ -116,6 +117,10 @@ impl<'t, S: Source> Handler for Stepping<'_, 't, S> {
 
     fn reward_beneficiary(&self, _: &mut Self::Evm, _: &mut FrameResult) -> Result<(), Self::Error> {
         Ok(())
+    }
+
+    fn validate_initial_tx_gas(&self, evm: &mut Self::Evm) -> Result<InitialAndFloorGas, Self::Error> {
+        Unrewarded(PhantomData).validate_initial_tx_gas(evm)
     }
 
     fn execution_result(

@@ -19,8 +19,10 @@ impl<'a> Committer<'a> {
         lane.make_room(items.len());
         for index in items.clone() {
             if (index - items.start).is_multiple_of(WARMED) {
-                let soon = self.place(index)..self.place(items.end.min(index + WARMED));
-                lane.warm(soon.filter_map(|place| run.block.batch.entries[place].transaction.as_deref()));
+                lane.stand_alone(self.tips());
+                let soon = index..items.end.min(index + WARMED);
+                let entry = |index| &run.block.batch.entries[self.place(index)];
+                lane.warm(soon.filter_map(|index| Some((index, entry(index).transaction.as_deref()?))));
             }
             self.commit_next(run, lane, index)?;
             self.count_alone();

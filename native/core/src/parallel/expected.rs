@@ -96,11 +96,12 @@ impl Expected {
                 };
             }
             let mut of_accounts = of_accounts.into_iter();
-            memory.warm(accounts.iter(), &mut numbers, |_, location| {
+            let unseen = accounts.iter().map(|address| (0, address, None));
+            memory.visit_accounts(unseen, &mut numbers, |_, _, location, _, _| {
                 numbered.extend(of_accounts.next().map(|listed| (listed, location)));
             })?;
             let mut of_slots = of_slots.into_iter();
-            memory.warm_slots(slots.into_iter(), &mut numbers, |location| {
+            memory.warm_slots(&slots, &mut numbers, |location| {
                 numbered.extend(of_slots.next().map(|listed| (listed, location)));
             })?;
         }

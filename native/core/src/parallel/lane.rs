@@ -18,6 +18,7 @@ use super::lock;
 use super::marks::{Clash, Visit};
 use super::memory::{Key, Memory, Numbers, Value};
 use super::perturb;
+use super::upcoming::Upcoming;
 use crate::access_list::Change;
 use crate::block::Block;
 use crate::error::{CoreError, Result};
@@ -39,10 +40,6 @@ pub const WARMED: usize = 16;
 const MAX_CLASHES: usize = 1024;
 /// Looking through more than this costs more than asking the table again.
 const MAX_FOUND: usize = 12;
-/// Accounts warmed for one item: who sends, and who is paid.
-const NEAR: usize = 2;
-/// So many accounts ahead the next item's are looked for: those between were of items that did not run.
-const MAX_PASSED: usize = 8;
 
 /// What the tasks of one window share.
 #[derive(Debug)]
@@ -116,9 +113,8 @@ pub struct LaneReader {
     touched: Vec<(u32, u32)>,
     /// What the present item was the first to read: what it changes is mostly among that.
     found: Vec<(Key, u32)>,
-    /// Where the accounts lie that the next items send from and pay, in their order, and how many of them are past.
-    warmed: Vec<(Address, u32)>,
-    past: usize,
+    /// Where the accounts lie that the next items send from and pay, and what is there.
+    upcoming: Upcoming<(u32, Option<Account>)>,
     numbers: Numbers,
     codes: Codes,
 }
@@ -130,37 +126,29 @@ impl LaneReader {
             Standing::Alone(_) | Standing::Listed(_) => None,
             Standing::Beside(shared, task) => Some(shared.visit(*task, self.index)),
         };
-        let location = match key {
-            Key::Account(address) => self.recall(address),
+        let visited = match key {
+            Key::Account(address) => self.upcoming.recall(self.index, address),
             Key::Slot(..) => None,
         };
-        let location = match location {
-            Some(location) => location,
-            None => self.memory.locate_with(key, &mut self.numbers)?,
+        let (location, mut value) = match visited {
+            Some((location, account)) => (location, Value::Account(account)),
+            None => {
+                let location = self.memory.locate_with(key, &mut self.numbers)?;
+                let (value, clash) = self.memory.visit(location, key, visit)?;
+                if let Standing::Beside(shared, _) = &self.standing {
+                    shared.note(location, clash);
+                }
+                (location, value)
+            }
         };
-        let (mut value, clash) = self.memory.visit(location, key, visit)?;
-        match &self.standing {
-            Standing::Alone(_) => {}
-            Standing::Beside(shared, _) => shared.note(location, clash),
-            Standing::Listed(listing) => value = listing.before(location, value, self.index),
+        if let Standing::Listed(listing) = &self.standing {
+            value = listing.before(location, value, self.index);
         }
         self.touched.push((location, self.index));
         if self.found.len() < MAX_FOUND {
             self.found.push((*key, location));
         }
         Ok(value)
-    }
-
-    /// Comes to the accounts warmed for the item of this sender.
-    fn come_to(&mut self, sender: &Address) {
-        let ahead = self.warmed.iter().skip(self.past);
-        self.past += ahead.take(MAX_PASSED).position(|(warmed, _)| warmed == sender).unwrap_or_default();
-    }
-
-    /// Where an account lies that was warmed for this item.
-    fn recall(&self, address: &Address) -> Option<u32> {
-        let mut near = self.warmed.iter().skip(self.past).take(NEAR);
-        near.find(|(warmed, _)| warmed == address).map(|(_, location)| *location)
     }
 
     /// Where a location lies that the item likely looked at.
@@ -257,6 +245,8 @@ pub struct Lane<'a> {
     machine: Machine<'a, LaneReader>,
     step: StepChanges,
     trail: Trail,
+    /// Items refused since others were read ahead.
+    refused: usize,
     /// How many items room was made for, and how many changes and visits each of those before them made, about.
     items: usize,
     room: (usize, usize),
@@ -281,8 +271,7 @@ impl<'a> Lane<'a> {
             is_stopped: false,
             touched: Vec::new(),
             found: Vec::with_capacity(MAX_FOUND),
-            warmed: Vec::new(),
-            past: 0,
+            upcoming: Upcoming::default(),
             numbers: Numbers::default(),
             codes: Codes::default(),
         };
@@ -293,6 +282,7 @@ impl<'a> Lane<'a> {
             machine,
             step: StepChanges::default(),
             trail: Trail::default(),
+            refused: 0,
             items: 0,
             room: (ROOM, ROOM),
         }
@@ -347,25 +337,40 @@ impl<'a> Lane<'a> {
         self.room = (of_items(self.trail.changes.len()), of_items(reader.touched.len()));
         std::mem::swap(&mut self.trail.touched, &mut reader.touched);
         reader.touched.clear();
+        // Read before what the journal held was written.
+        reader.upcoming.clear();
         reader.saw_tips = false;
         &mut self.trail
     }
 
-    /// Reads who sends and who is paid, and the slots that calls will likely look at, for items that will run soon: one after
-    /// the other they would each wait for memory, read together they wait at the same time.
-    pub fn warm<'t>(&mut self, transactions: impl Iterator<Item = &'t Transaction> + Clone) {
-        let slots = self.machine.look_ahead(transactions.clone());
-        let reader = self.machine.state();
-        let accounts = transactions.flat_map(|transaction| {
+    /// Visits who sends and who is paid, and reads the slots that calls will likely look at, for items that will run soon: one
+    /// after the other they would each wait for memory, together they wait at the same time.
+    pub fn warm<'t>(&mut self, items: impl Iterator<Item = (usize, &'t Transaction)> + Clone) {
+        // What is refused needs its sender alone, and whoever sends such things sends many.
+        if 2 * std::mem::take(&mut self.refused) > WARMED {
+            return self.machine.state().upcoming.clear();
+        }
+        let slots = self.machine.look_ahead(items.clone().map(|(_, transaction)| transaction));
+        let LaneReader { memory, standing, upcoming, numbers, .. } = self.machine.state();
+        let standing = &*standing;
+        let visit = |index: u32| match standing {
+            Standing::Alone(_) | Standing::Listed(_) => None,
+            Standing::Beside(shared, task) => Some(shared.visit(*task, index)),
+        };
+        let visits = items.flat_map(|(index, transaction)| {
             let paid = transaction.to.to().filter(|_| transaction.input.is_empty());
-            std::iter::once(&transaction.sender).chain(paid)
+            std::iter::once(&transaction.sender).chain(paid).map(move |address| (index as u32, address))
         });
-        reader.past = 0;
-        reader.warmed.clear();
-        let warmed = &mut reader.warmed;
+        let visits = visits.map(|(index, address)| (index, address, visit(index)));
+        upcoming.clear();
         // What cannot be read now is an error of the item that needs it.
-        let _ = reader.memory.warm(accounts, &mut reader.numbers, |address, location| warmed.push((address, location)));
-        let _ = reader.memory.warm_slots(slots.into_iter(), &mut reader.numbers, |_| ());
+        let _ = memory.visit_accounts(visits, numbers, |index, address, location, account, clash| {
+            upcoming.push(index, *address, (location, account));
+            if let Standing::Beside(shared, _) = standing {
+                shared.note(location, clash);
+            }
+        });
+        let _ = memory.warm_slots(&slots, numbers, |_| ());
     }
 
     /// Runs an item.
@@ -378,7 +383,7 @@ impl<'a> Lane<'a> {
         let reader = self.machine.state();
         (reader.index, reader.saw_tips) = (index as u32, false);
         reader.found.clear();
-        reader.come_to(&transaction.sender);
+        reader.upcoming.come_to(index as u32);
         let known = reader.touched.len();
         match self.execute(transaction) {
             Ok(done) => {
@@ -391,6 +396,7 @@ impl<'a> Lane<'a> {
             Err(Failure::State(_)) if std::mem::take(&mut self.machine.state().is_stopped) => Ok(Ran::Stopped),
             Err(Failure::State(error)) => Err(error),
             Err(Failure::Refused(refusal)) => {
+                self.refused += 1;
                 self.forget(known);
                 Ok(Ran::Refused(refusal))
             }

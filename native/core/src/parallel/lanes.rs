@@ -143,6 +143,8 @@ struct Leader<'r, 'a> {
     settled: Option<Settled<'r, 'a>>,
     /// The window after the present one, should that hold.
     planned: Option<Plan>,
+    /// All that the batch may use finds room, so nobody has to add up.
+    surely_fits: bool,
     /// The first item that was not committed when this began, and the gas limits of those from there on before each.
     first: usize,
     reserved: Vec<u64>,
@@ -159,8 +161,20 @@ struct Settled<'r, 'a> {
 impl<'r, 'a> Leader<'r, 'a> {
     fn new(run: &'r Run<'a>, team: &'r Team<Together<'r, 'a>>, planner: &'r Mutex<Planner>) -> Self {
         let (lane, next) = (Lane::new(run.block, &run.memory), run.committed.load(SeqCst));
-        let reserved = vec![0];
-        Self { run, team, lane, planner, next, settled: None, planned: None, first: next, reserved, unpaid: 0 }
+        let room = run.block.env.gas_limit.saturating_sub(run.gas_used.load(SeqCst));
+        Self {
+            run,
+            team,
+            lane,
+            planner,
+            next,
+            settled: None,
+            planned: None,
+            surely_fits: run.block.batch.gas_limits() <= room,
+            first: next,
+            reserved: vec![0],
+            unpaid: 0,
+        }
     }
 
     fn lead(&mut self) -> Result<Came<'a>> {
@@ -222,20 +236,29 @@ impl<'r, 'a> Leader<'r, 'a> {
         let run = self.run;
         let habits = run.block.between.habits.lock();
         let end = (start + habits.window().min(most)).min(run.last + 1);
-        let room = run.block.env.gas_limit.saturating_sub(run.gas_used.load(SeqCst));
-        // What is not accounted for may have used all it could.
-        sum_gas_limits(run.block, self.first, end, &mut self.reserved);
-        let before = self.reserved[run.committed.load(SeqCst) - self.first];
-        let sums = &self.reserved[start + 1 - self.first..=end - self.first];
-        let fits = sums.partition_point(|sum| sum - before <= room);
+        let end = start + self.count_fitting(start, end);
         let first = run.block.receipts.len() + 1;
         let sets_code = |index: &usize| {
             let entry = &run.block.batch.entries[index - first];
             entry.transaction.as_ref().is_some_and(|transaction| transaction.tx_type == 4)
         };
-        let end = (start..start + fits).find(sets_code).unwrap_or(start + fits);
+        let end = if run.block.batch.sets_code() { (start..end).find(sets_code).unwrap_or(end) } else { end };
         let mut planner = lock(self.planner);
         (end - start >= MIN_ITEMS).then(|| planner.plan(run.block, &habits, start..end, run.block.chain.threads))
+    }
+
+    /// How many of the items from `start` on surely fit into the block, whatever those before them that are not accounted
+    /// for use.
+    fn count_fitting(&mut self, start: usize, end: usize) -> usize {
+        let run = self.run;
+        if self.surely_fits {
+            return end - start;
+        }
+        let room = run.block.env.gas_limit.saturating_sub(run.gas_used.load(SeqCst));
+        sum_gas_limits(run.block, self.first, end, &mut self.reserved);
+        let before = self.reserved[run.committed.load(SeqCst) - self.first];
+        let sums = &self.reserved[start + 1 - self.first..=end - self.first];
+        sums.partition_point(|sum| sum - before <= room)
     }
 
     fn run_alone(&mut self, end: usize) -> Result<()> {
@@ -322,8 +345,10 @@ impl<'a> Window<'_, 'a> {
         lane.make_room(items.len());
         for (nth, index) in items.iter().enumerate() {
             if nth % WARMED == 0 {
-                let soon = items[nth..].iter().take(WARMED).map(|index| *index as usize - first);
-                lane.warm(soon.filter_map(|place| block.batch.entries[place].transaction.as_deref()));
+                let soon = items[nth..].iter().take(WARMED).map(|index| *index as usize);
+                lane.warm(
+                    soon.filter_map(|index| Some((index, block.batch.entries[index - first].transaction.as_deref()?))),
+                );
             }
             if *index as usize >= self.shared.limit() {
                 break;

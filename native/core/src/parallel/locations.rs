@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use super::lock;
 use crate::error::{CoreError, Result};
-use crate::near::bring_near;
+use crate::near::bring_near_to_write;
 pub use crate::state::Key;
 use crate::state::Map;
 
@@ -80,6 +80,9 @@ pub struct Locations<T> {
 #[derive(Debug, Default)]
 pub struct Numbers(std::ops::Range<u32>);
 
+/// So many numbers ahead, what lies at them is brought near.
+const SOON: usize = 12;
+
 /// Numbers taken at once.
 const TAKEN: u32 = 64;
 
@@ -91,17 +94,6 @@ struct Location<T> {
     content: T,
 }
 
-/// What lies at a location, and can be made as new.
-pub trait Content: Default {
-    fn renew(&self);
-}
-
-impl<T: Default> Content for Mutex<T> {
-    fn renew(&self) {
-        *lock(self) = T::default();
-    }
-}
-
 fn count_words(items: usize) -> usize {
     (items * WORDS_PER_ITEM).next_power_of_two().clamp(MIN_WORDS, MAX_WORDS)
 }
@@ -110,7 +102,7 @@ fn make_words(count: usize) -> Box<[AtomicU64]> {
     (0..count).map(|_| AtomicU64::new(0)).collect()
 }
 
-impl<T: Content> Locations<T> {
+impl<T: Default> Locations<T> {
     pub fn new(items: usize) -> Self {
         Self {
             hasher: foldhash::fast::RandomState::default(),
@@ -132,7 +124,8 @@ impl<T: Content> Locations<T> {
         }
     }
 
-    /// As if made anew, but for memory that the system need not hand out again; what it kept is bounded.
+    /// As if made anew, but for memory that the system need not hand out again, which is bounded, and what lies in it: that
+    /// is as it was left.
     pub fn renew(&mut self, items: usize) {
         let wanted = count_words(items);
         if self.words.len() == wanted {
@@ -175,21 +168,19 @@ impl<T: Content> Locations<T> {
     /// As `locate`.
     pub fn locate_all(
         &self,
-        keys: impl Iterator<Item = Key>,
+        keys: impl Iterator<Item = Key> + Clone,
         numbers: &mut Numbers,
-        mut tell: impl FnMut(Key, u32, bool),
+        mut tell: impl FnMut(u32, bool),
     ) -> Result<()> {
-        let wanted: SmallVec<[(Key, Words, u64); 32]> = keys
-            .map(|key| {
-                let words = key.words();
-                let hash = self.hash(&words);
-                bring_near(&raw const self.words[hash as usize & (self.words.len() - 1)]);
-                (key, words, hash)
-            })
-            .collect();
-        for (key, words, hash) in &wanted {
-            let (number, is_new) = self.locate_hashed(key, words, *hash, numbers, TAKEN)?;
-            tell(*key, number, is_new);
+        let expect = |key: Key| {
+            let hash = self.hash(&key.words());
+            bring_near_to_write(&raw const self.words[hash as usize & (self.words.len() - 1)]);
+            hash
+        };
+        let hashes: SmallVec<[u64; 32]> = keys.clone().map(expect).collect();
+        for (key, hash) in keys.zip(hashes) {
+            let (number, is_new) = self.locate_hashed(&key, &key.words(), hash, numbers, TAKEN)?;
+            tell(number, is_new);
         }
         Ok(())
     }
@@ -252,9 +243,13 @@ impl<T: Content> Locations<T> {
                 first
             }
         };
-        let location = &self.chunk(number)?[number as usize % CHUNK];
+        let chunk = self.chunk(number)?;
+        let location = &chunk[number as usize % CHUNK];
+        // Numbers are given out in order, and whoever was given one writes there.
+        if let Some(soon) = chunk.get(number as usize % CHUNK + SOON) {
+            bring_near_to_write(&raw const *soon);
+        }
         location.key.iter().zip(key).for_each(|(slot, word)| slot.store(*word, Ordering::Relaxed));
-        location.content.renew();
         Ok(number)
     }
 
@@ -280,7 +275,7 @@ impl<T: Content> Locations<T> {
     #[inline]
     pub fn expect(&self, number: u32) {
         if let Some(Some(chunk)) = self.chunks.get(number as usize / CHUNK).map(OnceLock::get) {
-            bring_near(&raw const chunk[number as usize % CHUNK]);
+            bring_near_to_write(&raw const chunk[number as usize % CHUNK]);
         }
     }
 
@@ -323,14 +318,15 @@ mod tests {
     }
 
     #[test]
-    fn a_renewed_table_has_forgotten_everything() {
+    fn a_renewed_table_has_forgotten_every_key() {
         let mut locations: Locations<Mutex<u8>> = Locations::new(10);
         for items in [10, 10, 4000, 10] {
+            assert_eq!(locations.count(), 0);
             let numbers: Vec<u32> = (0..3000).map(|n| locations.locate(&key(n)).expect("room")).collect();
-            for number in &numbers {
-                assert_eq!(*lock(locations.get(*number)), 0);
-                *lock(locations.get(*number)) = 7;
+            for (n, number) in numbers.iter().enumerate() {
+                assert_eq!((locations.locate(&key(n as u64)), locations.key(*number)), (Ok(*number), key(n as u64)));
             }
+            assert_eq!(numbers.len(), numbers.iter().collect::<std::collections::HashSet<_>>().len());
             locations.renew(items);
         }
     }

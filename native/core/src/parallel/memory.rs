@@ -5,15 +5,16 @@
 //! write again, so readers wait for it instead of guessing. Committing folds a version into the committed value, so a
 //! read looks at few versions however long the block is.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use alloy_primitives::{Address, B256, U256};
 use smallvec::SmallVec;
 
+use super::cell::{Cell, Entry, Version};
 use super::locations::Locations;
 pub use super::locations::{Key, Numbers};
 use super::lock;
-use super::marks::{Clash, Marks, Visit};
+use super::marks::{Clash, Visit};
 use super::perturb;
 use crate::access_list::Change;
 use crate::error::{CoreError, Result};
@@ -46,41 +47,6 @@ pub enum Written {
 pub struct Stamp {
     pub index: u32,
     pub incarnation: u32,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Version {
-    Written(Written),
-    Estimate(Option<Value>),
-}
-
-#[derive(Debug)]
-struct Entry {
-    stamp: Stamp,
-    version: Version,
-}
-
-/// Small, because a block touches many: what few of them need lies apart.
-#[derive(Debug, Default)]
-struct Cell {
-    /// The committed value; none until somebody asks.
-    present: Option<Value>,
-    stamp: Stamp,
-    /// Something was committed here, and the value before the block is with whoever did that.
-    is_changed: bool,
-    /// Which tasks of the present window of lanes were here.
-    marks: Marks,
-    speculation: Option<Box<Speculation>>,
-}
-
-/// Three lines of the cache with the key that stands before it.
-const _: () = assert!(std::mem::size_of::<Mutex<Cell>>() <= 136, "a cell has grown");
-
-#[derive(Debug, Default)]
-struct Speculation {
-    flight: Vec<Entry>,
-    /// How many executions were aborted because this location had changed.
-    conflicts: u32,
 }
 
 /// So many locations ahead of where somebody works, what lies there is brought near.
@@ -118,6 +84,8 @@ pub enum Seen {
 pub struct Memory {
     view: View,
     cells: Locations<Mutex<Cell>>,
+    /// Cells of another block count as new.
+    block: u32,
     /// Locations that caused aborts.
     blamed: Mutex<Vec<u32>>,
     spare: Arc<Spare>,
@@ -125,9 +93,9 @@ pub struct Memory {
     codes: RwLock<Map<B256, Bytecode>>,
 }
 
-/// The cells of a block that is done, for the next one.
+/// The cells of a block that is done, and its number among those that had them, for the next one.
 #[derive(Default)]
-pub struct Spare(Mutex<Option<Locations<Mutex<Cell>>>>);
+pub struct Spare(Mutex<Option<(Locations<Mutex<Cell>>, u32)>>);
 
 impl std::fmt::Debug for Spare {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -137,7 +105,7 @@ impl std::fmt::Debug for Spare {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        *lock(&self.spare.0) = Some(std::mem::replace(&mut self.cells, Locations::none()));
+        *lock(&self.spare.0) = Some((std::mem::replace(&mut self.cells, Locations::none()), self.block));
     }
 }
 
@@ -156,94 +124,31 @@ impl Value {
 }
 
 impl Delta {
-    fn merge(&mut self, other: &Self) {
+    pub fn merge(&mut self, other: &Self) {
         self.nonces = self.nonces.saturating_add(other.nonces);
         self.credit = self.credit.saturating_add(other.credit);
         self.debit = self.debit.saturating_add(other.debit);
     }
 }
 
-/// A sum of changes in flight need not make sense: a debit may be seen before the credit that covers it. Whoever reads
-/// nonsense is validated against the committed value before it can matter.
-fn changed(value: Value, delta: &Delta) -> Value {
-    value.with(delta).unwrap_or(match value {
-        Value::Account(account) => {
-            let account = account.unwrap_or_default();
-            let nonce = account.nonce.saturating_add(delta.nonces);
-            let balance = account.balance.saturating_add(delta.credit).saturating_sub(delta.debit);
-            Value::Account(Some(Account { nonce, balance, ..account }).filter(|account| !account.is_empty()))
-        }
-        slot @ Value::Slot(_) => slot,
-    })
-}
-
-impl Cell {
-    fn present(&mut self, base: impl FnOnce() -> Result<Value>) -> Result<Value> {
-        match self.present {
-            Some(value) => Ok(value),
-            None => Ok(*self.present.insert(base()?)),
-        }
-    }
-
-    fn flight(&self) -> &[Entry] {
-        self.speculation.as_ref().map_or(&[], |speculation| &speculation.flight)
-    }
-
-    fn flight_mut(&mut self) -> &mut Vec<Entry> {
-        &mut self.speculation.get_or_insert_default().flight
-    }
-
-    /// Counts an execution that was thrown away because of this location; whether it is the first.
-    fn blame(&mut self) -> bool {
-        let conflicts = &mut self.speculation.get_or_insert_default().conflicts;
-        *conflicts += 1;
-        *conflicts == 1
-    }
-
-    /// Makes a value the committed one.
-    fn settle(&mut self, location: u32, stamp: Stamp, present: Value, after: Value, firsts: &mut Vec<First>) {
-        if !self.is_changed {
-            self.is_changed = true;
-            firsts.push((location, present));
-        }
-        (self.stamp, self.present) = (stamp, Some(after));
-    }
-
-    /// The value that the item `index` sees.
-    fn read(&mut self, index: u32, base: impl FnOnce() -> Result<Value>) -> Result<Found> {
-        let mut later: Option<Delta> = None;
-        for entry in self.flight().iter().rev().filter(|entry| entry.stamp.index < index) {
-            match &entry.version {
-                Version::Estimate(_) => return Ok(Found::Blocked(entry.stamp.index)),
-                Version::Written(Written::Value(value)) => {
-                    return Ok(match later {
-                        Some(later) => Found::Value(changed(*value, &later), None),
-                        None => Found::Value(*value, Some(entry.stamp)),
-                    });
-                }
-                Version::Written(Written::Delta(delta)) => later.get_or_insert_default().merge(delta),
-            }
-        }
-        let value = self.present(base)?;
-        Ok(match later {
-            Some(later) => Found::Value(changed(value, &later), None),
-            None => Found::Value(value, Some(self.stamp)),
-        })
-    }
-
-    fn place(&self, index: u32) -> Result<usize, usize> {
-        self.flight().binary_search_by_key(&index, |entry| entry.stamp.index)
-    }
-}
-
 impl Memory {
     pub fn new(view: View, items: usize, spare: &Arc<Spare>) -> Self {
-        let kept = lock(&spare.0).take().map(|mut cells| {
+        let kept = lock(&spare.0).take().and_then(|(mut cells, block)| {
             cells.renew(items);
-            cells
+            // None of them can be taken for one of a block long gone.
+            Some((cells, block.checked_add(1)?))
         });
-        let cells = kept.unwrap_or_else(|| Locations::new(items));
-        Self { view, cells, blamed: Mutex::default(), spare: spare.clone(), codes: RwLock::default() }
+        let (cells, block) = kept.unwrap_or_else(|| (Locations::new(items), 1));
+        Self { view, cells, block, blamed: Mutex::default(), spare: spare.clone(), codes: RwLock::default() }
+    }
+
+    /// What lies at a location, as new for whoever of this block comes first.
+    fn cell(&self, location: u32) -> MutexGuard<'_, Cell> {
+        let mut cell = lock(self.cells.get(location));
+        if cell.block != self.block {
+            *cell = Cell::of_block(self.block);
+        }
+        cell
     }
 
     /// # Errors
@@ -263,7 +168,7 @@ impl Memory {
     /// Those of reading the state.
     pub fn look(&self, key: &Key, numbers: &mut Numbers) -> Result<(u32, Value)> {
         let location = self.cells.locate_with(key, numbers)?;
-        Ok((location, lock(self.cells.get(location)).present(|| self.base(key))?))
+        Ok((location, self.cell(location).present(|| self.base(key))?))
     }
 
     /// What a task of a window of lanes finds here, and leaves word that it was: everything before the window is committed,
@@ -272,65 +177,68 @@ impl Memory {
     /// # Errors
     /// Those of reading the state.
     pub fn visit(&self, location: u32, key: &Key, visit: Option<Visit>) -> Result<(Value, Option<Clash>)> {
-        let mut cell = lock(self.cells.get(location));
+        let mut cell = self.cell(location);
         let value = cell.present(|| self.base(key))?;
         Ok((value, visit.and_then(|visit| cell.marks.touch(visit))))
     }
 
-    /// Reads accounts ahead of whoever will visit them; tells where they lie.
+    /// Visits several accounts for items, as `visit` does; tells for each the item, where it lies, what is there and who clashed.
     ///
     /// # Errors
     /// Those of reading the state.
-    pub fn warm<'k>(
+    pub fn visit_accounts<'k>(
         &self,
-        accounts: impl Iterator<Item = &'k Address>,
+        visits: impl Iterator<Item = (u32, &'k Address, Option<Visit>)> + Clone,
         numbers: &mut Numbers,
-        mut tell: impl FnMut(Address, u32),
+        mut tell: impl FnMut(u32, &'k Address, u32, Option<Account>, Option<Clash>),
     ) -> Result<()> {
-        let mut unknown: SmallVec<[(Address, u32); 32]> = SmallVec::new();
-        self.cells.locate_all(accounts.map(|address| Key::Account(*address)), numbers, |key, location, is_new| {
-            let Key::Account(address) = key else { return };
-            tell(address, location);
-            if is_new {
-                unknown.push((address, location));
-            }
-        })?;
+        let mut places: SmallVec<[(u32, bool); 32]> = SmallVec::new();
+        let keys = visits.clone().map(|(_, address, _)| Key::Account(*address));
+        self.cells.locate_all(keys, numbers, |location, is_new| places.push((location, is_new)))?;
         // Filled in once the store is let go: everybody else has a location when they turn to the store.
         let mut found: SmallVec<[Option<Account>; 32]> = SmallVec::new();
-        self.view.accounts(unknown.iter().map(|(address, _)| address), |account| found.push(account))?;
-        for ((_, location), account) in unknown.iter().zip(found) {
-            lock(self.cells.get(*location)).present.get_or_insert(Value::Account(account));
+        let of_new = visits.clone().zip(&places).filter(|(_, (_, is_new))| *is_new);
+        let unknown = of_new.map(|((_, address, _), _)| address);
+        self.view.accounts(unknown, |account| found.push(account))?;
+        let mut found = found.into_iter();
+        for ((index, address, visit), (location, is_new)) in visits.zip(places) {
+            let mut cell = self.cell(location);
+            let read = if is_new { found.next() } else { None };
+            let value = cell
+                .present(|| read.map_or_else(|| self.base(&Key::Account(*address)), |read| Ok(Value::Account(read))))?;
+            let clash = visit.and_then(|visit| cell.marks.touch(visit));
+            drop(cell);
+            let Value::Account(account) = value else { continue };
+            tell(index, address, location, account, clash);
         }
         Ok(())
     }
 
-    /// As `warm`, for slots.
+    /// Reads slots ahead of whoever will visit them; tells where they lie.
     ///
     /// # Errors
     /// Those of reading the state.
     pub fn warm_slots(
         &self,
-        slots: impl Iterator<Item = (Address, U256)>,
+        slots: &[(Address, U256)],
         numbers: &mut Numbers,
         mut tell: impl FnMut(u32),
     ) -> Result<()> {
         let mut unknown: SmallVec<[(Address, U256); 32]> = SmallVec::new();
         let mut places: SmallVec<[u32; 32]> = SmallVec::new();
-        self.cells.locate_all(
-            slots.map(|(address, slot)| Key::Slot(address, slot)),
-            numbers,
-            |key, location, is_new| {
-                tell(location);
-                if let (Key::Slot(address, slot), true) = (key, is_new) {
-                    unknown.push((address, slot));
-                    places.push(location);
-                }
-            },
-        )?;
+        let mut rest = slots.iter();
+        let keys = slots.iter().map(|(address, slot)| Key::Slot(*address, *slot));
+        self.cells.locate_all(keys, numbers, |location, is_new| {
+            tell(location);
+            if let (Some(slot), true) = (rest.next(), is_new) {
+                unknown.push(*slot);
+                places.push(location);
+            }
+        })?;
         let mut found: SmallVec<[U256; 32]> = SmallVec::new();
         self.view.words(&unknown, |word| found.push(word))?;
         for (location, word) in places.into_iter().zip(found) {
-            lock(self.cells.get(location)).present.get_or_insert(Value::Slot(word));
+            self.cell(location).present.get_or_insert(Value::Slot(word));
         }
         Ok(())
     }
@@ -359,7 +267,7 @@ impl Memory {
     pub fn write_beside(&self, change: &Change, visit: Visit, replaced: &mut Replaced) -> Result<Option<Clash>> {
         perturb();
         let Change { index, location, value } = *change;
-        let mut cell = lock(self.cells.get(location));
+        let mut cell = self.cell(location);
         let is_late = cell.marks.is_written_beside(visit);
         let clash = cell.marks.write(visit);
         let present = cell.present(|| self.base_at(location))?;
@@ -376,18 +284,18 @@ impl Memory {
     pub fn take_back(&self, replaced: &mut Replaced) {
         perturb();
         for (location, stamp, value) in replaced.again.drain(..).rev() {
-            let mut cell = lock(self.cells.get(location));
+            let mut cell = self.cell(location);
             (cell.stamp, cell.present) = (stamp, Some(value));
         }
         for (location, value) in replaced.firsts.drain(..) {
-            let mut cell = lock(self.cells.get(location));
+            let mut cell = self.cell(location);
             (cell.stamp, cell.present, cell.is_changed) = (Stamp::default(), Some(value), false);
         }
     }
 
     /// Counts an execution that was thrown away because of this location.
     pub fn blame(&self, location: u32) {
-        if lock(self.cells.get(location)).blame() {
+        if self.cell(location).blame() {
             lock(&self.blamed).push(location);
         }
     }
@@ -402,7 +310,7 @@ impl Memory {
 
     /// The value before the block, of a location that nothing was committed to.
     pub fn parent(&self, location: u32) -> Result<Value> {
-        lock(self.cells.get(location)).present(|| self.base_at(location))
+        self.cell(location).present(|| self.base_at(location))
     }
 
     /// The account before the block.
@@ -423,11 +331,11 @@ impl Memory {
     }
 
     pub fn read(&self, location: u32, index: u32) -> Result<Found> {
-        lock(self.cells.get(location)).read(index, || self.base_at(location))
+        self.cell(location).read(index, || self.base_at(location))
     }
 
     pub fn write(&self, location: u32, stamp: Stamp, written: Written) {
-        let mut cell = lock(self.cells.get(location));
+        let mut cell = self.cell(location);
         let mut entry = Entry { stamp, version: Version::Written(written) };
         match cell.place(stamp.index) {
             Ok(place) => {
@@ -446,7 +354,7 @@ impl Memory {
 
     /// Takes back what item `index` wrote here.
     pub fn retract(&self, location: u32, index: u32) {
-        let mut cell = lock(self.cells.get(location));
+        let mut cell = self.cell(location);
         if let Ok(place) = cell.place(index) {
             cell.flight_mut().remove(place);
         }
@@ -454,7 +362,7 @@ impl Memory {
 
     /// From now on readers wait for item `index` to run again.
     pub fn estimate(&self, location: u32, index: u32) {
-        let mut cell = lock(self.cells.get(location));
+        let mut cell = self.cell(location);
         if let Ok(place) = cell.place(index) {
             let held = &mut cell.flight_mut()[place].version;
             *held = match *held {
@@ -467,7 +375,7 @@ impl Memory {
 
     /// Whether what item `index` saw is still there; unknown counts as yes, the turn to commit will tell.
     pub fn still_holds(&self, location: u32, seen: &Seen, index: u32) -> Result<bool> {
-        let mut cell = lock(self.cells.get(location));
+        let mut cell = self.cell(location);
         let is_committed = cell.flight().first().is_none_or(|entry| entry.stamp.index >= index);
         if let (true, Seen::Stamp(seen)) = (is_committed, seen) {
             return Ok(cell.stamp == *seen);
@@ -487,7 +395,7 @@ impl Memory {
     /// Makes what item `index` wrote here the committed value, now that all before it are; none if the change does not fit,
     /// else the value there now.
     pub fn commit(&self, location: u32, index: u32, firsts: &mut Vec<First>) -> Result<Option<Value>> {
-        let mut cell = lock(self.cells.get(location));
+        let mut cell = self.cell(location);
         let first =
             cell.flight().first().filter(|entry| entry.stamp.index == index).map(|entry| (entry.stamp, entry.version));
         let Some((stamp, Version::Written(written))) = first else {
@@ -512,7 +420,7 @@ impl Memory {
     /// Those of reading the state.
     pub fn set(&self, location: u32, stamp: Stamp, value: Value, firsts: &mut Vec<First>) -> Result<()> {
         perturb();
-        let mut cell = lock(self.cells.get(location));
+        let mut cell = self.cell(location);
         let present = cell.present(|| self.base_at(location))?;
         // Also where the value stays: what an earlier item left must not come over it.
         if cell.stamp.index <= stamp.index {
@@ -552,7 +460,7 @@ impl Memory {
         let mut part = Part::with_capacity(firsts.len());
         let place = |first: &First| first.0;
         self.walk(firsts, place, |(location, before)| {
-            let cell = lock(self.cells.get(*location));
+            let cell = self.cell(*location);
             if !cell.flight().is_empty() {
                 return Err(CoreError::Internal("a version survived the block".into()));
             }
@@ -575,9 +483,8 @@ impl Memory {
     /// The locations with the most aborts, most first.
     pub fn hottest(&self, count: usize) -> Vec<(Key, u32)> {
         let conflicts = |location| {
-            let cell = lock(self.cells.get(location));
-            let conflicts = cell.speculation.as_ref().map_or(0, |speculation| speculation.conflicts);
-            (self.cells.key(location), conflicts)
+            let cell = self.cell(location);
+            (self.cells.key(location), cell.conflicts())
         };
         let mut hot: Vec<_> = lock(&self.blamed).iter().copied().map(conflicts).collect();
         hot.sort_unstable_by_key(|(key, conflicts)| (std::cmp::Reverse(*conflicts), sort_key(key)));

@@ -19,6 +19,7 @@
 mod after;
 mod alone;
 mod attempt;
+mod cell;
 mod codes;
 mod committer;
 mod crew;
@@ -37,6 +38,7 @@ mod stats;
 mod status;
 mod sync;
 mod team;
+mod upcoming;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};

@@ -245,7 +245,9 @@ impl<'a> Replay<'_, 'a> {
         for index in items.clone() {
             if (index - items.start).is_multiple_of(WARMED) {
                 let soon = index..items.end.min(index + WARMED);
-                lane.warm(soon.filter_map(|index| block.batch.entries[index - first].transaction.as_deref()));
+                lane.warm(
+                    soon.filter_map(|index| Some((index, block.batch.entries[index - first].transaction.as_deref()?))),
+                );
             }
             let result = block.transaction(index - first).and_then(|transaction| {
                 // See `commit_next`.

@@ -94,6 +94,7 @@ impl Writer {
             signed_authorizations: Vec::new(),
             blobs: None,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),
+            intrinsic: Default::default(),
         };
         self.entries.push(Entry { hash, transaction: Some(Arc::new(transaction)), refusal: None });
     }
@@ -123,7 +124,7 @@ impl Writer {
 
     fn finish(self, name: &'static str) -> Hostile {
         let beneficiary = Address::repeat_byte(0xcc);
-        Hostile { name, batch: Batch { entries: self.entries }, gas_limit: u64::MAX / 4, beneficiary }
+        Hostile { name, batch: self.entries.into_iter().collect(), gas_limit: u64::MAX / 4, beneficiary }
     }
 }
 

@@ -3,7 +3,6 @@
 mod blocks;
 
 use blocks::{Hostile, core, execute, hostile_blocks, short_lived_beneficiary};
-use shardyard_core::batch::Batch;
 use shardyard_core::block::{BlockResult, Mode};
 use shardyard_core::error::CoreError;
 
@@ -76,7 +75,7 @@ fn blocks_that_carry_what_cannot_be_in_are_invalid_and_the_rest_is_valid() {
             assert!(matches!(error, CoreError::InvalidBlock(_)), "{}: {error}", block.name);
         }
         let kept = built.included.iter().map(|index| block.batch.entries[*index as usize].clone());
-        let kept = Hostile { batch: Batch { entries: kept.collect() }, ..block };
+        let kept = Hostile { batch: kept.collect(), ..block };
         let validated = execute(&core, &kept, Mode::Validate).expect("what was built is valid");
         assert_eq!(validated.state_root, built.state_root, "{}", kept.name);
         assert_eq!(validated.outcomes_root, built.outcomes_root, "{}", kept.name);

@@ -60,3 +60,34 @@ fn a_clash_late_in_a_window_keeps_what_came_before_it() {
     assert!(stat(&result, "at_turn") <= 40, "{} items ran alone", stat(&result, "at_turn"));
     assert_eq!(digest(&result), case.check().expect("all are valid"));
 }
+
+#[test]
+fn cells_of_the_block_before_are_new_to_the_next() {
+    let between = Arc::default();
+    // All on one state: what a block left at a location must not be what the next one finds there.
+    for (round, count) in [500, 120, 700, 500].into_iter().enumerate() {
+        let mut workload = Workload::default();
+        let step = round as u64 + 1;
+        (0..count).for_each(|n| workload.token(rich(2 * n), rich(2 * (n * step % count) + 1), 1));
+        let case = Case::new(&store(), workload);
+        assert_eq!(digest(&run(&case, 2, &between)), digest(&run(&case, 2, &Arc::default())), "round {round}");
+    }
+}
+
+#[test]
+fn what_an_item_sees_of_the_next_ones_sender_counts_as_its_own_look() {
+    let filler = |workload: &mut Workload, from: u64, count: u64| {
+        (from..from + count).for_each(|n| workload.token(rich(2 * n), rich(2 * n + 1), 1));
+    };
+    // As many between the two as bring them into tasks that begin together.
+    for between in [10, 14, 18, 24] {
+        let (mut workload, seen) = (Workload::default(), rich(999));
+        // Both inputs hide from the plan whom they are about.
+        workload.push(1000, Call { value: 77, ..Call::to(contract(FORWARD)) }.words([word(user(seen))]));
+        filler(&mut workload, 0, between);
+        workload.push(1001, Call::to(contract(ASK_BALANCE)).words([word(user(seen))]));
+        workload.push(seen, Call::pay(user(1002), 5));
+        filler(&mut workload, between, 300 - between);
+        Case::new(&store(), workload).check().expect("all are valid");
+    }
+}

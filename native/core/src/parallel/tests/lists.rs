@@ -21,7 +21,7 @@ impl Case {
             let Entry { hash, transaction, refusal } = &self.batch.entries[*index as usize];
             Entry { hash: *hash, transaction: transaction.clone(), refusal: refusal.clone() }
         };
-        let batch = Batch { entries: built.included.iter().map(entry).collect() };
+        let batch: Batch = built.included.iter().map(entry).collect();
         let (view, env, inbox) = (self.view.clone(), self.env.clone(), self.inbox.clone());
         Self { view, env, batch, mode: Mode::Validate, inbox, access_list: Some(built.access_list.clone()) }
     }

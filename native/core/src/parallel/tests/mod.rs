@@ -254,7 +254,7 @@ struct Case {
 impl Case {
     fn new(store: &Arc<Store>, workload: Workload) -> Self {
         let view = store.view(&PARENT).expect("the base is held");
-        let batch = Batch { entries: workload.entries };
+        let batch: Batch = workload.entries.into_iter().collect();
         Self { view, env: env(), batch, mode: Mode::Build, inbox: Vec::new(), access_list: None }
     }
 
