@@ -34,12 +34,12 @@ pub struct Batch(pub NativeBatch, pub RawList);
 #[pymethods]
 impl Batch {
     fn __len__(&self) -> usize {
-        self.0.entries.len()
+        self.0.entries().len()
     }
 
     #[getter]
     fn hashes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.0.entries.iter().flat_map(|entry| entry.hash.0).collect::<Vec<u8>>())
+        PyBytes::new(py, &self.0.entries().iter().flat_map(|entry| entry.hash.0).collect::<Vec<u8>>())
     }
 
     #[getter]
@@ -49,7 +49,7 @@ impl Batch {
 
     #[getter]
     fn status<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let codes = self.0.entries.iter().map(|entry| entry.refusal.as_ref().map_or(0, |refusal| refusal.code()));
+        let codes = self.0.entries().iter().map(|entry| entry.refusal.as_ref().map_or(0, |refusal| refusal.code()));
         PyBytes::new(py, &codes.collect::<Vec<u8>>())
     }
 
@@ -113,7 +113,7 @@ impl Batch {
 
 impl Batch {
     fn entry(&self, i: usize) -> PyResult<&shardyard_core::batch::Entry> {
-        let entries = &self.0.entries;
+        let entries = self.0.entries();
         entries.get(i).ok_or_else(|| PyIndexError::new_err(format!("transaction {i} of {}", entries.len())))
     }
 }

@@ -267,7 +267,7 @@ impl Mempool {
         let (core, batch) = (&core.get().0, batch.get());
         guarded(py, || {
             let problems = self.lock().admit(&batch.0, &batch.1, |at| core.view(at))?;
-            Ok(Admitted { hashes: batch.0.entries.iter().map(|entry| entry.hash).collect(), problems })
+            Ok(Admitted { hashes: batch.0.entries().iter().map(|entry| entry.hash).collect(), problems })
         })
     }
 

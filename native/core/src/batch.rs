@@ -33,7 +33,7 @@ pub struct Entry {
 
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
-    pub entries: Vec<Entry>,
+    entries: Vec<Entry>,
     /// Gas limits of all, as long as 64 bits hold the sum.
     gas_limits: u64,
     /// Whether any has authorizations (EIP-7702).
@@ -78,20 +78,26 @@ fn with_cache<T>(work: impl FnOnce(&mut Cache) -> T) -> T {
 
 impl FromIterator<Entry> for Batch {
     fn from_iter<I: IntoIterator<Item = Entry>>(entries: I) -> Self {
-        let (mut gas_limits, mut sets_code) = (0_u64, false);
-        let look = |entry: Entry| {
-            if let Some(transaction) = &entry.transaction {
-                gas_limits = gas_limits.saturating_add(transaction.gas_limit);
-                sets_code |= transaction.tx_type == 4;
-            }
-            entry
-        };
-        let entries = entries.into_iter().map(look).collect();
-        Self { entries, gas_limits, sets_code }
+        let entries = entries.into_iter();
+        let mut batch = Self { entries: Vec::with_capacity(entries.size_hint().0), ..Self::default() };
+        entries.for_each(|entry| batch.push(entry));
+        batch
     }
 }
 
 impl Batch {
+    pub fn push(&mut self, entry: Entry) {
+        if let Some(transaction) = &entry.transaction {
+            self.gas_limits = self.gas_limits.saturating_add(transaction.gas_limit);
+            self.sets_code |= transaction.tx_type == 4;
+        }
+        self.entries.push(entry);
+    }
+
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
     pub fn gas_limits(&self) -> u64 {
         self.gas_limits
     }
@@ -165,6 +171,10 @@ mod tests {
         assert_eq!((batch.entries.len(), batch.gas_limits(), batch.sets_code()), (3, 71_000, false));
         let batch: Batch = [entry(u64::MAX, 4), entry(1, 2)].into_iter().collect();
         assert_eq!((batch.gas_limits(), batch.sets_code()), (u64::MAX, true));
+        // However it came about: a pool picks one after the other.
+        let mut batch = Batch::default();
+        [entry(30_000, 2), entry(12_000, 4)].into_iter().for_each(|entry| batch.push(entry));
+        assert_eq!((batch.entries().len(), batch.gas_limits(), batch.sets_code()), (2, 42_000, true));
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl<'a> Block<'a> {
 
     /// The index of the last item; what closes the block has the one after it.
     pub fn last(&self) -> usize {
-        self.receipts.len() + self.batch.entries.len()
+        self.receipts.len() + self.batch.entries().len()
     }
 
     /// # Errors
@@ -188,7 +188,7 @@ impl<'a> Block<'a> {
 
     /// A transaction as it can be executed, or why this chain never takes it.
     pub fn transaction(&self, index: usize) -> Result<&Transaction, NotExecuted> {
-        let entry = &self.batch.entries[index];
+        let entry = &self.batch.entries()[index];
         match (&entry.transaction, &entry.refusal) {
             (Some(transaction), None) => Ok(transaction),
             (_, Some(refusal)) => Err(NotExecuted::Invalid(refusal.to_string())),
@@ -328,7 +328,7 @@ fn execute_in_order<'a>(block: &'a Block<'a>, view: View) -> Result<Ended<'a>> {
         ledger.record(done, None, |dst| last_seq(machine.state(), dst))?;
         machine.state().take_touched();
     }
-    for place in 0..block.batch.entries.len() {
+    for place in 0..block.batch.entries().len() {
         let index = block.receipts.len() + 1 + place;
         match transact_in_order(&mut machine, block, &ledger, place) {
             Ok(done) => {

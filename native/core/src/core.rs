@@ -94,7 +94,7 @@ impl Core {
     /// `InvalidBlock` when a transaction cannot be executed.
     pub fn run_bare(&self, parent: B256, batch: &Batch, env: &BlockEnv) -> Result<impl Sized + use<>> {
         let mut machine = Machine::new(self.store.view(&parent)?, &self.chain, env, Relaxed::default());
-        let transactions = batch.entries.iter().filter_map(|entry| entry.transaction.as_deref());
+        let transactions = batch.entries().iter().filter_map(|entry| entry.transaction.as_deref());
         machine.run_bare(transactions).map_err(|error| match error {
             NotExecuted::Failed(error) => error,
             NotExecuted::Invalid(reason) => CoreError::InvalidBlock(reason),

@@ -152,7 +152,7 @@ const PARALLEL_OUTCOMES: usize = 512;
 
 impl<'a> Ledger<'a> {
     pub fn new(block: &'a Block<'a>) -> Self {
-        let entries = block.batch.entries.len();
+        let entries = block.batch.entries().len();
         Self {
             block,
             items: Vec::with_capacity(entries + block.receipts.len()),
@@ -217,7 +217,7 @@ impl<'a> Ledger<'a> {
         if self.skipped.is_empty() {
             return None;
         }
-        let (receipts, entries) = (self.block.receipts.len() as u32, self.block.batch.entries.len());
+        let (receipts, entries) = (self.block.receipts.len() as u32, self.block.batch.entries().len());
         let mut places: Vec<u32> = (0..=receipts).collect();
         let mut included = self.included.iter().peekable();
         let mut next = receipts + 1;
@@ -243,7 +243,7 @@ impl<'a> Ledger<'a> {
             .included
             .iter()
             .skip(from.saturating_sub(receipts.len()))
-            .map(|place| &self.block.batch.entries[*place as usize]);
+            .map(|place| &self.block.batch.entries()[*place as usize]);
         let transactions = entries.filter_map(|entry| entry.transaction.as_deref()).map(|transaction| Subject {
             tx_type: transaction.tx_type,
             price: transaction.effective_gas_price(self.block.env.base_fee),

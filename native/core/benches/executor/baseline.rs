@@ -40,7 +40,7 @@ pub fn state(alloc: &serde_json::Map<String, serde_json::Value>) -> State {
 
 /// The transactions in revm's form.
 pub fn transactions(batch: &Batch) -> Vec<TxEnv> {
-    let transactions = batch.entries.iter().filter_map(|entry| entry.transaction.as_deref());
+    let transactions = batch.entries().iter().filter_map(|entry| entry.transaction.as_deref());
     let convert = |transaction: &shardyard_core::transaction::Transaction| TxEnv {
         tx_type: transaction.tx_type,
         caller: transaction.sender,

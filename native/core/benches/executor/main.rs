@@ -249,7 +249,7 @@ impl<'a> Setting<'a> {
             }
         };
         if is_counted {
-            variant.count(batch.entries.len() as f64, spent, result.as_ref());
+            variant.count(batch.entries().len() as f64, spent, result.as_ref());
         }
         result.map(|result| {
             assert!(result.skipped.is_empty(), "{:?}", result.skipped.first());
@@ -318,7 +318,7 @@ impl<'a> Setting<'a> {
         let (cores, core_us) = (median(&variant.cores), median(&variant.cpu_us));
         let count = |name: &str| variant.counts.get(name).copied().unwrap_or_default();
         json!({
-            "block": self.block, "transactions": workload.batch.entries.len(), "workload": workload.name,
+            "block": self.block, "transactions": workload.batch.entries().len(), "workload": workload.name,
             "variant": variant.name, "threads": variant.threads, "fast_path": variant.has_fast_path,
             "execute_us": execute, "execute_p95_us": quantile(&variant.execute_us, 0.95), "core_us": core_us,
             "total_us": total, "total_p95_us": quantile(&variant.total_us, 0.95), "cores": cores,

@@ -177,8 +177,8 @@ impl Mempool {
         view: impl FnOnce(&B256) -> Result<View>,
     ) -> Result<Vec<Option<String>>> {
         let view = view(&self.final_hash)?;
-        let mut problems = Vec::with_capacity(batch.entries.len());
-        for (index, entry) in batch.entries.iter().enumerate() {
+        let mut problems = Vec::with_capacity(batch.entries().len());
+        for (index, entry) in batch.entries().iter().enumerate() {
             let (Some(transaction), None) = (&entry.transaction, &entry.refusal) else {
                 let refusal = entry.refusal.as_ref().map_or_else(|| "invalid transaction".into(), ToString::to_string);
                 problems.push(Some(refusal));
@@ -391,7 +391,7 @@ impl Mempool {
             }
             gas_left -= entry.gas_limit;
             raws.push(&entry.raw);
-            batch.entries.push(Entry { hash: entry.hash, transaction: entry.transaction.clone(), refusal: None });
+            batch.push(Entry { hash: entry.hash, transaction: entry.transaction.clone(), refusal: None });
             let after = entry.nonce.checked_add(1);
             let queue = self.queues.get(&entry.sender);
             heads.extend(queue.zip(after).and_then(|(queue, after)| next(queue, after)).map(Head));
@@ -410,7 +410,7 @@ impl Mempool {
     /// `mark_included` of the transactions at `indices` of a batch, whose senders are settled with the block.
     pub fn mark_batch(&mut self, block: B256, batch: &Batch, indices: &[u32]) {
         let mut included = Included::default();
-        for entry in indices.iter().filter_map(|index| batch.entries.get(*index as usize)) {
+        for entry in indices.iter().filter_map(|index| batch.entries().get(*index as usize)) {
             included.hashes.insert(entry.hash);
             let Some(transaction) = &entry.transaction else { continue };
             included.senders.insert(transaction.sender);
@@ -459,7 +459,7 @@ impl Mempool {
         view: impl FnOnce(&B256) -> Result<View>,
     ) -> Result<Vec<B256>> {
         let view = view(&self.final_hash)?;
-        let entries = indices.iter().filter_map(|index| batch.entries.get(*index as usize));
+        let entries = indices.iter().filter_map(|index| batch.entries().get(*index as usize));
         let senders: BTreeSet<Address> =
             entries.filter_map(|entry| entry.transaction.as_ref()).map(|transaction| transaction.sender).collect();
         let mut removed = Vec::new();

@@ -21,7 +21,7 @@ impl<'a> Committer<'a> {
             if (index - items.start).is_multiple_of(WARMED) {
                 lane.stand_alone(self.tips());
                 let soon = index..items.end.min(index + WARMED);
-                let entry = |index| &run.block.batch.entries[self.place(index)];
+                let entry = |index| &run.block.batch.entries()[self.place(index)];
                 lane.warm(soon.filter_map(|index| Some((index, entry(index).transaction.as_deref()?))));
             }
             self.commit_next(run, lane, index)?;

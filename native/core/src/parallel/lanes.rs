@@ -239,7 +239,7 @@ impl<'r, 'a> Leader<'r, 'a> {
         let end = start + self.count_fitting(start, end);
         let first = run.block.receipts.len() + 1;
         let sets_code = |index: &usize| {
-            let entry = &run.block.batch.entries[index - first];
+            let entry = &run.block.batch.entries()[index - first];
             entry.transaction.as_ref().is_some_and(|transaction| transaction.tx_type == 4)
         };
         let end = if run.block.batch.sets_code() { (start..end).find(sets_code).unwrap_or(end) } else { end };
@@ -347,7 +347,9 @@ impl<'a> Window<'_, 'a> {
             if nth % WARMED == 0 {
                 let soon = items[nth..].iter().take(WARMED).map(|index| *index as usize);
                 lane.warm(
-                    soon.filter_map(|index| Some((index, block.batch.entries[index - first].transaction.as_deref()?))),
+                    soon.filter_map(|index| {
+                        Some((index, block.batch.entries()[index - first].transaction.as_deref()?))
+                    }),
                 );
             }
             if *index as usize >= self.shared.limit() {
@@ -515,7 +517,7 @@ impl<'a> Window<'_, 'a> {
     /// The contract that a transaction calls, unless it is one that every message goes through.
     fn called(&self, index: usize) -> Option<Address> {
         let first = self.run.block.receipts.len() + 1;
-        let transaction = self.run.block.batch.entries[index - first].transaction.as_ref()?;
+        let transaction = self.run.block.batch.entries()[index - first].transaction.as_ref()?;
         transaction.to.to().copied().filter(|to| *to != GATEWAY && !transaction.input.is_empty())
     }
 }

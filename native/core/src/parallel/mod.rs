@@ -9,12 +9,13 @@
 //! a journal of its own, and only whether they met is checked. Where lanes break, one worker goes on `alone`, or, where
 //! there are more than two, speculation does. A block that came with its access list needs neither: `replay` runs the rest.
 //!
-//! `locations` numbers what the block touches, `memory` keeps versions, `reader` is one item's view of them, `attempt`
-//! runs an item, `status` hands out work, `crew` is the protocol between workers, `speculation` is what they do with a range
-//! of items, `committer` validates and commits; `plan` divides a window into the tasks of lanes by what is known beforehand
-//! and what `habits` remember, a `lane` is one journal, `marks` tell where two met, `team` holds the lanes' workers together;
-//! `replay` runs neighbours on lanes without marks, by the block's access list, which `expected` looks up; `after` is
-//! what a block's access list is made of; `stats` tells people what happened; this module holds the workers together.
+//! `locations` numbers what the block touches, a `cell` is what lies at one, `memory` keeps versions, `reader` is one
+//! item's view of them, `attempt` runs an item, `status` hands out work, `crew` is the protocol between workers,
+//! `speculation` is what they do with a range of items, `committer` validates and commits; `plan` divides a window into the
+//! tasks of lanes by what is known beforehand and what `habits` remember, a `lane` is one journal, `upcoming` what was read
+//! ahead for it, `marks` tell where two met, `team` holds the lanes' workers together; `replay` runs neighbours on lanes
+//! without marks, by the block's access list, which `expected` looks up; `after` is what a block's access list is made of;
+//! `stats` tells people what happened; this module holds the workers together.
 
 mod after;
 mod alone;
@@ -145,7 +146,7 @@ fn guard<T>(work: impl FnOnce() -> T) -> Result<T> {
 
 impl<'a> Run<'a> {
     fn new(block: &'a Block<'a>, view: View, given: Option<&'a [u8]>) -> Result<Self> {
-        let (receipts, entries) = (block.receipts.len(), block.batch.entries.len());
+        let (receipts, entries) = (block.receipts.len(), block.batch.entries().len());
         let last = receipts + entries;
         let memory = Arc::new(Memory::new(view, last, &block.between.spare));
         let mut committer = Committer::new(block, &memory)?;
@@ -263,7 +264,7 @@ const AHEAD: usize = 16;
 /// Whoever looks at this transaction will come to those behind it, which lie anywhere.
 #[inline]
 fn expect_transaction(block: &Block<'_>, place: usize) {
-    if let Some(transaction) = block.batch.entries.get(place + AHEAD).and_then(|entry| entry.transaction.as_deref()) {
+    if let Some(transaction) = block.batch.entries().get(place + AHEAD).and_then(|entry| entry.transaction.as_deref()) {
         bring_near(transaction);
     }
 }
@@ -278,7 +279,7 @@ fn sum_gas_limits(block: &Block<'_>, first: usize, end: usize, sums: &mut Vec<u6
         let place = index.checked_sub(block.receipts.len() + 1);
         let transaction = place.and_then(|place| {
             expect_transaction(block, place);
-            block.batch.entries[place].transaction.as_ref()
+            block.batch.entries()[place].transaction.as_ref()
         });
         sum = sum.saturating_add(transaction.map_or(0, |transaction| transaction.gas_limit.min(most)));
         sums.push(sum);

@@ -85,7 +85,7 @@ impl Planner {
         let first = items.start - block.receipts.len() - 1;
         for item in 0..count {
             expect_transaction(block, first + item);
-            let transaction = block.batch.entries[first + item].transaction.as_deref();
+            let transaction = block.batch.entries()[first + item].transaction.as_deref();
             let weight = transaction.map_or(1, |transaction| self.tie(item as u32, transaction, known));
             self.weights.push(weight);
         }

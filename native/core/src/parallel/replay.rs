@@ -246,7 +246,9 @@ impl<'a> Replay<'_, 'a> {
             if (index - items.start).is_multiple_of(WARMED) {
                 let soon = index..items.end.min(index + WARMED);
                 lane.warm(
-                    soon.filter_map(|index| Some((index, block.batch.entries[index - first].transaction.as_deref()?))),
+                    soon.filter_map(|index| {
+                        Some((index, block.batch.entries()[index - first].transaction.as_deref()?))
+                    }),
                 );
             }
             let result = block.transaction(index - first).and_then(|transaction| {

@@ -158,7 +158,7 @@ fn find_previous(block: &Block<'_>, last: usize) -> Vec<u32> {
     let first = block.receipts.len() + 1;
     let mut previous = vec![0; last + 1];
     let mut seen: Map<Address, u32> = Map::default();
-    for (place, entry) in block.batch.entries.iter().take((last + 1).saturating_sub(first)).enumerate() {
+    for (place, entry) in block.batch.entries().iter().take((last + 1).saturating_sub(first)).enumerate() {
         let Some(transaction) = &entry.transaction else { continue };
         let index = first + place;
         previous[index] = seen.insert(transaction.sender, index as u32).unwrap_or_default();

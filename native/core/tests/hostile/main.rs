@@ -51,7 +51,7 @@ fn hostile_blocks_do_what_they_were_made_for() {
     for block in hostile_blocks(COUNT) {
         let result = execute(&core, &block, Mode::Build).expect("a builder leaves out what cannot be in");
         let (included, skipped) = (result.included.len() as u64, result.skipped.len() as u64);
-        assert_eq!(included + skipped, block.batch.entries.len() as u64, "{}", block.name);
+        assert_eq!(included + skipped, block.batch.entries().len() as u64, "{}", block.name);
         match block.name {
             "broke senders" => assert_eq!((included, skipped), (COUNT / 2, COUNT / 2 - 1)),
             "nonce storm" => assert!(included >= 8 && skipped > COUNT / 2, "{included} {skipped}"),
@@ -74,7 +74,7 @@ fn blocks_that_carry_what_cannot_be_in_are_invalid_and_the_rest_is_valid() {
             let error = execute(&core, &block, Mode::Validate).expect_err(block.name);
             assert!(matches!(error, CoreError::InvalidBlock(_)), "{}: {error}", block.name);
         }
-        let kept = built.included.iter().map(|index| block.batch.entries[*index as usize].clone());
+        let kept = built.included.iter().map(|index| block.batch.entries()[*index as usize].clone());
         let kept = Hostile { batch: kept.collect(), ..block };
         let validated = execute(&core, &kept, Mode::Validate).expect("what was built is valid");
         assert_eq!(validated.state_root, built.state_root, "{}", kept.name);

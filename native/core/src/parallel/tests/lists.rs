@@ -18,7 +18,7 @@ impl Case {
     /// The block as others get it, with its access list beside it.
     pub(super) fn made(&self, built: &Digest) -> Self {
         let entry = |index: &u32| {
-            let Entry { hash, transaction, refusal } = &self.batch.entries[*index as usize];
+            let Entry { hash, transaction, refusal } = &self.batch.entries()[*index as usize];
             Entry { hash: *hash, transaction: transaction.clone(), refusal: refusal.clone() }
         };
         let batch: Batch = built.included.iter().map(entry).collect();
@@ -100,7 +100,7 @@ fn a_list_with_a_lie_is_refused_and_nothing_panics() {
         let built = digest(&case.run(1, true).expect("builders leave out what is invalid"));
         case.check_replay(&built);
         let made = case.made(&built);
-        let last = (made.inbox.len() + made.batch.entries.len()) as u32 + 1;
+        let last = (made.inbox.len() + made.batch.entries().len()) as u32 + 1;
         let good = decode(&built.access_list, last, false).expect("the list is canonical");
         for (name, lie) in LIES {
             let mut list = good.clone();
