@@ -58,7 +58,7 @@ const PIECE_BYTES: libc::c_int = 32 << 20;
 /// handed out, and cleared, anew. Measured: a tenth of the time of executing token calls.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn keep_memory() {
-    // SAFETY: both set numbers of the allocator, which may be done at any time; a refusal changes nothing.
+    // SAFETY: glibc sets both numbers under the lock of its main arena, as whole words; a refusal changes nothing.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
         libc::mallopt(libc::M_MMAP_THRESHOLD, PIECE_BYTES);

@@ -46,7 +46,9 @@ impl Transfer {
         let is_plain = transaction.tx_type <= 2 && transaction.input.is_empty() && transaction.access_list.is_empty();
         // Precompiles, present and to come, have addresses of two bytes.
         let may_be_precompile = to[..18].iter().all(|byte| *byte == 0);
-        let is_in_range = transaction.max_fee >= u128::from(base_fee) && transaction.nonce < u64::MAX;
+        let is_in_range = transaction.max_fee >= u128::from(base_fee)
+            && transaction.tip.is_none_or(|tip| tip <= transaction.max_fee)
+            && transaction.nonce < u64::MAX;
         if !is_plain || may_be_precompile || !is_in_range || transaction.gas_limit < GAS {
             return None;
         }

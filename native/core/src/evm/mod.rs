@@ -33,7 +33,6 @@ use crate::transaction::Transaction;
 
 use mappings::Mappings;
 pub use revm::bytecode::Bytecode;
-use revm::bytecode::JumpTable;
 use revm::bytecode::opcode;
 pub use revm::primitives::hardfork::SpecId;
 pub use steps::StepChanges;
@@ -101,12 +100,10 @@ impl From<CoreError> for StateError {
     }
 }
 
-/// Any source of state as revm's database, with an empty code of its own: revm's has one reference count in the process, to
-/// which every load of an account would write, on whichever core it happens.
+/// Any source of state as revm's database.
 #[derive(Debug)]
 struct Db<S> {
     source: S,
-    empty: Bytecode,
     mappings: Mappings,
 }
 
@@ -114,11 +111,6 @@ struct Db<S> {
 const SETS_CODE: u8 = 4;
 /// What KECCAK256 costs whatever it hashes.
 const KECCAK_GAS: u16 = 30;
-
-fn empty_code() -> Bytecode {
-    // SAFETY: the code ends with STOP, and its original has no bytes that a jump could lead to.
-    unsafe { Bytecode::new_analyzed(Bytes::from_static(&[opcode::STOP]), 0, JumpTable::default()) }
-}
 
 impl<S: Source> Database for Db<S> {
     type Error = StateError;
@@ -134,7 +126,7 @@ impl<S: Source> Database for Db<S> {
     }
 
     fn code_by_hash(&mut self, code_hash: B256) -> Result<Bytecode, StateError> {
-        if code_hash == KECCAK256_EMPTY { Ok(self.empty.clone()) } else { Ok(self.source.code(&code_hash)?) }
+        if code_hash == KECCAK256_EMPTY { Ok(Bytecode::default()) } else { Ok(self.source.code(&code_hash)?) }
     }
 
     fn storage(&mut self, address: Address, index: U256) -> Result<U256, StateError> {
@@ -296,8 +288,7 @@ impl<'t, S: Source> Machine<'t, S> {
             blob_excess_gas_and_price: Some(BlobExcessGasAndPrice::new_with_spec(excess_blob_gas, spec)),
             ..RevmBlock::default()
         };
-        let context: Mainnet<'t, S> =
-            Context::new(Db { source: state, empty: empty_code(), mappings: Mappings::default() }, spec);
+        let context: Mainnet<'t, S> = Context::new(Db { source: state, mappings: Mappings::default() }, spec);
         let context = context.with_block(block).modify_cfg_chained(|cfg| {
             cfg.chain_id = chain.chain_id;
             cfg.set_max_blobs_per_tx(if spec == SpecId::PRAGUE { 9 } else { 6 });

@@ -17,6 +17,9 @@ use crate::state::{Account, Source};
 use crate::transaction::Transaction;
 use crate::transfer::Transfer;
 
+/// Slots noted of one step before it is looked whether they are different ones.
+const MANY_SLOTS: usize = 64;
+
 /// What one step changed, less what it put back itself.
 #[derive(Debug, Default)]
 pub struct StepChanges {
@@ -35,8 +38,15 @@ impl StepChanges {
         self.has_destroyed = false;
     }
 
+    /// Leaves each slot noted once; noted again, it has the same value.
+    fn unite_slots(&mut self) {
+        self.slots.sort_unstable_by_key(|(address, slot, _)| (*address, *slot));
+        self.slots.dedup_by_key(|(address, slot, _)| (*address, *slot));
+    }
+
     fn collect(&mut self, journal: &mut JournalInner<JournalEntry>) {
         let state = &mut journal.state;
+        let mut most = MANY_SLOTS;
         for entry in &journal.journal {
             match entry {
                 JournalEntry::BalanceChange { address, .. }
@@ -61,12 +71,20 @@ impl StepChanges {
                     {
                         self.slots.push((*address, *key, slot.present_value));
                     }
+                    // Writing to a few slots in turn is cheap, and would be noted each time.
+                    if self.slots.len() > most {
+                        self.unite_slots();
+                        most = MANY_SLOTS + 2 * self.slots.len();
+                    }
                 }
                 JournalEntry::AccountWarmed { .. }
                 | JournalEntry::AccountTouched { .. }
                 | JournalEntry::StorageWarmed { .. }
                 | JournalEntry::TransientStorageChange { .. } => {}
             }
+        }
+        if most > MANY_SLOTS {
+            self.unite_slots();
         }
     }
 

@@ -13,11 +13,19 @@ use crate::access_list::Change;
 use crate::error::Result;
 use crate::evm::NotExecuted;
 
+/// The journal of more items than this leaves the nearer caches of the processor. A multiple of `WARMED`.
+const STRETCH: usize = 128;
+
 impl<'a> Committer<'a> {
     /// Commits the items of a stretch, all of them transactions that nobody took yet.
     pub fn commit_alone(&mut self, run: &Run<'a>, lane: &mut Lane<'a>, items: Range<usize>) -> Result<()> {
-        lane.make_room(items.len());
         for index in items.clone() {
+            if (index - items.start).is_multiple_of(STRETCH) {
+                if index > items.start {
+                    self.end_stretch(run, lane)?;
+                }
+                lane.make_room(STRETCH.min(items.end - index));
+            }
             if (index - items.start).is_multiple_of(WARMED) {
                 lane.stand_alone(self.tips());
                 let soon = index..items.end.min(index + WARMED);

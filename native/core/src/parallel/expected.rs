@@ -6,7 +6,7 @@ use alloy_primitives::{Address, B256, U256};
 use rayon::prelude::*;
 use smallvec::SmallVec;
 
-use super::memory::{Delta, Key, Memory, Numbers, Value};
+use super::memory::{Delta, Key, Memory, Numbers, Value, wrong_kind};
 use crate::access_list::{AccessList, AccountAccess, Changes, before};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
@@ -221,6 +221,6 @@ fn histories(place: u32, access: &AccountAccess) -> impl Iterator<Item = Listed>
 pub fn word(value: Value) -> Result<U256> {
     match value {
         Value::Slot(word) => Ok(word),
-        Value::Account(_) => Err(CoreError::Internal("a location changed its kind".into())),
+        Value::Account(_) => wrong_kind(),
     }
 }

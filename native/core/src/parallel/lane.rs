@@ -1,9 +1,9 @@
 //! One journal, and transactions that run on it one after the other: what a worker runs alone, and what each task of a
 //! window of lanes is.
 //!
-//! The state is read once per location and journal, through the memory. Nothing is in flight there; in a window, what other
-//! tasks changed appears there when they end, and whoever sees it clashes. What the items changed is noted item by item, so
-//! that any number of them from the first on can be kept, and the rest dropped.
+//! A journal reads each location through the memory, once unless what read it was refused. Nothing is in flight there; in a
+//! window, what other tasks changed appears there when they end, and whoever sees it clashes. What the items changed is noted
+//! item by item, so that any number of them from the first on can be kept, and the rest dropped.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::codes::Codes;
 use super::expected::Listing;
 use super::lock;
 use super::marks::{Clash, Visit};
-use super::memory::{Key, Memory, Numbers, Value};
+use super::memory::{Key, Memory, Numbers, Value, wrong_kind};
 use super::perturb;
 use super::upcoming::Upcoming;
 use crate::access_list::Change;
@@ -198,10 +198,6 @@ impl Source for LaneReader {
     fn code(&mut self, hash: &B256) -> Result<Bytecode> {
         self.codes.get(&self.memory, hash)
     }
-}
-
-fn wrong_kind<T>() -> Result<T> {
-    Err(CoreError::Internal("a location changed its kind".into()))
 }
 
 /// What the items on a journal did, in order.
@@ -434,6 +430,9 @@ impl<'a> Lane<'a> {
         for (address, slot, value) in self.step.slots.drain(..) {
             let location = reader.locate(&Key::Slot(address, slot))?;
             changes.push(Change { index, location, value: Value::Slot(value) });
+        }
+        if self.step.codes.is_empty() {
+            return Ok(());
         }
         self.trail.codes.extend(self.step.codes.drain(..).map(|(hash, code)| (index, hash, code)));
         Ok(())

@@ -472,8 +472,9 @@ impl<'a> Window<'_, 'a> {
             let kept = left.trail.codes.iter().filter(|(index, ..)| (*index as usize) < limit);
             kept.for_each(|(_, hash, code)| committer.add_code(*hash, code.clone()));
         }
-        let took = self.left.iter().map(|left| lock(left).took).sum();
-        committer.count_window(ran, ran - (limit - self.plan.items.start), took);
+        let took: Duration = self.left.iter().map(|left| lock(left).took).sum();
+        let kept = limit - self.plan.items.start;
+        committer.count_window(ran, ran - kept, took.mul_f64(kept as f64 / ran.max(1) as f64));
         run.advance(&committer, limit);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The locations a block touches, interned: every account and storage slot gets a small number on first sight.
 //!
 //! Look-ups take no lock: a table of words, each a part of the key's hash and a number, probed in order and never shrunk.
-//! Keys are compared in full, under a hasher seeded per process, so keys that collide cost a comparison and never share
+//! Keys are compared in full, under a hasher seeded per table, so keys that collide cost a comparison and never share
 //! a value; whoever fills a stretch of the table sends later keys to a plain map, which is slower and just as right.
 
 use std::hash::{BuildHasher, Hash, Hasher};

@@ -4,7 +4,7 @@
 //! changed, at a lower index, what it looked at, or changed it, at any index, before it looked. Of each location only the
 //! two lowest indices of visits and of changes, by different tasks, are kept: they give the lowest item that can be wrong.
 
-/// A task comes to a location for the first time, at this item; both counted within the window.
+/// A task comes to a location at this item, or looks there ahead for it; both counted within the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Visit {
     /// Numbers windows from 1 on; marks of another window count for nothing.

@@ -109,6 +109,12 @@ impl Drop for Memory {
     }
 }
 
+/// # Errors
+/// `Internal`: what lies at a location is of another kind than its key.
+pub fn wrong_kind<T>() -> Result<T> {
+    Err(CoreError::Internal("a location changed its kind".into()))
+}
+
 impl Value {
     pub fn with(self, delta: &Delta) -> Option<Self> {
         let Self::Account(account) = self else { return None };
@@ -436,7 +442,7 @@ impl Memory {
     pub fn code_hash(&self, address: &Address) -> Result<B256> {
         match self.look(&Key::Account(*address), &mut Numbers::default())?.1 {
             Value::Account(account) => Ok(account.unwrap_or_default().code_hash),
-            Value::Slot(_) => Err(CoreError::Internal("a location changed its kind".into())),
+            Value::Slot(_) => wrong_kind(),
         }
     }
 
@@ -474,7 +480,7 @@ impl Memory {
                 (Key::Slot(address, slot), Value::Slot(old), Some(Value::Slot(new))) => {
                     part.push(Update::Slot(address, slot, old, new))
                 }
-                _ => Err(CoreError::Internal("a location changed its kind".into())),
+                _ => wrong_kind(),
             }
         })?;
         Ok(part)

@@ -15,7 +15,7 @@
 //! tasks of lanes by what is known beforehand and what `habits` remember, a `lane` is one journal, `upcoming` what was read
 //! ahead for it, `marks` tell where two met, `team` holds the lanes' workers together; `replay` runs neighbours on lanes
 //! without marks, by the block's access list, which `expected` looks up; `after` is what a block's access list is made of;
-//! `stats` tells people what happened; this module holds the workers together.
+//! `codes` are those that a worker has met; `stats` tells people what happened; this module holds the workers together.
 
 mod after;
 mod alone;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use alloy_primitives::{Address, B256, U256};
 
 use super::codes::Codes;
-use super::memory::{Found, Key, Memory, Seen, Stamp, Value};
+use super::memory::{Found, Key, Memory, Seen, Stamp, Value, wrong_kind};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
 use crate::state::{Account, Slots, Source};
@@ -195,10 +195,6 @@ impl Reader {
         self.rely(location, Seen::NoCode);
         Ok(Some(location))
     }
-}
-
-fn wrong_kind<T>() -> Result<T> {
-    Err(CoreError::Internal("a location changed its kind".into()))
 }
 
 impl Source for Reader {

@@ -26,7 +26,7 @@ use alloy_primitives::{Address, B256, U256};
 use super::committer::Committer;
 use super::expected::{Expected, Listing, word};
 use super::lane::{Lane, Ran, WARMED};
-use super::memory::{Key, Memory, Numbers, Stamp, Value};
+use super::memory::{Key, Memory, Numbers, Stamp, Value, wrong_kind};
 use super::{Run, lock};
 use crate::access_list::Change;
 use crate::block::Block;
@@ -63,7 +63,7 @@ impl Source for ListReader {
     fn account(&mut self, address: &Address) -> Result<Option<Account>> {
         match self.look(&Key::Account(*address))? {
             Value::Account(account) => Ok(account),
-            Value::Slot(_) => Err(CoreError::Internal("a location changed its kind".into())),
+            Value::Slot(_) => wrong_kind(),
         }
     }
 

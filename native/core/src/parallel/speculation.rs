@@ -32,7 +32,7 @@ pub struct Speculation<'r, 'a> {
     pub crew: Crew,
     /// What the items in flight left, each at its index modulo the length.
     works: Vec<Mutex<Work>>,
-    /// For each item the last one before it with the same sender, 0 for none: its nonce depends on it.
+    /// For each item the last one before it with the same sender that is not committed, 0 for none: its nonce depends on it.
     previous: Vec<u32>,
     /// Work that was stopped before its end since the last look at what speculation gained.
     pub wasted: AtomicU32,
@@ -54,7 +54,7 @@ pub fn speculate(run: &Run<'_>, next: usize, last: usize) -> Result<()> {
         run,
         crew: Crew::new(next, last, pace, starts_alone()),
         works: (0..(WINDOW * threads).next_power_of_two()).map(|_| Mutex::default()).collect(),
-        previous: find_previous(run.block, last),
+        previous: find_previous(run.block, next, last),
         wasted: AtomicU32::new(0),
         halt: Mutex::new(None),
     };
@@ -154,13 +154,13 @@ impl<'a> Job for Speculation<'_, 'a> {
     }
 }
 
-fn find_previous(block: &Block<'_>, last: usize) -> Vec<u32> {
+fn find_previous(block: &Block<'_>, next: usize, last: usize) -> Vec<u32> {
     let first = block.receipts.len() + 1;
     let mut previous = vec![0; last + 1];
     let mut seen: Map<Address, u32> = Map::default();
-    for (place, entry) in block.batch.entries().iter().take((last + 1).saturating_sub(first)).enumerate() {
-        let Some(transaction) = &entry.transaction else { continue };
-        let index = first + place;
+    let entries = block.batch.entries();
+    for index in next.max(first)..=last {
+        let Some(transaction) = &entries[index - first].transaction else { continue };
         previous[index] = seen.insert(transaction.sender, index as u32).unwrap_or_default();
     }
     previous

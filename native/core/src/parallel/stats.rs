@@ -2,7 +2,8 @@
 //! would have taken. Never part of consensus.
 //!
 //! The work alone: of every sixteenth item, chosen by its index, the clock is read around the execution that counted, so
-//! neither aborted executions nor validating, committing and waiting are in it; what one worker does alone counts whole. A
+//! neither aborted executions nor validating, committing and waiting are in it; what one worker does alone counts whole, of a
+//! window of lanes that broke the share of the executions that were kept. A
 //! worker that had to wait for a core would look as if it had worked, so the sum is scaled by the share of their waking
 //! time that workers had a core.
 

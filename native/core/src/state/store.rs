@@ -85,13 +85,14 @@ impl Store {
 
     /// Replaces everything by one state; views taken before answer `MissingState` from now on.
     pub fn replace(&self, changes: Changes, threads: usize) -> B256 {
-        let mut inner = self.write();
-        let mut fresh = Inner { version: inner.version + 1, ..Inner::default() };
+        let mut fresh = Inner::default();
         let updates = fresh.fold(&changes).0;
         let accumulator = commit(&LtHash::default(), &[&updates], threads);
         fresh.root = B256::new(accumulator.root());
         fresh.accumulator = Arc::new(accumulator);
         let root = fresh.root;
+        let mut inner = self.write();
+        fresh.version = inner.version + 1;
         *inner = fresh;
         root
     }
@@ -173,6 +174,8 @@ impl Store {
     }
 
     /// Recovery: base := base + changes. The block that is the base already changes nothing.
+    ///
+    /// No block may be executed meanwhile: its workers would wait for the state, and the hashing here for its workers.
     pub fn apply(&self, block_hash: B256, height: u64, changes: &Changes, threads: usize) -> B256 {
         let mut inner = self.write();
         if inner.block_hash == block_hash {

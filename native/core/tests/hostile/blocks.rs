@@ -38,6 +38,9 @@ const DEEP: &str = "5f358015601857600190038 05f525f5f60205f5f305af1505b505f54600
 /// Creates a contract at the same address each time, which destroys itself within the call.
 const PHOENIX: &str = "6a6133ff6000526002601ef35f525f35600b60155ff55f5f5f5f5f855af15050 5f546001015f5500";
 
+/// Stores what it counts down from input[0], and who called, in six slots again and again.
+const CYCLE: &str = "5f355b8033015f55803301600155803301600255803301600355803301600455803301600555600190038060025700";
+
 /// One hostile block: its transactions, and the gas they may use together.
 pub struct Hostile {
     pub name: &'static str,
@@ -54,8 +57,8 @@ fn contract(number: u8) -> Address {
     Address::repeat_byte(0xa0 + number)
 }
 
-fn codes() -> [&'static str; 7] {
-    [LATE, EARLY, LATE_COINBASE, BURNER, STORER, DEEP, PHOENIX]
+fn codes() -> [&'static str; 8] {
+    [LATE, EARLY, LATE_COINBASE, BURNER, STORER, DEEP, PHOENIX, CYCLE]
 }
 
 struct Writer {
@@ -142,6 +145,7 @@ pub fn hostile_blocks(count: u64) -> Vec<Hostile> {
         deep_calls(count),
         phoenix(count),
         redelegation(count),
+        cycling_slots(count),
         one_sender(count),
         short_lived_beneficiary(count, count / 2),
         full_outbox(count),
@@ -226,6 +230,12 @@ fn phoenix(count: u64) -> Hostile {
     let mut writer = Writer::new();
     (0..count).for_each(|number| writer.call(number, contract(6), 300_000, number % 3));
     writer.finish("self-destruct and re-create")
+}
+
+fn cycling_slots(count: u64) -> Hostile {
+    let mut writer = Writer::new();
+    (0..count).for_each(|number| writer.call(number, contract(7), 500_000, 200_u64));
+    writer.finish("a few slots written again and again")
 }
 
 /// Four accounts change the code they run while others call them.

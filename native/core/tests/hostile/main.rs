@@ -17,6 +17,10 @@ fn essence(result: &BlockResult) -> impl PartialEq + std::fmt::Debug + use<> {
         result.tips,
         result.included.clone(),
         result.skipped.clone(),
+        result.outbox_root,
+        result.logs_bloom,
+        result.access_list.clone(),
+        result.diff.clone(),
     )
 }
 

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::evm::StepChanges;
 use crate::parallel::Between;
 
 /// A block's statistics on so many threads, with what earlier blocks left.
 fn run(case: &Case, threads: usize, between: &Arc<Between>) -> BlockResult {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let chain = Chain { chain_id: 31_337, shard: SHARD, threads, fast_path: true, revision: Revision::PRAGUE };
-    let mut block = Block::new(chain, &case.env, &case.batch, case.mode, &case.inbox).expect("a sound block");
+    let mut block =
+        Block::new(chain(threads, true), &case.env, &case.batch, case.mode, &case.inbox).expect("a sound block");
     block.between = between.clone();
     execute_on(pool(threads).as_deref(), &block, case.view.clone(), PARENT).expect("all are valid")
 }
@@ -90,4 +91,32 @@ fn what_an_item_sees_of_the_next_ones_sender_counts_as_its_own_look() {
         filler(&mut workload, between, 300 - between);
         Case::new(&store(), workload).check().expect("all are valid");
     }
+}
+
+#[test]
+fn slots_written_in_turn_are_noted_once() {
+    let mut workload = Workload::default();
+    // Fifty times the same six slots.
+    workload.push(0, Call { gas: 1_000_000, ..Call::to(contract(CYCLE)).words([U256::from(50)]) });
+    let case = Case::new(&store(), workload);
+    let block = Block::new(chain(1, true), &case.env, &case.batch, case.mode, &case.inbox).expect("a sound block");
+    let (mut machine, mut changes) = (block.machine(case.view.clone()), StepChanges::default());
+    let effect = machine.step(block.transaction(0).expect("it was read"), &mut changes).expect("it is valid");
+    assert!(effect.is_success(), "{:?}", effect.status);
+    let slots: Vec<(U256, U256)> = changes.slots.iter().map(|(_, slot, value)| (*slot, *value)).collect();
+    let last = word(user(0)) + U256::from(1);
+    assert_eq!(slots, (0..6).map(|slot| (U256::from(slot), last)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_tip_above_the_fee_is_refused_on_every_path() {
+    let mut workload = Workload::default();
+    for n in 0..100 {
+        workload.push(rich(n), Call::pay(user(500 + n), 1));
+        if n == 70 {
+            workload.last().tip = Some(FEE + 1);
+        }
+    }
+    let digest = Case::new(&store(), workload).check().expect("builders leave out what is invalid");
+    assert_eq!(digest.skipped.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [70]);
 }

@@ -7,10 +7,9 @@ use alloy_eips::eip7702::{Authorization, RecoveredAuthority, RecoveredAuthorizat
 use alloy_primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
 
 use crate::batch::{Batch, Entry};
-use crate::block::{Block, BlockEnv, BlockResult, Chain, Mode, execute_on};
+use crate::block::{Block, BlockEnv, BlockResult, Mode, execute_on};
 use crate::codec::Reader;
 use crate::error::{CoreError, Result};
-use crate::evm::Revision;
 use crate::gateway::{GATEWAY, OUTBOX_TOPIC};
 use crate::pool::pool;
 use crate::receipt::{Kind, Origin, Receipt};
@@ -152,13 +151,18 @@ impl Workload {
         self.entries.push(Entry { hash: B256::ZERO, transaction, refusal: None });
     }
 
+    /// The transaction that was pushed last.
+    fn last(&mut self) -> &mut Transaction {
+        let transaction = self.entries.last_mut().and_then(|entry| entry.transaction.as_mut()).and_then(Arc::get_mut);
+        transaction.expect("it was just pushed")
+    }
+
     /// `from` brings an authorization by which `authority`, at this nonce, delegates to `to`.
     fn delegate(&mut self, from: u64, authority: Address, nonce: u64, to: Address) {
         self.push(from, Call { gas: 100_000, ..Call::pay(user(from), 0) });
         let signed = Authorization { chain_id: U256::from(31_337), address: to, nonce };
         let authorization = RecoveredAuthorization::new_unchecked(signed, RecoveredAuthority::Valid(authority));
-        let transaction = self.entries.last_mut().and_then(|entry| entry.transaction.as_mut()).and_then(Arc::get_mut);
-        let transaction = transaction.expect("it was just pushed");
+        let transaction = self.last();
         (transaction.tx_type, transaction.authorizations) = (4, vec![authorization]);
     }
 
@@ -259,8 +263,7 @@ impl Case {
     }
 
     fn run(&self, threads: usize, fast_path: bool) -> Result<BlockResult> {
-        let chain = Chain { chain_id: 31_337, shard: SHARD, threads, fast_path, revision: Revision::PRAGUE };
-        let mut block = Block::new(chain, &self.env, &self.batch, self.mode, &self.inbox)?;
+        let mut block = Block::new(chain(threads, fast_path), &self.env, &self.batch, self.mode, &self.inbox)?;
         block.access_list = self.access_list.as_deref();
         execute_on(pool(threads).as_deref(), &block, self.view.clone(), PARENT)
     }

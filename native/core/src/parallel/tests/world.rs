@@ -2,6 +2,8 @@
 
 use alloy_primitives::{Address, B256, U256, keccak256};
 
+use crate::block::Chain;
+use crate::evm::Revision;
 use crate::gateway::GATEWAY;
 
 pub(super) const USERS: u64 = 1200;
@@ -10,6 +12,10 @@ pub(super) const FEE: u128 = 2_000_000_000;
 pub(super) const BENEFICIARY: Address = Address::repeat_byte(0xcc);
 pub(super) const PARENT: B256 = B256::repeat_byte(1);
 pub(super) const SHARD: u32 = 0;
+
+pub(super) fn chain(threads: usize, fast_path: bool) -> Chain {
+    Chain { chain_id: 31_337, shard: SHARD, threads, fast_path, revision: Revision::PRAGUE }
+}
 
 pub(super) fn user(number: u64) -> Address {
     let mut address = Address::repeat_byte(0xaa);
@@ -30,6 +36,7 @@ pub(super) const BURNER: u8 = 0x36;
 pub(super) const TOKEN: u8 = 0x37;
 pub(super) const ACCEPTER: u8 = 0x38;
 pub(super) const DIAMOND: u8 = 0x39;
+pub(super) const CYCLE: u8 = 0x3a;
 
 /// Deployed code of a contract as the node ships it.
 pub(super) fn artifact(text: &str) -> String {
@@ -76,6 +83,9 @@ pub(super) fn genesis() -> Vec<u8> {
     code(contract(ASK_BALANCE), "0x5f353160015500".into(), none());
     // passes its value on to the address in the input
     code(contract(FORWARD), "0x5f5f5f5f345f355af15000".into(), none());
+    // counts the input down in slots 0 to 5, the caller's address added
+    let cycle = "0x5f355b8033015f55803301600155803301600255803301600355803301600455803301600555600190038060025700";
+    code(contract(CYCLE), cycle.into(), none());
     code(contract(FACTORY), hex(&factory_code()), none());
     code(contract(REVERTER), "0x5f546001015f5563deadbeef5f526004601cfd".into(), none());
     code(contract(BURNER), "0xfe".into(), none());
