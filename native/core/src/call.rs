@@ -7,7 +7,7 @@ use alloy_primitives::{Address, Bytes, Log, TxKind, U256};
 use crate::block::{BlockEnv, Chain};
 use crate::codec::Reader;
 use crate::error::{CoreError, Result};
-use crate::evm::{Executed, Machine, NotExecuted, Relaxed, Simulated, Status, intrinsic_gas};
+use crate::evm::{Executed, Machine, NotExecuted, Relaxed, Status, Unsigned, intrinsic_gas};
 use crate::state::{BlockState, View};
 use crate::transaction::recover_authority;
 
@@ -99,16 +99,17 @@ impl CallRequest {
         Ok(())
     }
 
-    fn with_gas(&self, gas: u64) -> Simulated {
-        Simulated {
-            from: self.from,
+    fn with_gas(&self, gas_limit: u64) -> Unsigned {
+        Unsigned {
+            caller: self.from,
             to: self.to,
-            gas,
+            gas_limit,
             gas_price: self.gas_price,
             value: self.value,
             input: self.input.clone(),
             access_list: self.access_list.clone(),
             authorizations: self.authorizations.clone(),
+            ..Unsigned::default()
         }
     }
 }
@@ -135,7 +136,7 @@ impl Simulator {
     /// # Errors
     /// Only when the state fails; a refused call is a result.
     fn run(&mut self, request: &CallRequest, gas: u64) -> Result<Result<Executed, String>> {
-        match self.machine.simulate(&request.with_gas(gas)) {
+        match self.machine.simulate(request.with_gas(gas)) {
             Ok(executed) => Ok(Ok(executed)),
             Err(NotExecuted::Invalid(reason)) => Ok(Err(reason)),
             Err(NotExecuted::Failed(error)) => Err(error),

@@ -8,6 +8,7 @@ import msgspec
 from eth_account import Account
 
 from shardyard import _native
+from shardyard.receipts import Receipt, ReceiptKind
 
 CHAIN_ID = 31337
 SHARD = 0
@@ -18,6 +19,9 @@ RICH = 10**24
 KEYS = [Account.from_key(number.to_bytes(32, "big")) for number in range(1, 9)]
 ADDRESSES = [bytes.fromhex(key.address[2:]) for key in KEYS]
 BENEFICIARY = b"\xcc" * 20
+REMOTE_SENDER = b"\x71" * 20
+REFUND_TO = b"\x72" * 20
+RECEIPT_PRICE = 3 * GWEI
 
 STORE = bytes.fromhex("5f355f55")  # slot 0 := first word of the input
 STORER = b"\x51" * 20
@@ -85,6 +89,38 @@ def sign(key: int, nonce: int, to: bytes | None = b"\x99" * 20, **fields: Any) -
     if to is not None:
         transaction["to"] = to
     return bytes(KEYS[key].sign_transaction(transaction).raw_transaction)
+
+
+def make_receipt(kind: ReceiptKind = ReceiptKind.CALL, **fields: Any) -> Receipt:
+    values: dict[str, Any] = {
+        "version": 1,
+        "kind": kind,
+        "src": 3,
+        "dst": 0,
+        "seq": 1,
+        "id": b"\x0a" * 32,
+        "origin": (b"\x0b" * 32, b"\x0c" * 20, 4),
+        "parent_id": bytes(32),
+        "sender": REMOTE_SENDER,
+        "target": ACCEPTER,
+        "value": word(1000),
+        "gas_limit": 100_000,
+        "gas_price": RECEIPT_PRICE,
+        "reply_gas": 50_000,
+        "refund_to": REFUND_TO,
+        "deadline": 0,
+        "payload": b"hello",
+    }
+    if kind is ReceiptKind.TRANSFER:
+        values |= {"gas_limit": 0, "gas_price": 0, "reply_gas": 0}
+    if kind in {ReceiptKind.RESULT, ReceiptKind.BOUNCE}:
+        values |= {"reply_gas": 0, "parent_id": b"\x0d" * 32}
+        values["payload"] = msgspec.msgpack.encode([kind is ReceiptKind.RESULT, word(400), b"data"])
+    return msgspec.convert(list((values | fields).values()), Receipt)
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    return msgspec.msgpack.encode(receipt)
 
 
 @dataclass(frozen=True)

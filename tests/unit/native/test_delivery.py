@@ -17,51 +17,21 @@ from tests.unit.native.shard import (
     BURNER,
     GENESIS,
     GWEI,
+    RECEIPT_PRICE,
+    REFUND_TO,
+    REMOTE_SENDER,
     REVERTER,
     STORER,
     Shard,
+    encode_receipt,
+    make_receipt,
     read_outcomes,
     word,
 )
 
 BLOCK = b"\2" * 32
-SENDER = b"\x71" * 20
-REFUND_TO = b"\x72" * 20
 NOBODY = b"\x73" * 20
-PRICE = 3 * GWEI
 GATEWAY = _native.GATEWAY
-
-
-def make_receipt(kind: ReceiptKind = ReceiptKind.CALL, **fields: Any) -> Receipt:
-    values: dict[str, Any] = {
-        "version": 1,
-        "kind": kind,
-        "src": 3,
-        "dst": 0,
-        "seq": 1,
-        "id": b"\x0a" * 32,
-        "origin": (b"\x0b" * 32, b"\x0c" * 20, 4),
-        "parent_id": bytes(32),
-        "sender": SENDER,
-        "target": ACCEPTER,
-        "value": word(1000),
-        "gas_limit": 100_000,
-        "gas_price": PRICE,
-        "reply_gas": 50_000,
-        "refund_to": REFUND_TO,
-        "deadline": 0,
-        "payload": b"hello",
-    }
-    if kind is ReceiptKind.TRANSFER:
-        values |= {"gas_limit": 0, "gas_price": 0, "reply_gas": 0}
-    if kind in {ReceiptKind.RESULT, ReceiptKind.BOUNCE}:
-        values |= {"reply_gas": 0, "parent_id": b"\x0d" * 32}
-        values["payload"] = msgspec.msgpack.encode([kind is ReceiptKind.RESULT, word(400), b"data"])
-    return msgspec.convert(list((values | fields).values()), Receipt)
-
-
-def encode(receipt: Receipt) -> bytes:
-    return msgspec.msgpack.encode(receipt)
 
 
 class Delivered:
@@ -70,7 +40,7 @@ class Delivered:
     def __init__(self, receipt: Receipt, shard: Shard | None = None, **overrides: Any) -> None:
         self.shard = shard or Shard()
         before = self.shard.supply(GENESIS)
-        self.result = self.shard.extend(GENESIS, BLOCK, inbox=[encode(receipt)], **overrides)
+        self.result = self.shard.extend(GENESIS, BLOCK, inbox=[encode_receipt(receipt)], **overrides)
         assert self.result.inbox_taken == 1
         (self.outcome,) = read_outcomes(self.result)
         self.replies = [decode_receipt(data) for data in self.result.outbox]
@@ -94,11 +64,11 @@ def test_an_accepted_call_keeps_the_value_and_answers_with_the_refund() -> None:
     delivered = Delivered(receipt)
     (reply,) = delivered.replies
     used = delivered.outcome.gas_used
-    refund = (100_000 - used) * PRICE
+    refund = (100_000 - used) * RECEIPT_PRICE
     assert delivered.balance(ACCEPTER) == 1000
     assert (
         delivered.balance(BENEFICIARY)
-        == used * (PRICE - BASE_FEE)
+        == used * (RECEIPT_PRICE - BASE_FEE)
         == int.from_bytes(delivered.result.tips, "big")
     )
     expected = make_receipt(
@@ -109,7 +79,7 @@ def test_an_accepted_call_keeps_the_value_and_answers_with_the_refund() -> None:
         origin=(b"\x0b" * 32, b"\x0c" * 20, 5),
         parent_id=receipt.id,
         sender=ACCEPTER,
-        target=SENDER,
+        target=REMOTE_SENDER,
         value=word(refund),
         gas_limit=50_000,
         payload=msgspec.msgpack.encode([True, word(refund), bytes.fromhex("2432ef26") + bytes(28)]),
@@ -147,7 +117,7 @@ def test_the_target_learns_id_sender_and_payload() -> None:
     assert data[:4].hex() == "2432ef26"
     received_id, sender, payload = abi_decode(["bytes32", "bytes", "bytes"], data[4:])
     assert (received_id, payload) == (b"\x0a" * 32, b"x" * 40)
-    assert sender == bytes.fromhex("0001000002") + (31340).to_bytes(2, "big") + b"\x14" + SENDER
+    assert sender == bytes.fromhex("0001000002") + (31340).to_bytes(2, "big") + b"\x14" + REMOTE_SENDER
 
 
 @pytest.mark.parametrize(
@@ -163,7 +133,7 @@ def test_the_target_learns_id_sender_and_payload() -> None:
 def test_a_failed_call_leaves_nothing_and_bounces_the_value(target: bytes, reason: bytes) -> None:
     delivered = Delivered(make_receipt(target=target))
     (reply,) = delivered.replies
-    refund = (100_000 - delivered.outcome.gas_used) * PRICE
+    refund = (100_000 - delivered.outcome.gas_used) * RECEIPT_PRICE
     assert reply.kind is ReceiptKind.BOUNCE
     assert int.from_bytes(reply.value, "big") == 1000 + refund
     assert msgspec.msgpack.decode(reply.payload) == [False, word(refund), reason]
@@ -191,14 +161,14 @@ def test_a_reply_pays_its_value_to_the_sender_and_the_refund_to_whom_it_is_due()
         delivered = Delivered(make_receipt(kind, target=ACCEPTER))
         used = delivered.outcome.gas_used
         assert delivered.balance(ACCEPTER) == 600
-        assert delivered.balance(REFUND_TO) == 400 + (100_000 - used) * PRICE
+        assert delivered.balance(REFUND_TO) == 400 + (100_000 - used) * RECEIPT_PRICE
         assert delivered.replies == []
         assert delivered.outcome.status == 1
 
 
 def test_a_reply_to_an_account_without_code_goes_to_the_refund_address() -> None:
     delivered = Delivered(make_receipt(ReceiptKind.BOUNCE, target=NOBODY))
-    assert delivered.balance(REFUND_TO) == 1000 + 100_000 * PRICE
+    assert delivered.balance(REFUND_TO) == 1000 + 100_000 * RECEIPT_PRICE
     assert (delivered.outcome.status, delivered.outcome.gas_used) == (1, 0)
 
 
@@ -208,7 +178,7 @@ def test_a_reply_that_is_not_taken_becomes_claimable_and_never_bounces(target: b
     assert delivered.replies == []
     assert delivered.outcome.status == 0
     assert delivered.claimable(REFUND_TO) == delivered.balance(GATEWAY) == 600
-    assert delivered.balance(REFUND_TO) == 400 + (100_000 - delivered.outcome.gas_used) * PRICE
+    assert delivered.balance(REFUND_TO) == 400 + (100_000 - delivered.outcome.gas_used) * RECEIPT_PRICE
 
 
 @pytest.mark.parametrize(
@@ -218,7 +188,7 @@ def test_a_reply_that_is_not_taken_becomes_claimable_and_never_bounces(target: b
 )
 def test_a_reply_nobody_can_read_is_claimable_whole(payload: bytes) -> None:
     delivered = Delivered(make_receipt(ReceiptKind.RESULT, payload=payload))
-    assert delivered.claimable(REFUND_TO) == 1000 + 100_000 * PRICE
+    assert delivered.claimable(REFUND_TO) == 1000 + 100_000 * RECEIPT_PRICE
     assert delivered.outcome.status == 0
 
 
@@ -227,7 +197,7 @@ def test_a_reply_nobody_can_read_is_claimable_whole(payload: bytes) -> None:
 )
 def test_what_a_captured_shard_sends_cannot_halt_this_one(kind: ReceiptKind) -> None:
     delivered = Delivered(make_receipt(kind))
-    assert delivered.claimable(REFUND_TO) == 1000 + 150_000 * PRICE
+    assert delivered.claimable(REFUND_TO) == 1000 + 150_000 * RECEIPT_PRICE
 
 
 def test_a_cheap_message_burns_its_whole_price_and_tips_nothing() -> None:
@@ -238,19 +208,20 @@ def test_a_cheap_message_burns_its_whole_price_and_tips_nothing() -> None:
 def test_the_inbox_is_taken_in_order_until_the_first_that_does_not_fit() -> None:
     shard = Shard()
     inbox = [
-        encode(make_receipt(id=bytes([number]) * 32, gas_limit=gas))
+        encode_receipt(make_receipt(id=bytes([number]) * 32, gas_limit=gas))
         for number, gas in enumerate([100_000, 50_000, 70_000, 10_000])
     ]
     for room, taken in [(0, 0), (99_999, 0), (100_000, 1), (219_999, 2), (220_000, 3), (230_000, 4)]:
         assert shard.execute(GENESIS, inbox=inbox, inbox_gas=room).inbox_taken == taken
-    transfers = [encode(make_receipt(ReceiptKind.TRANSFER, id=bytes([n]) * 32)) for n in range(3)]
+    transfers = [encode_receipt(make_receipt(ReceiptKind.TRANSFER, id=bytes([n]) * 32)) for n in range(3)]
     assert shard.execute(GENESIS, inbox=transfers, inbox_gas=62_999).inbox_taken == 2
 
 
 def test_sequences_go_on_where_the_state_left_them() -> None:
     shard = Shard()
     inboxes = [
-        [encode(make_receipt(id=bytes([block, n]) * 16, src=3 + n % 2)) for n in range(4)] for block in (1, 2)
+        [encode_receipt(make_receipt(id=bytes([block, n]) * 16, src=3 + n % 2)) for n in range(4)]
+        for block in (1, 2)
     ]
     first = shard.extend(GENESIS, BLOCK, inbox=inboxes[0])
     second = shard.extend(BLOCK, b"\3" * 32, inbox=inboxes[1])
@@ -264,7 +235,9 @@ def test_sequences_go_on_where_the_state_left_them() -> None:
 
 def test_the_links_of_a_block_are_those_the_kernel_computes() -> None:
     shard = Shard()
-    inbox = [encode(make_receipt(id=bytes([n]) * 32, src=2 + n % 3, payload=b"p" * n)) for n in range(7)]
+    inbox = [
+        encode_receipt(make_receipt(id=bytes([n]) * 32, src=2 + n % 3, payload=b"p" * n)) for n in range(7)
+    ]
     result = shard.execute(GENESIS, inbox=inbox)
     summaries = compute_link_summaries(result.outbox)
     assert result.links == msgspec.msgpack.encode(summaries)
@@ -275,9 +248,9 @@ def test_the_links_of_a_block_are_those_the_kernel_computes() -> None:
 def test_a_receipt_for_another_shard_or_not_canonical_is_refused() -> None:
     shard = Shard()
     for data in (
-        encode(make_receipt(dst=1)),
-        encode(make_receipt()) + b"\0",
-        encode(make_receipt(value=word(2**256 - 1))),
+        encode_receipt(make_receipt(dst=1)),
+        encode_receipt(make_receipt()) + b"\0",
+        encode_receipt(make_receipt(value=word(2**256 - 1))),
         b"",
         b"\xdd\xff\xff\xff\xff",
     ):

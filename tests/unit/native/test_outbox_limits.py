@@ -8,8 +8,7 @@ from shardyard import _native
 from shardyard.preset import PRESETS
 from shardyard.receipts import MAX_DELIVERIES, ReceiptKind, decode_receipt
 from tests.unit.native import shard as shard_module
-from tests.unit.native.shard import GENESIS, Shard, read_outcomes, sign
-from tests.unit.native.test_delivery import encode, make_receipt
+from tests.unit.native.shard import GENESIS, Shard, encode_receipt, make_receipt, read_outcomes, sign
 
 OUTBOX_TOPIC = _native.keccak256(
     b"Outbox(bytes32,uint8,uint32,address,address,uint256,uint64,uint64,uint64,address,uint64,bytes)"
@@ -60,8 +59,8 @@ def shard(monkeypatch: pytest.MonkeyPatch) -> Shard:
 def make_inbox(count: int) -> list[bytes]:
     """Return a call of the relay and behind it ``count - 1`` calls that ask for no gas."""
     first = make_receipt(target=RELAY, gas_limit=2_000_000)
-    return [encode(first)] + [
-        encode(make_receipt(id=n.to_bytes(32, "big"), seq=n, gas_limit=0, value=bytes(32)))
+    return [encode_receipt(first)] + [
+        encode_receipt(make_receipt(id=n.to_bytes(32, "big"), seq=n, gas_limit=0, value=bytes(32)))
         for n in range(2, count + 1)
     ]
 
@@ -102,7 +101,7 @@ def test_the_longest_reply_fits_the_room_that_is_kept_for_it(shard: Shard) -> No
         seq=2**60,
         origin=(b"\x0b" * 32, b"\x0c" * 20, 2**30),
     )
-    result = shard.execute(GENESIS, inbox=[encode(huge)], inbox_gas=2**40)
+    result = shard.execute(GENESIS, inbox=[encode_receipt(huge)], inbox_gas=2**40)
     assert result.inbox_taken == 1
     assert len(result.outbox[-1]) + 512 < 1024
 

@@ -13,7 +13,6 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use alloy_eips::eip2930::AccessList;
-use alloy_eips::eip7702::RecoveredAuthorization;
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, Log, TxKind, U256, address};
 use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction, OutOfGasError};
 use revm::context::{BlockEnv as RevmBlock, CfgEnv, Context, ContextSetters, Journal, JournalTr, Transaction as _};
@@ -36,7 +35,8 @@ pub use revm::bytecode::Bytecode;
 use revm::bytecode::opcode;
 pub use revm::primitives::hardfork::SpecId;
 pub use steps::StepChanges;
-use tx::{Tx, Unsigned};
+use tx::Tx;
+pub use tx::Unsigned;
 
 /// The rules of Ethereum that a chain follows, with what they ask of a block and our blocks do not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -345,20 +345,8 @@ impl<'t, S: Source> Machine<'t, S> {
     ///
     /// # Errors
     /// `Invalid` when even a relaxed check refuses it.
-    pub fn simulate(&mut self, call: &Simulated) -> Result<Executed, NotExecuted> {
-        let call = Unsigned {
-            tx_type: if call.authorizations.is_empty() { u8::from(!call.access_list.is_empty()) } else { 4 },
-            caller: call.from,
-            gas_limit: call.gas,
-            gas_price: call.gas_price,
-            to: call.to,
-            value: call.value,
-            input: call.input.clone(),
-            chain_id: Some(self.evm.ctx.cfg.chain_id),
-            access_list: call.access_list.clone(),
-            authorizations: call.authorizations.clone(),
-        };
-        self.run(call.into())
+    pub fn simulate(&mut self, call: Unsigned) -> Result<Executed, NotExecuted> {
+        self.run(Unsigned { chain_id: Some(self.evm.ctx.cfg.chain_id), ..call }.into())
     }
 
     fn run(&mut self, tx: Tx<'t>) -> Result<Executed, NotExecuted> {
@@ -456,19 +444,6 @@ impl<S: Source> Machine<'_, BlockState<S>> {
         self.recycle(empty);
         Ok(())
     }
-}
-
-/// A call to simulate.
-#[derive(Debug, Clone)]
-pub struct Simulated {
-    pub from: Address,
-    pub to: TxKind,
-    pub gas: u64,
-    pub gas_price: u128,
-    pub value: U256,
-    pub input: Bytes,
-    pub access_list: AccessList,
-    pub authorizations: Vec<RecoveredAuthorization>,
 }
 
 fn failure(error: EVMError<StateError>) -> CoreError {

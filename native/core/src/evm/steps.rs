@@ -1,6 +1,9 @@
 //! Transactions one after the other on one journal, as fast as revm goes by itself. What each of them changed is read from
 //! the journal's entries before the next one begins: there are few of them, while the journal's state grows.
 
+use std::hash::{BuildHasher, Hasher};
+use std::marker::PhantomData;
+
 use alloy_primitives::{Address, B256, U256};
 use revm::ExecuteEvm;
 use revm::context::result::{EVMError, ExecutionResult, HaltReason, ResultGas};
@@ -8,17 +11,20 @@ use revm::context::{ContextSetters, JournalEntry, JournalInner, JournalTr};
 use revm::handler::{FrameResult, Handler, MainnetHandler};
 use revm::interpreter::InitialAndFloorGas;
 use revm::state::{Account as EvmAccount, EvmState};
-use std::marker::PhantomData;
 
 use super::foresight::Slots;
 use super::{Bytecode, Executed, Inner, Machine, NotExecuted, StateError, Tx, Unrewarded, failure, translate};
 use crate::error::{CoreError, Result};
-use crate::state::{Account, Source};
+use crate::state::{Account, Source, Word};
 use crate::transaction::Transaction;
 use crate::transfer::Transfer;
 
 /// Slots noted of one step before it is looked whether they are different ones.
 const MANY_SLOTS: usize = 64;
+/// Entries of a journal above which slots are likely written more than once; a power of two.
+const MANY_ENTRIES: usize = 64;
+/// Bounds what is remembered of them.
+const MOST_PLACES: usize = 1 << 16;
 
 /// What one step changed, less what it put back itself.
 #[derive(Debug, Default)]
@@ -28,6 +34,34 @@ pub struct StepChanges {
     pub codes: Vec<(B256, Bytecode)>,
     /// It ended an account: nothing may run on this journal after it.
     pub has_destroyed: bool,
+    lately: Lately,
+}
+
+/// Where a step's journal has its slots, by a hash under a seed: of what is written again and again most is passed over
+/// without asking the state.
+#[derive(Debug, Default)]
+struct Lately {
+    hasher: foldhash::fast::RandomState,
+    places: Vec<u32>,
+}
+
+impl Lately {
+    fn make_room(&mut self, entries: usize) {
+        let wanted = (entries / 4).next_power_of_two().clamp(MANY_ENTRIES, MOST_PLACES);
+        self.places.resize(wanted.max(self.places.len()), 0);
+    }
+
+    /// Whether an entry before the `nth` was seen to change this slot, and this one is known from now on.
+    fn is_again(&mut self, journal: &[JournalEntry], nth: usize, address: &Address, slot: &U256) -> bool {
+        let mut hasher = self.hasher.build_hasher();
+        address.feed(&mut hasher);
+        slot.feed(&mut hasher);
+        let place = hasher.finish() as usize & (self.places.len() - 1);
+        // What another step left here is some entry of this one, or none: all before the `nth` have been seen.
+        let before = std::mem::replace(&mut self.places[place], nth as u32) as usize;
+        let entry = if before < nth { journal.get(before) } else { None };
+        matches!(entry, Some(JournalEntry::StorageChanged { address: owner, key, .. }) if owner == address && key == slot)
+    }
 }
 
 impl StepChanges {
@@ -47,7 +81,12 @@ impl StepChanges {
     fn collect(&mut self, journal: &mut JournalInner<JournalEntry>) {
         let state = &mut journal.state;
         let mut most = MANY_SLOTS;
-        for entry in &journal.journal {
+        let entries = &journal.journal;
+        let is_long = entries.len() > MANY_ENTRIES;
+        if is_long {
+            self.lately.make_room(entries.len());
+        }
+        for (nth, entry) in entries.iter().enumerate() {
             match entry {
                 JournalEntry::BalanceChange { address, .. }
                 | JournalEntry::NonceChange { address, .. }
@@ -64,6 +103,9 @@ impl StepChanges {
                     self.note(state, target);
                 }
                 JournalEntry::StorageChanged { address, key, .. } => {
+                    if is_long && self.lately.is_again(entries, nth, address, key) {
+                        continue;
+                    }
                     let slot = state.get(address).filter(|account| !account.is_selfdestructed());
                     if let Some(slot) = slot.and_then(|account| account.storage.get(key))
                         && slot.is_changed()
@@ -182,10 +224,12 @@ impl<'t, S: Source> Machine<'t, S> {
             }
             Err(StateError(error)) => Err(error),
         };
-        let (sender, to) = (load(transfer.sender)?, load(transfer.to)?);
+        let sender = load(transfer.sender)?;
+        // Whoever cannot pay is refused, and nobody looks at whom they meant to pay.
+        let to = if transfer.predicate.holds(Some(&sender)) { Some(load(transfer.to)?) } else { None };
         let is_own = transfer.to == transfer.sender;
-        let credited = to.balance.checked_add(transfer.value).filter(|_| !to.has_code());
-        let (true, Some(credited)) = (transfer.predicate.holds(Some(&sender)), credited) else {
+        let paid = to.filter(|to| !to.has_code()).and_then(|to| Some((to, to.balance.checked_add(transfer.value)?)));
+        let Some((to, credited)) = paid else {
             // What was loaded is cold again.
             journal.inner.discard_tx();
             return Ok(false);

@@ -14,7 +14,6 @@ const SYSTEM_CALL_GAS: u64 = 30_000_000;
 /// A call that nobody signed; of nonce 0, without a tip.
 #[derive(Debug, Clone, Default)]
 pub struct Unsigned {
-    pub tx_type: u8,
     pub caller: Address,
     pub gas_limit: u64,
     pub gas_price: u128,
@@ -63,7 +62,8 @@ impl RevmTransaction for Tx<'_> {
     fn tx_type(&self) -> u8 {
         match self {
             Self::Signed(transaction) => transaction.tx_type,
-            Self::Unsigned(call) => call.tx_type,
+            Self::Unsigned(call) if call.authorizations.is_empty() => u8::from(!call.access_list.is_empty()),
+            Self::Unsigned(_) => super::SETS_CODE,
         }
     }
 

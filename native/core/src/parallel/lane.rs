@@ -14,6 +14,7 @@ use alloy_primitives::{Address, B256, U256};
 
 use super::codes::Codes;
 use super::expected::Listing;
+use super::locations::FirstFound;
 use super::lock;
 use super::marks::{Clash, Visit};
 use super::memory::{Key, Memory, Numbers, Value, wrong_kind};
@@ -38,8 +39,6 @@ const OWN_BYTES: usize = 1280;
 pub const WARMED: usize = 16;
 /// Clashes of one window that are remembered, to learn from.
 const MAX_CLASHES: usize = 1024;
-/// Looking through more than this costs more than asking the table again.
-const MAX_FOUND: usize = 12;
 
 /// What the tasks of one window share.
 #[derive(Debug)]
@@ -111,8 +110,8 @@ pub struct LaneReader {
     is_stopped: bool,
     /// Locations in the order in which they were first read on this journal, with the item that did.
     touched: Vec<(u32, u32)>,
-    /// What the present item was the first to read: what it changes is mostly among that.
-    found: Vec<(Key, u32)>,
+    /// What the present item was the first to read.
+    found: FirstFound,
     /// Where the accounts lie that the next items send from and pay, and what is there.
     upcoming: Upcoming<(u32, Option<Account>)>,
     numbers: Numbers,
@@ -145,16 +144,19 @@ impl LaneReader {
             value = listing.before(location, value, self.index);
         }
         self.touched.push((location, self.index));
-        if self.found.len() < MAX_FOUND {
-            self.found.push((*key, location));
-        }
+        self.found.note(key, location);
         Ok(value)
+    }
+
+    /// The last location that was first read after so many, taken out.
+    fn pop_touched(&mut self, known: usize) -> Option<u32> {
+        if self.touched.len() > known { self.touched.pop().map(|(location, _)| location) } else { None }
     }
 
     /// Where a location lies that the item likely looked at.
     fn locate(&mut self, key: &Key) -> Result<u32> {
-        match self.found.iter().find(|(found, _)| found == key) {
-            Some((_, location)) => Ok(*location),
+        match self.found.get(key) {
+            Some(location) => Ok(location),
             None => self.memory.locate_with(key, &mut self.numbers),
         }
     }
@@ -266,7 +268,7 @@ impl<'a> Lane<'a> {
             saw_tips: false,
             is_stopped: false,
             touched: Vec::new(),
-            found: Vec::with_capacity(MAX_FOUND),
+            found: FirstFound::default(),
             upcoming: Upcoming::default(),
             numbers: Numbers::default(),
             codes: Codes::default(),
@@ -440,9 +442,7 @@ impl<'a> Lane<'a> {
 
     /// What a refused item was the first to look at, nobody has looked at.
     fn forget(&mut self, known: usize) {
-        let reader = self.machine.state();
-        let looked_at: Vec<(u32, u32)> = reader.touched.drain(known..).collect();
-        for (location, _) in looked_at {
+        while let Some(location) = self.machine.state().pop_touched(known) {
             if let Key::Account(address) = self.memory.key(location) {
                 self.machine.forget_step(&address);
             }

@@ -17,6 +17,29 @@ use crate::near::bring_near_to_write;
 pub use crate::state::Key;
 use crate::state::Map;
 
+/// The first locations that an item looked at: what it writes is mostly among them.
+#[derive(Debug, Default)]
+pub struct FirstFound(Vec<(Key, u32)>);
+
+/// Looking through more than this costs more than asking the table again.
+const MAX_FOUND: usize = 12;
+
+impl FirstFound {
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub fn note(&mut self, key: &Key, location: u32) {
+        if self.0.len() < MAX_FOUND {
+            self.0.push((*key, location));
+        }
+    }
+
+    pub fn get(&self, key: &Key) -> Option<u32> {
+        self.0.iter().find(|(found, _)| found == key).map(|(_, location)| *location)
+    }
+}
+
 /// A key as words: three of the address, the third with the kind above it, and four of the slot.
 type Words = [u64; 7];
 const IS_SLOT: u64 = 1 << 32;

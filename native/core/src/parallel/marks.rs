@@ -67,7 +67,7 @@ impl Default for Marks {
 impl Marks {
     pub fn touch(&mut self, visit: Visit) -> Option<Clash> {
         self.enter(visit.window);
-        let other = self.writes.0.iter().find(|write| write.index != NEVER && write.task != visit.task).copied();
+        let other = self.writer_beside(visit.task);
         self.touches.add(visit.index, visit.task);
         match other {
             // What another task wrote lies there already, whichever of the two comes first in order.
@@ -81,8 +81,11 @@ impl Marks {
 
     /// Whether a task other than this one changed the location in this window.
     pub fn is_written_beside(&self, visit: Visit) -> bool {
-        let writes = self.writes.0.iter();
-        self.window == visit.window && writes.into_iter().any(|write| write.index != NEVER && write.task != visit.task)
+        self.window == visit.window && self.writer_beside(visit.task).is_some()
+    }
+
+    fn writer_beside(&self, task: u16) -> Option<Mark> {
+        self.writes.0.iter().find(|write| write.index != NEVER && write.task != task).copied()
     }
 
     /// A change counts as a visit too: of a new account nothing is read before it is written.

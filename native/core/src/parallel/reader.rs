@@ -8,6 +8,7 @@ use std::sync::Arc;
 use alloy_primitives::{Address, B256, U256};
 
 use super::codes::Codes;
+use super::locations::FirstFound;
 use super::memory::{Found, Key, Memory, Seen, Stamp, Value, wrong_kind};
 use crate::error::{CoreError, Result};
 use crate::evm::Bytecode;
@@ -72,12 +73,8 @@ pub struct Reader {
     /// Every location that the item asked for.
     pub touched: Vec<u32>,
     codes: Codes,
-    /// The first locations that the item asked for: what it writes is mostly among them.
-    found: Vec<(Key, u32)>,
+    found: FirstFound,
 }
-
-/// Looking through more than this costs more than asking the table again.
-const MAX_FOUND: usize = 12;
 
 impl Reader {
     pub fn new(memory: Arc<Memory>, beneficiary: Address) -> Self {
@@ -93,7 +90,7 @@ impl Reader {
             stop: None,
             touched: Vec::new(),
             codes: Codes::default(),
-            found: Vec::with_capacity(MAX_FOUND),
+            found: FirstFound::default(),
         }
     }
 
@@ -117,17 +114,15 @@ impl Reader {
 
     /// Where a location lies that the item likely looked at before.
     pub fn locate(&self, key: &Key) -> Result<u32> {
-        match self.found.iter().find(|(found, _)| found == key) {
-            Some((_, location)) => Ok(*location),
+        match self.found.get(key) {
+            Some(location) => Ok(location),
             None => self.memory.locate(key),
         }
     }
 
     fn look(&mut self, key: Key) -> Result<(u32, Value, Option<Stamp>)> {
         let location = self.memory.locate(&key)?;
-        if self.found.len() < MAX_FOUND {
-            self.found.push((key, location));
-        }
+        self.found.note(&key, location);
         self.touched.push(location);
         super::perturb();
         match self.memory.read(location, self.index)? {

@@ -22,6 +22,7 @@ pub use block_state::{BlockState, Finished, Part, Touched};
 pub use genesis::parse_genesis;
 pub use snapshot::{read_snapshot, write_snapshot};
 pub use store::{Overlay, Store, View};
+pub use table::Word;
 
 /// Keys are chosen by whoever sends transactions, so the hasher is seeded per process. Nothing may depend on the order.
 pub type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;

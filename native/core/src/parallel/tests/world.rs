@@ -37,6 +37,7 @@ pub(super) const TOKEN: u8 = 0x37;
 pub(super) const ACCEPTER: u8 = 0x38;
 pub(super) const DIAMOND: u8 = 0x39;
 pub(super) const CYCLE: u8 = 0x3a;
+pub(super) const SWEEP: u8 = 0x3b;
 
 /// Deployed code of a contract as the node ships it.
 pub(super) fn artifact(text: &str) -> String {
@@ -86,6 +87,8 @@ pub(super) fn genesis() -> Vec<u8> {
     // counts the input down in slots 0 to 5, the caller's address added
     let cycle = "0x5f355b8033015f55803301600155803301600255803301600355803301600455803301600555600190038060025700";
     code(contract(CYCLE), cycle.into(), none());
+    // counts input word 0 down to word 1: slot (n mod 128) := n / 128
+    code(contract(SWEEP), "0x5f355b8060071c81607f165560019003806020351060025700".into(), none());
     code(contract(FACTORY), hex(&factory_code()), none());
     code(contract(REVERTER), "0x5f546001015f5563deadbeef5f526004601cfd".into(), none());
     code(contract(BURNER), "0xfe".into(), none());
