@@ -1,7 +1,7 @@
 """The ``pending`` block: what the builder would put on the notarized tip now.
 
 The preview really executes what the mempool would offer, up to a cap, without inbox, and is thrown away. It is kept for a
-moment, so that polling wallets cost one execution between them.
+moment, so that polling wallets cost one execution between them, and never runs on the executors of the shard's blocks.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ class PendingPreview:
     def _build(self, header: Header, batch: _native.Batch) -> IndexedBlock:
         core = self._backend.core
         env = build_env(header, self._backend.genesis.preset.inbox_gas)
-        result = core.execute(header.parent, batch, env, "build", [])
+        result = core.preview(header.parent, batch, env)
         body = batch.encode_body(result.included)
         content = msgspec.structs.replace(
             header.shard_content,

@@ -369,6 +369,18 @@ impl Core {
         guarded(py, || Ok(BlockResult(self.0.execute_with(parent, batch, env, mode, &inbox, given)?)))
     }
 
+    fn preview(
+        &self,
+        py: Python<'_>,
+        parent: &[u8],
+        batch: &Bound<'_, Batch>,
+        env: &Bound<'_, BlockEnv>,
+    ) -> PyResult<BlockResult> {
+        let parent = hash("parent", parent)?;
+        let (batch, env) = (&batch.get().0, &env.get().0);
+        guarded(py, || Ok(BlockResult(self.0.preview(parent, batch, env)?)))
+    }
+
     fn adopt(&self, py: Python<'_>, result: &Bound<'_, BlockResult>, block_hash: &[u8], height: u64) -> PyResult<()> {
         let (block_hash, result) = (hash("block_hash", block_hash)?, &result.get().0);
         guarded(py, || Ok(self.0.adopt(result, block_hash, height)?))

@@ -79,13 +79,28 @@ impl Core {
         inbox: &[T],
         access_list: Option<&[u8]>,
     ) -> Result<BlockResult> {
-        let view = self.store.view(&parent).map_err(|error| match error {
-            CoreError::MissingState(text) => CoreError::UnknownParent(text),
-            other => other,
-        })?;
+        let view = self.parent_view(&parent)?;
         let mut block = Block::new(self.chain, env, batch, mode, inbox)?;
         (block.between, block.access_list) = (self.between.clone(), access_list);
         execute_block(view, parent, &block)
+    }
+
+    /// The block that a batch would make and that nobody will vote on: built in order by the thread that asks, so that no
+    /// block which is voted on waits for it.
+    ///
+    /// # Errors
+    /// Those of `execute`.
+    pub fn preview(&self, parent: B256, batch: &Batch, env: &BlockEnv) -> Result<BlockResult> {
+        let view = self.parent_view(&parent)?;
+        let chain = Chain { threads: 1, ..self.chain };
+        execute_block(view, parent, &Block::new::<&[u8]>(chain, env, batch, Mode::Build, &[])?)
+    }
+
+    fn parent_view(&self, parent: &B256) -> Result<View> {
+        self.store.view(parent).map_err(|error| match error {
+            CoreError::MissingState(text) => CoreError::UnknownParent(text),
+            other => other,
+        })
     }
 
     /// What revm does with a batch by itself, for benchmarks, which may look at what comes back.

@@ -4,6 +4,7 @@ import pytest
 from eth_account import Account
 
 from shards.mempool import Mempool, MempoolLimits
+from shardyard import _native
 from tests.unit.native.shard import (
     ACCEPTER,
     ADDRESSES,
@@ -101,6 +102,16 @@ def test_validators_find_a_pools_block_the_same_with_and_without_its_list():
             )
             assert (found.state_root, found.outcomes_root) == (built.state_root, built.outcomes_root)
             assert (found.diff, found.access_list) == (built.diff, built.access_list)
+
+
+def test_a_preview_is_the_block_that_would_be_built():
+    shard = Shard(threads=2)
+    batch = fill(shard, list(sign_all(12))).select_batch(BASE_FEE, 60_000_000, 10**7)
+    seen = shard.core.preview(GENESIS, batch, make_env())
+    built = shard.core.execute(GENESIS, batch, make_env(), "build", ())
+    assert [getattr(seen, field) for field in FIELDS] == [getattr(built, field) for field in FIELDS]
+    with pytest.raises(_native.UnknownParent):
+        shard.core.preview(b"\7" * 32, batch, make_env())
 
 
 @pytest.mark.parametrize("gas_limit", [600_000, 2_000_000, 3_021_000])
