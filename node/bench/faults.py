@@ -77,12 +77,20 @@ class Run:
         path = self.devnet.network.get_control_path(LAUNCHER)
         found = await ask(path, "fault", timeout_s=FAULT_TIMEOUT_S, kind=kind, nodes=nodes, **more)
         say(f"  fault {found['fault']['id']}: {kind} {found['fault']['text']}")
+        self._note_untold(f"{kind} begins", found["untold"])
         return int(found["fault"]["id"])
 
     async def heal(self, *faults: int) -> None:
         """Heal faults; all of them without a number."""
         path = self.devnet.network.get_control_path(LAUNCHER)
-        await ask(path, "heal", timeout_s=FAULT_TIMEOUT_S, faults=faults)
+        found = await ask(path, "heal", timeout_s=FAULT_TIMEOUT_S, faults=faults)
+        self._note_untold("healed", found["untold"])
+
+    def _note_untold(self, what: str, untold: list[str]) -> None:
+        """A leg whose processes do not know of it measures something else."""
+        if untold:
+            say(f"    did not hear of it: {', '.join(untold)}")
+            self.targets.append(equals(f"{what}: processes that did not hear", len(untold), 0, "processes"))
 
     async def time_healing(self, name: str, nodes: tuple[str, ...], *faults: int) -> None:
         """Heal ``faults`` and note how long until each of ``nodes`` has a final block that nobody had before."""

@@ -117,7 +117,20 @@ class Laboratory:
     async def _heal_later(self, fault: Fault) -> None:
         await asyncio.sleep(fault.request.for_ms / 1000)
         self._timers.pop(fault.id, None)  # it is this task, which must not cancel itself
-        await self._heal([fault])
+        # Nobody waits for this task: what it finds is said here or nowhere.
+        try:
+            untold = await self._heal([fault])
+        except (OSError, ChildError, FaultError):
+            logger.exception("fault %d could not be healed when its time was over", fault.id)
+            return
+        for node in untold:
+            logger.warning(
+                "fault %d is over, and %s did not hear of it; try: shardyard node restart %s%s",
+                fault.id,
+                node,
+                node,
+                self._flag,
+            )
 
     async def _heal(self, faults: list[Fault]) -> list[str]:
         """Undo ``faults``; return which processes could not be told."""

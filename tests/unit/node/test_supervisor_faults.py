@@ -196,6 +196,22 @@ async def test_one_process_that_cannot_be_healed_keeps_no_other_ill(home):
     assert not children["shard-0-1"].is_full
 
 
+async def test_a_fault_whose_time_is_over_and_that_cannot_be_undone_is_said_in_the_log(
+    home, caplog, eventually_async
+):
+    network = create_network(home / "lab", Options(name="lab", shards=1, nodes_per_shard=2, seed=5))
+    create_run_dir(network.run_dir)
+    children = {"shard-0-0": Stubborn()}
+    laboratory = Laboratory(network, children)
+    await laboratory.methods["fault"]({"kind": "full-disk", "nodes": list(children), "for_ms": 50})
+    children["shard-0-0"].is_stubborn = True
+    await eventually_async(lambda: "did not hear of it" in caplog.text)
+    assert (
+        "fault 1 is over, and shard-0-0 did not hear of it; try: shardyard node restart shard-0-0"
+        in caplog.text
+    )
+
+
 async def test_each_process_is_told_once_however_many_faults_are_healed(home, monkeypatch):
     network = create_network(home / "lab", Options(name="lab", shards=1, nodes_per_shard=2, seed=5))
     create_run_dir(network.run_dir)
