@@ -13,8 +13,8 @@ the cores, so more shards are no more machines: what crosses shards costs a seco
 """
 OVERLOADS = """
 In overload twice the peak's rate is sent in an open loop; what is refused comes again in its connection's next turn, within
-the schedule. Memory is resident memory of the shard that grew most, before and at its largest; slots are those of the block
-time that passed, of the slowest shard and of the beacon; the time between blocks is of 95 of 100.
+the schedule. Memory is that of the shard that grew most, before and at its largest, without pages of files; slots are those
+of the block time that passed, of the slowest shard and of the beacon; the time between blocks is of 95 of 100.
 
 """
 ANVIL = """

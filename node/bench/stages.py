@@ -62,7 +62,7 @@ def read_machine_s() -> float:
 
 
 class MemoryWatch:
-    """Resident memory of processes, by name, in MB: at the beginning, and the largest that was seen since."""
+    """Memory of processes, by name, in MB: at the beginning, and the largest that was seen since."""
 
     def __init__(self, pids: dict[str, int]) -> None:
         self._pids = pids
@@ -78,8 +78,12 @@ class MemoryWatch:
 
 
 def read_memory_mb(pids: dict[str, int]) -> dict[str, float]:
-    """Return the resident memory of each process."""
-    return {name: round(psutil.Process(pid).memory_info().rss / 1e6, 1) for name, pid in pids.items()}
+    """Return the resident memory of each process, less what it maps of files where the system tells them apart.
+
+    Pages of files, the index above all, are the system's to take back, and grow with the chain and not with what is offered.
+    """
+    found = {name: psutil.Process(pid).memory_info() for name, pid in pids.items()}
+    return {name: round((info.rss - getattr(info, "shared", 0)) / 1e6, 1) for name, info in found.items()}
 
 
 def _read_pool(pid: int) -> float:
