@@ -24,7 +24,10 @@ from shardyard.ids import ZERO_HASH, Hash32, describe_shard
 
 FORMAT_VERSION: Final = "5"
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
-MAX_SLOT: Final = (1 << 64) - 2
+MAX_SLOT: Final = 1 << 48
+"""No chain gets there: a slot beyond it is a slip of the pen, and would silence its key for good."""
+MAX_RECORD_NUMBER: Final = 1 << 48
+"""A record is numbered on above the one that it took, in 64 bits."""
 HASH_BYTES: Final = 32
 KEY_BYTES: Final = 48
 
@@ -96,18 +99,30 @@ def build_interchange(
 ) -> bytes:
     """Return the file about ``keys``, validator to public key, as JSON.
 
-    ``state`` is of a record whose last frame is ``record_number``.
+    ``state`` is of a record whose last frame is ``record_number``. Blocked keys are left out (``list_blocked``).
+    Raises ``InterchangeError`` when no key is left.
     """
+    blocked = list_blocked(keys, state)
+    if len(blocked) == len(keys):
+        raise InterchangeError(
+            f"export: got {len(keys)} keys, {len(blocked)} of them silent for good, expected one that is not; try: "
+            "shardyard validator resume, or shardyard validator list, which shows who has which keys"
+        )
     entries = state.entries()
     data = [
         _build_minimal(public_key, state, validator)
         if is_minimal
         else _build_complete(domain, public_key, state.get_floor(validator), entries, validator)
         for validator, public_key in sorted(keys.items())
-        if state.get_floor(validator) != BLOCKED
+        if validator not in blocked
     ]
     found = Interchange(Metadata(FORMAT_VERSION, _hex(genesis_hash), record_number), data)
     return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
+
+
+def list_blocked(keys: Iterable[int], state: SignerState) -> list[int]:
+    """Return those of ``keys`` that sign nothing until a person resumes them."""
+    return [validator for validator in sorted(keys) if state.get_floor(validator) == BLOCKED]
 
 
 def _build_minimal(public_key: bytes, state: SignerState, validator: int) -> KeyHistory:
@@ -148,16 +163,16 @@ def read_interchange(data: bytes, genesis_hash: Hash32, name: str) -> Interchang
         raise InterchangeError(f"{name}: got {len(data)} bytes, expected at most {MAX_FILE_BYTES}; {_TRY}")
     try:
         found = msgspec.json.decode(data, type=Interchange)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise InterchangeError(f"{name}: no EIP-3076 interchange file ({error}); {_TRY}") from error
     version, root = found.metadata.interchange_format_version, found.metadata.genesis_validators_root
     if version != FORMAT_VERSION:
         raise InterchangeError(
             f"{name}: got interchange format {version[:40]!r}, expected {FORMAT_VERSION!r}; {_TRY}"
         )
-    if not 0 <= found.metadata.record_number <= MAX_SLOT:
+    if not 0 <= found.metadata.record_number <= MAX_RECORD_NUMBER:
         raise InterchangeError(
-            f"{name}: got record number {found.metadata.record_number}, expected 0 to {MAX_SLOT}; {_TRY}"
+            f"{name}: got record number {found.metadata.record_number}, expected 0 to {MAX_RECORD_NUMBER}; {_TRY}"
         )
     if root.lower() != _hex(genesis_hash):
         raise InterchangeError(

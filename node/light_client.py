@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from shardyard import _native
 from shardyard.blocks import FinalityProof, Header
 from shardyard.codec import decode, encode
 from shardyard.consensus.proofs import verify_finality_proof
@@ -137,7 +138,18 @@ def verify_document(document: ProofDocument, genesis: Genesis | None = None) -> 
             f"chain: got {document.chain}, expected beacon or shard-0 to shard-{trusted.shard_count - 1}"
         )
     committee = trusted.committees[chain]
-    header = verify_finality_proof(BlsCrypto(), trusted.get_domain(chain), committee, proof)
+    if not committee.validators:
+        raise InvalidProofError(
+            f"genesis: got no validators of {document.chain}, expected one at least, who proves its blocks; "
+            "try: --genesis with one that you trust"
+        )
+    try:
+        header = verify_finality_proof(BlsCrypto(), trusted.get_domain(chain), committee, proof)
+    except _native.BlsError as error:
+        raise InvalidProofError(
+            f"genesis: got keys of {document.chain} that do not count ({error}), expected each with its proof of "
+            "possession; try: --genesis with one that you trust"
+        ) from error
     if header.height != document.height or header.hash != _parse_hash(document.hash, "hash"):
         raise InvalidProofError(
             f"block: the file says {document.hash} at height {document.height}, "

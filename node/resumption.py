@@ -154,23 +154,19 @@ def choose_slot(network: Network, chain: ShardId, heard: Heard, above: int | Non
     """
     committee = network.genesis.committees[chain]
     name = describe_shard(chain)
-    if above is not None and above <= heard.slot:
-        raise ResumptionError(
-            f"above: got {above}, expected more than {heard.slot}, a slot that {name} has entered; "
-            f"try: the same with --above {heard.slot + MARGIN_SLOTS}"
-        )
-    if above is not None and above > heard.slot + MAX_AHEAD_SLOTS:
-        raise ResumptionError(
-            f"above: got {above}, expected at most {heard.slot + MAX_AHEAD_SLOTS}, {MAX_AHEAD_SLOTS} slots beyond the newest "
-            "that is known of: the keys would be silent until then, and nothing takes it back; try: a smaller --above"
-        )
     needed = committee.total_stake - committee.quorum + 1
     way = "bring other nodes back first, shardyard status shows them" if heard.has_answers else "shardyard up"
-    if above is None and heard.knowing < needed:
+    unknown = ""
+    if heard.knowing < needed:
+        unknown = (
+            f"nodes with {heard.knowing} of {committee.total_stake} stake tell how far it is, expected at least "
+            f"{needed}, so a newer slot than {heard.slot} may be unknown"
+        )
+    if above is not None:
+        _verify_above(name, heard, above, unknown, way)
+    elif unknown:
         raise ResumptionError(
-            f"{name}: nodes with {heard.knowing} of {committee.total_stake} stake tell how far it is, expected at least "
-            f"{needed}, so a newer slot than {heard.slot} may be unknown; try: {way}, or --above SLOT with a slot that nobody "
-            "has entered"
+            f"{name}: {unknown}; try: {way}, or --above SLOT with a slot that nobody has entered"
         )
     if heard.signing < committee.quorum and (above is None or heard.has_answers):
         raise ResumptionError(
@@ -179,6 +175,30 @@ def choose_slot(network: Network, chain: ShardId, heard: Heard, above: int | Non
             "was resumed signs when its slot is passed"
         )
     return heard.slot + MARGIN_SLOTS if above is None else above
+
+
+def _verify_above(name: str, heard: Heard, above: int, unknown: str, way: str) -> None:
+    """Raise ``ResumptionError`` when ``above`` was entered, or is far beyond the newest slot heard of.
+
+    ``unknown`` says why that slot may not be the newest one. Then no other slot is advised: it could have been entered.
+    The others have to tell first. They can be started: without them the chain would never get to ``above``.
+    """
+    tell = (
+        f"try: {way}; with this node alone stopped, resume again: the others tell how far it is; where their keys are "
+        "silent as well, let this node follow them first, and resume after shardyard down"
+    )
+    if above <= heard.slot:
+        known = f"try: the same with --above {heard.slot + MARGIN_SLOTS}"
+        raise ResumptionError(
+            f"above: got {above}, expected more than {heard.slot}, a slot that {name} has entered"
+            + (f"; {unknown}; {tell}" if unknown else f"; {known}")
+        )
+    if above > heard.slot + MAX_AHEAD_SLOTS:
+        raise ResumptionError(
+            f"above: got {above}, expected at most {heard.slot + MAX_AHEAD_SLOTS}, {MAX_AHEAD_SLOTS} slots beyond the "
+            "newest that is known of: the keys would be silent until then, and nothing takes it back; "
+            + (f"{name}: {unknown}; {tell}" if unknown else "try: a smaller --above")
+        )
 
 
 def resume_keys(data: DataDir, witness: Witness, silent: Silent, chosen: Collection[int], slot: int) -> None:

@@ -37,6 +37,7 @@ def list_chain_methods(engine: FinalityEngine) -> dict[str, Method]:
             if block is None:
                 break
             hashes.append(block.hash.hex())
+            await asyncio.sleep(0)  # it may have come from the disk, and consensus goes on meanwhile
         return {
             "height": engine.final_block.header.height,
             "slot": engine.slot,
@@ -56,6 +57,7 @@ def list_chain_methods(engine: FinalityEngine) -> dict[str, Method]:
             encoded = encode(proof)
             size += len(encoded)
             proofs.append(encoded.hex())
+            await asyncio.sleep(0)
         return {"height": engine.final_block.header.height, "first": first, "proofs": proofs}
 
     return {"finals": answer_finals, "proofs": answer_proofs}

@@ -109,9 +109,8 @@ class AnsweredBook:
             where = f"shard-{item.shard} transaction {item.hash}"
             times = self._included[item.shard, bytes.fromhex(item.hash[2:])]
             if times == 0:
-                next_nonce = (
-                    get_nonce(item.shard, bytes.fromhex(item.sender[2:])) if item.sender else item.nonce
-                )
+                is_told = item.sender and item.nonce >= 0
+                next_nonce = get_nonce(item.shard, bytes.fromhex(item.sender[2:])) if is_told else item.nonce
                 if next_nonce > item.nonce:
                     replaced += 1
                 elif any(

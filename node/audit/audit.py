@@ -8,12 +8,12 @@ import msgspec
 from node.audit.answered import Answered, AnsweredBook, AnsweredSummary
 from node.audit.beacon import BeaconReplay
 from node.audit.chains import CertificateBook, compare_replicas, verify_chain, verify_followed
-from node.audit.findings import Findings, Row
+from node.audit.findings import Findings, Promise, Row
 from node.audit.flow import MessageFlow
 from node.audit.logs import ChainLog
 from node.audit.replay import ShardReplay
 from node.network import Network, parse_node
-from shardyard.ids import BEACON, Hash32, ShardId, describe_shard
+from shardyard.ids import BEACON, Hash32, NodeId, ShardId, describe_shard
 from shardyard.keys import BlsCrypto
 
 REPORT_VERSION = 1
@@ -83,6 +83,7 @@ def audit_network(
         beacon = BeaconReplay(network.genesis, chains[BEACON], hashes[BEACON], shards, flow, crypto, findings)
         beacon.run()
         beacon.finish()
+        verify_ends(network, shards, findings)
         say(
             f"executed {sum(shard.height for shard in shards)} blocks with {sum(s.transactions for s in shards)} transactions"
         )
@@ -110,16 +111,58 @@ def audit_network(
     )
 
 
-def open_logs(network: Network, findings: Findings, opened: list[ChainLog]) -> dict[ShardId, list[ChainLog]]:
-    """Return the logs of every chain, the one to audit first. The beacon's is read first: a running network grows."""
+def read_logs(network: Network, findings: Findings, opened: list[ChainLog]) -> dict[ShardId, list[ChainLog]]:
+    """Return the logs of every chain, in order of nodes. The beacon's is read first: a running network grows."""
     by_chain: dict[ShardId, list[ChainLog]] = {}
     for node in network.nodes:
         chain, _ = parse_node(node)
-        path = network.get_data_dir(node) / "blocks"
-        log = ChainLog(path, node, chain, network.genesis.network, findings)
-        opened.append(log)
-        by_chain.setdefault(chain, []).append(log)
+        by_chain.setdefault(chain, []).append(read_log(network, node, findings, opened))
+    return by_chain
+
+
+def open_logs(network: Network, findings: Findings, opened: list[ChainLog]) -> dict[ShardId, list[ChainLog]]:
+    """Return the logs of every chain as ``read_logs`` does, the one to audit first."""
+    by_chain = read_logs(network, findings, opened)
     return {chain: compare_replicas(logs, findings) for chain, logs in by_chain.items()}
+
+
+def read_log(network: Network, node: NodeId, findings: Findings, opened: list[ChainLog]) -> ChainLog:
+    """Return the log of ``node``, noted in ``opened`` for whoever closes it."""
+    path = network.get_data_dir(node) / "blocks"
+    log = ChainLog(path, node, parse_node(node)[0], network.genesis.network, findings)
+    opened.append(log)
+    return log
+
+
+def verify_ends(network: Network, shards: Sequence[ShardReplay], findings: Findings) -> None:
+    """Find blocks that were not checked because no log of the beacon has the block that they refer to."""
+    waiting = [
+        (shard, shard.awaited)
+        for shard in shards
+        if shard.awaited is not None and shard.height < shard.last_height and not shard.broken
+    ]
+    if not waiting:
+        return
+    # The beacon's logs were read before the shards': in a running network shards may be ahead of what was read.
+    # A reference comes with the proof that its block is final (X0), and the beacon writes down what is final before it
+    # tells anybody: in a second reading it must be there.
+    # What is wrong in these logs was found in the first.
+    opened: list[ChainLog] = []
+    try:
+        for node in network.nodes:
+            if parse_node(node)[0] == BEACON:
+                read_log(network, node, Findings(), opened)
+        for shard, ref in waiting:
+            if all(log.find_final_hash(ref.height) != ref.hash for log in opened):
+                findings.add(
+                    Promise.CHAINS,
+                    f"{describe_shard(shard.shard)} block {shard.height + 1}",
+                    f"refers to beacon block {ref.height}, which no log of the beacon has: "
+                    f"the blocks from here up to {shard.last_height} were not checked",
+                )
+    finally:
+        for log in opened:
+            log.close()
 
 
 def _report(log: ChainLog, executed: int, transactions: int) -> ChainReport:

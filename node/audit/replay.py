@@ -47,6 +47,8 @@ class ShardReplay:
         self.transactions = 0
         self.broken = False
         """Execution stopped: what follows cannot be judged."""
+        self.awaited: BeaconRef | None = None
+        """Beacon block beyond the audited ones to which the next block refers: execution waits for it."""
         self._genesis = genesis
         self._replicas = replicas
         self._hashes = hashes
@@ -120,8 +122,9 @@ class ShardReplay:
             return False
         ref = block.header.shard_content.beacon_ref
         view = views.get(ref.height)
+        self.awaited = ref if view is None else None
         if view is None:
-            return False  # refers to a beacon block beyond the audited ones
+            return False
         if view.ref != ref:
             self._fail(height, f"refers to a beacon block at height {ref.height} that is not the final one")
             return False

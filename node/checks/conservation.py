@@ -30,13 +30,15 @@ async def check_conservation(network: Network) -> Verdict:
             break
     if books is None:
         return build_verdict("conservation", "the beacon does not answer", {}, ["no answer from beacon-0"])
-    return judge_supply(books, counted, network.genesis.shard_count, witnesses.describe_silent())
+    made = [int.from_bytes(shard.supply, "big") for shard in network.genesis.shards]
+    return judge_supply(books, counted, made, witnesses.describe_silent())
 
 
 async def _count(witnesses: Witnesses, row: dict[str, Any]) -> int | None:
     """Return the wei of all accounts of a shard at the block of its last crosslink, from the first node that has them."""
-    if not row["height"]:
-        return int(row["balance"])  # no crosslink yet: the state is genesis, which the books began with
+    shards = witnesses.network.genesis.shards
+    if not row["height"] and row["shard"] in range(len(shards)):
+        return int.from_bytes(shards[row["shard"]].supply, "big")  # no crosslink yet: its state is genesis
     for node in witnesses.list_nodes(ShardId(row["shard"])):
         found = await witnesses.ask(node, "supply", hash=row["head"])
         if found is not None:
@@ -44,10 +46,15 @@ async def _count(witnesses: Witnesses, row: dict[str, Any]) -> int | None:
     return None
 
 
-def judge_supply(books: dict[str, Any], counted: dict[int, int], shards: int, silent: str = "") -> Verdict:
-    """Return the verdict on the beacon's ``books``, with the wei that were ``counted`` by shard."""
+def judge_supply(
+    books: dict[str, Any], counted: dict[int, int], made: list[int], silent: str = ""
+) -> Verdict:
+    """Return the verdict on the beacon's ``books``, with the wei ``counted`` by shard and those that genesis ``made`` of each."""
     findings: list[str] = []
     is_wrong = False
+    listed = sorted(row["shard"] for row in books["shards"])
+    if listed != list(range(len(made))):
+        findings.append(f"the beacon's books are about shards {listed}, expected each of {len(made)} once")
     for row in books["shards"]:
         name, wei = describe_shard(row["shard"]), counted.get(row["shard"])
         if wei is None:
@@ -59,9 +66,12 @@ def judge_supply(books: dict[str, Any], counted: dict[int, int], shards: int, si
             )
     in_flight = sum(int(row["in_flight"]) for row in books["shards"])
     burnt = sum(int(row["burnt"]) for row in books["shards"])
-    genesis, held = int(books["genesis"]), sum(counted.values())
+    genesis, held = sum(made), sum(counted.values())
     total = held + in_flight + burnt
-    if len(counted) == shards and total != genesis:
+    if int(books["genesis"]) != genesis:
+        is_wrong = True
+        findings.append(f"genesis made {genesis} wei, the beacon's books say {books['genesis']}")
+    if len(counted) == len(made) and total != genesis:
         is_wrong = True
         findings.append(f"got {total} wei in all, genesis made {genesis}: {total - genesis:+} wei")
     words = (

@@ -63,6 +63,38 @@ def verify_answer(
     return headers
 
 
+async def _read_proofs(
+    witnesses: Witnesses, node: str, client: LightClient, first: int, last: int
+) -> tuple[list[Header], str]:
+    """Return the headers that ``node`` proves from ``first`` to ``last``, and why it gave no more, for the end of a sentence.
+
+    An answer is capped by its size, so it is asked again from where the one before ended.
+    """
+    genesis, (chain, _) = witnesses.network.genesis, parse_node(node)
+    headers: list[Header] = []
+    start, has_jumped = first, False
+    while start <= last:
+        answer = await witnesses.ask(node, "proofs", first=start, count=last + 1 - start)
+        if answer is None:
+            return headers, f": {witnesses.silent[node]}"
+        begin = int(answer["first"])
+        if begin < start:
+            raise InvalidProofError(f"got proofs from height {begin} on, expected none below {start}")
+        found = verify_answer(client, genesis, chain, answer)
+        if begin > start:  # its history begins there: it came by a snapshot, maybe since it told its height
+            if has_jumped:
+                break
+            has_jumped, headers = True, []
+            last = max(last, begin + last - first)
+        elif headers and found and found[0].parent != headers[-1].hash:
+            raise InvalidProofError(f"the block at height {begin} is no child of the one before")
+        elif not found:
+            break
+        headers += found
+        start = found[-1].height + 1 if found else begin
+    return headers, ""
+
+
 async def check_finality(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verdict:
     """Verify the finality proofs of the last ``blocks`` of every chain, from every node that answers."""
     witnesses = Witnesses(network)
@@ -71,22 +103,23 @@ async def check_finality(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verd
     rows: list[dict[str, Any]] = []
     for node, heads in (await witnesses.ask_all("finals", first=1, count=1)).items():
         chain, _ = parse_node(node)
-        first = max(1, int(heads["height"]) - blocks + 1)
-        answer = await witnesses.ask(node, "proofs", first=first, count=blocks)
         try:
-            if answer is not None and not answer["proofs"] and int(answer["first"]) > first:
-                # It came by a snapshot since it told its height, and says where its history begins now.
-                answer = await witnesses.ask(node, "proofs", first=int(answer["first"]), count=blocks)
-            if answer is None:
-                continue
-            headers = verify_answer(clients[chain], network.genesis, chain, answer)
+            height = int(heads["height"])
+            first = max(1, height - blocks + 1)
+            headers, refusal = await _read_proofs(witnesses, node, clients[chain], first, height)
         except (RemoteProtocolError, KeyError, TypeError, ValueError) as error:
             findings.append(f"{node}: {error}")
             continue
-        if int(heads["height"]) and not headers:
-            findings.append(f"{node}: it proves none of its {heads['height']} final blocks")
         last = headers[-1].height if headers else 0
-        rows.append({"node": node, "proven": len(headers), "first": int(answer["first"]), "last": last})
+        if last < height:
+            proven = (
+                f"its final blocks up to {last} only, of {height}"
+                if headers
+                else f"none of its {height} final blocks"
+            )
+            findings.append(f"{node}: it proves {proven}{refusal}")
+        begin = headers[0].height if headers else first
+        rows.append({"node": node, "proven": len(headers), "first": begin, "last": last})
     for chain in network.genesis.committees:
         if not any(parse_node(row["node"])[0] == chain and row["proven"] for row in rows):
             names = ", ".join(witnesses.list_nodes(chain))

@@ -31,8 +31,12 @@ async def check_no_forks(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verd
         first = max(1, min(heights.values()) - blocks + 1) if blocks else 1
         by_height: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for node, height in heights.items():
-            for at, block_hash in (await _read_hashes(witnesses, node, first, height)).items():
+            found, end = await _read_hashes(witnesses, node, first, height)
+            for at, block_hash in found.items():
                 by_height[at][block_hash].append(node)
+            if end <= height:
+                why = witnesses.silent.get(node, "its answer ends there")
+                unseen.append(f"{node}: it is at height {height} and gave no hash of {end} and above: {why}")
         if books is not None:
             _add_accepted(by_height, books, chain)
         forked = [height for height in sorted(by_height) if len(by_height[height]) > 1]
@@ -55,7 +59,7 @@ async def check_no_forks(network: Network, blocks: int = DEFAULT_BLOCKS) -> Verd
     compared = sum(row["compared"] for row in rows)
     words = "FORKED" if findings else f"no two nodes differ in {compared} heights of {len(rows)} chains"
     if unseen and not findings:
-        words = f"{len(unseen)} of {len(unseen) + len(rows)} chains cannot be compared; {words}"
+        words = f"{len(unseen)} chains or nodes cannot be compared; {words}"
     if evidence:
         words += f"; evidence against {describe_accused(evidence)}"
     figures = {"chains": rows, "evidence": evidence, "silent": sorted(witnesses.silent)}
@@ -72,8 +76,11 @@ def describe_accused(evidence: dict[str, dict[str, int]]) -> str:
     return "; ".join(f"{accused}, held by {', '.join(nodes)}" for accused, nodes in holders.items())
 
 
-async def _read_hashes(witnesses: Witnesses, node: str, first: int, last: int) -> dict[int, str]:
-    """Return the hashes that ``node`` calls final, by height: from where its history begins, after a snapshot."""
+async def _read_hashes(witnesses: Witnesses, node: str, first: int, last: int) -> tuple[dict[int, str], int]:
+    """Return the hashes that ``node`` calls final, by height, and the height after them.
+
+    They begin where its history does, after a snapshot.
+    """
     found: dict[int, str] = {}
     start = first
     while start <= last:
@@ -86,7 +93,7 @@ async def _read_hashes(witnesses: Witnesses, node: str, first: int, last: int) -
             break  # it has no more, or says what was not asked
         found.update(enumerate(hashes, start=begin))
         start = end
-    return found
+    return found, start
 
 
 def _add_accepted(by_height: dict[int, dict[str, list[str]]], books: dict[str, Any], chain: ShardId) -> None:

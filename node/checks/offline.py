@@ -1,18 +1,24 @@
 """The same checks from the block logs of a network, which may be stopped: the auditor's rules, a promise at a time."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from node.audit.audit import audit_network, open_logs
+from crosslink.ledger import read_body
+from node.audit.audit import audit_network, open_logs, read_logs
 from node.audit.chains import CertificateBook, verify_chain, verify_followed
 from node.audit.findings import Findings, Promise
-from node.audit.logs import ChainLog
+from node.audit.logs import ChainLog, iterate_chain
 from node.checks.verdict import Verdict, build_verdict
 from node.network import Network
-from shardyard.ids import BEACON, describe_shard
+from shardyard.errors import InvalidBlockError
+from shardyard.ids import BEACON, Hash32, ShardId, describe_shard
 from shardyard.keys import BlsCrypto
 
 Progress = Callable[[str], None]
+Head = tuple[int, Hash32]
+Sides = dict[int, dict[Hash32, list[str]]]
+"""Who has which final block, by height."""
 
 
 def _collect(findings: Findings, *promises: Promise) -> list[str]:
@@ -52,39 +58,94 @@ def check_finality_logs(network: Network) -> Verdict:
 
 
 def check_no_forks_logs(network: Network) -> Verdict:
-    """Compare the final blocks in the logs of all nodes of each chain, from genesis on."""
+    """Compare the final blocks in the logs of all nodes of each chain, and the heads that the beacon accepted."""
     findings = Findings()
     opened: list[ChainLog] = []
+    forks: list[str] = []
+    rows: list[dict[str, Any]] = []
     try:
-        replicas = open_logs(network, findings, opened)
-        rows = [
-            {"chain": describe_shard(chain), "heights": {log.node: log.height for log in logs}}
-            for chain, logs in replicas.items()
-        ]
-        compared = sum(log.height for logs in replicas.values() for log in logs[1:])
+        replicas = read_logs(network, findings, opened)
+        accepted = _read_accepted(network, replicas[BEACON][0], findings)
+        for chain, logs in replicas.items():
+            name, last = describe_shard(chain), max(log.height for log in logs)
+            sides = _list_sides(logs)
+            for height, head in accepted[chain]:
+                if height in sides:  # below the first snapshot no log has any
+                    sides[height][head].append("the beacon")
+            if (top := max((height for height, _ in accepted[chain]), default=0)) > last:
+                findings.add(Promise.CHAINS, name, f"the beacon accepted block {top}, the logs end at {last}")
+            forks += _describe_forks(name, sides)
+            rows.append(
+                {
+                    "chain": name,
+                    "heights": {log.node: log.height for log in logs},
+                    "compared": sum(sum(map(len, found.values())) > 1 for found in sides.values()),
+                }
+            )
     finally:
         for log in opened:
             log.close()
-    broken = _collect(findings, Promise.LOGS, Promise.FINALITY)
-    words = f"no two logs differ in {compared} heights of {len(rows)} chains" if not broken else "FORKED"
-    return build_verdict("no-forks", words, {"chains": rows, "compared": compared}, broken)
+    forks += _collect(findings, Promise.FINALITY)  # one log with two final blocks at one height
+    unread = _collect(findings, Promise.LOGS, Promise.CHAINS)
+    compared = sum(row["compared"] for row in rows)
+    words = "FORKED" if forks else f"no two logs differ in {compared} heights of {len(rows)} chains"
+    if unread and not forks:
+        words = f"not all heights can be compared; {words}"
+    return build_verdict("no-forks", words, {"chains": rows, "compared": compared}, forks + unread)
+
+
+def _list_sides(logs: Sequence[ChainLog]) -> Sides:
+    """Return which logs have which final block; a log that begins with a snapshot has the snapshot's block as well."""
+    sides: Sides = defaultdict(lambda: defaultdict(list))
+    for log in logs:
+        for height in range(max(log.base, 1), log.height + 1):
+            if (found := log.find_final_hash(height)) is not None:
+                sides[height][found].append(log.node)
+    return sides
+
+
+def _read_accepted(network: Network, log: ChainLog, findings: Findings) -> dict[ShardId, set[Head]]:
+    """Return the heads that the beacon's final blocks accepted, by shard."""
+    accepted: dict[ShardId, set[Head]] = {chain: set() for chain in network.genesis.committees}
+    for block, _ in iterate_chain(log, findings):
+        try:
+            crosslinks = read_body(network.genesis, block).crosslinks
+        except InvalidBlockError as error:
+            findings.add(Promise.CHAINS, log.node, str(error))
+            continue
+        for crosslink in crosslinks:
+            accepted[crosslink.shard].add((crosslink.last_height, crosslink.head_hash))
+    return accepted
+
+
+def _describe_forks(name: str, sides: Sides) -> list[str]:
+    forked = [height for height in sorted(sides) if len(sides[height]) > 1]
+    if not forked:
+        return []
+    words = "; ".join(
+        f"{', '.join(names)}: 0x{found.hex()[:16]}…" for found, names in sides[forked[0]].items()
+    )
+    return [f"{name}: {len(forked)} heights with several final blocks, first at {forked[0]}: {words}"]
 
 
 def check_conservation_logs(network: Network, progress: Progress | None = None) -> Verdict:
     """Execute every block again and count all wei at every beacon height."""
     report = audit_network(network, None, progress)
     rows = {row.promise: row for row in report.rows}
-    promises = (Promise.LOGS, Promise.EXECUTION, Promise.CROSSLINKS, Promise.SUPPLY)
+    # Any finding counts: the walk may have stopped there, and the sum rests on every block that it went through.
+    promises = (Promise.SUPPLY, *(promise for promise in Promise if promise is not Promise.SUPPLY))
     broken = [text for promise in promises for text in rows[promise].findings]
     beacon = next(chain for chain in report.chains if chain.chain == describe_shard(BEACON))
-    words = (
-        f"all wei are those of genesis at {beacon.executed} beacon heights, {rows[Promise.SUPPLY].examined} sums, by the logs"
-        if not broken
-        else "the sum does not hold"
-    )
+    sums = rows[Promise.SUPPLY].examined
+    if rows[Promise.SUPPLY].broken:
+        words = "the sum does not hold"
+    elif broken:
+        words = f"the logs do not prove the sum; it was counted up to beacon height {beacon.executed} and held there"
+    else:
+        words = f"all wei are those of genesis at {beacon.executed} beacon heights, {sums} sums, by the logs"
     figures = {
         "beacon_height": beacon.executed,
-        "sums": rows[Promise.SUPPLY].examined,
+        "sums": sums,
         "in_flight": report.in_flight,
     }
     return build_verdict("conservation", words, figures, broken)

@@ -18,6 +18,7 @@ from node.interchange import (
     InterchangeError,
     Merge,
     build_interchange,
+    list_blocked,
     merge_interchange,
     read_interchange,
     summarise,
@@ -165,7 +166,8 @@ def _describe_node(network: Network, node: str) -> list[dict[str, Any]]:
 def export_(*, node_id: str, output: Path | None, minimal: bool, name: str, as_json: bool) -> int:
     """Write what the keys of NODE_ID have signed, in EIP-3076's interchange form.
 
-    The node must be stopped, and stay so when its keys move: what it signs later is not in the file.
+    The node must be stopped, and stay so when its keys move: what it signs later is not in the file. Keys that are
+    silent for good are not in it either.
     """
     session = Session(name)
     network = session.network
@@ -184,14 +186,21 @@ def export_(*, node_id: str, output: Path | None, minimal: bool, name: str, as_j
             record_number=record.number,
             is_minimal=minimal,
         )
+        blocked = list_blocked(keys, record.state)
+    written = len(keys) - len(blocked)
     if output is None:
         click.echo(text.decode(), nl=False)
-        return 0
-    _write_new(output, text)
-    if as_json:
-        print_json({"node": node_id, "keys": len(keys), "file": str(output)})
     else:
-        say(f"{len(keys)} keys of {node_id} written to {output}; keep {node_id} stopped if they move")
+        _write_new(output, text)
+        if as_json:
+            print_json({"node": node_id, "keys": written, "left_out": blocked, "file": str(output)})
+        else:
+            say(f"{written} keys of {node_id} written to {output}; keep {node_id} stopped if they move")
+    if blocked:
+        say(
+            f"left out: validators {', '.join(map(str, blocked))}, which are silent for good, for what they signed "
+            f"elsewhere is unknown; try: shardyard validator resume {node_id}{session.name_flag}, then export again"
+        )
     return 0
 
 

@@ -25,7 +25,8 @@ class IndexRebuilder:
         """``base`` is the height of the log's last snapshot; 0 when it has none."""
         self._index = index
         self._base = base
-        if index.get_hash(0) != genesis_block.hash:
+        # An index that begins at a snapshot is of another log than one that has none: an older one was put in its place.
+        if index.get_hash(0) != genesis_block.hash or (base == 0 and index.first_height > 1):
             index.clear()
             index.append(build_indexed_block(genesis_block, b"", (), ()))
         self._genesis_block = genesis_block

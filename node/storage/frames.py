@@ -112,9 +112,9 @@ def read_frame(descriptor: int, number: int, offset: int) -> Frame | None:
     return None
 
 
-def read_frames(descriptor: int, number: int) -> Iterator[Frame]:
-    """Yield the frames of a file from its beginning up to the first that is not good, reading it in large pieces."""
-    window, start, offset = b"", HEADER_BYTES, HEADER_BYTES
+def read_frames(descriptor: int, number: int, begin: int = HEADER_BYTES) -> Iterator[Frame]:
+    """Yield the frames of a file from ``begin`` up to the first that is not good, reading it in large pieces."""
+    window, start, offset = b"", begin, begin
     while True:
         found = _parse_frame(window, offset - start, number, offset)
         if isinstance(found, Frame):
@@ -175,10 +175,14 @@ def verify_header(descriptor: int, file_kind: int, owner: bytes, number: int, na
 def scan(descriptor: int, number: int) -> Iterator[Frame | ScanEnd]:
     """Yield the good frames of a file from its beginning, and at last one ``ScanEnd``."""
     offset = HEADER_BYTES
-    for frame in read_frames(descriptor, number):
-        yield frame
-        offset = frame.end
-    size = os.fstat(descriptor).st_size
+    while True:
+        for frame in read_frames(descriptor, number, offset):
+            yield frame
+            offset = frame.end
+        size = os.fstat(descriptor).st_size
+        # Where somebody writes meanwhile, what was the end a moment ago is a good frame by now, and no damage.
+        if offset >= size or read_frame(descriptor, number, offset) is None:
+            break
     tail = Tail.CLEAN if offset >= size else _judge_tail(descriptor, number, offset, size)
     yield ScanEnd(offset, tail)
 

@@ -9,11 +9,13 @@ import random
 import msgspec
 import pytest
 
+from node.audit import audit as auditing
 from node.audit import replay
 from node.audit.answered import Answered
 from node.audit.audit import audit_network
 from node.audit.findings import Promise
 from node.bench.devnet import Devnet
+from node.checks.offline import check_conservation_logs, check_no_forks_logs
 from node.config import Options
 from node.executor import StateRecord
 from node.load.run import LoadRun, RunOptions
@@ -127,12 +129,59 @@ def test_missing_log_is_found(damaged):
     assert Promise.LOGS in find_broken(damaged)
 
 
-def test_lost_end_of_a_shard_is_found_by_its_crosslinks(damaged):
-    path = get_log_file(damaged, "shard-0-0")
+def cut_end(network, node):
+    """Take the second half of a log's records away."""
+    path = get_log_file(network, node)
     with path.open("rb") as file:
         ends = [item.end for item in scan(file.fileno(), 0) if isinstance(item, Frame)]
     os.truncate(path, ends[len(ends) // 2])
+
+
+def test_lost_end_of_a_shard_is_found_by_its_crosslinks(damaged):
+    cut_end(damaged, "shard-0-0")
     assert "are not in the shard's log" in str(find_broken(damaged)[Promise.CHAINS])
+    for verdict in (check_conservation_logs(damaged), check_no_forks_logs(damaged)):
+        assert not verdict.held
+    assert check_conservation_logs(damaged).words.startswith("the logs do not prove the sum")
+
+
+def test_lost_end_of_the_beacon_is_found_by_the_blocks_that_refer_to_it(damaged):
+    cut_end(damaged, "beacon-0")
+    report = audit_network(damaged)
+    findings = next(row.findings for row in report.rows if row.promise is Promise.CHAINS)
+    for finding, chain in zip(findings, report.chains[1:], strict=True):
+        assert finding.startswith(f"{chain.chain} block {chain.executed + 1}: refers to beacon block")
+        assert finding.endswith(f"the blocks from here up to {chain.height} were not checked")
+
+
+def test_shards_ahead_of_the_first_reading_of_the_beacon_are_no_finding(ran, monkeypatch):
+    """A running network grows while it is read: the second reading has what the first had not."""
+    network, readings = ran[0], []
+    read = auditing.read_log
+
+    def read_growing(network, node, findings, opened):
+        log = read(network, node, findings, opened)
+        if node == "beacon-0":
+            readings.append(log.height)
+            if len(readings) == 1:
+                del log.finals[log.height // 2 :]
+        return log
+
+    monkeypatch.setattr(auditing, "read_log", read_growing)
+    report = audit_network(network)
+    assert {row.promise: row.findings for row in report.rows if row.broken} == {}
+    assert len(readings) == 2
+    assert all(chain.executed < chain.height for chain in report.chains[1:])
+
+
+def test_checks_of_true_logs_hold_and_compare_shards_with_what_the_beacon_accepted(ran):
+    network = ran[0]
+    assert check_conservation_logs(network).held
+    verdict = check_no_forks_logs(network)
+    assert verdict.held
+    beacon, *shards = verdict.figures["chains"]
+    assert beacon["compared"] == 0
+    assert all(row["compared"] for row in shards)
 
 
 def test_lost_block_is_found(damaged):

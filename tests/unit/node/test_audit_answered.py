@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from node.audit.answered import Answered, AnsweredBook, read_answered
@@ -40,6 +41,11 @@ def test_included_on_another_shard_does_not_count():
 def test_nonce_used_by_another_transaction_is_replaced():
     summary, row = judge([build(0)], [], next_nonce=1)
     assert (summary.replaced, row.held) == (1, True)
+
+
+def test_a_sender_without_a_nonce_proves_nothing():
+    summary, row = judge([msgspec.structs.replace(build(0), nonce=-1)], [], next_nonce=1)
+    assert (summary.replaced, summary.missing, row.held) == (0, 1, False)
 
 
 def test_nonce_behind_one_that_nobody_answered_is_blocked():

@@ -229,6 +229,19 @@ async def test_an_index_that_begins_at_a_snapshot_knows_what_follows_it(chain, t
     index.close()
 
 
+async def test_an_index_of_a_snapshot_begins_anew_with_a_log_that_has_none(chain, tmp_path):
+    await fill(chain)
+    index = open_another(chain, tmp_path / "another")
+    first = chain.logged[0][0]
+    genesis = chain.backend.index.get_block(0)
+    index.begin_at(chain.backend.index.get_block(2), genesis)
+    assert (index.first_height, index.get_hash(1)) == (3, None)
+    feed(IndexRebuilder(index, chain.genesis.build_shard_block(SHARD)), chain)
+    assert (index.first_height, index.height) == (1, 3)
+    assert index.get_hash(1) == first.hash
+    index.close()
+
+
 async def test_a_log_with_two_snapshots_leaves_the_index_as_it_is_at_the_next_start(
     chain, tmp_path, monkeypatch
 ):

@@ -6,13 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.cli import validator
+from node.cli.root import run
+from node.config import Options
 from node.interchange import (
+    MAX_RECORD_NUMBER,
+    MAX_SLOT,
     InterchangeError,
     build_interchange,
     merge_interchange,
     read_interchange,
     verify_is_newest,
 )
+from node.network import create_network
+from node.runtime import open_node_data
 from node.storage.data_dir import build_stamp, open_data_dir
 from node.storage.signer_record import SignerRecord, Witness, create_record
 from shardyard.consensus.evidence import is_slashable
@@ -146,6 +153,62 @@ def test_a_blocked_key_is_not_exported():
     assert [found["pubkey"] for found in json.loads(export(state))["data"]] == ["0x" + KEYS[1].hex()]
 
 
+@pytest.mark.parametrize("keys", [KEYS, {}])
+def test_there_is_no_export_without_a_key(keys):
+    state = SignerState()
+    for key in keys:
+        state.raise_floor(key, BLOCKED)
+    with pytest.raises(InterchangeError, match=f"got {len(keys)} keys, .*try: shardyard validator resume"):
+        build_interchange(DOMAIN, GENESIS, keys, state, record_number=7, is_minimal=False)
+
+
+@pytest.fixture
+def block(home, tmp_path, monkeypatch):
+    """Give a way to block keys of shard-0-1, whose validators are 1 and 3, in a network that never ran."""
+    monkeypatch.setattr(validator, "get_lock_dir", lambda: tmp_path / "locks")
+    network = create_network(home / "mine", Options(name="mine", shards=1, nodes_per_shard=2, seed=5))
+
+    def block(*keys):
+        with (
+            open_node_data(network, "shard-0-1", ShardId(0)) as data,
+            Witness([]) as witness,
+            SignerRecord(data, witness) as record,
+        ):
+            record.append_floors([(key, BLOCKED) for key in keys])
+
+    return block
+
+
+def call_export(*options):
+    return run(["validator", "export", "shard-0-1", "--name", "mine", *options])
+
+
+def test_the_command_counts_what_is_in_the_file_and_names_what_is_not(block, tmp_path, capsys):
+    block(3)
+    file = tmp_path / "moved.json"
+    assert call_export("-o", str(file)) == 0
+    told = capsys.readouterr().err
+    assert "1 keys of shard-0-1 written" in told
+    assert "left out: validators 3, " in told
+    assert "try: shardyard validator resume shard-0-1 --name mine" in told
+    assert len(json.loads(file.read_text())["data"]) == 1
+    assert call_export("-o", str(tmp_path / "other.json"), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["keys"], found["left_out"]) == (1, [3])
+    assert call_export() == 0
+    told = capsys.readouterr()
+    assert len(json.loads(told.out)["data"]) == 1
+    assert "left out: validators 3, " in told.err
+
+
+def test_the_command_writes_no_file_without_a_key(block, tmp_path, capsys):
+    block(1, 3)
+    file = tmp_path / "moved.json"
+    assert call_export("-o", str(file)) == 2
+    assert "got 2 keys, 2 of them silent for good" in capsys.readouterr().err
+    assert not file.exists()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -154,6 +217,11 @@ def test_a_blocked_key_is_not_exported():
         (lambda found: found["metadata"].pop("interchange_format_version"), "no EIP-3076"),
         (lambda found: found.pop("data"), "no EIP-3076"),
         (lambda found: found["metadata"].update(record_number=-1), "got record number -1"),
+        (lambda found: found["metadata"].update(record_number=(1 << 64) - 2), "got record number 1844"),
+        (
+            lambda found: found["metadata"].update(record_number=MAX_RECORD_NUMBER + 1),
+            "expected 0 to 281474976710656",
+        ),
         (lambda found: found["metadata"].update(record_number="7"), "no EIP-3076"),
         (lambda found: found["data"][0].update(pubkey="0x12"), "96 hexadecimal digits"),
         (lambda found: found["data"][0].update(pubkey="02" * 48), "0x and"),
@@ -161,6 +229,11 @@ def test_a_blocked_key_is_not_exported():
         (lambda found: found["data"][0]["signed_blocks"][0].update(slot="-1"), "got slot '-1'"),
         (lambda found: found["data"][0]["signed_blocks"][0].update(slot="9" * 30), "got slot"),
         (lambda found: found["data"][0]["signed_blocks"][0].update(slot=str((1 << 64) - 1)), "got slot"),
+        (lambda found: found["data"][0]["signed_blocks"][0].update(slot=str(MAX_SLOT + 1)), "got slot"),
+        (
+            lambda found: found["data"][0]["signed_attestations"][0].update(source_epoch=str((1 << 64) - 2)),
+            "expected 0 to 281474976710656",
+        ),
         (lambda found: found["data"][0]["signed_attestations"][1].update(kind="DANCE"), "got kind"),
         (lambda found: found["data"][0]["signed_attestations"][1].update(block_hash="0xzz"), "hexadecimal"),
         (lambda found: found["data"][0]["signed_attestations"][1].update(target_epoch="7"), "signing root"),
@@ -204,7 +277,30 @@ def test_a_record_goes_on_above_the_one_that_was_merged_into_it(state, tmp_path,
             assert witness.read() == record.number
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"metadata": 3, "data": []}'])
+def test_a_record_goes_on_above_the_greatest_number_that_a_file_may_have(state, tmp_path):
+    found = read_interchange(export(state, record_number=MAX_RECORD_NUMBER), GENESIS, "file")
+    stamp = build_stamp(DOMAIN.network, NodeId("shard-2-0"), DOMAIN.shard)
+    with open_data_dir(tmp_path, stamp) as data, Witness([tmp_path / "seen"]) as witness:
+        create_record(data, state, witness, above=found.metadata.record_number)
+        with SignerRecord(data, witness) as record:
+            record.append([record.state.record(ask(VoteKind.NOTAR, 7, A))])
+            assert witness.read() == record.number > MAX_RECORD_NUMBER
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"metadata": 3, "data": []}',
+        b'{"metadata": {"interchange_format_version": "\xff"}}',
+        b'{"else": ' + b"[" * 100_000,
+    ],
+    ids=range(8),
+)
 def test_garbage_is_named_as_such(data):
     with pytest.raises(InterchangeError, match="no EIP-3076"):
         read_interchange(data, GENESIS, "file")

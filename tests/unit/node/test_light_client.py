@@ -101,6 +101,51 @@ def test_what_is_no_proof_file_is_said_so(tmp_path, data):
         read_document(place)
 
 
+def prove_by(network, genesis, place):
+    """Write a proof of block 1 by ``genesis``, which the keys of ``network`` signed, to ``place``."""
+    chain = CertifiedChain(msgspec.structs.replace(network, genesis=genesis))
+    chain.extend()
+    write_document(place, build_document(genesis, chain.blocks[1].header, chain.prove(1)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("public_key", b"\xc0" + bytes(47), "key 0: public key refused"),
+        ("public_key", b"\x01", "key 0: public key must have 48 bytes"),
+        ("possession_proof", b"\xc0" + bytes(95), "key 0: wrong proof of possession"),
+        ("possession_proof", b"", "key 0: wrong proof of possession"),
+    ],
+    ids=["identity key", "short key", "identity proof", "no proof"],
+)
+def test_a_genesis_with_keys_that_do_not_count_proves_nothing(chain, path, field, value, words):
+    first, *others = chain.genesis.validators
+    bad = msgspec.structs.replace(first, **{field: value})
+    genesis = msgspec.structs.replace(chain.genesis, validators=(bad, *others))
+    prove_by(chain.network, genesis, path)
+    with pytest.raises(InvalidProofError, match=f"genesis: got keys of shard-0 .*{words}"):
+        verify_document(read_document(path))
+    assert run(["check", "finality", str(path)]) == 6
+
+
+def test_a_genesis_with_a_chain_of_nobody_proves_nothing(chain, path):
+    preset = msgspec.structs.replace(chain.genesis.preset, validators_per_shard=0)
+    genesis = msgspec.structs.replace(chain.genesis, preset=preset)
+    whole = chain.prove(1)
+    (step,) = whole.path
+    header = msgspec.structs.replace(step.header, network=genesis.network)
+    proof = msgspec.structs.replace(
+        whole,
+        path=(msgspec.structs.replace(step, header=header),),
+        notarization=msgspec.structs.replace(whole.notarization, block_hash=header.hash),
+        finalization=msgspec.structs.replace(whole.finalization, block_hash=header.hash),
+    )
+    write_document(path, build_document(genesis, header, proof))
+    with pytest.raises(InvalidProofError, match="genesis: got no validators of shard-0"):
+        verify_document(read_document(path))
+    assert run(["check", "finality", str(path)]) == 6
+
+
 def test_answer_of_a_node_is_verified_in_order(chain):
     def answer(heights, first):
         return {"first": first, "proofs": [encode(chain.prove(height)).hex() for height in heights]}

@@ -273,13 +273,43 @@ def test_a_chain_that_does_not_get_there_without_the_keys_is_named(network):
     )  # nobody is up who could tell
 
 
+FAR = 71 + MAX_AHEAD_SLOTS
+
+
 @pytest.mark.parametrize(
     ("above", "words"),
     [
         (70, r"got 70, expected more than 70, .* beacon .*try: .* --above 102"),
-        (71 + MAX_AHEAD_SLOTS, r"expected at most 10070, .*nothing takes it back"),
+        (FAR, r"expected at most 10070, .*nothing takes it back; try: a smaller --above"),
     ],
 )
 def test_a_slot_that_was_entered_or_is_far_away_is_refused(network, above, words):
+    stake = network.genesis.committees[BEACON].total_stake
     with pytest.raises(ResumptionError, match=words):
-        choose_slot(network, BEACON, Heard(70, 0, 0, has_answers=False), above)
+        choose_slot(network, BEACON, Heard(70, stake, stake, has_answers=True), above)
+
+
+@pytest.mark.parametrize("above", [70, FAR])
+@pytest.mark.parametrize(
+    ("has_answers", "remedy"), [(False, "shardyard up"), (True, "bring other nodes back first")]
+)
+def test_where_the_chain_may_be_further_no_other_slot_is_advised(network, above, has_answers, remedy):
+    """It could be one that was entered long ago: the chain may be at 60,000 when the own log is lost."""
+    committee = network.genesis.committees[SHARD]
+    lacking = committee.total_stake - committee.quorum
+    with pytest.raises(ResumptionError, match=rf"newer slot than 70 may be unknown; try: {remedy}") as caught:
+        choose_slot(network, SHARD, Heard(70, lacking, lacking, has_answers=has_answers), above)
+    assert "smaller" not in str(caught.value)
+    assert "--above" not in str(caught.value)
+
+
+def test_a_person_may_name_a_slot_while_nobody_answers(network):
+    for above in (71, 70 + MAX_AHEAD_SLOTS):
+        assert choose_slot(network, SHARD, Heard(70, 0, 0, has_answers=False), above) == above
+
+
+def test_a_far_slot_that_was_refused_is_taken_once_the_others_tell_theirs(network):
+    stake = network.genesis.committees[SHARD].quorum
+    with pytest.raises(ResumptionError, match="the others tell how far it is"):
+        choose_slot(network, SHARD, Heard(0, 0, 0, has_answers=False), 60_100)
+    assert choose_slot(network, SHARD, Heard(60_000, stake, stake, has_answers=True), 60_100) == 60_100

@@ -197,6 +197,22 @@ def memory_file():
     os.close(descriptor)
 
 
+def test_frames_that_are_written_while_a_log_is_read_are_read_and_are_no_damage(memory_file, monkeypatch):
+    image, ends = build_image(8, 100)
+    os.pwrite(memory_file, image[: ends[5]], 0)
+    measure = os.fstat
+
+    def write_and_measure(descriptor):
+        # Two whole frames and a part of the next come between the last look and the question for the size.
+        os.pwrite(descriptor, image[ends[5] : ends[7] + 20], ends[5])
+        return measure(descriptor)
+
+    monkeypatch.setattr(os, "fstat", write_and_measure)
+    frames, end = scan_image(memory_file)
+    assert len(frames) == 7
+    assert end == ScanEnd(ends[7], Tail.TORN)
+
+
 def test_a_log_of_64_kib_torn_at_every_byte_gives_back_exactly_the_whole_frames(memory_file):
     image, ends = build_image(frames=24, size=2750)
     assert len(image) >= 64 * 1024

@@ -2,6 +2,7 @@
 
 import pytest
 
+from node import testimony
 from node.checks import verdict
 from node.checks.finality import check_finality
 from node.checks.forks import check_no_forks
@@ -149,3 +150,32 @@ async def test_node_that_proves_nothing_is_named(answering, network, monkeypatch
     monkeypatch.setattr(answering["shard-0-1"], "final_proof", lambda _: None)
     verdict = await check_finality(network, 2)
     assert "shard-0-1: it proves none of its 9 final blocks" in verdict.findings
+
+
+async def test_node_that_does_not_prove_its_last_blocks_is_named(answering, network, monkeypatch):
+    prove = answering["shard-0-1"].final_proof
+    monkeypatch.setattr(answering["shard-0-1"], "final_proof", lambda at: prove(at) if at < 8 else None)
+    verdict = await check_finality(network, 4)
+    assert "shard-0-1: it proves its final blocks up to 7 only, of 9" in verdict.findings
+
+
+async def test_proofs_that_an_answer_has_no_room_for_are_asked_for_again(answering, network, monkeypatch):
+    monkeypatch.setattr(testimony, "MAX_PROOF_BYTES", 1)
+    verdict = await check_finality(network, 8)
+    rows = {row["node"]: row for row in verdict.figures["nodes"]}
+    assert (rows["shard-0-0"]["first"], rows["shard-0-0"]["proven"], rows["shard-0-0"]["last"]) == (2, 8, 9)
+    assert (rows["shard-0-2"]["first"], rows["shard-0-2"]["proven"], rows["shard-0-2"]["last"]) == (6, 4, 9)
+    assert not [finding for finding in verdict.findings if "shard-0" in finding]
+
+
+async def test_proofs_below_what_was_asked_for_are_refused(answering, network, monkeypatch):
+    ask = verdict.ask
+
+    async def ask_low(path, method, *, timeout_s, **params):
+        if method == "proofs" and path == network.get_control_path("shard-0-1"):
+            params["first"] = 1
+        return await ask(path, method, timeout_s=timeout_s, **params)
+
+    monkeypatch.setattr(verdict, "ask", ask_low)
+    found = await check_finality(network, 2)
+    assert "shard-0-1: got proofs from height 1 on, expected none below 8" in found.findings
