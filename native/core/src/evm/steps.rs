@@ -125,7 +125,8 @@ impl StepChanges {
                 | JournalEntry::TransientStorageChange { .. } => {}
             }
         }
-        if most > MANY_SLOTS {
+        // Slots that share a place in `lately` displace each other, and are noted again.
+        if is_long {
             self.unite_slots();
         }
     }
