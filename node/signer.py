@@ -219,6 +219,7 @@ class Signer:
     def stop_key(self, validator: int, slot: int, evidence: str) -> None:
         """Sign nothing more with the key of ``validator``: another process does, as its vote of ``slot`` shows.
 
+        ``sign`` gives no vote of it from now on, not even one that the signer's thread is about to make.
         While the record is lost the vote may be an own one of before; it is judged when the Rejoin is final.
         """
         if validator in self.stopped:
@@ -233,14 +234,17 @@ class Signer:
             "process, or stop it for good, then shardyard validator resume"
         )
         _log.error("%s: %s", describe_shard(self._domain.shard), self.stopped[validator])
-        self._state.raise_floor(validator, BLOCKED)
-        self._worker.submit(self._write_floors, tuple(sorted(self._state.key_floors.items())))
+        self._worker.submit(self._block, validator)
 
-    def _write_floors(self, floors: Sequence[tuple[int, int]]) -> None:
-        """Make ``floors`` durable, in the signer's thread; a failure ends the signer, as with a batch."""
+    def _block(self, validator: int) -> None:
+        """Let ``validator`` sign nothing after a restart either; a failure ends the signer, as with a batch.
+
+        In the signer's thread: a batch finds a request allowed and records it, and no floor may rise between the two.
+        """
         try:
+            self._state.raise_floor(validator, BLOCKED)
             if self._record is not None:
-                self._record.append_floors(floors)
+                self._record.append_floors(tuple(sorted(self._state.key_floors.items())))
         except Exception as error:  # noqa: BLE001
             self._failure = self._failure or error
 
@@ -277,7 +281,15 @@ class Signer:
             batch, self._waiting = self._waiting, []
             if batch:
                 await self._run_batch(batch)
-        return Signed(tuple(item.answer for item in own if item.answer is not None))
+        return Signed(tuple(answer for item in own if (answer := self._take_answer(item)) is not None))
+
+    def _take_answer(self, item: _Waiting) -> Vote | None:
+        """Return the vote that leaves; called where ``stop_key`` is, in the loop's thread, so no stop comes between."""
+        if item.answer is not None and item.request.validator in self.stopped:
+            # Stopped while its batch was served: what is on record binds the key, and the signature stays here.
+            self._count_refusal(self.stopped[item.request.validator])
+            return None
+        return item.answer
 
     async def _run_batch(self, batch: list[_Waiting]) -> None:
         work = asyncio.get_running_loop().run_in_executor(self._worker, self._serve, batch)

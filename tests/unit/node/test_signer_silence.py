@@ -18,6 +18,7 @@ from node.storage.key_locks import build_lock_name, get_lock_dir, read_holder
 from node.storage.signer_record import SignerRecord
 from shardyard import _native
 from shardyard.blocks import FinalityProof
+from shardyard.consensus.signer import SignerState
 from shardyard.consensus.votes import Certificate, Domain, Vote, VoteKind, compute_vote_message
 from shardyard.effects import CertificateRecord, SignRequest, SnapshotRecord
 from shardyard.errors import InvalidBlockError
@@ -219,6 +220,31 @@ async def test_a_batch_that_waited_behind_a_stop_that_fails_gets_no_signature(st
     written.set()
     with pytest.raises(SignerFailedError, match="must stop"):
         await waiting
+
+
+@pytest.mark.parametrize(
+    "work",
+    [(SignerState, "record"), (os, "fdatasync"), (_native, "bls_sign_many")],
+    ids=["record", "sync", "sign"],
+)
+async def test_no_vote_of_a_key_leaves_after_its_stop_though_its_batch_was_taken(start, monkeypatch, work):
+    """The thread found its request allowed, and records, writes or signs; votes of others are wanted all the same."""
+    signer = start(secrets=SECRETS)
+    real, is_taken, may_go_on = getattr(*work), threading.Event(), threading.Event()
+
+    def wait_and_work(*arguments):
+        is_taken.set()
+        assert may_go_on.wait(10)
+        return real(*arguments)
+
+    monkeypatch.setattr(*work, wait_and_work)
+    batch = [ask(VoteKind.NOTAR, 9, A, validator) for validator in (1, 0)]
+    waiting = asyncio.ensure_future(signer.sign(batch))
+    assert await asyncio.to_thread(is_taken.wait, 10)
+    signer.stop_key(1, 7, "a certificate shows it")
+    may_go_on.set()
+    assert [found.validator for found in (await waiting).votes] == [0]
+    assert signer.counters["refused"] == 1
 
 
 async def test_the_proof_of_a_snapshot_tells_of_newer_votes_too(start):
