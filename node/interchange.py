@@ -85,7 +85,7 @@ class Merge(NamedTuple):
     added: int
     """Entries that are new or know more now."""
     floor: int
-    """At and below it the key signs nothing; 0 when only the chain's own floor counts."""
+    """At and below it the key signs nothing; 0 when only the chain's own floor counts, ``BLOCKED`` while it signs nothing."""
 
 
 def build_interchange(
@@ -106,7 +106,8 @@ def build_interchange(
     if len(blocked) == len(keys):
         raise InterchangeError(
             f"export: got {len(keys)} keys, {len(blocked)} of them silent for good, expected one that is not; try: "
-            "shardyard validator resume, or shardyard validator list, which shows who has which keys"
+            "shardyard validator resume, as long as other keys of the chain have a quorum, or shardyard validator list, "
+            "which shows who has which keys"
         )
     entries = state.entries()
     data = [
@@ -182,14 +183,16 @@ def read_interchange(data: bytes, genesis_hash: Hash32, name: str) -> Interchang
     return found
 
 
-def verify_is_newest(found: Interchange, witnessed: int, name: str) -> None:
-    """Raise ``InterchangeError`` if the lost record went on after ``found``: its witness has seen entry ``witnessed``."""
+def verify_is_newest(found: Interchange, witnessed: int, name: str, *, otherwise: str) -> None:
+    """Raise ``InterchangeError`` if the lost record went on after ``found``: its witness has seen entry ``witnessed``.
+
+    ``otherwise`` is what to try without a newer file (``node.remedies``).
+    """
     number = found.metadata.record_number
     if number < witnessed:
         raise InterchangeError(
             f"{name}: it ends with entry {number}, but the keys were used up to entry {witnessed} of the record that "
-            "is lost: what they signed in between is in neither; try: an export made after that, or shardyard validator "
-            "resume (a beacon node needs none: it signs again once its Rejoin is final)"
+            f"is lost: what they signed in between is in neither; try: an export made after that; without one: {otherwise}"
         )
 
 
@@ -222,7 +225,10 @@ def _merge_key(
         if kind is None:
             floor = max(floor, slot)
             continue
-        if state.has_signed(validator, kind, slot, Hash32(block_hash)):
+        # Of a blocked key too, for which everything counts as signed: a person may resume it, and the file is forgotten then.
+        if slot <= state.get_known_floor(validator):
+            continue
+        if state.is_on_record(validator, kind, slot, Hash32(block_hash)):
             continue
         entry = state.get_entry(validator, slot)
         if _get_hash(entry, kind):
@@ -231,7 +237,8 @@ def _merge_key(
         state.replay(_set_hash(entry, kind, block_hash))
         added += 1
     state.raise_floor(validator, floor)
-    return Merge(validator, added, state.key_floors.get(validator, 0))
+    is_blocked = validator in state.blocked
+    return Merge(validator, added, BLOCKED if is_blocked else state.key_floors.get(validator, 0))
 
 
 def _get_hash(entry: SignerEntry, kind: VoteKind) -> bytes:
@@ -318,8 +325,12 @@ _TRY: Final = "try: shardyard validator export, where the key was last used"
 
 def summarise(state: SignerState, validator: int) -> dict[str, Any]:
     """Return what a list of keys shows of one: the newest slot it signed in and the slot up to which it signs nothing."""
-    floor = state.get_floor(validator)
     return {
         "newest_slot": state.get_newest_slot(validator),
-        "floor": "blocked" if floor == BLOCKED else floor,
+        "floor": describe_floor(state.get_floor(validator)),
     }
+
+
+def describe_floor(floor: int) -> int | str:
+    """Return what people are shown of a floor."""
+    return "blocked" if floor == BLOCKED else floor

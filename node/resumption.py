@@ -5,6 +5,9 @@ certificate ends the slot before it. So where nodes tell their slots that have m
 them has signed the certificate behind which the newest slot anywhere begins, and tells a slot next to it. A process that was
 started again may tell less than it knew; the margin is for that.
 
+A floor that a key had before it was blocked, or that a lost record still tells, stands: it came from an import, or from a
+person who knew more.
+
 The chain must get there without these keys: where the others that sign have no quorum, it would stand below that slot for ever.
 
 All this is about what was signed until now. That no other process signs with the keys from now on is for a person to say: on
@@ -20,6 +23,7 @@ import msgspec
 
 from node.checks.verdict import Witnesses
 from node.network import Network, get_local_validators, parse_node
+from node.remedies import get_stake_of_others
 from node.signer import list_certificates
 from node.storage.data_dir import DataDir
 from node.storage.frames import CorruptFileError
@@ -29,11 +33,11 @@ from node.storage.signer_record import (
     SignerRecordError,
     Witness,
     create_record,
-    peek_record,
+    salvage_record,
 )
 from shardyard.consensus.signer import BLOCKED, SignerState
 from shardyard.errors import ShardyardError
-from shardyard.ids import ShardId, describe_shard
+from shardyard.ids import GENESIS_SLOT, ShardId, describe_shard
 
 MARGIN_SLOTS: Final = 32
 MAX_AHEAD_SLOTS: Final = 10_000
@@ -56,6 +60,8 @@ class Silent(msgspec.Struct, frozen=True):
 
     keys: list[int]
     reason: str = ""
+    floors: dict[int, int] = {}
+    """Slots above which they may sign at the earliest, of those of which the record tells one."""
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -95,7 +101,8 @@ def find_silent(data: DataDir, witness: Witness, keys: Collection[int], logged: 
         with SignerRecord(data, witness) as record:
             state = record.state
     except SignerRecordError as error:
-        return Silent([*keys], str(error))
+        state = salvage_record(data.signer_path, data.owner)
+        return Silent([*keys], str(error), _list_floors(state, keys))
     for key in keys:
         known = max(state.get_newest_slot(key), state.get_floor(key))
         if logged.own.get(key, 0) > known:
@@ -103,8 +110,14 @@ def find_silent(data: DataDir, witness: Witness, keys: Collection[int], logged: 
                 [*keys],
                 f"{data.signer_path}: it ends at slot {known} for validator {key}, but the chain's log has a vote of slot "
                 f"{logged.own[key]}: it is an old copy",
+                _list_floors(state, keys),
             )
-    return Silent([key for key in keys if state.get_floor(key) == BLOCKED])
+    blocked = [key for key in keys if state.get_floor(key) == BLOCKED]
+    return Silent(blocked, floors=_list_floors(state, blocked))
+
+
+def _list_floors(state: SignerState, keys: Collection[int]) -> dict[int, int]:
+    return {key: floor for key in keys if (floor := state.get_known_floor(key)) > GENESIS_SLOT}
 
 
 async def hear_slots(network: Network, node: str, silent: Silent, logged: Logged) -> Heard:
@@ -137,12 +150,18 @@ async def hear_slots(network: Network, node: str, silent: Silent, logged: Logged
 def verify_reachable(network: Network, chain: ShardId, silent: Silent) -> None:
     """Raise ``ResumptionError`` when the chain cannot go on without the silent keys, whoever else is there."""
     committee = network.genesis.committees[chain]
-    others = committee.total_stake - sum(committee.stakes[key] for key in silent.keys)
+    others = get_stake_of_others(network, chain, silent.keys)
     if others < committee.quorum:
+        # Of a record that is sound an import takes back no block: it only adds.
+        way = (
+            "shardyard validator import with the newest export of what they signed"
+            if silent.reason
+            else "leave them to the process that signs with them"
+        )
         raise ResumptionError(
             f"{describe_shard(chain)}: all validators but these have {others} of {committee.total_stake} stake, expected at "
-            f"least {committee.quorum}: without these keys it never gets to a slot in which they may sign; try: shardyard "
-            "validator import with an export of what they signed, or shardyard up --fresh"
+            f"least {committee.quorum}: without these keys it never gets to a slot in which they may sign; try: {way}, or "
+            "shardyard up --fresh"
         )
 
 
@@ -201,25 +220,45 @@ def _verify_above(name: str, heard: Heard, above: int, unknown: str, way: str) -
         )
 
 
-def resume_keys(data: DataDir, witness: Witness, silent: Silent, chosen: Collection[int], slot: int) -> None:
-    """Let ``chosen`` of the silent keys sign above ``slot``; the other silent ones stay so."""
+def verify_above_floors(silent: Silent, chosen: Collection[int], above: int, newest: int) -> None:
+    """Raise ``ResumptionError`` when ``above`` is below a floor that one of the ``chosen`` keys had.
+
+    Up to that floor the key may have signed what is not on this record, whatever a person thinks now. ``newest`` is the newest
+    slot of the chain that is known of.
+    """
+    floors = {key: floor for key in chosen if (floor := silent.floors.get(key, 0)) > above}
+    if not floors:
+        return
+    key = max(floors, key=lambda found: floors[found])
+    way = f"the same with --above {floors[key]}, or " if floors[key] <= newest + MAX_AHEAD_SLOTS else ""
+    raise ResumptionError(
+        f"above: got {above}, expected at least {floors[key]}, the floor of validator {key} on record: up to it the key may "
+        f"have signed elsewhere; try: {way}without --above while the chain's other nodes run, which leaves that floor as it is"
+    )
+
+
+def resume_keys(
+    data: DataDir, witness: Witness, silent: Silent, chosen: Collection[int], slot: int
+) -> dict[int, int]:
+    """Let ``chosen`` of the silent keys sign above ``slot``, and above the floors that they had; the others stay silent.
+
+    Returns the floors of the chosen keys.
+    """
     try:
         with SignerRecord(data, witness) as record:
-            _set_floors(record.state, silent, chosen, slot)
+            state = record.state
+            _set_floors(state, silent, chosen, slot)
             record.rewrite()
     except SignerRecordError:
-        state = SignerState()
-        with suppress(SignerRecordError):
-            state = peek_record(data.signer_path, data.owner)
+        state = salvage_record(data.signer_path, data.owner)
         _set_floors(state, silent, chosen, slot)
         create_record(data, state, witness)
+    return {key: state.get_floor(key) for key in silent.keys if key in chosen}
 
 
 def _set_floors(state: SignerState, silent: Silent, chosen: Collection[int], slot: int) -> None:
     for key in silent.keys:
-        if key not in chosen:
-            state.raise_floor(key, BLOCKED)
-        elif state.get_floor(key) == BLOCKED:
-            state.key_floors[key] = slot
+        if key in chosen:
+            state.resume(key, slot)
         else:
-            state.raise_floor(key, slot)
+            state.raise_floor(key, BLOCKED)

@@ -23,6 +23,7 @@ from node.control import ControlError, ControlServer
 from node.doppelganger import WATCH_SLOTS, DoppelgangerWatch, is_recent
 from node.driver import Driver
 from node.network import Network, get_local_validators, parse_node
+from node.remedies import describe_ways_back
 from node.signer import Signer
 from node.storage.data_dir import DataDir, DataDirBusyError, build_stamp, open_data_dir
 from node.storage.key_locks import get_lock_dir
@@ -82,6 +83,7 @@ def open_signer(network: Network, node: str, data: DataDir) -> Signer:
         lock_dir=get_lock_dir(),
         witness_dir=network.witness_dir,
         follows_without_record=True,
+        ways_back=describe_ways_back(network, node),
     )
 
 

@@ -17,7 +17,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -31,7 +30,7 @@ from node.storage.signer_record import (
     SignerRecordError,
     Witness,
     create_record,
-    peek_record,
+    salvage_record,
 )
 from shardyard import _native
 from shardyard.consensus.signer import BLOCKED, SignerEntry, SignerState
@@ -49,7 +48,7 @@ MAX_REFUSALS_LOGGED: Final = 32
 
 BLOCKED_REASON: Final = (
     "a key is blocked on record: an import did not name it, or another process was seen to sign with it; when no other "
-    "process has it any more: shardyard validator resume"
+    "process has it any more: shardyard validator resume, as long as other keys of the chain have a quorum"
 )
 
 _log = logging.getLogger(__name__)
@@ -84,10 +83,12 @@ class Signer:
         lock_dir: Path,
         witness_dir: Path | None = None,
         follows_without_record: bool = False,
+        ways_back: str = "",
         compact_above_bytes: int = COMPACT_ABOVE_BYTES,
     ) -> None:
         """``secrets`` maps positions in the committee of ``domain`` to BLS secrets; ``lock_dir`` is the same for all
-        processes that may hold these keys, ``witness_dir`` lies beside the keys.
+        processes that may hold these keys, ``witness_dir`` lies beside the keys. ``ways_back`` is what to try when the
+        record is lost (``node.remedies``).
 
         Raises ``SignerRecordError``, unless the signer ``follows_without_record``; ``KeyInUseError`` or ``OSError``.
         """
@@ -99,6 +100,7 @@ class Signer:
         self._directory = directory
         self._domain = domain
         self._secrets = dict(secrets)
+        self._ways_back = ways_back
         self._state = SignerState()
         self._record: SignerRecord | None = None
         self._nonce = b""
@@ -122,8 +124,7 @@ class Signer:
             except SignerRecordError as error:
                 if not follows_without_record:
                     raise
-                with suppress(SignerRecordError):
-                    self._state = peek_record(directory.signer_path, directory.owner)
+                self._state = salvage_record(directory.signer_path, directory.owner)
                 self.lose_record(str(error))
         except BaseException:
             self._locks.close()
@@ -183,9 +184,11 @@ class Signer:
         if self._record is not None:
             self._record.close()
             self._record = None
-        self.reason = reason
+        self.reason = f"{reason}; try: {self._ways_back}" if self._ways_back else reason
         self._nonce = os.urandom(NONCE_BYTES)
-        _log.error("%s: this node follows and signs nothing: %s", describe_shard(self._domain.shard), reason)
+        _log.error(
+            "%s: this node follows and signs nothing: %s", describe_shard(self._domain.shard), self.reason
+        )
 
     def verify_covers(self, records: Iterable[Record]) -> None:
         """K1: compare the record with the chain's own log; a certificate with a newer vote of a local key means an old copy."""
@@ -201,8 +204,7 @@ class Signer:
                     self.lose_record(
                         f"the record ends at slot {slot} for validator {key}, but the chain's log has its "
                         f"{certificate.kind.name} vote of slot {certificate.slot}: the record is an old copy, or the "
-                        "key is used elsewhere. Try: shardyard validator import with an export from there; without one: "
-                        "shardyard validator resume"
+                        "key is used elsewhere"
                     )
                     return
 
@@ -230,8 +232,8 @@ class Signer:
             return
         self.stopped[validator] = (
             f"validator {validator}: {evidence}, which is not on record here: another process signs with this key, "
-            "or the record is an old copy; it signs no more here, also after a restart. Try: leave the key to the other "
-            "process, or stop it for good, then shardyard validator resume"
+            "or the record is an old copy; it signs no more here, also after a restart; try: leave the key to the other "
+            "process, or stop it for good, then shardyard validator resume, as long as other keys of the chain have a quorum"
         )
         _log.error("%s: %s", describe_shard(self._domain.shard), self.stopped[validator])
         self._worker.submit(self._block, validator)
@@ -244,7 +246,7 @@ class Signer:
         try:
             self._state.raise_floor(validator, BLOCKED)
             if self._record is not None:
-                self._record.append_floors(tuple(sorted(self._state.key_floors.items())))
+                self._record.append_floors(self._state.list_floors())
         except Exception as error:  # noqa: BLE001
             self._failure = self._failure or error
 
@@ -420,9 +422,9 @@ class Signer:
 
     def _begin_record(self, slot: int) -> SignerRecord:
         state = SignerState(slot)
-        for validator, floor in self._state.key_floors.items():
-            if floor == BLOCKED:  # whoever was seen to sign with it does not end with our record
-                state.raise_floor(validator, BLOCKED)
+        # Whoever was seen to sign with a key does not end with our record, nor does what a person said of one.
+        for validator, floor in self._state.list_floors():
+            state.raise_floor(validator, floor)
         create_record(self._directory, state, self._witness)
         return SignerRecord(self._directory, self._witness)
 

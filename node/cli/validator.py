@@ -18,6 +18,7 @@ from node.interchange import (
     InterchangeError,
     Merge,
     build_interchange,
+    describe_floor,
     list_blocked,
     merge_interchange,
     read_interchange,
@@ -25,6 +26,7 @@ from node.interchange import (
     verify_is_newest,
 )
 from node.network import Network, get_local_validators, parse_node
+from node.remedies import describe_way_without_export, describe_ways_back
 from node.resumption import (
     MARGIN_SLOTS,
     choose_slot,
@@ -32,13 +34,21 @@ from node.resumption import (
     hear_slots,
     read_slots,
     resume_keys,
+    verify_above_floors,
     verify_reachable,
 )
 from node.runtime import open_node_data
 from node.signer import build_witness
 from node.storage.data_dir import SIGNER_FILE, DataDir, DataDirBusyError
 from node.storage.key_locks import KeyLocks, get_lock_dir, read_holder
-from node.storage.signer_record import SignerRecord, SignerRecordError, Witness, create_record, peek_record
+from node.storage.signer_record import (
+    SignerRecord,
+    SignerRecordError,
+    Witness,
+    create_record,
+    peek_record,
+    salvage_record,
+)
 from shardyard.consensus.signer import BLOCKED, SignerState
 from shardyard.ids import BEACON, Hash32, describe_shard
 
@@ -137,7 +147,7 @@ def _describe_node(network: Network, node: str) -> list[dict[str, Any]]:
         try:
             state = peek_record(path, network.genesis.network)
         except SignerRecordError as error:
-            record = str(error)
+            record = f"{error}; try: {describe_ways_back(network, node)}"
     domain = network.genesis.get_domain(chain)
     return [
         {
@@ -175,7 +185,7 @@ def export_(*, node_id: str, output: Path | None, minimal: bool, name: str, as_j
     with (
         _open_stopped(session, node_id) as data,
         _open_witness(network, node_id) as witness,
-        SignerRecord(data, witness) as record,
+        _open_record(network, node_id, data, witness) as record,
     ):
         keys = _get_keys(network, node_id)
         text = build_interchange(
@@ -199,9 +209,17 @@ def export_(*, node_id: str, output: Path | None, minimal: bool, name: str, as_j
     if blocked:
         say(
             f"left out: validators {', '.join(map(str, blocked))}, which are silent for good, for what they signed "
-            f"elsewhere is unknown; try: shardyard validator resume {node_id}{session.name_flag}, then export again"
+            f"elsewhere is unknown; try: shardyard validator resume {node_id}{session.name_flag}, as long as other keys of the "
+            "chain have a quorum, then export again"
         )
     return 0
+
+
+def _open_record(network: Network, node: str, data: DataDir, witness: Witness) -> SignerRecord:
+    try:
+        return SignerRecord(data, witness)
+    except SignerRecordError as error:
+        raise CliError(f"{error}; try: {describe_ways_back(network, node)}") from error
 
 
 def _write_new(path: Path, text: bytes) -> None:
@@ -236,7 +254,7 @@ def import_(*, node_id: str, file: Path, name: str, as_json: bool) -> int:
     with _open_stopped(session, node_id) as data, _open_witness(network, node_id) as witness:
         found = read_interchange(_read_file(file), _get_genesis_hash(network, node_id), str(file))
         merged = _merge(network, node_id, data, witness, found, str(file))
-    rows = [merge._asdict() for merge in merged]
+    rows = [merge._asdict() | {"floor": describe_floor(merge.floor)} for merge in merged]
     if as_json:
         print_json(rows)
         return 0
@@ -286,14 +304,16 @@ def resume(
         # Only now, because whoever was asked may have taken long to answer.
         heard = asyncio.run(hear_slots(network, node_id, silent, logged))
         slot = choose_slot(network, chain, heard, above)
-        resume_keys(data, witness, silent, chosen, slot)
-    rows = [{"validator": key, "floor": slot} for key in chosen]
+        if above is not None:
+            verify_above_floors(silent, chosen, above, heard.slot)
+        floors = resume_keys(data, witness, silent, chosen, slot)
+    rows = [{"validator": key, "floor": floor} for key, floor in floors.items()]
     if as_json:
         print_json(rows)
         return 0
     print_table(("Validator", "Signs above"), [tuple(row.values()) for row in rows])
     say(
-        f"{describe_shard(chain)} has to pass slot {slot} by the votes of others first; "
+        f"{describe_shard(chain)} has to pass slot {max(floors.values())} by the votes of others first; "
         f"next: shardyard node start {node_id}{session.name_flag}"
     )
     return 0
@@ -321,22 +341,14 @@ def _merge(
             merged = merge_interchange(found, domain, keys, record.state, name)
             record.rewrite(above=found.metadata.record_number)
     except SignerRecordError as error:
-        verify_is_newest(found, witness.read(), name)
-        state = _salvage(data)
+        verify_is_newest(found, witness.read(), name, otherwise=describe_way_without_export(network, node))
+        state = salvage_record(data.signer_path, data.owner)
         merged = merge_interchange(found, domain, keys, state, name)
         say(f"the record of {node} is begun anew: {error}")
         for position in set(keys) - {merge.validator for merge in merged}:
             state.raise_floor(position, BLOCKED)
         create_record(data, state, witness, above=found.metadata.record_number)
     return merged
-
-
-def _salvage(data: DataDir) -> SignerState:
-    """Return what an old record still says, which is true and not everything; nothing of a damaged one."""
-    try:
-        return peek_record(data.signer_path, data.owner)
-    except SignerRecordError:
-        return SignerState()
 
 
 def _read_file(path: Path) -> bytes:

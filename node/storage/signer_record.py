@@ -9,7 +9,10 @@ Beside the record a *mark* names the file and the start of the machine that a pr
 one that is not its own, and nobody takes it for that of a process that was restarted at once.
 
 A record that is missing although its directory was in use, damaged, or behind its witness is lost (K1) and raises
-``SignerRecordError``: what was signed is unknown.
+``SignerRecordError``: what was signed is unknown. What to do then depends on who else is there (``node.remedies``).
+
+A frame of floors holds pairs of key and slot. A key that is blocked has a pair with ``BLOCKED`` beside the one with its floor
+in slots; each pair only raises, so a reader that knows one floor per key takes it for blocked as well.
 """
 
 import os
@@ -44,9 +47,6 @@ MAX_BATCH_ENTRIES: Final = 4096
 MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 _NUMBER_BYTES: Final = 8
-WAYS_OUT: Final = (
-    "Try: shardyard validator import with an export of it; without one: shardyard validator resume"
-)
 
 
 class FrameKind(IntEnum):
@@ -182,25 +182,25 @@ class SignerRecord:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except FileNotFoundError:
             raise SignerRecordError(
-                f"{self.path}: missing, although its directory was in use; what was signed is unknown. {WAYS_OUT}"
+                f"{self.path}: missing, although its directory was in use; what was signed is unknown"
             ) from None
         try:
             if not verify_header(self._descriptor, SIGNER_FILE_KIND, self._owner, 0, str(self.path)):
-                raise SignerRecordError(f"{self.path}: it lost its beginning. {WAYS_OUT}")
+                raise SignerRecordError(f"{self.path}: it lost its beginning")
             for item in scan(self._descriptor, 0):
                 if isinstance(item, Frame):
                     self._replay(item)
                 else:
                     self._cut_tail(item)
         except (CorruptFileError, DecodeError) as error:
-            raise SignerRecordError(f"{error}. {WAYS_OUT}") from error
+            raise SignerRecordError(str(error)) from error
 
     def _verify_witness(self) -> None:
         expected = self._witness.read()
         if self.number < expected:
             raise SignerRecordError(
                 f"{self.path}: it ends with entry {self.number}, but {self._witness.names[0]} has seen entry {expected}: "
-                f"it is an old copy, or new beside keys that signed already. {WAYS_OUT}"
+                "it is an old copy, or new beside keys that signed already"
             )
 
     def _replay(self, frame: Frame) -> None:
@@ -209,7 +209,7 @@ class SignerRecord:
 
     def _cut_tail(self, end: ScanEnd) -> None:
         if end.tail in {Tail.DAMAGED, Tail.CORRUPT}:
-            raise SignerRecordError(f"{self.path}: damaged at offset {end.offset}. {WAYS_OUT}")
+            raise SignerRecordError(f"{self.path}: damaged at offset {end.offset}")
         if end.tail is Tail.TORN:
             # This batch was never synced, so none of its signatures has left.
             os.ftruncate(self._descriptor, end.offset)
@@ -238,20 +238,28 @@ def peek_record(path: Path, owner: bytes) -> SignerState:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise SignerRecordError(f"{path}: missing. {WAYS_OUT}") from None
+        raise SignerRecordError(f"{path}: missing") from None
     try:
         if not verify_header(descriptor, SIGNER_FILE_KIND, owner, 0, str(path)):
-            raise SignerRecordError(f"{path}: it lost its beginning. {WAYS_OUT}")
+            raise SignerRecordError(f"{path}: it lost its beginning")
         for item in scan(descriptor, 0):
             if isinstance(item, Frame):
                 _replay(state, item)
             elif item.tail in {Tail.DAMAGED, Tail.CORRUPT}:
-                raise SignerRecordError(f"{path}: damaged at offset {item.offset}. {WAYS_OUT}")
+                raise SignerRecordError(f"{path}: damaged at offset {item.offset}")
     except (CorruptFileError, DecodeError) as error:
-        raise SignerRecordError(f"{error}. {WAYS_OUT}") from error
+        raise SignerRecordError(str(error)) from error
     finally:
         os.close(descriptor)
     return state
+
+
+def salvage_record(path: Path, owner: bytes) -> SignerState:
+    """Return what a lost record still says, which is true and not everything; nothing of a damaged one."""
+    try:
+        return peek_record(path, owner)
+    except SignerRecordError:
+        return SignerState()
 
 
 def _replay(state: SignerState, frame: Frame) -> None:
@@ -337,8 +345,8 @@ def _stage(path: Path, owner: bytes, state: SignerState, number: int) -> tuple[i
 
 def _encode_state(state: SignerState) -> Iterator[tuple[int, bytes]]:
     yield FrameKind.FLOOR, state.floor.to_bytes(8, "big")
-    if state.key_floors:
-        yield FrameKind.KEY_FLOORS, encode(_KeyFloors(tuple(sorted(state.key_floors.items()))))
+    if floors := state.list_floors():
+        yield FrameKind.KEY_FLOORS, encode(_KeyFloors(floors))
     entries = state.entries()
     for start in range(0, len(entries), MAX_BATCH_ENTRIES):
         yield FrameKind.ENTRIES, encode(_Batch(tuple(entries[start : start + MAX_BATCH_ENTRIES])))

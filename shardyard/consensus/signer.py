@@ -8,6 +8,7 @@ A slot belongs to one epoch and a position to one committee of that epoch (D2), 
 
 Below a floor nothing is signed. There is one for the chain, the last final slot, and one for each key that came from
 somewhere else: after an import or a Rejoin it is the highest slot in which the key may have signed what is not on this record.
+A key may be blocked besides: it signs nothing until a person resumes it, and its floor is still what it was then.
 """
 
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ from shardyard.errors import LocalProtocolError
 from shardyard.ids import GENESIS_SLOT, Hash32
 
 BLOCKED: Final = (1 << 64) - 1
-"""The floor of a key that signs nothing: what it signed elsewhere is unknown."""
+"""In place of a slot, the floor of a key that signs nothing: what it signed elsewhere is unknown."""
 
 
 class SignerEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -41,7 +42,9 @@ class SignerState:
     def __init__(self, floor: int = GENESIS_SLOT) -> None:
         self.floor = floor
         self.key_floors: dict[int, int] = {}
-        """Floors of single keys, where they are above the chain's."""
+        """Floors of single keys in slots, where they are above the chain's; of blocked keys too."""
+        self.blocked: set[int] = set()
+        """Keys that sign nothing until ``resume``."""
         self._entries: dict[tuple[int, int], SignerEntry] = {}
 
     def get_entry(self, validator: int, slot: int) -> SignerEntry:
@@ -59,13 +62,31 @@ class SignerState:
         return _explain_refusal(self.get_entry(request.validator, request.slot), request)
 
     def get_floor(self, validator: int) -> int:
-        """Return the slot up to which ``validator`` signs nothing."""
+        """Return the slot up to which ``validator`` signs nothing; ``BLOCKED`` when it signs nothing at all."""
+        return BLOCKED if validator in self.blocked else self.get_known_floor(validator)
+
+    def get_known_floor(self, validator: int) -> int:
+        """Return the slot up to which ``validator`` signs nothing, also after it was resumed if it is blocked."""
         return max(self.floor, self.key_floors.get(validator, GENESIS_SLOT))
 
     def raise_floor(self, validator: int, slot: int) -> None:
-        """Let ``validator`` sign only above ``slot``; a floor never sinks."""
-        if slot > self.get_floor(validator):
+        """Let ``validator`` sign only above ``slot``, or nothing if that is ``BLOCKED``; a floor never sinks."""
+        if slot == BLOCKED:
+            # Beside the floor in slots, not in its place: whoever resumes the key must not come out below that.
+            self.blocked.add(validator)
+        elif slot > self.get_known_floor(validator):
             self.key_floors[validator] = slot
+
+    def resume(self, validator: int, slot: int) -> None:
+        """Let ``validator`` sign again, above ``slot`` and above every floor that it had."""
+        self.blocked.discard(validator)
+        self.raise_floor(validator, slot)
+
+    def list_floors(self) -> tuple[tuple[int, int], ...]:
+        """Return validator and slot of the floors of single keys, in order; ``raise_floor`` with each gives them back."""
+        return tuple(
+            sorted([*self.key_floors.items(), *((validator, BLOCKED) for validator in self.blocked)])
+        )
 
     def get_newest_slot(self, validator: int) -> int:
         """Return the highest slot in which ``validator`` signed, of those that are not forgotten."""
@@ -74,8 +95,10 @@ class SignerState:
 
     def has_signed(self, validator: int, kind: VoteKind, slot: int, block_hash: Hash32) -> bool:
         """Tell whether a vote of ``validator`` is on record, or may be forgotten because its slot is behind a floor."""
-        if slot <= self.get_floor(validator):
-            return True
+        return slot <= self.get_floor(validator) or self.is_on_record(validator, kind, slot, block_hash)
+
+    def is_on_record(self, validator: int, kind: VoteKind, slot: int, block_hash: Hash32) -> bool:
+        """Tell whether a vote of ``validator`` is among the entries."""
         entry = self.get_entry(validator, slot)
         match kind:
             case VoteKind.PROPOSE:

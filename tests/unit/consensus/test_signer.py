@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardyard.consensus.signer import SignerState
+from shardyard.consensus.signer import BLOCKED, SignerState
 from shardyard.consensus.votes import VoteKind
 from shardyard.effects import SignRequest
 from shardyard.errors import LocalProtocolError
@@ -74,6 +74,47 @@ def test_nothing_is_signed_at_or_below_the_floor():
     assert len(state) == 0
     assert not state.check(request(NOTAR, A))
     assert state.check(request(NOTAR, A, slot=6))
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["raise", "block", "resume", "prune", "restart"]),
+        st.integers(0, 1),
+        st.sampled_from([0, 1, 5, 300, BLOCKED - 1]),
+    ),
+    max_size=12,
+)
+
+
+@given(CHANGES)
+def test_no_floor_sinks_through_blocks_and_resumptions_and_restarts(changes):
+    state, highest, blocked = SignerState(), [0, 0], set()
+    for change, validator, slot in changes:
+        match change:
+            case "raise":
+                state.raise_floor(validator, slot)
+            case "block":
+                state.raise_floor(validator, BLOCKED)
+                blocked.add(validator)
+            case "resume":
+                state.resume(validator, slot)
+                blocked.discard(validator)
+            case "prune":
+                state.prune(slot)
+            case _:
+                restarted = SignerState(state.floor)
+                for pair in state.list_floors():
+                    restarted.raise_floor(*pair)
+                state = restarted
+        if change in {"raise", "resume"}:
+            highest[validator] = max(highest[validator], slot)
+        if change == "prune":
+            highest = [max(known, slot) for known in highest]
+        for key, known in enumerate(highest):
+            assert state.get_known_floor(key) == known
+            assert state.get_floor(key) == (BLOCKED if key in blocked else known)
+            assert not state.check(request(SKIP, slot=known, validator=key))
+            assert state.check(request(SKIP, slot=known + 1, validator=key)) is (key not in blocked)
 
 
 SEQUENCES = st.lists(

@@ -1,8 +1,12 @@
 """Silent keys sign again above a slot that nobody has entered, or it is said why that slot is not known."""
 
+import json
+
 import pytest
 
 from node.checks import verdict
+from node.cli import validator
+from node.cli.root import run
 from node.config import Options
 from node.control import ControlError
 from node.doppelganger import is_recent
@@ -19,6 +23,7 @@ from node.resumption import (
     hear_slots,
     read_slots,
     resume_keys,
+    verify_above_floors,
     verify_reachable,
 )
 from node.runtime import open_node_data
@@ -139,6 +144,96 @@ def test_a_floor_never_sinks(network, data, witness, signed):
         assert [record.state.get_floor(key) for key in KEYS] == [500, 90]
 
 
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_a_blocked_key_comes_back_above_the_floor_that_it_had(network, data, witness, signed, is_compacted):
+    """It may have signed elsewhere up to there; a person who resumes it later need not remember."""
+    signed.append_floors([(5, 500)])
+    block(signed, 5)
+    if is_compacted:
+        with SignerRecord(data, witness) as record:
+            record.rewrite()
+    silent = look(data, witness)
+    assert silent == Silent([5], floors={5: 500})
+    assert resume_keys(data, witness, silent, KEYS, 90) == {5: 500}
+    assert look(data, witness) == Silent([])
+    with SignerRecord(data, witness) as record:
+        assert not record.state.check(skip(network, 5, 500))
+        assert record.state.check(skip(network, 5, 501))
+
+
+def test_floors_go_from_life_to_life_while_their_key_stays_blocked(data, witness, signed):
+    signed.append_floors([(1, 300), (5, 500)])
+    block(signed, *KEYS)
+    assert resume_keys(data, witness, look(data, witness), [1], 400) == {1: 400}
+    assert look(data, witness) == Silent([5], floors={5: 500})
+    with SignerRecord(data, witness) as record:
+        block(record, 1)
+    assert look(data, witness) == Silent([1, 5], floors={1: 400, 5: 500})
+
+
+def test_a_floor_that_only_an_old_copy_tells_counts(data, witness, signed):
+    signed.append_floors([(5, 500)])
+    block(signed, 5)
+    witness.write(1 << 20)
+    silent = look(data, witness)
+    assert (silent.keys, silent.floors) == ([*KEYS], {5: 500})
+    assert resume_keys(data, witness, silent, KEYS, 90) == {1: 90, 5: 500}
+
+
+def test_a_record_whose_blocked_keys_have_no_other_floor_is_read(data, witness, signed):
+    """As it was once written: the floor of a blocked key was overwritten when the file was written anew."""
+    block(signed, 5)
+    with SignerRecord(data, witness) as record:
+        assert record.state.list_floors() == ((5, BLOCKED),)
+        record.append_floors([(1, 300), (5, BLOCKED)])
+    with SignerRecord(data, witness) as record:
+        assert record.state.list_floors() == ((1, 300), (5, BLOCKED))
+        assert record.state.get_entry(5, 40).skip
+
+
+@pytest.mark.parametrize(
+    ("above", "newest", "words"),
+    [
+        (
+            499,
+            70,
+            "got 499, expected at least 500, the floor of validator 5 on record: .*; try: the same with --above 500, or",
+        ),
+        (90, 70, "got 90, expected at least 500"),
+        (90, 500 - MAX_AHEAD_SLOTS - 1, "expected at least 500, .*; try: without --above while"),
+    ],
+)
+def test_a_slot_below_the_floor_of_a_key_is_refused(above, newest, words):
+    silent = Silent([1, 5, 7], floors={1: 95, 5: 500, 7: 900})
+    with pytest.raises(ResumptionError, match=words):
+        verify_above_floors(silent, [1, 5], above, newest)
+    verify_above_floors(silent, [1, 5], 500, newest)
+    verify_above_floors(silent, [1], 499, newest)
+
+
+def test_the_command_refuses_a_slot_below_a_floor_and_says_the_one_it_takes(
+    network, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(validator, "get_lock_dir", lambda: tmp_path / "locks")
+    with (
+        open_node_data(network, NODE, SHARD) as data,
+        Witness([]) as none,
+        SignerRecord(data, none) as record,
+    ):
+        record.append_floors([(1, 500)])
+        record.append_floors([(1, BLOCKED)])
+
+    def call(*options):
+        return run(["validator", "resume", NODE, "--name", "mine", "--yes", *options])
+
+    assert call("--above", "499") == 1
+    told = capsys.readouterr().err
+    assert "got 499, expected at least 500, the floor of validator 1 on record" in told
+    assert "try: the same with --above 500" in told
+    assert call("--above", "500", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["items"] == [{"validator": 1, "floor": 500}]
+
+
 def test_whoever_resumes_listens_before_it_signs(data, witness, signed):
     assert is_recent(data.signer_path)
     block(signed, 5)
@@ -208,7 +303,12 @@ async def test_the_own_log_gives_its_slot_and_own_keys_that_are_sound_count(home
     assert choose_slot(network, SHARD, heard, None) == 30 + MARGIN_SLOTS
     verify_reachable(network, SHARD, Silent(keys[1:2]))
     with pytest.raises(ResumptionError, match=r"all validators but these have 0 of .* validator import"):
+        verify_reachable(network, SHARD, Silent(keys, "the record is lost"))
+    with pytest.raises(
+        ResumptionError, match="try: leave them to the process that signs with them, or"
+    ) as caught:
         verify_reachable(network, SHARD, Silent(keys))
+    assert "import" not in str(caught.value)  # it takes back no block of a sound record
 
 
 @pytest.fixture
