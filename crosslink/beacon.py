@@ -156,21 +156,28 @@ class BeaconMachine:
             return None
         return next((found for found in read_bodies(submission).bundles if found.dst == dst), None)
 
-    def recover(self, records: Sequence[Record]) -> None:
-        """Take over the chain's log before ``Started``: the same records give the same state."""
-        logged = {
-            record.submission.crosslink.hash: record.submission
-            for record in records
-            if isinstance(record, SubmissionRecord)
-        }
-        for final in self.engine.recover(records):
+    def recover(self, records: Iterable[Record]) -> None:
+        """Take over the chain's log before ``Started``: the same records give the same state.
+
+        They are taken one by one, and bodies are kept for as long as the beacon may still accept them.
+        """
+        logged: dict[Hash32, CrosslinkSubmission] = {}
+        for record in records:
+            if isinstance(record, SubmissionRecord):
+                logged[record.submission.crosslink.hash] = record.submission
+            final = self.engine.recover(record)
+            if final is None:
+                continue
             for crosslink in self._ledger.read_crosslinks(final.block):
                 self._restore(logged.pop(crosslink.hash, None))
             self._apply_final(final.block)
-        entries = self.state.shards
+            logged = {key: held for key, held in logged.items() if self._is_ahead(held.crosslink)}
         for submission in logged.values():
-            if submission.crosslink.first_height > entries[submission.crosslink.shard].last_height:
+            if self._is_ahead(submission.crosslink):
                 self._restore(submission)
+
+    def _is_ahead(self, crosslink: Crosslink) -> bool:
+        return crosslink.first_height > self.state.shards[crosslink.shard].last_height
 
     def _restore(self, submission: CrosslinkSubmission | None) -> None:
         if submission is not None:

@@ -12,7 +12,8 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from itertools import accumulate
 from typing import Final, Protocol
 
 import msgspec
@@ -236,15 +237,21 @@ def _build_stopping() -> RpcError:
     return build_server_error("the node is stopping")
 
 
-async def restore_journal(core: _native.Core, mempool: Mempool, transactions: Sequence[bytes]) -> int:
+async def restore_journal(
+    core: _native.Core,
+    mempool: Mempool,
+    transactions: Sequence[bytes],
+    find_included: Callable[[Sequence[bytes]], Container[bytes]],
+) -> int:
     """Put journalled transactions back into the pool after a restart; returns how many still had a place.
 
-    What was included meanwhile has a used nonce and is refused, which is how the journal forgets it. A transaction may stand in
-    the journal before those that it follows, where one of them was replaced by another with a higher fee: what comes too early
-    is offered again, as long as others before it found a place.
+    Most of a journal was included meanwhile. ``find_included`` gives those of some hashes that it knows of; the nonce of the
+    others is used, so they are refused, but only after their sender was recovered, which takes longer than anything else here.
+    A transaction may stand in the journal before those that it follows, where one of them was replaced by another with a higher
+    fee: what comes too early is offered again, as long as others before it found a place.
     """
     restored = 0
-    early = list(transactions)
+    early = await asyncio.to_thread(_drop_included, transactions, find_included)
     while early:
         found, early = await _offer(core, mempool, early)
         restored += found
@@ -256,6 +263,16 @@ async def restore_journal(core: _native.Core, mempool: Mempool, transactions: Se
             len(early),
         )
     return restored
+
+
+def _drop_included(
+    transactions: Sequence[bytes], find_included: Callable[[Sequence[bytes]], Container[bytes]]
+) -> list[bytes]:
+    ends = accumulate(map(len, transactions), initial=0)
+    digests = _native.keccak256_many(b"".join(transactions), list(ends))
+    hashes = [digests[at : at + 32] for at in range(0, len(digests), 32)]
+    included = find_included(hashes)
+    return [raw for raw, tx_hash in zip(transactions, hashes, strict=True) if tx_hash not in included]
 
 
 async def _offer(

@@ -6,6 +6,7 @@ There is exactly one, and it runs every validator of the beacon (P3).
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -104,23 +105,27 @@ def describe_beacon(
     }
 
 
+def check_covers(signer: Signer) -> Callable[[LogEntry], None]:
+    """Return what compares the signer's record with the log's entries (K1): the machine is to know if the record is lost."""
+    check = signer.begin_cover_check()
+
+    def take(entry: LogEntry) -> None:
+        if entry.kind is EntryKind.KERNEL and not entry.is_body:
+            check(entry.decode_record())
+
+    return take
+
+
 async def run_beacon(network: Network, node: str) -> None:
     """Run the beacon until it is told to end."""
     started = time.monotonic()
     ended = watch_for_end()
     validators = get_local_validators(network, node)
-    records: list[fx.Record] = []
-
-    def take(entry: LogEntry) -> None:
-        if entry.kind is EntryKind.KERNEL:
-            records.append(entry.decode_record())
-
     with (
         await take_node_data(network, node, BEACON, ended) as data,
-        BlockLog(data.log_path, data.owner, on_entry=take) as log,
         open_signer(network, node, data) as signer,
+        BlockLog(data.log_path, data.owner, on_entry=check_covers(signer)) as log,
     ):
-        signer.verify_covers(records)
         machine = BeaconMachine(
             network.genesis,
             BlsCrypto(),
@@ -129,8 +134,7 @@ async def run_beacon(network: Network, node: str) -> None:
             submissions=log,
             rejoins=signer.build_rejoins(),
         )
-        machine.recover(records)
-        records.clear()  # bodies of all there ever was; the machine keeps what it needs
+        machine.recover(entry.decode_record() for entry in log.iterate() if entry.kind is EntryKind.KERNEL)
         async with build_bus(network, node, BEACON, data) as bus:
             injection = Injection(network, node, bus)
             ballots = BallotBook(

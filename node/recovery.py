@@ -1,10 +1,11 @@
 """Recovery of a shard's process from its block log: records for the machine, states for the executor, blocks for the index.
 
-Order: the log gives the machine its records; the machine says at which height the executor must stand; the executor takes
-the recorded diffs up to there, and the root of each is compared with its header.
+The log is read once, record by record, and what is kept meanwhile does not grow with it. Each record goes to the index and to
+the machine; of each block that the machine folds in, the executor takes the recorded diff, and the root it leads to is
+compared with the block's header.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 
 from node.executor import StateRecord
 from node.index.rebuild import IndexRebuilder
@@ -20,52 +21,80 @@ from shardyard.ids import Hash32
 
 
 def recover_shard(
-    log: BlockLog, replica: ShardReplica, core: _native.Core, index: ChainIndex, genesis_block: Block
-) -> list[Record]:
-    """Bring machine, executor and index to where the log ends; return the log's records.
+    log: BlockLog,
+    replica: ShardReplica,
+    core: _native.Core,
+    index: ChainIndex,
+    genesis_block: Block,
+    *,
+    on_record: Callable[[Record], None] = lambda _: None,
+) -> None:
+    """Bring machine, executor and index to where the log ends; ``on_record`` sees each of the machine's records.
 
     Raises ``HaltedError`` if a recorded state is wrong.
     """
-    records, diffs = restore_index(log, index, genesis_block)
-    replica.recover(records)
-    base = restore_snapshot(core, log, records)
-    restore_state(core, log, diffs, replica.recovered_height, first=base + 1)
+    snapshot = log.get_snapshot()
+    base = None if snapshot is None else snapshot.block.header
+    if snapshot is not None:
+        restore_snapshot(core, log, snapshot)
+    states = _States(core, base)
+    rebuilder = IndexRebuilder(index, genesis_block, base=0 if base is None else base.height)
+
+    def read() -> Iterator[Record]:
+        for entry in log.iterate():
+            if entry.kind is EntryKind.KERNEL:
+                record = entry.decode_record()
+                on_record(record)
+                rebuilder.take(record)
+                yield record
+            elif entry.kind is EntryKind.NODE:
+                state = decode(entry.payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
+                rebuilder.take_outcomes(state.block_hash, state.height, state.outcomes)
+                states.keep(state)
+
+    replica.recover(read(), base=base, on_folded=states.apply)
+    rebuilder.finish()
     if index.height > replica.recovered_height:
         # Final blocks beyond it are executed and indexed again.
         index.rollback_to(replica.recovered_height)
-    return records
 
 
-def restore_index(
-    log: BlockLog, index: ChainIndex, genesis_block: Block
-) -> tuple[list[Record], dict[Hash32, bytes]]:
-    """Bring the index up to the log; return the machine's records in order, and the state diff of each block."""
-    rebuilder = IndexRebuilder(index, genesis_block, base=log.first_height - 1)
-    records: list[Record] = []
-    diffs: dict[Hash32, bytes] = {}
-    for entry in log.iterate():
-        if entry.kind is EntryKind.KERNEL:
-            record = entry.decode_record()
-            records.append(record)
-            rebuilder.take(record)
-        elif entry.kind is EntryKind.NODE:
-            state = decode(entry.payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
-            diffs[state.block_hash] = state.diff
-            rebuilder.take_outcomes(state.block_hash, state.outcomes)
-    rebuilder.finish()
-    return records, diffs
+class _States:
+    """The executor, and the recorded states of blocks that are not folded in yet."""
+
+    def __init__(self, core: _native.Core, base: Header | None) -> None:
+        self._core = core
+        self._height = 0 if base is None else base.height
+        self._kept: dict[Hash32, StateRecord] = {}
+
+    def keep(self, state: StateRecord) -> None:
+        if state.height > self._height:
+            self._kept[state.block_hash] = state
+
+    def apply(self, header: Header) -> None:
+        state = self._kept.get(header.hash)
+        if state is None:
+            raise HaltedError(
+                f"block {header.height}: the log says that it was executed, and lacks its state; "
+                "try: shardyard audit, then shardyard up --fresh"
+            )
+        root = self._core.apply_diff(header.hash, header.height, state.diff)
+        if root != header.shard_content.state_root:
+            raise HaltedError(
+                f"block {header.height}: the recorded diff leads to {root.hex()}, its header says "
+                f"{header.shard_content.state_root.hex()}; try: shardyard audit, then shardyard up --fresh"
+            )
+        self._height = header.height
+        self._kept = {key: kept for key, kept in self._kept.items() if kept.height > header.height}
 
 
-def restore_snapshot(core: _native.Core, log: BlockLog, records: Sequence[Record]) -> int:
-    """Give the executor the state of the last snapshot in ``records``, if there is one; return the height it stands at.
+def restore_snapshot(core: _native.Core, log: BlockLog, record: SnapshotRecord) -> None:
+    """Give the executor the state of a snapshot, whose chunks are in the log.
 
     Raises ``HaltedError`` when the chunks in the log do not make the state that the block's header commits to.
     """
-    found = next((record for record in reversed(records) if isinstance(record, SnapshotRecord)), None)
-    if found is None:
-        return 0
-    header = found.block.header
-    chunks = [log.get_chunk(chunk) for chunk in found.chunks]
+    header = record.block.header
+    chunks = [log.get_chunk(chunk) for chunk in record.chunks]
     if missing := chunks.count(None):
         raise _refuse_snapshot(header, f"{missing} of {len(chunks)} chunks are missing in the log")
     try:
@@ -78,7 +107,6 @@ def restore_snapshot(core: _native.Core, log: BlockLog, records: Sequence[Record
             header, f"its chunks lead to root {root.hex()}, its header says {expected.hex()}"
         )
     core.set_base(header.hash, header.height)
-    return header.height
 
 
 def _refuse_snapshot(header: Header, what: str) -> HaltedError:
@@ -87,19 +115,3 @@ def _refuse_snapshot(header: Header, what: str) -> HaltedError:
         "try: shardyard validator export NODE -o FILE, delete the data directory of this node, shardyard validator import "
         "NODE FILE; it comes back by a snapshot, and signs on what it has signed"
     )
-
-
-def restore_state(
-    core: _native.Core, log: BlockLog, diffs: dict[Hash32, bytes], height: int, *, first: int = 1
-) -> None:
-    """Bring the executor from below ``first`` to ``height`` by the recorded diffs; ``HaltedError`` if a root differs."""
-    for number in range(first, height + 1):
-        found = log.get_final(number)
-        assert found is not None, f"the machine recovered to {height}, but the log lacks block {number}"
-        header = found[0].header
-        root = core.apply_diff(header.hash, number, diffs[header.hash])
-        if root != header.shard_content.state_root:
-            raise HaltedError(
-                f"block {number}: the recorded diff leads to {root.hex()}, its header says "
-                f"{header.shard_content.state_root.hex()}; try: shardyard audit, then shardyard up --fresh"
-            )

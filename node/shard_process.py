@@ -162,8 +162,14 @@ class ShardNode:
         self.replica = ShardReplica(
             genesis, self.chain, BlsCrypto(), validators, stores.log, build_engine=SimplexEngine
         )
-        records = recover_shard(stores.log, self.replica, self.core, stores.index, genesis_block)
-        stores.signer.verify_covers(records)
+        recover_shard(
+            stores.log,
+            self.replica,
+            self.core,
+            stores.index,
+            genesis_block,
+            on_record=stores.signer.begin_cover_check(),
+        )
         self.mempool = Mempool(
             MempoolLimits(max_gas=genesis.preset.block_gas, min_fee=genesis.preset.min_base_fee)
         )
@@ -258,8 +264,9 @@ class ShardNode:
 
     async def run(self, ended: asyncio.Event, watch: DoppelgangerWatch) -> None:
         """Refill the mempool, open JSON-RPC, and run until ``ended``."""
-        pending = self._stores.journal.pending
-        restored = await restore_journal(self.core, self.mempool, pending)
+        restored = await restore_journal(
+            self.core, self.mempool, self._stores.journal.take_pending(), self._stores.index.find_recent
+        )
         access = get_access(self._network, self._node)
         methods = {
             "faults": self._injection.answer,

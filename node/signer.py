@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self
@@ -190,23 +190,27 @@ class Signer:
             "%s: this node follows and signs nothing: %s", describe_shard(self._domain.shard), self.reason
         )
 
-    def verify_covers(self, records: Iterable[Record]) -> None:
-        """K1: compare the record with the chain's own log; a certificate with a newer vote of a local key means an old copy."""
-        if self.reason:
-            return
+    def begin_cover_check(self) -> Callable[[Record], None]:
+        """K1: return what compares the record with the chain's own log; it is to see each record, before anything is signed.
+
+        A certificate with a newer vote of a local key means that the record is an old copy.
+        """
         newest = {
             key: max(self._state.get_newest_slot(key), self._state.get_floor(key)) for key in self._secrets
         }
-        for certificate in list_certificates(records):
-            signers = int.from_bytes(certificate.bitmap, "little")
-            for key, slot in newest.items():
-                if signers >> key & 1 and certificate.slot > slot:
-                    self.lose_record(
-                        f"the record ends at slot {slot} for validator {key}, but the chain's log has its "
-                        f"{certificate.kind.name} vote of slot {certificate.slot}: the record is an old copy, or the "
-                        "key is used elsewhere"
-                    )
-                    return
+
+        def check(record: Record) -> None:
+            for certificate in list_certificates((record,)):
+                signers = int.from_bytes(certificate.bitmap, "little")
+                for key, slot in newest.items():
+                    if not self.reason and signers >> key & 1 and certificate.slot > slot:
+                        self.lose_record(
+                            f"the record ends at slot {slot} for validator {key}, but the chain's log has its "
+                            f"{certificate.kind.name} vote of slot {certificate.slot}: the record is an old copy, or the "
+                            "key is used elsewhere"
+                        )
+
+        return check
 
     def take_records(self, records: Iterable[Record]) -> None:
         """K3: look through certificates, verified by the engine, for votes of local keys that were not given here."""

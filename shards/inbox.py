@@ -276,14 +276,19 @@ class BeaconFollower:
     def on_final(self, beacon_ref: BeaconRef, inbox_position: int) -> list[FollowerOutput]:
         """Forget what a final shard block has left behind; who paused for want of room goes on."""
         was_paused = self.is_paused
-        count = inbox_position - self._pruned
+        self.forget(beacon_ref, inbox_position)
+        outputs = self._advance()
+        return [*outputs, *self._ask_on()] if was_paused else outputs
+
+    def forget(self, beacon_ref: BeaconRef, inbox_position: int) -> None:
+        """Forget what no block needs that comes after one with this reference and position, as far as it is here already."""
+        position = min(inbox_position, self._head.inbox_length)
+        count = position - self._pruned
         if count > 0:
             self._inbox_bytes -= sum(len(receipt) for receipt in self._receipts[:count])
             del self._receipts[:count], self._gas[:count]
-            self._pruned = inbox_position
-        self._drop_views(beacon_ref.height)
-        outputs = self._advance()
-        return [*outputs, *self._ask_on()] if was_paused else outputs
+            self._pruned = position
+        self._drop_views(min(beacon_ref.height, self._head.ref.height))
 
     def _drop_views(self, below: int) -> None:
         for height in sorted(height for height in self._views if height < below):

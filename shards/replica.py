@@ -43,6 +43,7 @@ from shards.policy import (
     verify_emission,
     verify_results,
 )
+from shards.recovery import Recovery
 from shards.reports import describe_block
 from shardyard.blocks import Block, BlockKind, FinalityProof, Header
 from shardyard.consensus.engine import (
@@ -61,7 +62,6 @@ from shardyard.consensus.engine import (
 from shardyard.consensus.votes import Crypto
 from shardyard.effects import (
     Adopt,
-    BeaconRecord,
     Broadcast,
     Build,
     Discard,
@@ -74,7 +74,6 @@ from shardyard.effects import (
     Persist,
     Record,
     SetTimer,
-    SnapshotRecord,
 )
 from shardyard.errors import InvalidBlockError, RemoteProtocolError
 from shardyard.events import (
@@ -206,42 +205,39 @@ class ShardReplica:
 
     # --- events ---
 
-    def recover(self, records: Sequence[Record]) -> None:
-        """Replay the chain's log, in order, before ``Started``: the same records give the same heads."""
-        places = [place for place, item in enumerate(records) if isinstance(item, SnapshotRecord)]
-        if places:
-            self._recover_snapshot(records[: places[-1] + 1])
-            records = records[places[-1] + 1 :]
-        outboxes = {item.block_hash: item.outbox for item in records if isinstance(item, ExecutionRecord)}
-        beacon = deque(item for item in records if isinstance(item, BeaconRecord))
-        self._finals.extend(self.engine.recover(records))
-        while self._finals:
-            block = self._finals[0].block
-            if block.header.shard_content.beacon_ref.height > self.follower.head.ref.height and beacon:
-                self._follow(self.follower.recover(beacon.popleft()))
-            elif block.hash in outboxes and self._find_view(block.header) is not None:
-                self._fold(block.header, outboxes[block.hash])
-                self._finals.popleft()
-            else:
-                break
-        for record in beacon:
-            self._follow(self.follower.recover(record))
+    def recover(
+        self,
+        records: Iterable[Record],
+        *,
+        base: Header | None = None,
+        on_folded: Callable[[Header], None] = lambda _: None,
+    ) -> None:
+        """Replay the chain's log, in order, before ``Started``: the same records give the same heads.
+
+        ``base`` heads the block of the last snapshot in it, if there is one; ``on_folded`` hears of each block folded in.
+        """
+        if base is not None:
+            self.assembler.begin_after(base)
+
+        def fold(header: Header, outbox: tuple[bytes, ...]) -> None:
+            self._fold(header, outbox)
+            on_folded(header)
+
+        recovery = Recovery(
+            self.engine,
+            self.follower,
+            base=base,
+            begin_after=self._candidates.advance,
+            follow=self._follow,
+            fold=fold,
+        )
+        for record in records:
+            recovery.take(record)
+            self._effects = []  # what this says was said before the restart
+        self._finals = recovery.finish()
         for final in self._finals:
             self._candidates.ensure(final.block)
-        self._effects = []  # what this says was said before the restart
-
-    def _recover_snapshot(self, records: Sequence[Record]) -> None:
-        """Begin at the snapshot that ends ``records``; of what was before only the beacon counts."""
-        for record in records:
-            if isinstance(record, BeaconRecord):
-                self._follow(self.follower.recover(record))
-            elif isinstance(record, SnapshotRecord):
-                content = record.block.header.shard_content
-                self.follower.skip_to(content.beacon_ref, content.inbox_position)
-        self.engine.recover(records[-1:])
-        header = self.engine.final_block.header
-        self._candidates.advance(header)
-        self.assembler.begin_after(header)
+        self._effects = []
 
     def step(self, event: Event, now_ms: int) -> list[Effect]:
         """Take one event; return what the driver shall do, in order."""

@@ -15,7 +15,7 @@ from node.index.store import ChainIndex
 from shardyard.blocks import Block, ShardBody
 from shardyard.codec import encode
 from shardyard.effects import BeaconRecord, BlockRecord, ExecutionRecord, FinalRecord, Record, SnapshotRecord
-from shardyard.ids import Hash32
+from shardyard.ids import Hash32, Height
 
 
 class IndexRebuilder:
@@ -31,7 +31,8 @@ class IndexRebuilder:
             index.append(build_indexed_block(genesis_block, b"", (), ()))
         self._genesis_block = genesis_block
         self._blocks: dict[Hash32, Block] = {}
-        self._outcomes: dict[Hash32, bytes] = {}
+        self._outcomes: dict[Hash32, tuple[Height, bytes]] = {}
+        """Height and results of blocks that were executed, final or not."""
         self._outboxes: dict[Hash32, tuple[bytes, ...]] = {}
         self._finals: deque[Hash32] = deque()
         """Final blocks that wait for their results, in order of height."""
@@ -44,7 +45,9 @@ class IndexRebuilder:
         match record:
             case BlockRecord(block):
                 self._blocks[block.hash] = block
-            case ExecutionRecord(block_hash, outbox):
+            case ExecutionRecord(block_hash, outbox) if (
+                block_hash in self._outcomes or block_hash in self._blocks
+            ):
                 self._outboxes[block_hash] = outbox
             case SnapshotRecord(block):
                 self._begin_at(block)
@@ -74,10 +77,11 @@ class IndexRebuilder:
             genesis = build_indexed_block(self._genesis_block, b"", (), ())
             self._index.begin_at(build_indexed_block(empty, b"", (), ()), genesis)
 
-    def take_outcomes(self, block_hash: Hash32, outcomes: bytes) -> None:
-        """Read the results of executing a block."""
-        self._outcomes[block_hash] = outcomes
-        self._settle()
+    def take_outcomes(self, block_hash: Hash32, height: Height, outcomes: bytes) -> None:
+        """Read the results of executing the block at ``height``."""
+        if height > self._height:
+            self._outcomes[block_hash] = height, outcomes
+            self._settle()
 
     def _settle(self) -> None:
         while self._finals:
@@ -95,11 +99,12 @@ class IndexRebuilder:
         deliveries = tuple(self._inbox.popleft() for _ in range(position - self._consumed))
         self._consumed = position
         self._height = header.height
-        outcomes, outbox = self._outcomes.pop(block.hash), self._outboxes.pop(block.hash)
+        (_, outcomes), outbox = self._outcomes.pop(block.hash), self._outboxes.pop(block.hash)
+        # What conflicts with a final block is of no use any more; of a block that was built in vain there are only results.
         for loser in [key for key, other in self._blocks.items() if other.header.height <= header.height]:
-            # What conflicts with a final block is of no use any more.
             del self._blocks[loser]
-            self._outcomes.pop(loser, None)
+        for loser in [key for key, (height, _) in self._outcomes.items() if height <= header.height]:
+            del self._outcomes[loser]
             self._outboxes.pop(loser, None)
         if header.height <= self._base:
             return

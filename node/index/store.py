@@ -11,7 +11,7 @@ height · ``runs`` where transactions stand (``places``) · ``messages`` id -> r
 import shutil
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, Self
 
@@ -234,6 +234,10 @@ class ChainIndex:
         hashes = _native.read_outcome_hashes(block.outcomes_data)
         is_same = hashes[32 * place.position : 32 * place.position + 32] == tx_hash
         return FoundTransaction(block, place.position) if is_same else None
+
+    def find_recent(self, tx_hashes: Iterable[bytes]) -> set[bytes]:
+        """Return those of ``tx_hashes`` that are in the newest final blocks; of older ones not all are found."""
+        return self._places.find_recent(tx_hashes)
 
     def iterate_briefs(self, first: int, last: int) -> Iterator[Brief]:
         """Yield what scans need of the blocks from ``first`` to ``last``, both included."""

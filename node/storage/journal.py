@@ -41,7 +41,7 @@ class JournalFailedError(ShardyardError):
 
 
 class MempoolJournal:
-    """The journal at ``path``; ``pending`` holds what was read when it was opened."""
+    """The journal at ``path``; ``take_pending`` gives what was read when it was opened."""
 
     def __init__(
         self,
@@ -63,11 +63,17 @@ class MempoolJournal:
         self._appended = 0
         self._written = 0
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mempool-journal")
-        self.pending: list[bytes] = self._read()
+        self._pending = self._read()
         self._descriptor = -1
         self._end = 0
-        self._rewrite(_encode_bodies(self.pending))
-        self._live_bytes = self._end
+        self._rewrite(_encode_bodies(self._pending))
+        self._live_bytes = 0
+        """Bytes when it was last written with what is pending only; of what was read most may have been included."""
+
+    def take_pending(self) -> list[bytes]:
+        """Return every transaction that was read when the journal was opened, once: it is not kept in memory."""
+        taken, self._pending = self._pending, []
+        return taken
 
     def attach(self, get_live: Callable[[], Sequence[bytes]]) -> None:
         """Tell where the transactions that are still pending, as encoded bodies, come from when it is written anew."""

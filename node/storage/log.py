@@ -54,6 +54,8 @@ MAX_ACCESS_LISTS: Final = 1024
 """Executed blocks, the newest, whose access lists are found; older ones stay in the file."""
 _OFFSET_BITS: Final = 40
 _LABEL_BYTES: Final = 40
+_BLOCK_LABEL: Final = b"\x00"
+_FINAL_LABEL: Final = b"\x01"
 _SUBMISSION_LABEL: Final = b"\x02"
 _ACCESS_LIST_LABEL: Final = b"\x03"
 _CHUNK_LABEL: Final = b"\x04"
@@ -78,6 +80,11 @@ class LogEntry(msgspec.Struct, frozen=True):
     kind: EntryKind
     payload: bytes
     label: bytes = b""
+
+    @property
+    def is_body(self) -> bool:
+        """Whether this is a block, or the bodies behind a crosslink: most of a log's bytes."""
+        return self.label[:1] in {_BLOCK_LABEL, _SUBMISSION_LABEL}
 
     def decode_record(self) -> Record:
         """Return the kernel record in here; raises ``DecodeError``."""
@@ -139,6 +146,8 @@ class BlockLog:
         """Where the bodies of each crosslink stand."""
         self._access_lists: dict[bytes, int] = {}
         """Where the access lists of the newest blocks stand, by label."""
+        self._snapshot: int | None = None
+        """Where the last snapshot stands."""
         self._chunks: dict[bytes, int] = {}
         """Where chunks of snapshots stand, by hash."""
         self._end = HEADER_BYTES
@@ -302,6 +311,11 @@ class BlockLog:
         frame = None if position is None else self._read_frame(position)
         return None if frame is None else frame.payload
 
+    def get_snapshot(self) -> SnapshotRecord | None:
+        """Return the last snapshot in the log, or None when it has none."""
+        record = None if self._snapshot is None else self._read_record(self._snapshot)
+        return record if isinstance(record, SnapshotRecord) else None
+
     def has_chunk(self, chunk_hash: Hash32) -> bool:
         """Tell whether a chunk was appended, in this life or an earlier one."""
         return chunk_hash in self._chunks
@@ -318,6 +332,7 @@ class BlockLog:
         elif label[:1] == _CHUNK_LABEL:
             self._chunks[label[1:]] = position
         elif label[:1] == _SNAPSHOT_LABEL:
+            self._snapshot = position
             self._index = _FinalIndex(int.from_bytes(label[1:9], "big"))
         elif label[:1] == _ACCESS_LIST_LABEL:
             self._access_lists[label] = position
@@ -450,7 +465,7 @@ class _FinalIndex:
     def add(self, label: bytes, position: int) -> None:
         if len(label) != _LABEL_BYTES + 1:
             return
-        is_final, key = label[0] == 1, label[1:]
+        is_final, key = label[:1] == _FINAL_LABEL, label[1:]
         if not is_final:
             self._blocks[key] = position
             return
@@ -484,9 +499,9 @@ def compute_label(record: Record) -> bytes:
     """Return the label of a record's entry: what the index must know of it without decoding it."""
     match record:
         case BlockRecord(block):
-            return b"\x00" + block.header.height.to_bytes(8, "big") + block.hash
+            return _BLOCK_LABEL + block.header.height.to_bytes(8, "big") + block.hash
         case FinalRecord(height, block_hash):
-            return b"\x01" + height.to_bytes(8, "big") + block_hash
+            return _FINAL_LABEL + height.to_bytes(8, "big") + block_hash
         case SnapshotRecord(block):
             return _SNAPSHOT_LABEL + block.header.height.to_bytes(8, "big") + block.hash
         case SubmissionRecord(submission):

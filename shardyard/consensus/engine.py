@@ -143,8 +143,11 @@ class FinalityEngine(Protocol):
         """The slot the engine is in."""
         ...
 
-    def recover(self, records: Sequence[Record]) -> list[BlockFinal]:
-        """Take over the chain's log, in order, before ``start``; return what became final in it."""
+    def recover(self, record: Record) -> BlockFinal | None:
+        """Take over the next record of the chain's log, before ``start``; return what became final by it.
+
+        A snapshot is where the chain goes on from: what became final before it is not held.
+        """
         ...
 
     def start(self, now_ms: int) -> list[EngineOutput]:

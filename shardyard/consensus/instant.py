@@ -88,28 +88,23 @@ class InstantEngine(ChainView):
         """The slot after the final block's: none is ever skipped."""
         return Slot(self._finals.tip.header.slot + 1)
 
-    def recover(self, records: Sequence[Record]) -> list[BlockFinal]:
-        """Take over the chain's log before ``start``."""
-        finals = []
-        for record in records:
-            match record:
-                case BlockRecord(block):
-                    self._recover_block(block, is_justified=self._is_sequencer)
-                case FinalRecord():
-                    entry = self._tree.get(record.block_hash)
-                    if entry is None or entry.block.header.parent != self.final_block.hash:
-                        raise LocalProtocolError(
-                            f"log: final record of height {record.height} does not follow"
-                        )
-                    self._make_final(entry, record.proof)
-                    finals.append(BlockFinal(entry.block, record.proof))
-                case SnapshotRecord(proof=proof):
-                    self._recover_snapshot(record)
-                    self._final_notarization = get_notarization(proof)
-                    finals.clear()
-                case _:
-                    pass
-        return finals
+    def recover(self, record: Record) -> BlockFinal | None:
+        """Take over a record of the chain's log before ``start``; return what became final by it."""
+        match record:
+            case BlockRecord(block):
+                self._recover_block(block, is_justified=self._is_sequencer)
+            case FinalRecord():
+                entry = self._tree.get(record.block_hash)
+                if entry is None or entry.block.header.parent != self.final_block.hash:
+                    raise LocalProtocolError(f"log: final record of height {record.height} does not follow")
+                self._make_final(entry, record.proof)
+                return BlockFinal(entry.block, record.proof)
+            case SnapshotRecord(proof=proof):
+                self._recover_snapshot(record)
+                self._final_notarization = get_notarization(proof)
+            case _:
+                pass
+        return None
 
     def start(self, now_ms: int) -> list[EngineOutput]:
         """Begin: the sequencer proposes, everybody says where it stands."""

@@ -123,24 +123,21 @@ class SimplexEngine(ChainView):
         """The slot the engine is in; 0 before ``start``."""
         return self._slot
 
-    def recover(self, records: Sequence[Record]) -> list[BlockFinal]:
-        """Take over the own log, which holds only what was verified; return what became final in it."""
-        finals: list[BlockFinal] = []
-        for record in records:
-            match record:
-                case BlockRecord(block):
-                    self._recover_block(block, is_justified=False)
-                case CertificateRecord(certificate):
-                    self._recover_certificate(certificate)
-                case FinalRecord():
-                    finals.append(self._recover_final(record))
-                case SnapshotRecord(proof=proof):
-                    self._recover_snapshot(record)
-                    self._final_notarization = get_notarization(proof)
-                    finals.clear()
-                case _:  # records of the host
-                    pass
-        return finals
+    def recover(self, record: Record) -> BlockFinal | None:
+        """Take over a record of the own log, which holds only what was verified; return what became final by it."""
+        match record:
+            case BlockRecord(block):
+                self._recover_block(block, is_justified=False)
+            case CertificateRecord(certificate):
+                self._recover_certificate(certificate)
+            case FinalRecord():
+                return self._recover_final(record)
+            case SnapshotRecord(proof=proof):
+                self._recover_snapshot(record)
+                self._final_notarization = get_notarization(proof)
+            case _:  # records of the host
+                pass
+        return None
 
     def start(self, now_ms: int) -> list[EngineOutput]:
         """Begin: recovered blocks are validated again, so that own votes for them return (they are on record)."""

@@ -8,7 +8,7 @@ from shards.snapshots import compute_chunk_hash
 from shardyard import _native
 from shardyard.consensus.engine import NoBlockSource
 from shardyard.consensus.simplex import SimplexEngine
-from shardyard.effects import SnapshotRecord
+from shardyard.effects import BeaconRecord, SnapshotRecord
 from shardyard.ids import compute_chain_id
 from tests.simulation import test_cross_shard_native as cross_shard
 from tests.unit.shards.native import NativeExecutor, sign_shard_transfer, sign_transaction
@@ -140,3 +140,30 @@ def test_a_snapshot_below_the_log_of_before_takes_its_place(network):
     send_both_ways(network, 6, 2)
     network.run_until(lambda: late.executor.get_balance(STRANGER) == 8 * ETHER)
     assert not late.get_notices("halted")
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_what_a_log_says_of_the_beacon_around_a_snapshot_is_not_kept(network, is_before):
+    source = network.nodes["shard-0-0"]
+    send_both_ways(network, 0, 8)
+    record, _ = take_snapshot(source)
+    ref = record.block.header.shard_content.beacon_ref.height
+    followed = [item for item in source.log if isinstance(item, BeaconRecord)]
+    assert ref > 8
+    log = [*followed, record] if is_before else [record, *followed]
+    machine = ShardReplica(network.genesis, 0, CRYPTO, (), NoBlockSource(), build_engine=SimplexEngine)
+    follower, kept = machine.follower, []
+
+    def read():
+        for item in log:
+            yield item
+            head = follower.head.ref.height
+            if isinstance(item, BeaconRecord) and item.block.header.height <= ref:
+                assert head == item.block.header.height
+                kept.append(sum(follower.get_view(height) is not None for height in range(head + 1)))
+
+    machine.recover(read(), base=record.block.header)
+    assert machine.recovered_height == record.block.header.height
+    assert follower.head == source.machine.follower.head
+    assert len(kept) >= ref
+    assert max(kept) <= 2

@@ -149,7 +149,7 @@ class World:
         if keep is not None:
             node.log = node.log[:keep]
         node.engine = ENGINES[self.engine](node.config, CRYPTO, node)
-        finals = node.engine.recover(node.log)
+        finals = [final for record in node.log if (final := node.engine.recover(record)) is not None]
         assert [final.block.hash for final in finals] == [block.hash for block in node.finals][: len(finals)]
         node.finals = [final.block for final in finals]
         self.perform(node, node.engine.start(self.now_ms))

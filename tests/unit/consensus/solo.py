@@ -30,7 +30,7 @@ class Solo:
     def boot(self):
         self.outputs = []
         self.engine = SimplexEngine(self.config, CRYPTO, NoBlockSource())
-        self.recovered = self.engine.recover(self.log)
+        self.recovered = [final for record in self.log if (final := self.engine.recover(record)) is not None]
         self.feed(self.engine.start(self.now_ms))
 
     def feed(self, outputs):

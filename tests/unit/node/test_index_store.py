@@ -56,7 +56,7 @@ def feed(rebuilder: IndexRebuilder, chain: RpcChain, *, late_results: bool = Fal
     rebuilder.take(BeaconRecord(header, proof, ((), receipts[:1], receipts[1:])))
     for block, outcomes, _, outbox in chain.logged:
         results = [
-            lambda b=block, o=outcomes: rebuilder.take_outcomes(b.hash, o),
+            lambda b=block, o=outcomes: rebuilder.take_outcomes(b.hash, b.header.height, o),
             lambda b=block, o=outbox: rebuilder.take(ExecutionRecord(b.hash, o)),
         ]
         final = [lambda b=block: rebuilder.take(FinalRecord(b.header.height, b.hash, proof))]
@@ -182,7 +182,11 @@ def test_places_are_found_in_merged_runs_and_forgotten_with_their_blocks(tmp_pat
     with env.begin() as txn:
         assert txn.stat(table)["entries"] <= 3 * FANOUT
     assert runs.find(bytes(32)) is None
+    hashes = [*blocks[19], *blocks[99], *blocks[101]]
+    assert runs.find_recent([*hashes, bytes(32)]) == set(hashes)
+    assert runs.find_recent([]) == set()
     runs.cut(100)
+    assert runs.find_recent(hashes) == {*blocks[19], *blocks[99]}
     assert list_places(blocks[99]) == [(99, position) for position in range(4)]
     assert list_places(blocks[101]) == [None]
     PlaceRuns(env, table)
@@ -205,7 +209,7 @@ async def test_an_index_that_begins_at_a_snapshot_knows_what_follows_it(chain, t
         rebuilder.take(BeaconRecord(chain.genesis.beacon_block, proof, (receipts,)))
         for block, outcomes, _, outbox in rest:
             rebuilder.take(BlockRecord(block))
-            rebuilder.take_outcomes(block.hash, outcomes)
+            rebuilder.take_outcomes(block.hash, block.header.height, outcomes)
             rebuilder.take(ExecutionRecord(block.hash, outbox))
             rebuilder.take(FinalRecord(block.header.height, block.hash, proof))
         rebuilder.finish()
@@ -260,7 +264,7 @@ async def test_a_log_with_two_snapshots_leaves_the_index_as_it_is_at_the_next_st
         rebuilder.take(BeaconRecord(chain.genesis.beacon_block, proof, (receipts,)))
         for height, (block, outcomes, _, outbox) in enumerate(chain.logged, 1):
             rebuilder.take(BlockRecord(block))
-            rebuilder.take_outcomes(block.hash, outcomes)
+            rebuilder.take_outcomes(block.hash, block.header.height, outcomes)
             rebuilder.take(ExecutionRecord(block.hash, outbox))
             rebuilder.take(FinalRecord(block.header.height, block.hash, proof))
             if height <= 2:

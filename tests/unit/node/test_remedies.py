@@ -148,6 +148,6 @@ def test_a_record_that_the_log_is_ahead_of_gets_the_same_advice(lose, node, node
         open_node_data(place.network, node, place.chain) as data,
         open_signer(place.network, node, data) as signer,
     ):
-        signer.verify_covers([CertificateRecord(newer)])
+        signer.begin_cover_check()(CertificateRecord(newer))
         assert "vote of slot 9" in signer.reason
         assert f"; without one: {way}" in signer.reason

@@ -126,7 +126,7 @@ def test_a_lost_record_begins_anew_above_the_slot(network, data, witness, signed
 
 
 def test_a_record_that_the_log_is_ahead_of_is_an_old_copy(network, data, witness, signed):
-    """Its witness went with it, so only the chain's own log knows: the node follows and signs nothing (``verify_covers``)."""
+    """Its witness went with it, so only the chain's own log knows: the node follows and signs nothing (``begin_cover_check``)."""
     signed.close()
     silent = find_silent(data, witness, KEYS, Logged(45, {1: 40, 5: 45}))
     assert silent.keys == [*KEYS]

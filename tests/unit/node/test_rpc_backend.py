@@ -158,15 +158,25 @@ async def test_the_mempool_forgets_what_became_final(chain):
     assert len(chain.backend.mempool) == 0
 
 
-async def test_journalled_transactions_return_after_a_restart_unless_used(tmp_path):
+@pytest.mark.parametrize("is_indexed", [True, False])
+async def test_journalled_transactions_return_after_a_restart_unless_used(tmp_path, monkeypatch, is_indexed):
+    """Used ones that the index finds are dropped without recovering their senders."""
     async with open_chain(tmp_path / "a") as chain:
-        used = chain.sign(nonce=0)
-        await chain.backend.submit([used])
+        used = [chain.sign(nonce=nonce) for nonce in range(5)]
+        await chain.backend.submit(used)
         await chain.make_block()
-        waiting = [chain.sign(nonce=1), chain.sign(nonce=2)]
-        count = await admission.restore_journal(chain.core, chain.backend.mempool, [used, *waiting, b"\x00"])
-        assert count == 2
-        assert len(chain.backend.mempool) == 2
+        waiting = [chain.sign(nonce=5), chain.sign(nonce=6)]
+        find = chain.index.find_recent if is_indexed else lambda _: ()
+        mempool, recovered = chain.backend.mempool, []
+        admit = mempool.admit
+        monkeypatch.setattr(
+            mempool, "admit", lambda core, batch: recovered.append(len(batch)) or admit(core, batch)
+        )
+        monkeypatch.setattr("node.index.places.MAX_SCANNED_BYTES", 1)  # one run at least is read
+        journalled = [*used, waiting[0], b"\x00", waiting[1]]
+        assert await admission.restore_journal(chain.core, mempool, journalled, find) == 2
+        assert len(mempool) == 2
+        assert recovered == ([3] if is_indexed else [8])
 
 
 async def test_no_transaction_is_lost_for_standing_in_the_journal_before_one_it_follows(tmp_path):
@@ -174,7 +184,9 @@ async def test_no_transaction_is_lost_for_standing_in_the_journal_before_one_it_
         gap = MempoolLimits().max_gap
         first, *later = [chain.sign(nonce=nonce) for nonce in range(2 * gap + 10)]
         orphan = chain.sign(nonce=4 * gap)
-        count = await admission.restore_journal(chain.core, chain.backend.mempool, [*later, orphan, first])
+        count = await admission.restore_journal(
+            chain.core, chain.backend.mempool, [*later, orphan, first], chain.index.find_recent
+        )
         assert count == len(chain.backend.mempool) == 2 * gap + 10
 
 

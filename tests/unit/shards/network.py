@@ -29,7 +29,11 @@ class Node:
 
     def start(self):
         self.machine = self.build_machine()
-        self.machine.recover(tuple(self.log))
+        snapshots = [item.block.header for item in self.log if isinstance(item, fx.SnapshotRecord)]
+        if snapshots:
+            self.machine.recover(tuple(self.log), base=snapshots[-1])
+        else:
+            self.machine.recover(tuple(self.log))  # the beacon's machine knows no snapshots
         if self.executor is not None:
             self.executor.restore(self.machine.heads.latest_hash)
         self.is_down = False

@@ -5,6 +5,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
+from shards.recovery import Recovery
 from shards.replica import ShardReplica
 from shardyard import effects as fx
 from shardyard.blocks import BeaconRef
@@ -12,6 +13,7 @@ from shardyard.codec import encode
 from shardyard.consensus.instant import InstantEngine
 from shardyard.consensus.simplex import SimplexEngine
 from shardyard.consensus.votes import VoteKind, compute_vote_message
+from shardyard.errors import LocalProtocolError
 from shardyard.events import Built, Executed, MessageReceived, Started, TimerFired
 from shardyard.hashing import hash_tagged
 from shardyard.ids import BEACON
@@ -188,6 +190,99 @@ def test_recovery_of_a_prefix_of_the_log_gives_heads_of_the_same_chain(network):
         assert heads.latest_height == 0 or heads.latest_hash == finals[heads.latest_height]
     assert heights == sorted(heights)
     assert heights[-1] == len(finals) - 1
+
+
+def test_a_log_is_taken_record_by_record(network):
+    """What is kept while it is read does not grow with it: blocks are folded in as soon as the log has what they rest on."""
+    node = add_replica(network)
+    node.start()
+    reach(network, 20, node)
+    node.stop()
+    final, behind, folded = 0, [], []
+
+    def read():
+        nonlocal final
+        for record in node.log:
+            if isinstance(record, fx.FinalRecord):
+                final = record.height
+            yield record
+            behind.append(final - len(folded))
+
+    machine = node.build_machine()
+    machine.recover(read(), on_folded=lambda header: folded.append(header.height))
+    assert folded == list(range(1, machine.recovered_height + 1))
+    assert len(folded) >= 20
+    assert max(behind) <= 1
+
+
+def test_results_of_blocks_that_were_built_in_vain_are_forgotten(network):
+    """Their outboxes are in the log and they are not: their slots were over."""
+    node = add_replica(network)
+    node.start()
+    reach(network, 20, node)
+    node.stop()
+    machine = node.build_machine()
+    recovery = Recovery(
+        machine.engine,
+        machine.follower,
+        base=None,
+        begin_after=machine._candidates.advance,
+        follow=machine._follow,
+        fold=machine._fold,
+    )
+    kept = []
+    for number, record in enumerate(node.log):
+        recovery.take(fx.ExecutionRecord(hash_tagged(b"vain", number.to_bytes(4, "big")), (b"receipt",)))
+        recovery.take(record)
+        kept.append(len(recovery._outboxes))
+    assert machine.recovered_height >= 20
+    assert max(kept) < len(node.log) // 4
+
+
+def test_recovery_goes_on_from_the_last_snapshot(network):
+    """What the log has of blocks before it is passed over, but for the beacon's."""
+    node = add_replica(network)
+    node.start()
+    reach(network, 8, node)
+    node.stop()
+    blocks = {item.block.hash: item.block for item in node.log if isinstance(item, fx.BlockRecord)}
+    proofs = {item.height: item for item in node.log if isinstance(item, fx.FinalRecord)}
+    first, second = (
+        fx.SnapshotRecord(blocks[proofs[height].block_hash], proofs[height].proof, ()) for height in (2, 5)
+    )
+    later = {key for key, block in blocks.items() if block.header.height > 5}
+
+    def is_later(record):
+        match record:
+            case fx.BlockRecord(block):
+                return block.hash in later
+            case fx.ExecutionRecord(block_hash) | fx.FinalRecord(_, block_hash):
+                return block_hash in later
+            case _:
+                return False
+
+    early = [record for record in node.log if not is_later(record)]
+    half = len(early) // 2
+    log = [*early[:half], first, *early[half:], second, *filter(is_later, node.log)]
+    folded = []
+    machine = node.build_machine()
+    machine.recover(log, base=second.block.header, on_folded=lambda header: folded.append(header.height))
+    whole = node.build_machine()
+    whole.recover(node.log)
+    assert machine.heads == whole.heads
+    assert machine.follower.head == whole.follower.head
+    assert folded == list(range(6, whole.recovered_height + 1))
+
+
+def test_a_log_with_a_snapshot_behind_the_last_one_is_refused(network):
+    node = add_replica(network)
+    node.start()
+    reach(network, 3, node)
+    blocks = {item.block.hash: item.block for item in node.log if isinstance(item, fx.BlockRecord)}
+    final = next(item for item in node.log if isinstance(item, fx.FinalRecord))
+    snapshot = fx.SnapshotRecord(blocks[final.block_hash], final.proof, ())
+    with pytest.raises(LocalProtocolError, match="snapshot of block 1 behind"):
+        node.build_machine().recover([*node.log, snapshot])
 
 
 def test_x5_receipts_are_delivered_once_in_order_as_soon_as_their_beacon_block_is_followed(network):
