@@ -2,9 +2,9 @@
 
 Two rules keep the machine honest. *Order*: what leaves the process (messages, finality, notices) waits in one FIFO outbox
 behind the ``Persist`` it follows, so nothing is said that is not on disk; ``step`` itself never waits. *Lanes*: completions of
-our own slow work are served before peers' messages, so a flood from outside cannot starve them (M1). The inbox of
-messages is bounded; what does not fit is dropped and counted, because the bus is only a hint and gaps are repaired. While
-the outbox is full, messages are not taken from it.
+our own slow work are served before peers' messages, so a flood from outside cannot starve them (M1). The inbox of messages is
+bounded, in number and bytes; what does not fit is dropped and counted, because the bus is only a hint and gaps are repaired.
+While the outbox is full, messages are not taken from it.
 """
 
 import asyncio
@@ -22,9 +22,10 @@ from shardyard.consensus.votes import Vote
 from shardyard.errors import RemoteProtocolError
 from shardyard.events import Event, MessageReceived, Started, TimerFired
 from shardyard.ids import NodeId, ShardId, describe_shard
-from shardyard.messages import Message
+from shardyard.messages import MAX_MESSAGE_BYTES, Message, estimate_bytes
 
 MAX_QUEUED_MESSAGES = 4096
+MAX_QUEUED_BYTES = 8 * MAX_MESSAGE_BYTES
 MAX_QUEUED_EFFECTS = 4096
 """Effects that may wait for the disk before peers' messages wait as well: what peers ask for must not fill the memory."""
 MAX_MESSAGES_PER_TURN = 64
@@ -108,7 +109,9 @@ class Driver:
         self._on_signed_votes = on_signed
         self._host: Host | None = None
         self._completions: deque[Event] = deque()
-        self._messages: deque[Event] = deque()
+        self._messages: deque[tuple[MessageReceived, int]] = deque()
+        """With what each takes in memory."""
+        self._message_bytes = 0
         self._wakeup = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._outbox: asyncio.Queue[fx.Effect | Callable[[], Awaitable[None]]] = asyncio.Queue()
@@ -130,10 +133,12 @@ class Driver:
 
     def receive(self, sender: NodeId, chain: ShardId, message: Message) -> None:
         """Hand over a peer's message; dropped and counted when the inbox is full."""
-        if len(self._messages) >= MAX_QUEUED_MESSAGES:
+        size = estimate_bytes(message)
+        if len(self._messages) >= MAX_QUEUED_MESSAGES or self._message_bytes + size > MAX_QUEUED_BYTES:
             self.counters["messages_dropped"] += 1
             return
-        self._messages.append(MessageReceived(sender, chain, message))
+        self._message_bytes += size
+        self._messages.append((MessageReceived(sender, chain, message), size))
         self._wakeup.set()
 
     def enqueue(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -156,7 +161,9 @@ class Driver:
                     if self._completions:
                         self._step(self._completions.popleft())
                     elif self._messages and self._outbox.qsize() < MAX_QUEUED_EFFECTS:
-                        self._step(self._messages.popleft())
+                        event, size = self._messages.popleft()
+                        self._message_bytes -= size
+                        self._step(event)
                     else:
                         break
                 else:

@@ -194,6 +194,21 @@ _MESSAGE: Final = cast("type[Message]", Message)  # a union is no type to mypy
 
 MAX_MESSAGE_BYTES = 24 * 1024 * 1024
 """Above the largest block body with a bundle or an access list; enforced before decoding."""
+_OBJECT_BYTES: Final = 48
+"""What an object takes beside its contents, and the reference to it."""
+
+
+def estimate_bytes(message: object) -> int:
+    """Return about how much memory ``message`` takes, or a part of one: its bytes, and a little for each thing in it."""
+    match message:
+        case bytes():
+            return _OBJECT_BYTES + len(message)
+        case tuple():
+            return _OBJECT_BYTES + sum(map(estimate_bytes, message))
+        case msgspec.Struct():
+            return _OBJECT_BYTES + sum(map(estimate_bytes, msgspec.structs.astuple(message)))
+        case _:
+            return _OBJECT_BYTES
 
 
 def encode_message(message: Message) -> bytes:
