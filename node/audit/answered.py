@@ -1,11 +1,11 @@
 """What users were promised: a transaction whose hash a node answered is in exactly one final block of its shard, its message
 is delivered exactly once; or it can provably not be executed: another transaction with its nonce is final, or an earlier nonce
-of its sender was never handed in.
+of its sender was never handed in. A message that waits for a crosslink or in an inbox when the logs end is on its way.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +54,8 @@ class AnsweredSummary(msgspec.Struct, frozen=True):
     missing: int
     messages: int
     delivered: int
+    in_flight: int
+    """Their messages wait for a crosslink or in an inbox where the logs end, or their blocks were not executed."""
 
 
 def read_answered(path: Path, shard_count: int) -> tuple[Answered, ...]:
@@ -80,6 +82,7 @@ class AnsweredBook:
         self._transactions = transactions
         self._findings = findings
         self._included: Counter[tuple[int, bytes]] = Counter()
+        self._unexecuted: set[tuple[int, bytes]] = set()
         self._delivered: Counter[tuple[int, bytes]] = Counter()
         self._wanted = {(item.shard, bytes.fromhex(item.hash[2:])) for item in transactions}
         self._nonces = {(item.shard, item.sender, item.nonce) for item in transactions}
@@ -87,27 +90,37 @@ class AnsweredBook:
             (item.dst, bytes.fromhex(item.message[2:])) for item in transactions if item.message
         }
 
-    def on_block(self, shard: int, height: int, hashes: bytes, deliveries: Sequence[Sent]) -> None:
-        """Look through one block: ``hashes`` of its transactions, 32 bytes each."""
-        del height
-        if not self._wanted:
-            return
-        for start in range(0, len(hashes), 32):
-            key = (shard, hashes[start : start + 32])
-            if key in self._wanted:
-                self._included[key] += 1
+    def on_block(self, shard: int, hashes: bytes, deliveries: Sequence[Sent]) -> None:
+        """Look through one executed block: ``hashes`` of its transactions, 32 bytes each, and the messages that it took."""
+        self._included.update(self._find_wanted(shard, hashes))
         for item in deliveries:
             message = (shard, bytes(item.receipt.id))
             if message in self._messages:
                 self._delivered[message] += 1
 
-    def finish(self, get_nonce: Callable[[int, bytes], int]) -> AnsweredSummary:
-        """Judge every transaction; ``get_nonce`` reads an account of a shard after its last block."""
-        included = replaced = blocked = missing = delivered = 0
+    def on_unexecuted(self, shard: int, hashes: bytes) -> None:
+        """Look through one final block that was not executed: what its transactions emit is not known."""
+        found = self._find_wanted(shard, hashes)
+        self._included.update(found)
+        self._unexecuted.update(found)
+
+    def _find_wanted(self, shard: int, hashes: bytes) -> list[tuple[int, bytes]]:
+        keys = ((shard, hashes[start : start + 32]) for start in range(0, len(hashes), 32))
+        return [key for key in keys if key in self._wanted]
+
+    def finish(
+        self, get_nonce: Callable[[int, bytes], int], in_flight: Collection[tuple[int, bytes]]
+    ) -> AnsweredSummary:
+        """Judge every transaction; ``get_nonce`` reads an account of a shard after its last executed block.
+
+        ``in_flight`` are the messages on their way, by destination and id.
+        """
+        included = replaced = blocked = missing = delivered = flying = 0
         for item in self._transactions:
             self._findings.count(Promise.ANSWERED)
             where = f"shard-{item.shard} transaction {item.hash}"
-            times = self._included[item.shard, bytes.fromhex(item.hash[2:])]
+            key = (item.shard, bytes.fromhex(item.hash[2:]))
+            times = self._included[key]
             if times == 0:
                 is_told = item.sender and item.nonce >= 0
                 next_nonce = get_nonce(item.shard, bytes.fromhex(item.sender[2:])) if is_told else item.nonce
@@ -126,15 +139,19 @@ class AnsweredBook:
             if times > 1:
                 self._findings.add(Promise.ANSWERED, where, f"is in {times} final blocks")
             if item.message:
-                arrivals = self._delivered[item.dst, bytes.fromhex(item.message[2:])]
+                message = (item.dst, bytes.fromhex(item.message[2:]))
+                arrivals = self._delivered[message]
                 delivered += arrivals == 1
-                if arrivals != 1:
+                if arrivals == 0 and (key in self._unexecuted or message in in_flight):
+                    flying += 1
+                elif arrivals != 1:
                     self._findings.add(
                         Promise.ANSWERED,
                         where,
-                        f"its message was delivered {arrivals} times on shard {item.dst}",
+                        f"its message was delivered {arrivals} times on shard {item.dst}"
+                        + ("" if arrivals else ", and is not on its way"),
                     )
         messages = sum(bool(item.message) for item in self._transactions)
         return AnsweredSummary(
-            len(self._transactions), included, replaced, blocked, missing, messages, delivered
+            len(self._transactions), included, replaced, blocked, missing, messages, delivered, flying
         )

@@ -12,8 +12,9 @@ from node.audit.findings import Findings, Promise, Row
 from node.audit.flow import MessageFlow
 from node.audit.logs import ChainLog
 from node.audit.replay import ShardReplay
+from node.audit.stretches import Hashes
 from node.network import Network, parse_node
-from shardyard.ids import BEACON, Hash32, NodeId, ShardId, describe_shard
+from shardyard.ids import BEACON, NodeId, ShardId, describe_shard
 from shardyard.keys import BlsCrypto
 
 REPORT_VERSION = 1
@@ -61,18 +62,8 @@ def audit_network(
     opened: list[ChainLog] = []
     try:
         replicas = open_logs(network, findings, opened)
-        chains = {chain: logs[0] for chain, logs in replicas.items()}
         say(f"read {sum(log.records for log in opened)} records of {len(opened)} nodes")
-        books = {
-            chain: CertificateBook(network.genesis, log, crypto, findings) for chain, log in chains.items()
-        }
-        hashes: dict[ShardId, list[Hash32]] = {}
-        for chain, logs in replicas.items():
-            hashes[chain] = verify_chain(network.genesis, logs, books[chain], books[BEACON], crypto, findings)
-            say(f"{describe_shard(chain)}: {len(hashes[chain]) - 1} blocks, headers and certificates checked")
-        for chain, logs in replicas.items():
-            for log in logs if chain != BEACON else ():
-                verify_followed(log, hashes[BEACON], books[BEACON], findings)
+        hashes, _ = verify_chains(network, replicas, crypto, findings, say)
         flow = MessageFlow(network.genesis.shard_count, findings)
         book = AnsweredBook(answered or (), findings)
         alloc = network.read_alloc()
@@ -80,20 +71,18 @@ def audit_network(
             ShardReplay(network.genesis, replicas[shard], hashes[shard], alloc, flow, book, findings)
             for shard in map(ShardId, range(network.genesis.shard_count))
         ]
-        beacon = BeaconReplay(network.genesis, chains[BEACON], hashes[BEACON], shards, flow, crypto, findings)
+        beacon = BeaconReplay(
+            network.genesis, replicas[BEACON], hashes[BEACON], shards, flow, crypto, findings
+        )
         beacon.run()
         beacon.finish()
         verify_ends(network, shards, findings)
         say(
             f"executed {sum(shard.height for shard in shards)} blocks with {sum(s.transactions for s in shards)} transactions"
         )
-        summary = (
-            book.finish(lambda shard, address: shards[shard].get_nonce(address))
-            if answered is not None
-            else None
-        )
-        reports = [_report(chains[BEACON], beacon.height, 0)]
-        reports += [_report(chains[shard.shard], shard.height, shard.transactions) for shard in shards]
+        summary = judge_answered(book, shards, flow) if answered is not None else None
+        reports = [_report(replicas[BEACON], beacon.height, 0)]
+        reports += [_report(replicas[shard.shard], shard.height, shard.transactions) for shard in shards]
     finally:
         for log in opened:
             log.close()
@@ -109,6 +98,36 @@ def audit_network(
         in_flight=flow.count_in_flight(),
         answered=summary,
     )
+
+
+def verify_chains(
+    network: Network,
+    replicas: dict[ShardId, list[ChainLog]],
+    crypto: BlsCrypto,
+    findings: Findings,
+    say: Progress,
+) -> tuple[dict[ShardId, Hashes], int]:
+    """Check each chain by itself in all its logs, and what shards followed of the beacon; nothing is executed.
+
+    Returns the hashes of each chain, genesis first, and how many certificates were verified.
+    """
+    genesis = network.genesis
+    books = {chain: CertificateBook(genesis, chain, crypto, findings) for chain in replicas}
+    hashes: dict[ShardId, Hashes] = {}
+    for chain, logs in replicas.items():
+        hashes[chain] = verify_chain(genesis, logs, books[chain], books[BEACON], findings)
+        say(f"{describe_shard(chain)}: {len(hashes[chain]) - 1} blocks, headers and certificates checked")
+    followers = [log for chain, logs in replicas.items() if chain != BEACON for log in logs]
+    verify_followed(followers, hashes[BEACON], books[BEACON], findings)
+    return hashes, sum(book.verified for book in books.values())
+
+
+def judge_answered(book: AnsweredBook, shards: Sequence[ShardReplay], flow: MessageFlow) -> AnsweredSummary:
+    """Return what became of all answered transactions, when everything that can be was executed."""
+    for shard in shards:
+        shard.note_unexecuted()
+    in_flight = {(item.receipt.dst, bytes(item.receipt.id)) for item in flow.iterate_in_flight()}
+    return book.finish(lambda shard, address: shards[shard].get_nonce(address), in_flight)
 
 
 def read_logs(network: Network, findings: Findings, opened: list[ChainLog]) -> dict[ShardId, list[ChainLog]]:
@@ -165,15 +184,16 @@ def verify_ends(network: Network, shards: Sequence[ShardReplay], findings: Findi
             log.close()
 
 
-def _report(log: ChainLog, executed: int, transactions: int) -> ChainReport:
+def _report(logs: Sequence[ChainLog], executed: int, transactions: int) -> ChainReport:
+    first = logs[0]
     return ChainReport(
-        chain=describe_shard(log.chain),
-        node=log.node,
-        height=log.height,
+        chain=describe_shard(first.chain),
+        node=first.node,
+        height=max(log.height for log in logs),
         executed=executed,
         transactions=transactions,
-        records=log.records,
-        unfinished_bytes=log.unfinished_bytes,
+        records=first.records,
+        unfinished_bytes=first.unfinished_bytes,
     )
 
 

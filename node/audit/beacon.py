@@ -13,12 +13,13 @@ from crosslink.validity import check_submission, verify_position
 from node.audit.findings import Findings, Promise
 from node.audit.flow import MessageFlow
 from node.audit.logs import ChainLog
-from node.audit.replay import BeaconView, ShardReplay, build_genesis_view
+from node.audit.replay import BeaconView, ShardReplay, build_genesis_view, find_block
+from node.audit.stretches import Hashes
 from shardyard.blocks import BeaconRef, Block
 from shardyard.crosslinks import Crosslink, CrosslinkSubmission
 from shardyard.errors import InvalidBlockError, RemoteProtocolError, SupplyError
 from shardyard.genesis import Genesis
-from shardyard.ids import BEACON, Hash32
+from shardyard.ids import BEACON
 from shardyard.keys import BlsCrypto
 from shardyard.rejoins import verify_rejoins
 
@@ -29,17 +30,18 @@ class BeaconReplay:
     def __init__(
         self,
         genesis: Genesis,
-        log: ChainLog,
-        hashes: Sequence[Hash32],
+        logs: Sequence[ChainLog],
+        hashes: Hashes,
         shards: Sequence[ShardReplay],
         flow: MessageFlow,
         crypto: BlsCrypto,
         findings: Findings,
     ) -> None:
         self.views: dict[int, BeaconView] = {0: build_genesis_view(genesis)}
+        """What shard blocks know by beacon height, from the lowest to which the next one of some shard may refer."""
         self.height = 0
         self._genesis = genesis
-        self._log = log
+        self._logs = logs
         self._hashes = hashes
         self._shards = shards
         self._flow = flow
@@ -58,7 +60,7 @@ class BeaconReplay:
     def run(self) -> None:
         """Judge every block of the chain; stops where shards cannot be followed any more."""
         for height in range(1, len(self._hashes)):
-            block = self._log.get_block(self._hashes[height])
+            block = find_block(self._logs, self._hashes[height])
             if block is None or not self._judge(block):
                 return
             self.height = height
@@ -91,7 +93,14 @@ class BeaconReplay:
         self.views[height] = BeaconView(ref, tuple(sorted(fees.items())))
         self._follow_state(block, crosslinks, where)
         self._verify_supply(where)
+        self._drop_views()
         return True
+
+    def _drop_views(self) -> None:
+        """Let go of what no shard refers to any more: a block refers to no earlier one than its parent."""
+        kept = min(shard.head.shard_content.beacon_ref.height for shard in self._shards)
+        for height in range(next(iter(self.views)), min(kept, self.height)):
+            del self.views[height]
 
     def _reach(self, crosslink: Crosslink, where: str) -> bool:
         """Execute the shard up to the crosslink's head and compare."""
@@ -150,11 +159,8 @@ class BeaconReplay:
         accepted: list[CrosslinkFacts] = []
         try:
             for crosslink in crosslinks:
-                submission = self._log.get_submission(crosslink.hash)
+                submission = self._find_submission(crosslink, block.header.height)
                 if submission is None:
-                    self._findings.add(
-                        Promise.CROSSLINKS, where, f"the log lacks the bodies of shard {crosslink.shard}"
-                    )
                     return
                 accepted.append(self._check(before, submission))
             after = apply_crosslinks(before, accepted)
@@ -167,6 +173,22 @@ class BeaconReplay:
         if after.compute_root() != block.header.beacon_content.state_root:
             self._findings.add(Promise.CROSSLINKS, where, "the state root is not what its crosslinks give")
         self._state = after
+
+    def _find_submission(self, crosslink: Crosslink, height: int) -> CrosslinkSubmission | None:
+        """Return the bodies of a crosslink; every log that has the block must have them (X10)."""
+        found: CrosslinkSubmission | None = None
+        for log in self._logs:
+            if log.find_final_hash(height) is None:
+                continue
+            submission = log.get_submission(crosslink.hash)
+            if submission is None:
+                self._findings.add(
+                    Promise.CROSSLINKS,
+                    f"{log.node} block {height}",
+                    f"the log lacks the bodies of shard {crosslink.shard}",
+                )
+            found = found or submission
+        return found
 
     def _check(self, before: BeaconState, submission: CrosslinkSubmission) -> CrosslinkFacts:
         facts = check_submission(self._genesis, self._crypto, submission).facts

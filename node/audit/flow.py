@@ -5,7 +5,7 @@ Nothing here comes from what a node wrote about messages. So a lost, doubled, re
 it came from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 import msgspec
@@ -52,7 +52,7 @@ class Inbox:
     def offer(self, position: int, beacon_height: int, inbox_gas: int) -> list[Sent]:
         """Return what a block on ``position`` that refers to ``beacon_height`` must take, no more and no less (X5)."""
         waiting = list(
-            takewhile(lambda item: item.beacon_height <= beacon_height, self._items[position - self.pruned :])
+            takewhile(lambda item: item.beacon_height <= beacon_height, self.list_waiting(position))
         )
         return waiting[: count_deliveries((item.gas for item in waiting), inbox_gas)]
 
@@ -65,9 +65,13 @@ class Inbox:
             newest.append(item.data)
         return newest[::-1]
 
+    def list_waiting(self, position: int) -> list[Sent]:
+        """Return the receipts after ``position``."""
+        return self._items[max(0, position - self.pruned) :]
+
     def get_waiting_escrow(self, position: int) -> int:
         """Return the wei in receipts after ``position``."""
-        return sum(item.escrow for item in self._items[position - self.pruned :])
+        return sum(item.escrow for item in self.list_waiting(position))
 
     def take_escrow(self, position: int) -> int:
         """Return the wei in receipts up to ``position`` that were still kept, and let go of them."""
@@ -165,8 +169,12 @@ class MessageFlow:
 
     def sum_in_flight(self) -> int:
         """Return the wei in them, those that no crosslink carries yet included."""
-        queued = sum(inbox.get_waiting_escrow(inbox.consumed) for inbox in self.inboxes)
-        unsent = sum(
-            item.escrow for outboxes in self._outboxes for items in outboxes.values() for item in items
-        )
-        return queued + unsent
+        return sum(item.escrow for item in self.iterate_in_flight())
+
+    def iterate_in_flight(self) -> Iterator[Sent]:
+        """Yield the messages that wait for a crosslink or in an inbox; one that is neither here nor delivered is lost."""
+        for outboxes in self._outboxes:
+            for items in outboxes.values():
+                yield from items
+        for inbox in self.inboxes:
+            yield from inbox.list_waiting(inbox.consumed)

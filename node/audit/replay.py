@@ -6,13 +6,15 @@ list that it would serve.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
 from node.audit.answered import AnsweredBook
 from node.audit.findings import Findings, Promise
 from node.audit.flow import MessageFlow, Sent
-from node.audit.logs import ChainLog
+from node.audit.logs import ChainLog, Span
+from node.audit.stretches import Hashes
 from node.executor import build_native_env, decode_body, summarise
 from shards.policy import BlockContext, LinkBaseFees, compute_env, compute_initial_base_fees, verify_results
 from shardyard import _native
@@ -36,7 +38,7 @@ class ShardReplay:
         self,
         genesis: Genesis,
         replicas: Sequence[ChainLog],
-        hashes: list[Hash32],
+        hashes: Hashes,
         alloc: bytes,
         flow: MessageFlow,
         answered: AnsweredBook,
@@ -98,6 +100,17 @@ class ShardReplay:
                     "the inbox in the log is another one",
                 )
 
+    def note_unexecuted(self) -> None:
+        """Tell which answered transactions are in final blocks above the last executed one."""
+        for height in range(self.height + 1, self.last_height + 1):
+            block = find_block(self._replicas, self._hashes[height])
+            if block is None:
+                continue
+            with suppress(_native.CoreError, RemoteProtocolError):  # a finding by now
+                body = decode_body(block.body, self._genesis.preset.max_body_bytes)
+                hashes = self._core.prepare(body.raw, (0, *body.ends)).hashes
+                self._answered.on_unexecuted(self.shard, hashes)
+
     def get_nonce(self, address: bytes) -> int:
         """Return an account's nonce after the last executed block."""
         found = self._core.account(self.head.hash, address)
@@ -116,11 +129,14 @@ class ShardReplay:
 
     def _execute_next(self, views: dict[int, BeaconView]) -> bool:
         height = self.height + 1
-        block = self._replicas[0].get_block(self._hashes[height])
+        block = find_block(self._replicas, self._hashes[height])
         if block is None:
             self._fail(height, "the block is not in the log")
             return False
         ref = block.header.shard_content.beacon_ref
+        if ref.height < self.head.shard_content.beacon_ref.height:
+            self._fail(height, f"refers to beacon block {ref.height}, its parent to a later one")
+            return False
         view = views.get(ref.height)
         self.awaited = ref if view is None else None
         if view is None:
@@ -160,22 +176,24 @@ class ShardReplay:
         except RemoteProtocolError as error:
             self._fail(header.height, f"its header is not what execution gives: {error}")
         for log in self._replicas:
-            if log.base < header.height <= log.height:
-                self._compare_record(log, block, result)
-            elif header.height == log.base:
-                self._compare_snapshot(log, header)
+            for span in log.spans:
+                if span.has_executed(header.height):
+                    self._compare_record(log, block, result)
+                elif header.height == span.base:
+                    self._compare_snapshot(log, span, header)
         self._core.adopt(result, header.hash, header.height)
         self._core.finalise(header.hash)
         self.head, self.height = header, header.height
         self.transactions += len(batch)
-        self._flow.on_executed(self.shard, header.height, deliveries[: result.inbox_taken], result.outbox)
-        self._answered.on_block(self.shard, header.height, batch.hashes, deliveries)
+        taken = deliveries[: result.inbox_taken]
+        self._flow.on_executed(self.shard, header.height, taken, result.outbox)
+        self._answered.on_block(self.shard, batch.hashes, taken)
         return not self.broken
 
-    def _compare_snapshot(self, log: ChainLog, header: Header) -> None:
+    def _compare_snapshot(self, log: ChainLog, span: Span, header: Header) -> None:
         """A node that came by a snapshot recovers from its chunks: they must make the state of the block."""
-        snapshot = log.get_snapshot()
-        assert snapshot is not None, "a log with a base has the record of it"
+        snapshot = log.get_snapshot(span)
+        assert snapshot is not None, "a span with a base has the record of it"
         self._findings.count(Promise.EXECUTION)
         chunks = [chunk for found in snapshot.chunks if (chunk := log.get_chunk(found)) is not None]
         core = _native.Core(chain_id=compute_chain_id(self.shard), shard=self.shard, history=1)
@@ -220,6 +238,11 @@ class ShardReplay:
                 where,
                 f"the access list in the log has hash {found.hex()[:16]}, its header says {expected.hex()[:16]}",
             )
+
+
+def find_block(logs: Sequence[ChainLog], block_hash: Hash32) -> Block | None:
+    """Return the block from the first of ``logs`` that has it."""
+    return next((block for log in logs if (block := log.get_block(block_hash)) is not None), None)
 
 
 def build_genesis_view(genesis: Genesis) -> BeaconView:

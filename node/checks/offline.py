@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crosslink.ledger import read_body
-from node.audit.audit import audit_network, open_logs, read_logs
-from node.audit.chains import CertificateBook, verify_chain, verify_followed
+from node.audit.audit import audit_network, open_logs, read_logs, verify_chains
 from node.audit.findings import Findings, Promise
-from node.audit.logs import ChainLog, iterate_chain
+from node.audit.logs import ChainLog
+from node.audit.stretches import Stretch
 from node.checks.verdict import Verdict, build_verdict
 from node.network import Network
 from shardyard.errors import InvalidBlockError
@@ -29,25 +29,16 @@ def check_finality_logs(network: Network) -> Verdict:
     """Verify every justification and finality proof in the logs, from genesis on; nothing is executed."""
     findings, crypto = Findings(), BlsCrypto()
     opened: list[ChainLog] = []
-    rows: list[dict[str, Any]] = []
     try:
         replicas = open_logs(network, findings, opened)
-        books = {
-            chain: CertificateBook(network.genesis, logs[0], crypto, findings)
-            for chain, logs in replicas.items()
-        }
-        hashes = {}
-        for chain, logs in replicas.items():
-            hashes[chain] = verify_chain(network.genesis, logs, books[chain], books[BEACON], crypto, findings)
-            rows.append({"chain": describe_shard(chain), "blocks": len(hashes[chain]) - 1})
-        for chain, logs in replicas.items():
-            for log in logs if chain != BEACON else ():
-                verify_followed(log, hashes[BEACON], books[BEACON], findings)
+        hashes, verified = verify_chains(network, replicas, crypto, findings, lambda _: None)
     finally:
         for log in opened:
             log.close()
+    rows: list[dict[str, Any]] = [
+        {"chain": describe_shard(chain), "blocks": len(found) - 1} for chain, found in hashes.items()
+    ]
     broken = _collect(findings, Promise.LOGS, Promise.CHAINS, Promise.FINALITY)
-    verified = sum(book.verified for book in books.values())
     blocks = sum(row["blocks"] for row in rows)
     words = (
         f"{blocks} final blocks of {len(rows)} chains verify from genesis on, {verified} certificates, by the logs"
@@ -58,17 +49,21 @@ def check_finality_logs(network: Network) -> Verdict:
 
 
 def check_no_forks_logs(network: Network) -> Verdict:
-    """Compare the final blocks in the logs of all nodes of each chain, and the heads that the beacon accepted."""
+    """Compare the final blocks in the logs of all nodes of each chain, the heads that the beacon accepted, and the blocks of
+    the beacon that shards followed.
+    """
     findings = Findings()
     opened: list[ChainLog] = []
     forks: list[str] = []
     rows: list[dict[str, Any]] = []
     try:
         replicas = read_logs(network, findings, opened)
-        accepted = _read_accepted(network, replicas[BEACON][0], findings)
+        accepted = _read_accepted(network, replicas[BEACON], findings)
+        followed = [log.followed for chain, logs in replicas.items() if chain != BEACON for log in logs]
         for chain, logs in replicas.items():
             name, last = describe_shard(chain), max(log.height for log in logs)
-            sides = _list_sides(logs)
+            own = [span for log in logs for span in log.spans]
+            sides = _list_sides([*own, *followed] if chain == BEACON else own)
             for height, head in accepted[chain]:
                 if height in sides:  # below the first snapshot no log has any
                     sides[height][head].append("the beacon")
@@ -94,27 +89,29 @@ def check_no_forks_logs(network: Network) -> Verdict:
     return build_verdict("no-forks", words, {"chains": rows, "compared": compared}, forks + unread)
 
 
-def _list_sides(logs: Sequence[ChainLog]) -> Sides:
-    """Return which logs have which final block; a log that begins with a snapshot has the snapshot's block as well."""
+def _list_sides(stretches: Sequence[Stretch]) -> Sides:
+    """Return which logs have which final block; the block of a snapshot is one of them."""
     sides: Sides = defaultdict(lambda: defaultdict(list))
-    for log in logs:
-        for height in range(max(log.base, 1), log.height + 1):
-            if (found := log.find_final_hash(height)) is not None:
-                sides[height][found].append(log.node)
+    for stretch in stretches:
+        for height, block_hash in stretch.iterate():
+            sides[height][block_hash].append(stretch.owner)
     return sides
 
 
-def _read_accepted(network: Network, log: ChainLog, findings: Findings) -> dict[ShardId, set[Head]]:
+def _read_accepted(
+    network: Network, logs: Sequence[ChainLog], findings: Findings
+) -> dict[ShardId, set[Head]]:
     """Return the heads that the beacon's final blocks accepted, by shard."""
     accepted: dict[ShardId, set[Head]] = {chain: set() for chain in network.genesis.committees}
-    for block, _ in iterate_chain(log, findings):
-        try:
-            crosslinks = read_body(network.genesis, block).crosslinks
-        except InvalidBlockError as error:
-            findings.add(Promise.CHAINS, log.node, str(error))
-            continue
-        for crosslink in crosslinks:
-            accepted[crosslink.shard].add((crosslink.last_height, crosslink.head_hash))
+    for log in logs:
+        for block, _ in (final for span in log.spans for final in log.iterate_finals(span)):
+            try:
+                crosslinks = read_body(network.genesis, block).crosslinks
+            except InvalidBlockError as error:
+                findings.add(Promise.CHAINS, log.node, str(error))
+                continue
+            for crosslink in crosslinks:
+                accepted[crosslink.shard].add((crosslink.last_height, crosslink.head_hash))
     return accepted
 
 

@@ -13,13 +13,14 @@ from node.executor import StateRecord
 from node.network import Network, get_local_validators, open_network, parse_node
 from node.storage.frames import Frame, encode_frame, encode_header, scan
 from node.storage.log import LOG_FILE_KIND, MAX_RECORD_BYTES, EntryKind, LogEntry, compute_label
+from shards.snapshots import compute_chunk_hash
 from shardyard import _native
 from shardyard.blocks import Block, CertifiedHeader, FinalityProof, Justification, compute_body_hash
 from shardyard.codec import decode, encode
 from shardyard.consensus.votes import Certificate, VoteKind, compute_vote_message
-from shardyard.effects import BlockRecord, CertificateRecord, FinalRecord
+from shardyard.effects import BlockRecord, CertificateRecord, FinalRecord, SnapshotRecord
 from shardyard.errors import DecodeError
-from shardyard.ids import ZERO_HASH, Slot
+from shardyard.ids import ZERO_HASH, Slot, compute_chain_id
 from shardyard.quorum import encode_bitmap
 
 
@@ -59,7 +60,7 @@ def write_entries(network: Network, node: str, entries: list[LogEntry]) -> None:
 def rewrite(network: Network, node: str, change) -> int:
     """Rewrite a log; ``change`` takes each record and returns it, another one, or None to drop it. Returns the changes.
 
-    An access list is no record: it comes as its entry.
+    An access list or a chunk is no record: it comes as its entry.
     """
     entries, changes = [], 0
     for entry in read_entries(network, node):
@@ -79,7 +80,7 @@ def rewrite(network: Network, node: str, change) -> int:
 def decode_entry(entry: LogEntry):
     if entry.kind is EntryKind.NODE:
         return decode(entry.payload, StateRecord, max_bytes=MAX_RECORD_BYTES)
-    return entry if entry.kind is EntryKind.ACCESS_LIST else entry.decode_record()
+    return entry.decode_record() if entry.kind is EntryKind.KERNEL else entry
 
 
 def get_final(network: Network, node: str, height: int = 0) -> tuple[Block, FinalityProof]:
@@ -89,6 +90,46 @@ def get_final(network: Network, node: str, height: int = 0) -> tuple[Block, Fina
     final = finals[height or max(finals)]
     block = next(r.block for r in records if isinstance(r, BlockRecord) and r.block.hash == final.block_hash)
     return block, final.proof
+
+
+def keep_finals(network: Network, node: str, last: int) -> None:
+    """Forget that blocks above height ``last`` became final."""
+
+    def drop(record):
+        return None if isinstance(record, FinalRecord) and record.height > last else record
+
+    assert rewrite(network, node, drop)
+
+
+def come_by_snapshot(network: Network, node: str, last: int, base: int) -> None:
+    """Let the log end at height ``last`` and go on with a snapshot of the block at ``base``, as of a node that was away."""
+    block, proof = get_final(network, node, base)
+    chunks = list_chunks(network, node, base)
+    entries = []
+    for entry in read_entries(network, node):
+        record = decode_entry(entry)
+        if not isinstance(record, FinalRecord) or record.height <= last or record.height > base:
+            entries.append(entry)
+        elif record.height == base:
+            entries += [LogEntry(EntryKind.CHUNK, chunk, compute_chunk_hash(chunk)) for chunk in chunks]
+            snapshot = SnapshotRecord(block, proof, tuple(map(compute_chunk_hash, chunks)))
+            entries.append(LogEntry(EntryKind.KERNEL, encode(snapshot)))
+    write_entries(network, node, entries)
+
+
+def list_chunks(network: Network, node: str, height: int) -> list[bytes]:
+    """Return the chunks of a snapshot of the state after the block at ``height``, made of the diffs in the log."""
+    chain, _ = parse_node(node)
+    records = [decode_entry(entry) for entry in read_entries(network, node)]
+    diffs = {record.block_hash: record.diff for record in records if isinstance(record, StateRecord)}
+    core = _native.Core(chain_id=compute_chain_id(chain), shard=chain, history=1)
+    core.init_genesis(network.read_alloc())
+    core.set_base(network.genesis.get_genesis_block(chain).hash, 0)
+    for number in range(1, height + 1):
+        header = get_final(network, node, number)[0].header
+        assert core.apply_diff(header.hash, number, diffs[header.hash]) == header.shard_content.state_root
+        core.finalise(header.hash)
+    return core.snapshot()
 
 
 def get_highest_slot(network: Network, node: str) -> int:

@@ -154,24 +154,27 @@ def test_lost_end_of_the_beacon_is_found_by_the_blocks_that_refer_to_it(damaged)
         assert finding.endswith(f"the blocks from here up to {chain.height} were not checked")
 
 
-def test_shards_ahead_of_the_first_reading_of_the_beacon_are_no_finding(ran, monkeypatch):
+def test_shards_ahead_of_the_first_reading_of_the_beacon_are_no_finding(ran, damaged, monkeypatch):
     """A running network grows while it is read: the second reading has what the first had not."""
-    network, readings = ran[0], []
+    network, _, answered = ran
+    cut_end(damaged, "beacon-0")
+    readings = []
     read = auditing.read_log
 
     def read_growing(network, node, findings, opened):
-        log = read(network, node, findings, opened)
+        is_first = node == "beacon-0" and not readings
+        log = read(damaged if is_first else network, node, findings, opened)
         if node == "beacon-0":
             readings.append(log.height)
-            if len(readings) == 1:
-                del log.finals[log.height // 2 :]
         return log
 
     monkeypatch.setattr(auditing, "read_log", read_growing)
-    report = audit_network(network)
+    report = audit_network(network, answered)
     assert {row.promise: row.findings for row in report.rows if row.broken} == {}
     assert len(readings) == 2
     assert all(chain.executed < chain.height for chain in report.chains[1:])
+    assert report.answered.delivered + report.answered.in_flight == report.answered.messages
+    assert report.answered.in_flight
 
 
 def test_checks_of_true_logs_hold_and_compare_shards_with_what_the_beacon_accepted(ran):
@@ -180,7 +183,7 @@ def test_checks_of_true_logs_hold_and_compare_shards_with_what_the_beacon_accept
     verdict = check_no_forks_logs(network)
     assert verdict.held
     beacon, *shards = verdict.figures["chains"]
-    assert beacon["compared"] == 0
+    assert beacon["compared"] == max(beacon["heights"].values())  # the shards followed it
     assert all(row["compared"] for row in shards)
 
 
@@ -387,6 +390,18 @@ def test_state_root_that_a_whole_committee_signed_is_found(damaged):
     broken = find_broken(damaged)
     assert "not what execution gives" in str(broken[Promise.EXECUTION])
     assert Promise.FINALITY not in broken
+
+
+def test_height_that_a_whole_committee_misstates_is_found(damaged):
+    last, _ = get_final(damaged, "shard-0-0")
+    forged = append_forged_block(damaged, "shard-0-0", height=1 << 40)
+
+    def correct(record):
+        is_forged = isinstance(record, FinalRecord) and record.block_hash == forged.hash
+        return msgspec.structs.replace(record, height=last.header.height + 1) if is_forged else record
+
+    assert rewrite(damaged, "shard-0-0", correct) == 1
+    assert f"got height {1 << 40}" in str(find_broken(damaged)[Promise.CHAINS])
 
 
 def test_delivery_that_was_not_due_is_found(damaged):

@@ -16,7 +16,7 @@ from node.storage.log import BlockLog
 from shardyard.blocks import compute_body_hash
 from shardyard.codec import encode
 from shardyard.crosslinks import BeaconBody, Crosslink, compute_crosslinks_root
-from shardyard.effects import BlockRecord, FinalRecord
+from shardyard.effects import BeaconRecord, BlockRecord, FinalRecord
 from shardyard.ids import ZERO_HASH
 from tests.unit.node.test_audit_arrivals import build_proof, take_snapshot
 
@@ -141,12 +141,17 @@ async def test_node_that_gives_fewer_hashes_than_its_height_is_not_passed_over(
 
 @pytest.fixture
 def write_logs(home):
-    """Write the logs of a network with one shard: by node its final blocks, from height 1 or a snapshot's on."""
+    """Write the logs of a network with one shard: by node its final blocks, from height 1 or a snapshot's on.
+
+    ``followed`` are the beacon's blocks that a node followed, by name, from height 1 on.
+    """
     options = Options(name="mine", shards=1, nodes_per_shard=3, seed=5)
     network = create_network(home / "mine", options)
 
-    async def write(shard, *, base=None, accepted=None):
+    async def write(shard, *, base=None, accepted=None, followed=None):
         finals = {node: build_finals(network.genesis, row, base or {}, node) for node, row in shard.items()}
+        for node, names in (followed or {}).items():
+            finals[node] += build_followed(network.genesis, names)
         finals["beacon-0"] = build_beacon(network.genesis, accepted or {})
         for node, records in finals.items():
             with BlockLog(network.get_data_dir(node) / "blocks", network.genesis.network) as log:
@@ -164,6 +169,18 @@ def build_finals(genesis, names, base, node):
     return snapshot + [
         FinalRecord(height, name.encode() * 32, proof) for height, name in enumerate(names, start=start + 1)
     ]
+
+
+def build_followed(genesis, names):
+    """Return beacon blocks as a shard followed them; ``b`` at height 1 is the one of a beacon that accepted nothing."""
+    records = []
+    for height, name in enumerate(names, start=1):
+        block = build_beacon(genesis, {})[0].block
+        header = msgspec.structs.replace(
+            block.header, height=height, timestamp_ms=block.header.timestamp_ms + ord(name) - ord("b")
+        )
+        records.append(BeaconRecord(msgspec.structs.replace(block, header=header), build_proof(genesis), ()))
+    return records
 
 
 def build_beacon(genesis, accepted):
@@ -218,6 +235,31 @@ async def test_block_that_the_beacon_accepted_above_all_logs_cannot_be_compared(
     verdict = check_no_forks_logs(network)
     assert verdict.words == "not all heights can be compared; no two logs differ in 3 heights of 2 chains"
     assert verdict.findings == ("shard-0: the beacon accepted block 4, the logs end at 3",)
+
+
+async def test_beacon_blocks_that_shards_followed_are_compared_with_the_beacons_and_each_other(write_logs):
+    logs = {f"shard-0-{n}": "abc" for n in range(3)}
+    followed = {"shard-0-0": "bcd", "shard-0-1": "bcd", "shard-0-2": "b"}
+    verdict = check_no_forks_logs(await write_logs(logs, followed=followed))
+    assert verdict.held
+    assert verdict.words == "no two logs differ in 6 heights of 2 chains"  # three of them the beacon's
+
+
+@pytest.mark.parametrize(
+    ("followed", "sides"),
+    [
+        ({"shard-0-1": "x"}, r"first at 1: beacon-0: 0x.*; shard-0-1 \(as it followed the beacon\): 0x"),
+        (
+            {"shard-0-0": "bc", "shard-0-2": "bx"},
+            r"first at 2: shard-0-0 \(as .*\): 0x.*; shard-0-2 \(as .*\): 0x",
+        ),
+    ],
+)
+async def test_shard_that_followed_another_beacon_block_is_a_witness_of_a_fork(write_logs, followed, sides):
+    network = await write_logs({f"shard-0-{n}": "abc" for n in range(3)}, followed=followed)
+    verdict = check_no_forks_logs(network)
+    assert verdict.words == "FORKED"
+    assert re.search(f"beacon: 1 heights with several final blocks, {sides}", verdict.findings[0])
 
 
 async def test_missing_log_cannot_be_compared_and_is_not_called_forked(write_logs):
