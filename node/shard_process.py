@@ -330,7 +330,9 @@ async def run_shard(
     ):
         async with build_bus(network, node, chain, data) as bus:
             if network.options.nodes_per_shard > 1 and was_away(network, signer, data):
-                look = catch_up_by_snapshot(network, node, log, bus, distance=snapshot_distance)
+                look = catch_up_by_snapshot(
+                    network, node, log, bus, distance=snapshot_distance, wait_connected=bus.wait_connected
+                )
                 await run_unless_ended(ended, look)
                 if ended.is_set():
                     return

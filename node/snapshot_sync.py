@@ -10,6 +10,7 @@ replica recovers from its log like after any start.
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -41,6 +42,8 @@ from shardyard.messages import (
 
 LOOK_S: Final = 0.5
 """How long peers are listened to before it is decided; what they said last is kept by the broker."""
+CONNECT_S: Final = 5.0
+"""How long the bus is waited for before that; without one nobody is heard, and nobody can be asked."""
 MAX_HEIGHT: Final = 1 << 48
 """No chain gets there; a replica that says so is not believed, and nothing computed from it overflows on the wire."""
 TELL_S: Final = 2.0
@@ -53,10 +56,22 @@ _Answer = SnapshotManifest | ChunkResponse
 
 
 async def catch_up_by_snapshot(
-    network: Network, node: str, log: BlockLog, bus: Bus, *, distance: int
+    network: Network,
+    node: str,
+    log: BlockLog,
+    bus: Bus,
+    *,
+    distance: int,
+    wait_connected: Callable[[], Awaitable[None]],
 ) -> SnapshotRecord | None:
-    """Bring the log to a recent block by a snapshot when more than ``distance`` blocks are missing; return what was taken."""
+    """Bring the log to a recent block by a snapshot when more than ``distance`` blocks are missing; return what was taken.
+
+    Peers are listened to from when ``wait_connected`` returns, which waits for ``bus``.
+    """
     chain, _ = parse_node(node)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CONNECT_S):
+            await wait_connected()
     heights = await _hear_heights(network, bus, chain)
     known_height = estimate_height(heights.values(), (network.options.replicas - 1) // 3)
     lag = known_height - log.final_height

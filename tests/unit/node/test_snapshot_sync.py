@@ -146,6 +146,16 @@ class Peer:
                 await self.server.on_chunk_request(sender, message)
 
 
+async def be_connected():
+    """A bus in memory is there at once."""
+
+
+def look_for_snapshot(network, log, bus, *, distance, wait_connected=be_connected):
+    return catch_up_by_snapshot(
+        network, "shard-0-0", log, bus, distance=distance, wait_connected=wait_connected
+    )
+
+
 async def come_by_snapshot(world, place, *, faults=None, liars=(), stop_after=None):
     """Run one attempt with three peers; ``stop_after`` cuts it short when so many chunks are in the log."""
     network = world[0]
@@ -163,7 +173,7 @@ async def come_by_snapshot(world, place, *, faults=None, liars=(), stop_after=No
         tasks = [asyncio.create_task(peer.run()) for peer in peers]
         try:
             with BlockLog(place, network.genesis.network) as log:
-                work = asyncio.create_task(catch_up_by_snapshot(network, "shard-0-0", log, own, distance=8))
+                work = asyncio.create_task(look_for_snapshot(network, log, own, distance=8))
                 while stop_after is not None and not work.done():
                     await asyncio.sleep(0)
                     if len(log._chunks) >= stop_after:
@@ -262,9 +272,39 @@ async def test_one_replica_that_tells_a_huge_height_delays_nobody(world, tmp_pat
     sent = []
     with BlockLog(tmp_path / "log", network.genesis.network) as log:
         # With nobody who says that blocks are missing, they are fetched one by one.
-        assert await catch_up_by_snapshot(network, "shard-0-0", log, Said(), distance=HEIGHT) is None
+        assert await look_for_snapshot(network, log, Said(), distance=HEIGHT) is None
     assert all(isinstance(message, RangeRequest) for _, message in sent)
     assert {to for to, _ in sent} <= {"shard-0-1", "shard-0-2", "shard-0-3"}
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+async def test_peers_are_listened_to_when_the_bus_is_there(world, tmp_path, monkeypatch, is_late):
+    """A broker that is late takes nothing of the time to listen; one that is away is not waited for without end."""
+    network = world[0]
+    monkeypatch.setattr(module, "LOOK_S", 0.05)
+    monkeypatch.setattr(module, "CONNECT_S", 10.0 if is_late else 0.05)
+    is_there = asyncio.Event()
+
+    class Late:
+        async def messages(self):
+            await is_there.wait()
+            for peer in ("shard-0-1", "shard-0-2", "shard-0-3"):
+                yield peer, SHARD, Status(SHARD, Slot(38), Height(HEIGHT - 3), world[2].hash)
+            await asyncio.Event().wait()
+
+        async def send(self, to, _, message):
+            asked.append(to)
+
+    async def connect():
+        if is_late:
+            asyncio.get_running_loop().call_later(4 * module.LOOK_S, is_there.set)
+        await is_there.wait()
+
+    asked = []
+    with BlockLog(tmp_path / "log", network.genesis.network) as log:
+        look = look_for_snapshot(network, log, Late(), distance=HEIGHT, wait_connected=connect)
+        assert await look is None
+    assert asked == (["shard-0-1", "shard-0-2", "shard-0-3"] if is_late else [])
 
 
 @pytest.mark.parametrize("has_blocks", [True, False])
@@ -278,7 +318,7 @@ async def test_when_little_is_missing_a_snapshot_comes_only_if_nobody_has_the_bl
         peer.has_blocks = has_blocks
         task = asyncio.create_task(peer.run())
         with BlockLog(tmp_path / "log", network.genesis.network) as log:
-            found = await catch_up_by_snapshot(network, "shard-0-0", log, own, distance=HEIGHT)
+            found = await look_for_snapshot(network, log, own, distance=HEIGHT)
         task.cancel()
     assert (found is None) is has_blocks
     assert peer.server.held_height == (0 if has_blocks else HEIGHT)
