@@ -1,7 +1,7 @@
 """The same checks from the block logs of a network, which may be stopped: the auditor's rules, a promise at a time."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from crosslink.ledger import read_body
@@ -16,9 +16,6 @@ from shardyard.ids import BEACON, Hash32, ShardId, describe_shard
 from shardyard.keys import BlsCrypto
 
 Progress = Callable[[str], None]
-Head = tuple[int, Hash32]
-Sides = dict[int, dict[Hash32, list[str]]]
-"""Who has which final block, by height."""
 
 
 def _collect(findings: Findings, *promises: Promise) -> list[str]:
@@ -63,20 +60,13 @@ def check_no_forks_logs(network: Network) -> Verdict:
         for chain, logs in replicas.items():
             name, last = describe_shard(chain), max(log.height for log in logs)
             own = [span for log in logs for span in log.spans]
-            sides = _list_sides([*own, *followed] if chain == BEACON else own)
-            for height, head in accepted[chain]:
-                if height in sides:  # below the first snapshot no log has any
-                    sides[height][head].append("the beacon")
-            if (top := max((height for height, _ in accepted[chain]), default=0)) > last:
+            heads = accepted[chain]
+            if (top := max(heads, default=0)) > last:
                 findings.add(Promise.CHAINS, name, f"the beacon accepted block {top}, the logs end at {last}")
-            forks += _describe_forks(name, sides)
-            rows.append(
-                {
-                    "chain": name,
-                    "heights": {log.node: log.height for log in logs},
-                    "compared": sum(sum(map(len, found.values())) > 1 for found in sides.values()),
-                }
-            )
+            compared, forked = _compare(name, [*own, *followed] if chain == BEACON else own, heads)
+            forks += forked
+            heights = {log.node: log.height for log in logs}
+            rows.append({"chain": name, "heights": heights, "compared": compared})
     finally:
         for log in opened:
             log.close()
@@ -89,20 +79,42 @@ def check_no_forks_logs(network: Network) -> Verdict:
     return build_verdict("no-forks", words, {"chains": rows, "compared": compared}, forks + unread)
 
 
-def _list_sides(stretches: Sequence[Stretch]) -> Sides:
-    """Return which logs have which final block; the block of a snapshot is one of them."""
-    sides: Sides = defaultdict(lambda: defaultdict(list))
-    for stretch in stretches:
-        for height, block_hash in stretch.iterate():
-            sides[height][block_hash].append(stretch.owner)
-    return sides
+def _compare(
+    name: str, stretches: Sequence[Stretch], accepted: Mapping[int, Collection[Hash32]]
+) -> tuple[int, list[str]]:
+    """Return how many heights several of ``stretches``, or one and the beacon, have a final block of, and the forks found."""
+    compared, forked, words = 0, 0, ""
+    for height in _iterate_heights(stretches):
+        sides: dict[Hash32, list[str]] = defaultdict(list)
+        for stretch in stretches:
+            if (found := stretch.find_hash(height)) is not None:
+                sides[found].append(stretch.owner)
+        for head in accepted.get(height, ()):
+            sides[head].append("the beacon")
+        compared += sum(map(len, sides.values())) > 1
+        if len(sides) > 1:
+            words = words or f"first at {height}: {_describe_sides(sides)}"
+            forked += 1
+    return compared, [f"{name}: {forked} heights with several final blocks, {words}"] if forked else []
+
+
+def _iterate_heights(stretches: Sequence[Stretch]) -> Iterator[int]:
+    """Yield the heights of which one of ``stretches`` has a block, lowest first."""
+    end = 0
+    for stretch in sorted(stretches, key=lambda stretch: stretch.first):
+        yield from range(max(stretch.first, end), stretch.last + 1)
+        end = max(end, stretch.last + 1)
+
+
+def _describe_sides(sides: Mapping[Hash32, Collection[str]]) -> str:
+    return "; ".join(f"{', '.join(names)}: 0x{found.hex()[:16]}…" for found, names in sides.items())
 
 
 def _read_accepted(
     network: Network, logs: Sequence[ChainLog], findings: Findings
-) -> dict[ShardId, set[Head]]:
-    """Return the heads that the beacon's final blocks accepted, by shard."""
-    accepted: dict[ShardId, set[Head]] = {chain: set() for chain in network.genesis.committees}
+) -> dict[ShardId, dict[int, set[Hash32]]]:
+    """Return the heads that the beacon's final blocks accepted, by shard and height."""
+    accepted: dict[ShardId, dict[int, set[Hash32]]] = {chain: {} for chain in network.genesis.committees}
     for log in logs:
         for block, _ in (final for span in log.spans for final in log.iterate_finals(span)):
             try:
@@ -111,18 +123,9 @@ def _read_accepted(
                 findings.add(Promise.CHAINS, log.node, str(error))
                 continue
             for crosslink in crosslinks:
-                accepted[crosslink.shard].add((crosslink.last_height, crosslink.head_hash))
+                heads = accepted[crosslink.shard].setdefault(crosslink.last_height, set())
+                heads.add(crosslink.head_hash)
     return accepted
-
-
-def _describe_forks(name: str, sides: Sides) -> list[str]:
-    forked = [height for height in sorted(sides) if len(sides[height]) > 1]
-    if not forked:
-        return []
-    words = "; ".join(
-        f"{', '.join(names)}: 0x{found.hex()[:16]}…" for found, names in sides[forked[0]].items()
-    )
-    return [f"{name}: {len(forked)} heights with several final blocks, first at {forked[0]}: {words}"]
 
 
 def check_conservation_logs(network: Network, progress: Progress | None = None) -> Verdict:
