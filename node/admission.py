@@ -245,8 +245,8 @@ async def restore_journal(
 ) -> int:
     """Put journalled transactions back into the pool after a restart; returns how many still had a place.
 
-    Most of a journal was included meanwhile. ``find_included`` gives those of some hashes that it knows of; the nonce of the
-    others is used, so they are refused, but only after their sender was recovered, which takes longer than anything else here.
+    Most of a journal was included meanwhile. What ``find_included`` finds of their hashes is dropped at once. Included ones that
+    it does not find are refused for their nonce, but only after their sender was recovered, which takes longest of all this.
     A transaction may stand in the journal before those that it follows, where one of them was replaced by another with a higher
     fee: what comes too early is offered again, as long as others before it found a place.
     """

@@ -26,6 +26,7 @@ from shardyard.messages import MAX_MESSAGE_BYTES, Message, estimate_bytes
 
 MAX_QUEUED_MESSAGES = 4096
 MAX_QUEUED_BYTES = 8 * MAX_MESSAGE_BYTES
+"""Memory of messages that wait, about: the largest may come from several peers at once."""
 MAX_QUEUED_EFFECTS = 4096
 """Effects that may wait for the disk before peers' messages wait as well: what peers ask for must not fill the memory."""
 MAX_MESSAGES_PER_TURN = 64

@@ -34,8 +34,10 @@ class Recovery:
         """
         self._engine = engine
         self._follower = follower
-        self._base = base
-        self._is_before_base = base is not None
+        self._awaited = base
+        """The header of the snapshot until it is reached."""
+        self._base_ref_height = 0 if base is None else base.shard_content.beacon_ref.height
+        """Up to here the beacon is followed at once: no block refers to less."""
         self._begin_after = begin_after
         self._follow = follow
         self._fold = fold
@@ -49,8 +51,8 @@ class Recovery:
 
     def take(self, record: Record) -> None:
         """Take the next record. Raises ``LocalProtocolError`` for a log that no replica wrote."""
-        if self._base is not None and self._is_before_base:
-            self._take_before_base(record, self._base)
+        if self._awaited is not None:
+            self._take_before(record, self._awaited)
             return
         match record:
             case BeaconRecord(block) if block.header.height <= self._base_ref_height:
@@ -72,12 +74,7 @@ class Recovery:
             self._finals.append(final)
         self._advance()
 
-    @property
-    def _base_ref_height(self) -> int:
-        """Up to here the beacon is followed at once: no block refers to less."""
-        return self._base.shard_content.beacon_ref.height if self._base is not None else 0
-
-    def _take_before_base(self, record: Record, base: Header) -> None:
+    def _take_before(self, record: Record, base: Header) -> None:
         if isinstance(record, BeaconRecord):
             self._follow(self._follower.recover(record))
             self._follower.forget(base.shard_content.beacon_ref, base.shard_content.inbox_position)
@@ -87,7 +84,7 @@ class Recovery:
             if record.block.hash == base.hash:
                 self._engine.recover(record)
                 self._begin_after(base)
-                self._is_before_base = False
+                self._awaited = None
 
     def _advance(self) -> None:
         while self._finals:

@@ -203,6 +203,8 @@ def estimate_bytes(message: object) -> int:
     match message:
         case bytes():
             return _OBJECT_BYTES + len(message)
+        case tuple() if set(map(type, message)) == {bytes}:  # thousands of receipts
+            return _OBJECT_BYTES * (1 + len(message)) + sum(map(len, message))
         case tuple():
             return _OBJECT_BYTES + sum(map(estimate_bytes, message))
         case msgspec.Struct():
