@@ -1,7 +1,8 @@
 """What a run came to: counts that must add up, latencies by stage, and whether the run may be believed.
 
-A run is invalid when accepted + rejected + lost is not what was sent. A cross-shard transaction counts once, when its last
-effect is beacon-final; the half-and-half count of other tools stands beside it.
+A run is invalid when accepted + rejected + lost is not what was sent, and when nothing is left to measure: zeros are never
+shown as if they were latencies. A cross-shard transaction counts once, when its last effect is beacon-final; the half-and-half
+count of other tools stands beside it.
 """
 
 import math
@@ -44,10 +45,12 @@ class LoadResult(msgspec.Struct, frozen=True):
     settled: int
     """Accepted, and the last effect is beacon-final."""
     unsettled: int
+    """Accepted, and not settled."""
     repeated: int
     retries: int
     refusals: dict[str, int]
     sent_tps: float
+    """By the moments of sending: below the target where the generator or a node made transactions wait."""
     settled_tps: float
     """Each transaction once, whether it stayed or crossed."""
     half_and_half_tps: float
@@ -110,11 +113,12 @@ def build_result(
     accepted = sum(item.is_accepted for item in sent)
     rejected = sum(bool(item.refusal) for item in sent)
     lost = sum(item.answered == NEVER for item in sent)
-    settled = [item for item in sent if item.settled != NEVER]
+    settled = [item for item in sent if item.is_accepted and item.settled != NEVER]
     repeated = sum(item.is_repeated for item in sent)
     first, last = (min(item.due for item in sent), max(item.due for item in sent)) if sent else (0.0, 0.0)
     duration = max(last - first, 1 / target_tps)
     measured = [item for item in sent if item.due >= first + warm_up_s]
+    last_sent = max((item.sent for item in sent), default=last)
     end = max((item.settled for item in settled), default=last)
     problems = []
     if not sent:
@@ -129,7 +133,12 @@ def build_result(
         )
     if repeated:
         problems.append(f"{repeated} transactions or messages were seen in two blocks")
-    span = max(end - first, 1e-9)
+    if sent and not any(item.is_accepted and item.settled != NEVER for item in measured):
+        problems.append(
+            f"nothing that was due after the warm-up of {warm_up_s:g} s became beacon-final, so nothing was measured; "
+            "try: a longer --duration, or a shorter --warm-up"
+        )
+    span = max(end - first, duration)  # a chain that stopped half-way was not faster for it
     return LoadResult(
         version=RESULT_VERSION,
         scenario=scenario,
@@ -143,11 +152,11 @@ def build_result(
         rejected=rejected,
         lost=lost,
         settled=len(settled),
-        unsettled=accepted - sum(item.is_accepted for item in settled),
+        unsettled=accepted - len(settled),
         repeated=repeated,
         retries=retries,
         refusals=dict(Counter(refusals)),
-        sent_tps=round(len(sent) / duration, 2),
+        sent_tps=round(len(sent) / (max(last_sent, last) - first + 1 / target_tps), 2),
         settled_tps=round(len(settled) / span, 2),
         half_and_half_tps=round(_count_halves(sent) / span, 2),
         latency=compute_latencies(measured),

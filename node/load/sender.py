@@ -2,9 +2,10 @@
 
 One task per shard and one connection, so a batch keeps the order of nonces. What is due goes out together. A node that does
 not answer is asked again with the same bytes until it does: "already known" then says that the first attempt had arrived,
-and so does "nonce too low" for an account that nobody else uses. A node on its way down says that it is stopping, and is
-asked again too: a refusal would leave a gap behind which the sender's later transactions wait for ever. Latency counts from
-the moment a transaction was due, so a generator or a node that falls behind cannot hide it.
+and so does "nonce too low" for an account that nobody else uses, and any refusal of what was seen in a block. A node on its
+way down says that it is stopping, and is asked again too: a refusal would leave a gap behind which the sender's later
+transactions wait for ever. Latency counts from the moment a transaction was due, so a generator or a node that falls behind
+cannot hide it.
 """
 
 import asyncio
@@ -95,6 +96,8 @@ class ShardSender:
         tracked.answered = now
         error = answer.error
         if error is None or KNOWN in error.message or (USED in error.message and tracked.attempts > 1):
+            return
+        if tracked.included != NEVER:  # a full pool, for one, refuses before it looks whether it has had it
             return
         tracked.refusal = error.message
         # Texts carry amounts and addresses; the words before them tell the kinds apart.

@@ -30,11 +30,58 @@ def test_accepted_rejected_and_lost_are_what_was_sent():
     tracked = build_tracked()
     for item in tracked[:5]:
         item.answered = item.due + 0.1
+    tracked[0].settled = 103.0
     tracked[5].answered, tracked[5].refusal = 101.0, "nonce too low"
     found = add_up(tracked, refusals={"nonce too low": 1})
     assert (found.sent, found.accepted, found.rejected, found.lost) == (8, 5, 1, 2)
     assert found.is_valid
-    assert found.unsettled == 5
+    assert (found.settled, found.unsettled) == (1, 4)
+
+
+def test_settled_and_unsettled_are_what_was_accepted_whatever_became_of_lost_ones():
+    tracked = build_tracked()
+    for item in tracked:
+        item.settled = item.due + 1
+    for item in tracked[:3]:
+        item.answered = item.due + 0.1
+    found = add_up(tracked)
+    assert (found.accepted, found.lost) == (3, 5)
+    assert found.settled + found.unsettled == found.accepted
+
+
+def test_rate_of_sending_is_that_of_the_moments_at_which_transactions_left():
+    tracked = build_tracked(20)
+    assert add_up(tracked).sent_tps == 10
+    for item in tracked:
+        item.sent = max(item.due, 103.9)  # the node was away for two seconds more than all of it was due
+    assert add_up(tracked).sent_tps == 5
+
+
+def test_rate_of_settling_is_over_the_whole_run_also_when_the_chain_stopped_half_way():
+    tracked = build_tracked(101, cross=0.0)
+    for item in tracked:
+        item.answered = item.due + 0.1
+    for item in tracked[:10]:
+        item.settled = item.due + 0.1
+    assert add_up(tracked).settled_tps == 1
+
+
+@pytest.mark.parametrize("warm_up_s", [0.8, 60.0])
+def test_run_that_measured_nothing_is_invalid(warm_up_s):
+    tracked = build_tracked(8, cross=0.0)
+    for item in tracked:
+        item.answered = item.settled = item.due + 0.1
+    assert add_up(tracked).is_valid
+    found = add_up(tracked, warm_up_s=warm_up_s)
+    assert found.latency["local.beacon_final"].count == 0
+    assert not found.is_valid
+
+
+def test_run_of_which_nothing_became_final_is_invalid():
+    tracked = build_tracked()
+    for item in tracked:
+        item.answered = item.due + 0.1
+    assert not add_up(tracked).is_valid
 
 
 def test_run_that_saw_a_transaction_twice_is_invalid():
@@ -125,7 +172,7 @@ def test_refused_transaction_is_waited_for_no_longer():
 
 def test_half_and_half_count_stands_beside():
     tracked = build_tracked(1, cross=1.0)
-    tracked[0].included = tracked[0].settled = tracked[0].due + 1
+    tracked[0].answered = tracked[0].included = tracked[0].settled = tracked[0].due + 1
     found = add_up(tracked)
     assert found.half_and_half_tps == pytest.approx(found.settled_tps / 2)
 

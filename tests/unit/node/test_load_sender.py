@@ -109,6 +109,15 @@ async def test_after_a_lost_answer_these_words_count_as_answered(words):
     assert not refused
 
 
+async def test_transaction_seen_in_a_block_is_not_refused_whatever_its_second_attempt_is_answered():
+    tracked = build_tracked(2)
+    tracked[0].included = time.monotonic()
+    async with FakeNode([None, refuse("txpool is full")]) as node:
+        _, refused = await send(node.url, tracked)
+    assert tracked[0].is_accepted
+    assert refused == tracked[1:]
+
+
 async def test_node_on_its_way_down_is_asked_again_for_what_it_did_not_take():
     def take_first(body):
         refusals = json.loads(refuse("the node is stopping")(body))
