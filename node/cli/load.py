@@ -85,12 +85,17 @@ def run(
     chosen = seed if seed is not None else time.time_ns() % 2**32
     knobs = Knobs(session.shard_count, tps, cross_ratio, accounts, zipf, chosen)
     options = RunOptions(
-        parse_seconds(duration),
-        parse_seconds(warm_up),
-        parse_seconds(drain),
+        parse_seconds(duration, "duration"),
+        parse_seconds(warm_up, "warm-up"),
+        parse_seconds(drain, "drain"),
         scenario,
         report_every_s=REPORT_EVERY_S,
     )
+    if options.warm_up_s and options.warm_up_s >= options.duration_s:
+        raise CliError(
+            f"warm-up: got {warm_up} of a run of {duration}, expected less, for nothing else is measured; try: --warm-up 0s",
+            EXIT_USAGE,
+        )
     session.ask_launcher("ping")
     urls = [endpoint["rpc"] for endpoint in session.endpoints["shards"]]
     folder = out or session.root / "load" / time.strftime("%Y%m%d-%H%M%S")
@@ -161,18 +166,18 @@ def _print(result: LoadResult, folder: Path, *, as_json: bool) -> None:
     say(f"result in {folder}")
 
 
-def parse_seconds(text: str) -> float:
-    """Return the seconds in ``30s``, ``250ms``, ``2m`` or a plain number."""
+def parse_seconds(text: str, option: str) -> float:
+    """Return the seconds in ``30s``, ``250ms``, ``2m`` or a plain number, which ``option`` was given."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", text.strip().lower())
     if found is None:
         raise CliError(
-            f"duration: got {text[:40]!r}, expected for example 30s, 250ms or 2m; try: --duration 30s",
+            f"{option}: got {text[:40]!r}, expected for example 30s, 250ms or 2m; try: --{option} 30s",
             EXIT_USAGE,
         )
     seconds = float(found[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}[found[2]]
     if seconds > MAX_DURATION_S:
         raise CliError(
-            f"duration: got {text[:40]!r}, expected at most {MAX_DURATION_S // 3600}h; try: --duration 30s",
+            f"{option}: got {text[:40]!r}, expected at most {MAX_DURATION_S // 3600}h; try: --{option} 30s",
             EXIT_USAGE,
         )
     return seconds

@@ -252,6 +252,8 @@ def test_document_is_out_before_the_command_ends(monkeypatch: pytest.MonkeyPatch
         ["load", "run", "--tps", "inf"],
         ["load", "run", "--zipf", "nan"],
         ["load", "run", "--duration", "9" * 5000],
+        ["load", "run", "--duration", "1s"],
+        ["load", "run", "--duration", "1m", "--warm-up", "1m"],
     ],
 )
 def test_value_that_cannot_be_is_usage_in_few_words(
