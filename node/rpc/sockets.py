@@ -53,12 +53,15 @@ class SocketSession:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for subscription in self.subscriptions:
-                self._hub.remove(subscription)
-            self.subscriptions.clear()
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                # Last of all: until the reader is gone, a request under way may subscribe.
+                for subscription in self.subscriptions:
+                    self._hub.remove(subscription)
+                self.subscriptions.clear()
         if self._too_slow.is_set():
             # Its buffer is full, so even the farewell may not get through.
             with contextlib.suppress(TimeoutError):

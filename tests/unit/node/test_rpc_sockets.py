@@ -135,6 +135,27 @@ async def test_a_closed_connection_leaves_nothing_behind(chain):
     assert len(chain.app.hub) == 0
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_request_that_comes_while_a_connection_ends_leaves_no_subscription_behind(chain, turns):
+    class Broken(Socket):
+        async def _take(self, message: dict[str, Any]) -> None:
+            await super()._take(message)
+            if message["type"] == "websocket.send":
+                raise OSError("the client is gone")
+
+    socket = Broken(chain)
+    await socket.next()
+    socket.may_write.clear()
+    socket.write("eth_chainId")
+    await chain.call("eth_getBlockByNumber", "pending", True)  # its answer waits to be written by now
+    socket.may_write.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    socket.write("eth_subscribe", "newHeads")
+    await asyncio.wait_for(socket.task, 10)
+    assert len(chain.app.hub) == 0
+
+
 async def test_subscriptions_of_a_connection_are_bounded(tmp_path):
     async with open_chain(tmp_path, limits=RpcLimits(max_subscriptions_per_socket=2)) as chain:
         socket = Socket(chain)
