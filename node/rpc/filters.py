@@ -114,7 +114,8 @@ class FilterRegistry:
 
     @property
     def wants_pending(self) -> bool:
-        """Whether any filter asks for pending transactions."""
+        """Whether any filter asks for pending transactions; one that nobody polls any more does not."""
+        self._drop_idle()
         return any(isinstance(item, PendingFilter) for item in self._filters.values())
 
     def note_pending(self, hashes: Sequence[Hash32]) -> None:

@@ -192,6 +192,16 @@ def test_filters_that_nobody_polls_are_forgotten_and_their_number_is_bounded(mon
     assert len(registry) == 10
 
 
+def test_hashes_are_not_kept_for_a_pending_filter_that_nobody_polls():
+    now = [0.0]
+    registry = FilterRegistry(lambda: now[0])
+    registry.add_pending_filter()
+    assert registry.wants_pending
+    now[0] = 301.0
+    assert not registry.wants_pending
+    assert len(registry) == 0
+
+
 def test_pending_hashes_are_kept_for_slow_pollers_up_to_a_bound(monkeypatch):
     monkeypatch.setattr("node.rpc.filters.MAX_PENDING_KEPT", 8)
     registry = FilterRegistry()
