@@ -61,7 +61,8 @@ def read_message_query(value: Any) -> MessageQuery:
 
 def read_subject(value: Any) -> BlockId:
     """Return what finality is asked of: a tag or number of a block, or a hash of a transaction or block."""
-    return BlockId(number=value) if isinstance(value, int) and value in range(2**64) else read_block(value)
+    is_height = isinstance(value, int) and not isinstance(value, bool) and value in range(2**64)
+    return BlockId(number=value) if is_height else read_block(value)
 
 
 @TABLE.method("shard_info")

@@ -20,7 +20,8 @@ TABLE = MethodTable()
 MAX_CONTENT: Final = 10_000
 """Transactions in one answer; a full mempool has many times as many."""
 
-MAX_GAP: Final = MempoolLimits().max_gap
+REACH: Final = MempoolLimits().max_per_sender + MempoolLimits().max_gap
+"""Nonces above an account's at which a transaction of it may wait: one that left since may have torn a whole run."""
 
 Describe = Callable[[MempoolEntry], Any]
 
@@ -57,7 +58,7 @@ async def content_from(call: CallContext, address: Address) -> Json:
 
     def collect() -> Json:
         first, end = backend.get_account_nonce(address), backend.get_pending_nonce(address)
-        return {"pending": describe(first, end), "queued": describe(end, end + MAX_GAP + 1)}
+        return {"pending": describe(first, end), "queued": describe(end, first + REACH + 1)}
 
     return await backend.read(collect)
 

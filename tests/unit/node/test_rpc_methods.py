@@ -382,6 +382,14 @@ async def test_fees_follow_the_base_fee_and_what_others_paid(chain):
     ] == "request beyond head block"
 
 
+async def test_all_that_waits_of_a_sender_is_told_also_far_behind_a_gap_that_came_later(chain):
+    hashes = [await chain.send(nonce=nonce) for nonce in range(100)]
+    chain.backend.mempool.remove([bytes.fromhex(hashes[5][2:])])
+    found = await chain.call("txpool_contentFrom", A)
+    assert sorted(map(int, found["pending"])) == list(range(5))
+    assert sorted(map(int, found["queued"])) == list(range(6, 100))
+
+
 async def test_the_shard_methods_tell_of_heads_messages_and_finality(chain):
     gateway = "0x" + GATEWAY.hex()
     tx_hash = await chain.send(
@@ -400,6 +408,7 @@ async def test_the_shard_methods_tell_of_heads_messages_and_finality(chain):
     assert received["delivered"]["transactionIndex"] == 0
     assert await chain.call("shard_getMessages", {"src": 3}) == []
     assert (await chain.ask("shard_getMessages", {"sorc": 3}))["error"]["code"] == -32602
+    assert (await chain.ask("shard_getFinality", True))["error"]["code"] == -32602
     assert await chain.call("shard_getMessage", "0x" + "00" * 32) is None
     status = await chain.call("shard_status")
     assert status["heads"]["latest"]["height"] == status["heads"]["finalized"]["height"] == 1
