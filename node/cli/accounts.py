@@ -8,7 +8,7 @@ import rich_click as click
 from node.cli.output import format_ether, network_option, print_json, print_table, say
 from node.cli.root import EXIT_REJECTED, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
-from node.cli.tx import DEFAULT_TIMEOUT_S, send_raw, wait_for_receipt
+from node.cli.tx import Patience, send_raw, wait_for_receipt
 from node.cli.wallet import list_user_keys, resolve_account, resolve_address, sign_transaction, store_user_key
 from node.dev_accounts import DEV_ACCOUNTS, MNEMONIC
 from node.network import parse_wei
@@ -135,11 +135,12 @@ def faucet(*, address: str, amount: str, shard: str, name: str, as_json: bool) -
     for number in session.parse_shards(shard):
         client = session.get_client(number)
         raw = sign_transaction(client, shard=number, sender=sender, to=to, value=value)
-        sent.append((number, client, send_raw(client, raw)))
+        sent.append((number, send_raw(client, raw)))
     found = []
     is_ok = True
-    for number, client, tx_hash in sent:
-        receipt = wait_for_receipt(client, tx_hash, DEFAULT_TIMEOUT_S)
+    patience = Patience()
+    for number, tx_hash in sent:
+        receipt = wait_for_receipt(session, number, tx_hash, patience)
         found.append({"shard": number, "transaction": tx_hash, "receipt": receipt})
         is_ok = is_ok and receipt["status"] == "0x1"
         if not as_json:

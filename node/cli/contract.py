@@ -18,7 +18,7 @@ from node.cli.block import parse_block_tag
 from node.cli.output import network_option, print_json, say
 from node.cli.root import EXIT_REJECTED, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
-from node.cli.tx import DEFAULT_TIMEOUT_S, send_raw, wait_for_receipt
+from node.cli.tx import Patience, send_raw, wait_for_receipt
 from node.cli.wallet import (
     encode_call,
     encode_values,
@@ -201,10 +201,11 @@ def deploy(
         raw = sign_transaction(
             client, shard=number, sender=account, to=None, value=parse_wei(value), data=data
         )
-        sent.append((number, client, send_raw(client, raw)))
+        sent.append((number, send_raw(client, raw)))
     deployed = []
-    for number, client, tx_hash in sent:
-        receipt = wait_for_receipt(client, tx_hash, DEFAULT_TIMEOUT_S)
+    patience = Patience()
+    for number, tx_hash in sent:
+        receipt = wait_for_receipt(session, number, tx_hash, patience)
         if receipt["status"] != "0x1":
             raise CliError(
                 f"deployment {tx_hash} on shard {number} was reverted; "
@@ -303,7 +304,7 @@ def send(
         data=data,
     )
     tx_hash = send_raw(client, raw)
-    receipt = wait_for_receipt(client, tx_hash, DEFAULT_TIMEOUT_S)
+    receipt = wait_for_receipt(session, shard, tx_hash, Patience())
     if as_json:
         print_json({"transaction": tx_hash, "receipt": receipt})
     else:

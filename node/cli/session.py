@@ -49,6 +49,14 @@ class RpcError(CliError):
         self.data = data
 
 
+class SilentError(CliError):
+    """The network runs, but no process of ``shard`` that was asked answers at the moment."""
+
+    def __init__(self, shard: int, text: str) -> None:
+        super().__init__(text, EXIT_NOT_RUNNING)
+        self.shard = shard
+
+
 class RpcClient:
     """JSON-RPC over HTTP to one shard."""
 
@@ -60,6 +68,8 @@ class RpcClient:
         self.shard = shard
         self.sender = ""
         """The account that signs at the moment, so that a refusal can name it in its way out."""
+        self.was_repeated = False
+        """Whether the last request was made twice: then the first one may have had its effect."""
         self._describe_silence = describe_silence
         parts = urlsplit(url)
         self._connection = http.client.HTTPConnection(
@@ -92,6 +102,7 @@ class RpcClient:
     def _post(self, body: str) -> dict[str, Any]:
         """Send ``body``; a kept connection may have been closed meanwhile, so a failure is tried once more, silence is not."""
         for is_last in (False, True):
+            self.was_repeated = is_last
             try:
                 self._connection.request("POST", "/", body, {"Content-Type": "application/json"})
                 answer = json.loads(self._connection.getresponse().read())
@@ -163,6 +174,11 @@ class Session:
             self._clients[shard] = self._open_client(shard)
         return self._clients[shard]
 
+    def forget_client(self, shard: int) -> None:
+        """Look for a replica of ``shard`` that answers when it is needed the next time."""
+        if (client := self._clients.pop(shard, None)) is not None:
+            client.close()
+
     def _open_client(self, shard: int) -> RpcClient:
         """Return a client of the first replica of ``shard`` that answers."""
         endpoint = self.endpoints["shards"][shard]
@@ -201,10 +217,10 @@ class Session:
     def _describe_silence(self, shard: int) -> CliError:
         if not self.is_running():
             return CliError(self._describe_absence(), EXIT_NOT_RUNNING)
-        return CliError(
+        return SilentError(
+            shard,
             f"shard {shard} does not answer at {self.endpoints['shards'][shard]['rpc']}; its process is stopped, starting "
             f"or stuck; try: shardyard node list{self.name_flag}",
-            EXIT_NOT_RUNNING,
         )
 
     def _describe_absence(self) -> str:

@@ -1,6 +1,7 @@
 """``tx``: send transactions, also across shards, and wait for what one wants to know of them.
 
-A wait that runs out is not a loss: the hash is printed, the exit code is 5, and ``tx wait`` goes on from there.
+A wait that runs out is not a loss: the hash is printed, the exit code is 5, and ``tx wait`` goes on from there. A shard that
+is silent meanwhile is asked again: its process may be on its way back.
 """
 
 import math
@@ -12,8 +13,15 @@ import rich_click as click
 
 from node.cli.journey import Journey, trace_journey
 from node.cli.output import network_option, print_json, print_table, say
-from node.cli.root import EXIT_REJECTED, EXIT_TIMEOUT, EXIT_USAGE, CliError, NamingGroup
-from node.cli.session import RpcClient, Session
+from node.cli.root import (
+    EXIT_NOT_RUNNING,
+    EXIT_REJECTED,
+    EXIT_TIMEOUT,
+    EXIT_USAGE,
+    CliError,
+    NamingGroup,
+)
+from node.cli.session import RpcClient, RpcError, Session, SilentError
 from node.cli.wallet import (
     GATEWAY_HEX,
     encode_gateway_message,
@@ -23,10 +31,11 @@ from node.cli.wallet import (
     resolve_address,
     sign_transaction,
 )
-from node.config import get_name_flag
 from node.network import parse_wei
+from shardyard import _native
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 DEFAULT_TIMEOUT_S: Final = 30.0
 POLL_S: Final = 0.05
@@ -66,62 +75,115 @@ def timeout_option(function: F) -> F:
     )(function)
 
 
+class Patience:
+    """How long a command waits, over all that it waits for."""
+
+    def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.timeout_s = timeout_s
+        self._until = time.monotonic() + timeout_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it waited long enough."""
+        return time.monotonic() > self._until
+
+
 def send_raw(client: RpcClient, raw: bytes) -> str:
-    """Send a signed transaction; the node's words become the error."""
-    tx_hash: str = client.request("eth_sendRawTransaction", "0x" + raw.hex())
+    """Return the hash of a signed transaction, sent; the node's words become the error.
+
+    Where the answer to a first attempt was lost, "already known" says that it had arrived.
+    """
+    try:
+        tx_hash: str = client.request("eth_sendRawTransaction", "0x" + raw.hex())
+    except RpcError as error:
+        if not client.was_repeated or error.words != "already known":
+            raise
+        tx_hash = "0x" + _native.keccak256(raw).hex()
     return tx_hash
 
 
-def wait_for_receipt(client: RpcClient, tx_hash: str, timeout_s: float) -> dict[str, Any]:
+def _wait(
+    session: Session,
+    tx_hash: str,
+    patience: Patience,
+    ask: Callable[[], R | None],
+    get_words: Callable[[], str],
+) -> R:
+    """Return what ``ask`` finds, once it finds something; raises ``CliError``, with exit code 5 when that takes too long."""
+    while True:
+        try:
+            if (found := ask()) is not None:
+                return found
+        except SilentError as error:
+            session.forget_client(error.shard)
+        except CliError as error:
+            if error.exit_code != EXIT_NOT_RUNNING:
+                raise
+            raise CliError(
+                f"{tx_hash} was sent before, and is not lost: {error}", EXIT_NOT_RUNNING
+            ) from error
+        if patience.is_over:
+            raise CliError(get_words(), EXIT_TIMEOUT)
+        time.sleep(POLL_S)
+
+
+def wait_for_receipt(session: Session, shard: int, tx_hash: str, patience: Patience) -> dict[str, Any]:
     """Return the receipt once the transaction is in a final block; raises ``CliError`` with exit code 5."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        receipt: dict[str, Any] | None = client.request("eth_getTransactionReceipt", tx_hash)
-        if receipt is not None:
-            return receipt
-        if time.monotonic() > deadline:
-            raise CliError(
-                f"transaction {tx_hash} was not in a block after {timeout_s:.0f} s; it is not lost; "
-                f"try: shardyard tx wait {tx_hash}{get_name_flag(client.name)}",
-                EXIT_TIMEOUT,
-            )
-        time.sleep(POLL_S)
+
+    def ask() -> dict[str, Any] | None:
+        found: dict[str, Any] | None = session.get_client(shard).request("eth_getTransactionReceipt", tx_hash)
+        return found
+
+    return _wait(
+        session,
+        tx_hash,
+        patience,
+        ask,
+        lambda: (
+            f"transaction {tx_hash} was not in a block after {patience.timeout_s:g} s; it is not lost; "
+            f"try: shardyard tx wait {tx_hash}{session.name_flag}"
+        ),
+    )
 
 
-def wait_until_final(client: RpcClient, height: int, tx_hash: str, timeout_s: float) -> None:
+def wait_until_final(session: Session, shard: int, height: int, tx_hash: str, patience: Patience) -> None:
     """Return once block ``height`` is beacon-final; raises ``CliError`` with exit code 5."""
-    deadline = time.monotonic() + timeout_s
-    while int(client.request("eth_getBlockByNumber", "finalized", False)["number"], 16) < height:
-        if time.monotonic() > deadline:
-            raise CliError(
-                f"block {height} with {tx_hash} is final on its shard but not on the beacon after {timeout_s:.0f} s; "
-                f"try: shardyard tx wait --final {tx_hash}{get_name_flag(client.name)}",
-                EXIT_TIMEOUT,
-            )
-        time.sleep(POLL_S)
+
+    def ask() -> bool | None:
+        final = session.get_client(shard).request("eth_getBlockByNumber", "finalized", False)
+        return True if int(final["number"], 16) >= height else None
+
+    _wait(
+        session,
+        tx_hash,
+        patience,
+        ask,
+        lambda: (
+            f"block {height} with {tx_hash} is final on its shard but not on the beacon after {patience.timeout_s:g} s; "
+            f"try: shardyard tx wait --final {tx_hash}{session.name_flag}"
+        ),
+    )
 
 
-def wait_for_journey(session: Session, shard: int, tx_hash: str, timeout_s: float) -> Journey:
+def wait_for_journey(session: Session, shard: int, tx_hash: str, patience: Patience) -> Journey:
     """Return the journey of a transaction once all its messages are done; raises ``CliError`` with exit code 5."""
-    return _wait_journey(session, shard, tx_hash, timeout_s, lambda journey: journey.is_done)
+    open_ids: list[str] = []
 
-
-def _wait_journey(
-    session: Session, shard: int, tx_hash: str, timeout_s: float, is_reached: Callable[[Journey], bool]
-) -> Journey:
-    deadline = time.monotonic() + timeout_s
-    while True:
+    def ask() -> Journey | None:
         journey = trace_journey(session, shard, tx_hash)
-        if is_reached(journey):
-            return journey
-        if time.monotonic() > deadline:
-            open_ids = ", ".join(hop.id for hop in journey.hops if not hop.is_done)
-            raise CliError(
-                f"messages {open_ids or 'of ' + tx_hash} are still on their way after {timeout_s:.0f} s; they are not lost; "
-                f"try: shardyard tx wait --cross {tx_hash}{session.name_flag}",
-                EXIT_TIMEOUT,
-            )
-        time.sleep(POLL_S)
+        open_ids[:] = [hop.id for hop in journey.hops if not hop.is_done]
+        return journey if journey.is_done else None
+
+    return _wait(
+        session,
+        tx_hash,
+        patience,
+        ask,
+        lambda: (
+            f"messages {', '.join(open_ids) or 'of ' + tx_hash} are still on their way after {patience.timeout_s:g} s; "
+            f"they are not lost; try: shardyard tx wait --cross {tx_hash}{session.name_flag}"
+        ),
+    )
 
 
 def send_and_report(
@@ -132,13 +194,15 @@ def send_and_report(
     wait: Stage,
     as_json: bool,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    warning: str = "",
 ) -> int:
-    """Send, wait for ``wait`` and print what came of it; returns the exit code."""
-    client = session.get_client(shard)
+    """Send, wait for ``wait`` and print what came of it; returns the exit code. ``warning`` is told once it was taken."""
     started = time.monotonic()
-    tx_hash = send_raw(client, raw)
+    tx_hash = send_raw(session.get_client(shard), raw)
     if not as_json:
         click.echo(tx_hash)
+    if warning:
+        say(warning)
     if wait == "sent":
         if as_json:
             print_json({"transaction": tx_hash, "shard": shard})
@@ -156,7 +220,7 @@ def _report(
     timeout_s: float,
     started: float,
 ) -> int:
-    client = session.get_client(shard)
+    patience = Patience(timeout_s)
 
     def tell(text: str) -> None:
         if not as_json:
@@ -165,14 +229,14 @@ def _report(
     def elapsed() -> str:
         return f"after {time.monotonic() - started:.1f} s"
 
-    receipt = wait_for_receipt(client, tx_hash, timeout_s)
+    receipt = wait_for_receipt(session, shard, tx_hash, patience)
     height = int(receipt["blockNumber"], 16)
     is_ok = receipt["status"] == "0x1"
     document: dict[str, Any] = {"transaction": tx_hash, "shard": shard, "receipt": receipt}
     word = "succeeded" if is_ok else "reverted"
     tell(f"{word} in block {height} of shard {shard} {elapsed()}, {int(receipt['gasUsed'], 16):,} gas")
     if is_ok and wait == "cross":
-        journey = wait_for_journey(session, shard, tx_hash, timeout_s)
+        journey = wait_for_journey(session, shard, tx_hash, patience)
         document["hops"] = journey.to_json()
         for hop in journey.hops:
             tell(f"  {hop.describe()}")
@@ -182,7 +246,7 @@ def _report(
             + ("" if is_ok else ", but one failed and bounced")
         )
     elif wait == "final":
-        wait_until_final(client, height, tx_hash, timeout_s)
+        wait_until_final(session, shard, height, tx_hash, patience)
         tell(f"beacon-final {elapsed()}")
     if as_json:
         print_json(document)
@@ -191,16 +255,17 @@ def _report(
     return 0 if is_ok else EXIT_REJECTED
 
 
-def warn_of_gap(client: RpcClient, address: str, nonce: int | None) -> None:
-    """Say so when ``nonce`` leaves out numbers: the transaction is taken, but waits for those before it."""
+def describe_gap(client: RpcClient, address: str, nonce: int | None) -> str:
+    """Return words about the numbers that ``nonce`` leaves out: the transaction waits for those before it; empty for none."""
     if nonce is None:
-        return
+        return ""
     expected = int(client.request("eth_getTransactionCount", address, "pending"), 16)
-    if nonce > expected:
-        say(
-            f"nonce gap: got {nonce}, the next is {expected}; this one waits until {expected}..{nonce - 1} are sent\n"
-            "try: without --nonce, which takes the next free one"
-        )
+    if nonce <= expected:
+        return ""
+    return (
+        f"nonce gap: got {nonce}, the next is {expected}; this one waits until {expected}..{nonce - 1} are sent\n"
+        "try: without --nonce, which takes the next free one"
+    )
 
 
 @click.group(cls=NamingGroup)
@@ -248,7 +313,7 @@ def send(
     """Send ether or call data on one shard."""
     session = Session(name)
     client, account = session.get_client(shard), resolve_account(session, sender)
-    warn_of_gap(client, account[0], nonce)
+    warning = describe_gap(client, account[0], nonce)
     raw = sign_transaction(
         client,
         shard=shard,
@@ -260,7 +325,9 @@ def send(
         nonce=nonce,
     )
     stage = _choose_stage(wait=wait, final=final, cross=False)
-    return send_and_report(session, shard, raw, wait=stage, as_json=as_json, timeout_s=timeout_s)
+    return send_and_report(
+        session, shard, raw, wait=stage, as_json=as_json, timeout_s=timeout_s, warning=warning
+    )
 
 
 @tx.command()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,14 +18,16 @@ from node.cli import network as networks
 from node.cli import session as sessions
 from node.cli.root import CliError, run
 from node.cli.session import RpcError, Session
+from node.cli.tx import Patience, send_and_report, send_raw, wait_for_receipt
 from node.config import Options
 from node.control import ControlError, NoAnswerError, NobodyThereError
 from node.launcher.lock import lock_network
 from node.network import Network, create_network, write_json
+from shardyard._native import keccak256
 
 
 class Answering:
-    """A JSON-RPC server that answers what it is told to."""
+    """A JSON-RPC server that answers what it is told to; a list is answered one by one, and None by hanging up."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
@@ -38,6 +41,10 @@ class Answering:
                 answer = answers.get(
                     request["method"], {"error": {"code": -32601, "message": "method not found"}}
                 )
+                answer = answer.pop(0) if isinstance(answer, list) else answer
+                if answer is None:
+                    self.close_connection = True
+                    return
                 body = answer if isinstance(answer, bytes) else json.dumps({"id": 1, **answer}).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
@@ -134,6 +141,86 @@ def test_custom_error_of_a_contract_is_shown_with_its_selector(
     }
     with pytest.raises(RpcError, match="execution reverted with 0xdeadbeef"):
         session.get_client(0).request("eth_call")
+
+
+def test_transaction_whose_first_answer_was_lost_is_known_and_not_refused(
+    session: Session, answering: Answering
+) -> None:
+    client = session.get_client(0)
+    known = {"error": {"code": -32000, "message": "already known"}}
+    answering.answers["eth_sendRawTransaction"] = [None, known, known]
+    assert send_raw(client, b"raw") == "0x" + keccak256(b"raw").hex()
+    with pytest.raises(RpcError, match="already known"):
+        send_raw(client, b"raw")
+
+
+def test_shard_that_is_silent_for_a_while_is_waited_for(
+    session: Session, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "is_running", lambda: True)
+    monkeypatch.setattr("node.cli.tx.POLL_S", 0)
+    session.get_client(0)
+    receipt = {"blockNumber": "0x2"}
+    answering.answers["eth_getTransactionReceipt"] = [
+        None,
+        None,
+        {"result": None},
+        None,
+        None,
+        {"result": receipt},
+    ]
+    assert wait_for_receipt(session, 0, "0x12", Patience()) == receipt
+
+
+def test_wait_for_a_silent_shard_that_runs_out_tells_what_was_sent(
+    session: Session, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering.answers["eth_getTransactionReceipt"] = [None] * 4
+    with pytest.raises(
+        CliError, match=r"^0x12 was sent .* not running; try: shardyard up --name mine$"
+    ) as raised:
+        wait_for_receipt(session, 0, "0x12", Patience())
+    assert raised.value.exit_code == 3
+    monkeypatch.setattr(session, "is_running", lambda: True)
+    with pytest.raises(CliError, match="not lost; try: shardyard tx wait 0x12 --name mine") as raised:
+        wait_for_receipt(session, 0, "0x12", Patience(0))
+    assert raised.value.exit_code == 5
+
+
+def test_waits_for_block_and_beacon_share_their_time(
+    session: Session, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def sleep(_: float) -> None:
+        now[0] += 1
+
+    monkeypatch.setattr("node.cli.tx.time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    receipt = {"blockNumber": "0x2", "status": "0x1", "gasUsed": "0x5208"}
+    answering.answers["eth_sendRawTransaction"] = {"result": "0x12"}
+    answering.answers["eth_getTransactionReceipt"] = [*[{"result": None}] * 8, {"result": receipt}]
+    answering.answers["eth_getBlockByNumber"] = {"result": {"number": "0x1"}}
+    with pytest.raises(CliError, match="final on its shard but not on the beacon after 10 s"):
+        send_and_report(session, 0, b"raw", wait="final", as_json=True, timeout_s=10)
+    assert now[0] < 12
+
+
+def test_gap_of_nonces_is_told_of_a_transaction_that_was_taken_alone(
+    session: Session, answering: Answering, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusal = {"error": {"code": -32000, "message": "nonce too high: next nonce 2, tx nonce 200"}}
+    answering.answers |= {
+        "eth_getTransactionCount": {"result": "0x2"},
+        "eth_getCode": {"result": "0x"},
+        "eth_maxPriorityFeePerGas": {"result": "0x1"},
+        "eth_getBlockByNumber": {"result": {"baseFeePerGas": "0x1"}},
+        "eth_sendRawTransaction": [refusal, {"result": "0x12"}],
+    }
+    send = ["tx", "send", "--to", "1", "--no-wait", "--name", "mine"]
+    assert run([*send, "--nonce", "200"]) == 4
+    assert "waits until" not in capsys.readouterr().err
+    assert run([*send, "--nonce", "50"]) == 0
+    assert "this one waits until 2..49 are sent" in capsys.readouterr().err
 
 
 def test_next_replica_is_asked_while_the_first_is_silent(
