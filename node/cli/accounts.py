@@ -71,8 +71,8 @@ def _list(name: str, *, as_json: bool) -> int:
 @network_option
 def new(*, name: str, as_json: bool) -> int:
     """Make a new key; it stays in the network's key folder with mode 0600."""
-    address = store_user_key(Session(name), secrets.token_bytes(32))
-    return _report_key(address, as_json=as_json)
+    session = Session(name)
+    return _report_key(session, store_user_key(session, secrets.token_bytes(32)), as_json=as_json)
 
 
 @accounts.command("import")
@@ -88,15 +88,16 @@ def import_key(*, name: str, as_json: bool) -> int:
         key = b""
     if len(key) != 32:
         raise CliError("private key: expected 64 hexadecimal digits; try: shardyard accounts new", EXIT_USAGE)
-    return _report_key(store_user_key(Session(name), key), as_json=as_json)
+    session = Session(name)
+    return _report_key(session, store_user_key(session, key), as_json=as_json)
 
 
-def _report_key(address: str, *, as_json: bool) -> int:
+def _report_key(session: Session, address: str, *, as_json: bool) -> int:
     if as_json:
         print_json({"address": address})
     else:
         click.echo(address)
-        say(f"fund it with: shardyard faucet {address} 10ether")
+        say(f"fund it with: shardyard faucet {address} 10ether{session.name_flag}")
     return 0
 
 

@@ -11,6 +11,7 @@ import rich_click as click
 from node.cli.output import network_option, print_json, print_table, say
 from node.cli.root import EXIT_FAILURE, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import MAX_NUMBER_DIGITS, RpcClient, RpcError, Session
+from node.config import get_name_flag
 from node.network import parse_node
 from shardyard.blocks import FinalityProof
 from shardyard.ids import BEACON, ShardId, describe_shard
@@ -31,7 +32,8 @@ def _fetch(client: RpcClient, what: str, *, full: bool) -> dict[str, object]:
     by = "Hash" if len(tag) == HASH_DIGITS else "Number"
     found = client.request(f"eth_getBlockBy{by}", tag, full)
     if found is None:
-        raise CliError(f"block {what} is not here; try: shardyard block latest", EXIT_FAILURE)
+        remedy = f"shardyard block latest --shard {client.shard}{get_name_flag(client.name)}"
+        raise CliError(f"block {what} is not here; try: {remedy}", EXIT_FAILURE)
     result: dict[str, object] = found
     return result
 
@@ -272,15 +274,22 @@ def watch(*, shard: str, count: int, name: str, as_json: bool) -> int:
             client = session.get_client(number)
             head = _integer(client.request("eth_blockNumber"))
             for height in range(heads[number] + 1, head + 1):
-                found = _fetch(client, str(height), full=False)
-                transactions = found["transactions"]
-                assert isinstance(transactions, list)
-                line = f"shard {number}  #{height}  {len(transactions)} tx  {_integer(found['gasUsed']):,} gas  {found['hash']}"
-                if as_json:
-                    print_json({"shard": number, **found})
-                else:
-                    click.echo(line)
+                _print_line(number, _fetch(client, str(height), full=False), as_json=as_json)
                 printed += 1
-            heads[number] = head
+                if printed == count:
+                    return 0
+            heads[number] = max(
+                heads[number], head
+            )  # a process that starts again may be behind what it told before
         time.sleep(POLL_S)
     return 0
+
+
+def _print_line(shard: int, found: dict[str, object], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"shard": shard, **found})
+        return
+    transactions = found["transactions"]
+    assert isinstance(transactions, list)
+    height, gas = _integer(found["number"]), _integer(found["gasUsed"])
+    click.echo(f"shard {shard}  #{height}  {len(transactions)} tx  {gas:,} gas  {found['hash']}")

@@ -1,5 +1,7 @@
 """``shard``: the shards of a network and the messages between them."""
 
+from typing import Any
+
 import rich_click as click
 
 from node.cli.output import flatten, format_ether, network_option, print_json, print_table, say
@@ -67,8 +69,11 @@ def show(*, number: int, name: str, as_json: bool) -> int:
 def messages(*, src: int | None, dst: int | None, stuck: bool, limit: int, name: str, as_json: bool) -> int:
     """List messages between shards, newest first."""
     session = Session(name)
+    for number in (src, dst):
+        if number is not None:
+            session.get_client(number)  # a shard that is not there is named as everywhere
     delivered: set[str] = set()
-    emitted: list[dict[str, object]] = []
+    emitted: list[dict[str, Any]] = []
     query: dict[str, object] = {"limit": 1000 if stuck else limit}
     if dst is not None:
         query["dst"] = dst
@@ -78,9 +83,16 @@ def messages(*, src: int | None, dst: int | None, stuck: bool, limit: int, name:
         delivered |= {item["id"] for item in found if item["delivered"]}
         if src is None or src == number:
             emitted += client.request("shard_getMessages", query | {"direction": "out"})
-    chosen = [item for item in emitted if not (stuck and item["id"] in delivered)]
-    chosen.sort(key=lambda item: -(item["emitted"] or {}).get("timestampMs", 0))  # type: ignore[attr-defined]
-    chosen = chosen[:limit]
+    emitted.sort(key=lambda item: -(item["emitted"] or {}).get("timestampMs", 0))
+    chosen: list[dict[str, Any]] = []
+    for item in emitted:
+        # Its destination may have executed so many since that it is not among the newest there.
+        if item["id"] not in delivered and _is_executed(session, item):
+            delivered.add(item["id"])
+        if not (stuck and item["id"] in delivered):
+            chosen.append(item)
+        if len(chosen) == limit:
+            break
     if as_json:
         print_json(chosen)
         return 0
@@ -99,6 +111,14 @@ def messages(*, src: int | None, dst: int | None, stuck: bool, limit: int, name:
             for item in chosen
         ],
     )
-    if not chosen:
-        say("no messages; try: shardyard tx xsend --src 0 --dst 1 --value 1ether")
+    if not chosen and session.shard_count == 1:
+        say("no messages: the network has one shard")
+    elif not chosen:
+        say(f"no messages; try: shardyard tx xsend --src 0 --dst 1 --value 1ether{session.name_flag}")
     return 0
+
+
+def _is_executed(session: Session, message: dict[str, Any]) -> bool:
+    """Ask the destination of ``message``, the only shard that knows."""
+    found = session.get_client(message["dst"]).request("shard_getMessage", message["id"])
+    return found is not None and found["delivered"] is not None

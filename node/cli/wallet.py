@@ -67,7 +67,9 @@ def store_user_key(session: Session, private_key: bytes) -> str:
     try:
         descriptor = os.open(folder / f"{address}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise CliError(f"the key of {address} is stored already; try: shardyard accounts") from error
+        raise CliError(
+            f"the key of {address} is stored already; try: shardyard accounts{session.name_flag}"
+        ) from error
     with os.fdopen(descriptor, "w") as file:
         file.write(private_key.hex())
     return address
@@ -85,7 +87,8 @@ def resolve_account(session: Session, text: str) -> tuple[str, bytes]:
     path = list_user_keys(session).get(address)
     if path is None:
         raise CliError(
-            f"no key of {address} here; try: --from 0 (a development account), or shardyard accounts import",
+            f"no key of {address} here; try: --from 0 (a development account), "
+            f"or shardyard accounts import{session.name_flag}",
             EXIT_USAGE,
         )
     return address, bytes.fromhex(path.read_text().strip())

@@ -92,19 +92,19 @@ def test_interoperable_address_names_chain_and_account() -> None:
 
 
 def test_stored_key_is_private_and_found_by_its_address(tmp_path: Path) -> None:
-    session: Any = SimpleNamespace(root=tmp_path)
+    session: Any = SimpleNamespace(root=tmp_path, name_flag=" --name mine")
     address = store_user_key(session, b"\x07" * 32)
     path = list_user_keys(session)[address]
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert resolve_account(session, address) == (address, b"\x07" * 32)
-    with pytest.raises(CliError, match="stored already"):
+    with pytest.raises(CliError, match=r"stored already; try: shardyard accounts --name mine$"):
         store_user_key(session, b"\x07" * 32)
 
 
 def test_account_without_a_key_here_is_refused(tmp_path: Path) -> None:
-    session: Any = SimpleNamespace(root=tmp_path)
-    with pytest.raises(CliError, match=r"no key of .* here; try: --from 0"):
+    session: Any = SimpleNamespace(root=tmp_path, name_flag=" --name mine")
+    with pytest.raises(CliError, match=r"no key of .* here; try: --from 0 .* accounts import --name mine$"):
         resolve_account(session, "0x" + "11" * 20)
 
 

@@ -1,0 +1,154 @@
+"""What commands list of shards that are scripted: messages with what became of them, blocks as they come, advice by name."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from node.cli import accounts, block, shard
+from node.cli.root import EXIT_USAGE, CliError, run
+
+Answer = Callable[..., Any]
+
+
+class ScriptedClient:
+    """A shard that answers each method with what a function says."""
+
+    name = "mine"
+
+    def __init__(self, number: int, answers: dict[str, Answer]) -> None:
+        self.shard = number
+        self.answers = answers
+
+    def request(self, method: str, *params: Any) -> Any:
+        return self.answers[method](self.shard, *params)
+
+
+class ScriptedSession:
+    """A network called ``mine`` of scripted shards."""
+
+    shard_count = 3
+    name_flag = " --name mine"
+    answers: dict[str, Answer]
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def get_client(self, number: int) -> ScriptedClient:
+        if number >= self.shard_count:
+            raise CliError(f"shard: got {number}, expected 0..2; try: shardyard shard list", EXIT_USAGE)
+        return ScriptedClient(number, self.answers)
+
+    def parse_shards(self, text: str) -> list[int]:
+        assert text == "all"
+        return list(range(self.shard_count))
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Answer]:
+    found: dict[str, Answer] = {}
+    monkeypatch.setattr(ScriptedSession, "answers", found, raising=False)
+    for module in (accounts, block, shard):
+        monkeypatch.setattr(module, "Session", ScriptedSession)
+    return found
+
+
+def build_message(number: int, src: int, dst: int, *, is_executed: bool) -> dict[str, Any]:
+    return {
+        "id": f"0x{number:064x}",
+        "kind": "TRANSFER",
+        "src": src,
+        "dst": dst,
+        "seq": number,
+        "value": "0x1",
+        "emitted": {"timestampMs": number},
+        "delivered": {"blockNumber": number} if is_executed else None,
+    }
+
+
+@pytest.fixture
+def messages(answers: dict[str, Answer]) -> None:
+    """Shard 0 sent 1 and 2 to shard 2, which executed 1, and then many more that shard 1 sent."""
+    sent = [build_message(1, 0, 2, is_executed=True), build_message(2, 0, 2, is_executed=False)]
+    sent += [build_message(number, 1, 2, is_executed=True) for number in range(3, 30)]
+
+    def get_messages(number: int, query: dict[str, Any]) -> list[dict[str, Any]]:
+        if query["direction"] == "out":
+            found = [item | {"delivered": None} for item in sent if item["src"] == number]
+        else:
+            found = [item for item in sent if item["dst"] == number and item["delivered"]]
+        return found[::-1][: min(query["limit"], 20)]
+
+    def get_message(number: int, message: str) -> dict[str, Any] | None:
+        return next((item for item in sent if (item["id"], item["dst"]) == (message, number)), None)
+
+    answers |= {"shard_getMessages": get_messages, "shard_getMessage": get_message}
+
+
+@pytest.mark.usefixtures("messages")
+def test_message_is_executed_when_its_destination_says_so_however_many_came_after_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["shard", "messages", "--src", "0"]) == 0
+    rows = [(row[0], row[-2:]) for row in map(str.split, capsys.readouterr().out.splitlines()[1:])]
+    assert rows == [(f"0x{2:064x}", ["not", "yet"]), (f"0x{1:064x}", ["0.000000000000000001", "yes"])]
+
+
+@pytest.mark.usefixtures("messages")
+def test_stuck_messages_are_those_that_their_destination_has_not_executed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["shard", "messages", "--stuck", "--json"]) == 0
+    assert [item["seq"] for item in json.loads(capsys.readouterr().out)["items"]] == [2]
+
+
+@pytest.mark.usefixtures("messages")
+@pytest.mark.parametrize("option", ["--src", "--dst"])
+def test_messages_of_a_shard_that_is_not_there_are_usage(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["shard", "messages", option, "7"]) == 2
+    assert "expected 0..2" in capsys.readouterr().err
+
+
+def build_block(number: int, height: str, _: bool) -> dict[str, Any]:
+    return {"number": height, "hash": f"{number}/{int(height, 16)}", "transactions": [], "gasUsed": "0x0"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_watching_blocks_ends_after_as_many_as_were_asked_for(
+    answers: dict[str, Answer],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+) -> None:
+    heads = iter(range(1000))
+    monkeypatch.setattr(block, "POLL_S", 0)
+    answers |= {"eth_blockNumber": lambda _: hex(next(heads)), "eth_getBlockByNumber": build_block}
+    assert run(["block", "watch", "--count", str(count)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == count
+
+
+def test_block_told_before_a_process_started_again_is_not_told_once_more(
+    answers: dict[str, Answer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block, "POLL_S", 0)
+    monkeypatch.setattr(ScriptedSession, "shard_count", 1)
+    heads = iter([5, 7, 6, 7, 8])
+    answers |= {"eth_blockNumber": lambda _: hex(next(heads)), "eth_getBlockByNumber": build_block}
+    assert run(["block", "watch", "--count", "3"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["0/6", "0/7", "0/8"]
+
+
+def test_advice_names_network_and_shard(
+    answers: dict[str, Answer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers |= {"eth_getBlockByNumber": lambda *_: None, "shard_getMessages": lambda *_: []}
+    assert run(["block", "show", "9", "--shard", "2"]) == 1
+    assert "try: shardyard block latest --shard 2 --name mine\n" in capsys.readouterr().err
+    assert run(["shard", "messages"]) == 0
+    assert capsys.readouterr().err.endswith("--value 1ether --name mine\n")
+    monkeypatch.setattr(accounts, "store_user_key", lambda *_: "0x12")
+    assert run(["accounts", "new"]) == 0
+    assert capsys.readouterr().err.endswith("faucet 0x12 10ether --name mine\n")
