@@ -79,9 +79,9 @@ class WatchModel:
                 case "block.final" | "beacon.final":
                     return self._take_block(lane, entry, now)
                 case "vote.cast":
-                    lane.votes.append(now)
+                    _note(lane.votes, now)
                 case "certificate.formed":
-                    lane.certificates.append(now)
+                    _note(lane.certificates, now)
                 case "crosslink.final":
                     return self._take_crosslink(lane, entry, now)
                 case _ if kind.startswith("message"):
@@ -112,6 +112,7 @@ class WatchModel:
         lane.blocks.append(block)
         self.blocks_seen += 1
         self._transactions.append((now, block.transactions))
+        self._drop_old_transactions(now)
         gas = int(entry.get("gas_used", 0))
         return [
             (
@@ -173,12 +174,21 @@ class WatchModel:
         for lane in self.lanes.values():
             _drop_old(lane.votes, now)
             _drop_old(lane.certificates, now)
+        self._drop_old_transactions(now)
+
+    def _drop_old_transactions(self, now: float) -> None:
         while self._transactions and now - self._transactions[0][0] > WINDOW_S:
             self._transactions.popleft()
 
     def compute_tps(self) -> float:
         """Return the user transactions a second of all shards over the window."""
         return sum(count for _, count in self._transactions) / WINDOW_S
+
+
+def _note(times: deque[float], now: float) -> None:
+    """Count one more; whoever only prints lines never prunes, and may watch for days."""
+    times.append(now)
+    _drop_old(times, now)
 
 
 def _drop_old(times: deque[float], now: float) -> None:

@@ -74,6 +74,16 @@ def test_votes_and_certificates_are_counted_by_chain(model: WatchModel) -> None:
     assert len(model.lanes["beacon"].certificates) == 1
 
 
+def test_watching_for_long_takes_no_more_memory_also_when_nobody_prunes(model: WatchModel) -> None:
+    for second in range(1000):
+        model.take({"kind": "vote.cast", "chain": "shard-0"}, second)
+        model.take({"kind": "certificate.formed", "chain": "shard-0"}, second)
+        model.take(block(0, second + 1, transactions=1), second)
+    lane = model.lanes["shard-0"]
+    held = [len(lane.votes), len(lane.certificates), len(model._transactions)]
+    assert held == [WINDOW_S + 1] * 3
+
+
 def test_fault_is_told(model: WatchModel) -> None:
     lines = model.take({"kind": "refused", "chain": "shard-1", "reason": "bad signature"}, 0.0)
     assert "bad signature" in lines[0]
