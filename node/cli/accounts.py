@@ -14,6 +14,8 @@ from node.dev_accounts import DEV_ACCOUNTS, MNEMONIC
 from node.network import parse_wei
 
 FAUCET_ACCOUNT = "9"
+CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+"""Of secp256k1: private keys are below it."""
 
 
 @click.group(cls=NamingGroup, invoke_without_command=True)
@@ -88,6 +90,10 @@ def import_key(*, name: str, as_json: bool) -> int:
         key = b""
     if len(key) != 32:
         raise CliError("private key: expected 64 hexadecimal digits; try: shardyard accounts new", EXIT_USAGE)
+    if not 0 < int.from_bytes(key, "big") < CURVE_ORDER:
+        raise CliError(
+            "private key: got a number that is no key of secp256k1; try: shardyard accounts new", EXIT_USAGE
+        )
     session = Session(name)
     return _report_key(session, store_user_key(session, key), as_json=as_json)
 

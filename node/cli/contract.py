@@ -71,11 +71,15 @@ def _read_artifact(path: Path, content: str) -> tuple[bytes, list[dict[str, Any]
         code = found["bytecode"] if "bytecode" in found else found["evm"]["bytecode"]["object"]
         if isinstance(code, dict):  # Foundry
             code = code["object"]
+        abi = found.get("abi", [])
+        if not isinstance(code, str) or not isinstance(abi, list):
+            raise TypeError("an interface has no code")
     except (ValueError, KeyError, TypeError) as error:
         raise CliError(
-            f"{path}: expected a compiler's JSON with abi and bytecode; try: forge build, or vyper -f bytecode"
+            f"{path}: expected a compiler's JSON with abi and bytecode; try: forge build, or vyper -f bytecode",
+            EXIT_USAGE,
         ) from error
-    return _decode_code(code, str(path)), found.get("abi", [])
+    return _decode_code(code, str(path)), abi
 
 
 def _decode_code(text: str, where: str) -> bytes:

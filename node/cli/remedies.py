@@ -9,6 +9,10 @@ from typing import Final
 from node.config import get_name_flag
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
+_OVERSHOT: Final = re.compile(r"overshot (\d{1,78})")
+FAUCET_ETHER: Final = 100
+MAX_FAUCET_ETHER: Final = 1000
+"""More than this is a slip of the pen sooner than a wish: a development account has 10000 to begin with."""
 
 
 def get_remedy(message: str, *, name: str, shard: int, sender: str = "") -> str:
@@ -17,7 +21,7 @@ def get_remedy(message: str, *, name: str, shard: int, sender: str = "") -> str:
     account = sender or (found[0] if found else "ADDRESS")
     network = get_name_flag(name)
     for words, remedy in (
-        ("insufficient funds", f"shardyard faucet {account} 100ether --shard {shard}{network}"),
+        ("insufficient funds", _get_funds_remedy(message, account, f"--shard {shard}{network}")),
         ("nonce too low", "the same without --nonce, which takes the next free one"),
         ("nonce too high", "the same without --nonce, which takes the next free one"),
         (
@@ -44,3 +48,12 @@ def get_remedy(message: str, *, name: str, shard: int, sender: str = "") -> str:
         if words in message.lower():
             return remedy
     return f"shardyard status{network}"
+
+
+def _get_funds_remedy(message: str, account: str, flags: str) -> str:
+    """Return the line of the faucet that gives ``account`` what it lacks, when that is an amount to be had from it."""
+    found = _OVERSHOT.search(message)
+    ether = max(FAUCET_ETHER, -(-int(found[1]) // 10**18)) if found else FAUCET_ETHER
+    if ether > MAX_FAUCET_ETHER:
+        return f"a smaller amount, or another sender; {account} lacks {ether} ether"
+    return f"shardyard faucet {account} {ether}ether {flags}"

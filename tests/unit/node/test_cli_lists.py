@@ -1,5 +1,6 @@
 """What commands list of shards that are scripted: messages with what became of them, blocks as they come, advice by name."""
 
+import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -152,3 +153,12 @@ def test_advice_names_network_and_shard(
     monkeypatch.setattr(accounts, "store_user_key", lambda *_: "0x12")
     assert run(["accounts", "new"]) == 0
     assert capsys.readouterr().err.endswith("faucet 0x12 10ether --name mine\n")
+
+
+@pytest.mark.parametrize("key", ["00" * 32, "ff" * 32, "12", "zz" * 32])
+def test_number_that_is_no_private_key_is_usage(
+    answers: dict[str, Answer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(key + "\n"))
+    assert run(["accounts", "import"]) == 2
+    assert key not in capsys.readouterr().err

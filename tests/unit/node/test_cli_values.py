@@ -222,18 +222,42 @@ def test_contract_is_an_example_an_artifact_or_hexadecimal_code(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "content", ["not json", "{}", '{"bytecode": "0xzz"}', '{"bytecode": "__$lib$__"}', "[]"]
+    "content",
+    [
+        "not json",
+        "{}",
+        '{"bytecode": "0xzz"}',
+        '{"bytecode": "__$lib$__"}',
+        "[]",
+        '{"bytecode": null}',
+        '{"bytecode": 7}',
+        '{"bytecode": "0x00", "abi": null}',
+    ],
 )
 def test_artifact_without_linked_code_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "bad.json"
     path.write_text(content)
-    with pytest.raises(CliError):
+    with pytest.raises(CliError) as raised:
         load_contract(str(path))
+    assert raised.value.exit_code == 2
 
 
 def test_unknown_contract_lists_the_known_ones() -> None:
     with pytest.raises(CliError, match="expected a file or one of counter, erc20"):
         load_contract("nosuch")
+
+
+@pytest.mark.parametrize(
+    ("overshot", "remedy"),
+    [
+        (1, "shardyard faucet 0x12 100ether --shard 2 --name mine"),
+        (250 * 10**18 + 1, "shardyard faucet 0x12 251ether --shard 2 --name mine"),
+        (10**24, "a smaller amount, or another sender; 0x12 lacks 1000000 ether"),
+    ],
+)
+def test_faucet_line_gives_what_is_missing(overshot: int, remedy: str) -> None:
+    words = f"insufficient funds for gas * price + value: balance 5, tx cost 9, overshot {overshot}"
+    assert get_remedy(words, name="mine", shard=2, sender="0x12") == remedy
 
 
 def test_remedies_follow_the_words_of_the_node() -> None:
