@@ -174,6 +174,12 @@ class Session:
             self._clients[shard] = self._open_client(shard)
         return self._clients[shard]
 
+    def limit_requests(self, timeout_s: float) -> None:
+        """Wait about ``timeout_s`` for each answer from now on, for whoever asks has no longer to wait."""
+        self._rpc_timeout_s = min(RPC_TIMEOUT_S, max(PROBE_TIMEOUT_S, timeout_s))
+        for client in self._clients.values():
+            client.set_timeout(self._rpc_timeout_s)
+
     def forget_client(self, shard: int) -> None:
         """Look for a replica of ``shard`` that answers when it is needed the next time."""
         if (client := self._clients.pop(shard, None)) is not None:

@@ -110,6 +110,7 @@ def _wait(
     get_words: Callable[[], str],
 ) -> R:
     """Return what ``ask`` finds, once it finds something; raises ``CliError``, with exit code 5 when that takes too long."""
+    session.limit_requests(patience.timeout_s)
     while True:
         try:
             if (found := ask()) is not None:
@@ -456,6 +457,7 @@ def status(*, tx_hash: str, name: str, as_json: bool) -> int:
 def wait_(*, tx_hash: str, cross: bool, final: bool, timeout_s: float, name: str, as_json: bool) -> int:
     """Wait for a transaction."""
     session = Session(name)
+    session.limit_requests(timeout_s)
     shard = find_shard(session, tx_hash)
     stage = _choose_stage(wait=True, final=final, cross=cross)
     return _report(

@@ -323,3 +323,19 @@ def test_silence_is_waited_for_once(session: Session, monkeypatch: pytest.Monkey
         asleep.accept()[0].close()
         with pytest.raises(TimeoutError):
             asleep.accept()
+
+
+def test_wait_is_no_longer_than_was_said_where_a_process_sleeps(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "PROBE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(Session, "is_running", lambda _: True)
+    with socket.create_server(("127.0.0.1", 0)) as asleep:
+        url = f"http://127.0.0.1:{asleep.getsockname()[1]}"
+        write_json(session.root / "endpoints.json", {"shards": [{"shard": 0, "rpc": url}]})
+        started = time.monotonic()
+        assert run(["tx", "wait", "0x" + "12" * 32, "--timeout", "0.1", "--name", "mine"]) == 3
+        with pytest.raises(CliError, match="not lost") as raised:
+            wait_for_receipt(session, 0, "0x12", Patience(0.1))
+    assert raised.value.exit_code == 5
+    assert time.monotonic() - started < sessions.RPC_TIMEOUT_S / 3
