@@ -118,7 +118,9 @@ def parse_value(kind: str, text: str) -> object:
             return text
     except (ValueError, KeyError, RecursionError) as error:
         raise CliError(f"argument: got {text[:80]!r}, expected a value of type {kind}", EXIT_USAGE) from error
-    raise CliError(f"type {kind} is not known here; try: --data with encoded call data, or cast", EXIT_USAGE)
+    raise CliError(
+        f"type {kind} is not known here; try: shardyard tx send with --data that cast encoded", EXIT_USAGE
+    )
 
 
 def split_types(text: str) -> tuple[str, ...]:
@@ -171,6 +173,15 @@ def decode_results(types: tuple[str, ...], output: bytes) -> list[Any]:
         raise CliError(
             f"the answer (0x{output.hex()[:80]}) is not ({', '.join(types)}): {error}; try: another result type"
         ) from error
+
+
+def format_value(value: object) -> str:
+    """Return a decoded value as it could be given as an argument; bytes are hex, also within lists."""
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(format_value, value))}]"
+    return str(value)
 
 
 @click.group(cls=NamingGroup)
@@ -269,7 +280,7 @@ def call(
         print_json({"result": values, "raw": "0x" + output.hex()})
     else:
         for found in values:
-            click.echo("0x" + found.hex() if isinstance(found, bytes) else found)
+            click.echo(format_value(found))
     return 0
 
 

@@ -111,7 +111,9 @@ def messages(*, src: int | None, dst: int | None, stuck: bool, limit: int, name:
             for item in chosen
         ],
     )
-    if not chosen and session.shard_count == 1:
+    if emitted and not chosen:
+        say("no message is stuck")
+    elif not chosen and session.shard_count == 1:
         say("no messages: the network has one shard")
     elif not chosen:
         say(f"no messages; try: shardyard tx xsend --src 0 --dst 1 --value 1ether{session.name_flag}")

@@ -105,6 +105,12 @@ def test_stuck_messages_are_those_that_their_destination_has_not_executed(
 
 
 @pytest.mark.usefixtures("messages")
+def test_that_nothing_is_stuck_is_not_told_as_nothing_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["shard", "messages", "--stuck", "--src", "1"]) == 0
+    assert capsys.readouterr().err == "no message is stuck\n"
+
+
+@pytest.mark.usefixtures("messages")
 @pytest.mark.parametrize("option", ["--src", "--dst"])
 def test_messages_of_a_shard_that_is_not_there_are_usage(
     option: str, capsys: pytest.CaptureFixture[str]

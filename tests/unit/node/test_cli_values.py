@@ -11,6 +11,7 @@ from node.artifacts import load_artifact
 from node.cli.contract import (
     decode_results,
     encode_arguments,
+    format_value,
     load_contract,
     parse_signature,
     parse_value,
@@ -196,6 +197,19 @@ def test_arguments_are_read_by_their_type(kind: str, text: str, value: object) -
 def test_argument_of_the_wrong_form_is_refused(kind: str, text: str) -> None:
     with pytest.raises(CliError):
         parse_value(kind, text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5, "5"),
+        (b"\x01", "0x01"),
+        ((b"\x01", b""), "[0x01, 0x]"),
+        ([("a", 1), (b"\xff",)], "[[a, 1], [0xff]]"),
+    ],
+)
+def test_result_is_printed_as_an_argument_is_given(value: object, text: str) -> None:
+    assert format_value(value) == text
 
 
 def test_number_of_arguments_is_checked() -> None:
