@@ -32,7 +32,7 @@ from amqtt.mqtt import packet_class
 from amqtt.mqtt.connack import IDENTIFIER_REJECTED, NOT_AUTHORIZED, ConnackPacket
 from amqtt.mqtt.constants import QOS_0, QOS_2
 from amqtt.mqtt.disconnect import DisconnectPacket
-from amqtt.mqtt.packet import MQTTFixedHeader
+from amqtt.mqtt.packet import SUBSCRIBE, UNSUBSCRIBE, MQTTFixedHeader
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.mqtt.puback import PubackPacket
 from amqtt.mqtt.publish import PublishPacket
@@ -46,6 +46,9 @@ MAX_PACKET_BYTES: Final = 512 * 1024
 """Above the largest envelope; refused before it is read."""
 MAX_CONNECTIONS: Final = 512
 MAX_FILTERS_PER_SESSION: Final = 1024
+MAX_FILTER_CHARACTERS: Final = 512
+MAX_SUBSCRIBE_BYTES: Final = 64 * 1024
+"""What a client asks for in one packet: each filter in it is looked at before anybody else has a turn."""
 MAX_BUFFER_BYTES: Final = 32 * 1024 * 1024
 """What may wait for one slow reader."""
 MAX_RETAINED: Final = 4096
@@ -96,6 +99,12 @@ class SequentialHandler(BrokerProtocolHandler):  # type: ignore[misc]
     goodbye: DisconnectPacket | None = None
     """What the client ended its session with, if it did."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # One of each may wait; the library's own queues have no end, and are filled faster than they are emptied.
+        self._pending_subscriptions: asyncio.Queue[Any] = asyncio.Queue(1)
+        self._pending_unsubscriptions: asyncio.Queue[Any] = asyncio.Queue(1)
+
     async def handle_disconnect(self, disconnect: DisconnectPacket | None) -> None:
         """Remember the packet: it may come before anybody waits for it."""
         self.goodbye = self.goodbye or disconnect
@@ -136,10 +145,9 @@ class SequentialHandler(BrokerProtocolHandler):  # type: ignore[misc]
         header = await MQTTFixedHeader.from_stream(reader)
         if header is None:
             return False
-        if header.remaining_length > MAX_PACKET_BYTES:
-            raise MQTTError(
-                f"packet: got {header.remaining_length} bytes, expected at most {MAX_PACKET_BYTES}"
-            )
+        most = MAX_SUBSCRIBE_BYTES if header.packet_type in {SUBSCRIBE, UNSUBSCRIBE} else MAX_PACKET_BYTES
+        if header.remaining_length > most:
+            raise MQTTError(f"packet: got {header.remaining_length} bytes, expected at most {most}")
         packet = await packet_class(header).from_stream(reader, fixed_header=header)
         match type(packet).__name__:
             case "PublishPacket":
@@ -207,6 +215,8 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
         assert plugin is not None
         self._rules: AccessRules = plugin.rules
         self._routes: dict[str, tuple[SequentialHandler, ...]] = {}
+        self._filters: dict[str | None, set[str]] = {}
+        """What each client has subscribed to, by its identifier."""
         self._connections = 0
         self.published = 0
         self.refused = 0
@@ -293,20 +303,30 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
 
     async def add_subscription(self, subscription: tuple[str, int], session: Session) -> int:
         """Subscribe ``session``, granting QoS 0."""
-        held = sum(entry is session for entries in self._subscriptions.values() for entry, _ in entries)
-        if held >= MAX_FILTERS_PER_SESSION:
+        topic_filter = subscription[0]
+        held = self._filters.setdefault(session.client_id, set())
+        if len(held) >= MAX_FILTERS_PER_SESSION or len(topic_filter) > MAX_FILTER_CHARACTERS:
             return SUBSCRIPTION_REFUSED
-        self._routes.clear()
-        granted: int = await super().add_subscription((subscription[0], QOS_0), session)
+        granted: int = await super().add_subscription((topic_filter, QOS_0), session)
         if granted == SUBSCRIPTION_REFUSED:
             self.refused += 1
-            _log.warning("%s may not read %s", session.username, subscription[0][:200])
+            _log.warning("%s may not read %s", session.username, topic_filter[:200])
+        else:
+            held.add(topic_filter)
+            self._routes.clear()
         return granted
 
     def _del_subscription(self, a_filter: str, session: Session) -> int:
         self._routes.clear()
         deleted: int = super()._del_subscription(a_filter, session)
+        self._filters.get(session.client_id, set()).discard(a_filter)
+        if not self._subscriptions.get(a_filter, True):
+            del self._subscriptions[a_filter]  # else a client that changes its mind for ever fills the memory
         return deleted
+
+    async def _del_all_subscriptions(self, session: Session) -> None:
+        for topic_filter in self._filters.pop(session.client_id, ()):
+            self._del_subscription(topic_filter, session)
 
     async def _on_publish(self, session: Session, packet: PublishPacket) -> bool:
         topic = packet.topic_name
