@@ -108,7 +108,7 @@ class Bus(Protocol):
 
 
 class Outgoing(msgspec.Struct):
-    """A message on its way out: ``body`` still to be sealed, or ``envelopes`` still to be sent."""
+    """A message on its way out: ``body`` still to be sealed, or ``envelopes``, of which so many were ``sent``."""
 
     topic: str
     body: bytes
@@ -117,6 +117,7 @@ class Outgoing(msgspec.Struct):
     qos: int
     is_retained: bool = False
     envelopes: list[bytes] | None = None
+    sent: int = 0
     attempts: int = 0
 
 
@@ -300,9 +301,5 @@ class EnvelopeBus:
         return parsed.sender, parsed.chain, message
 
     def seal(self, outgoing: Outgoing) -> list[bytes]:
-        """Return the payloads still to be sent of ``outgoing``; sealed once, so that another attempt is a repeat."""
-        if outgoing.envelopes is None:
-            outgoing.envelopes = (
-                self._sealer.seal(outgoing.topic, outgoing.body) if outgoing.is_sealed else [outgoing.body]
-            )
-        return outgoing.envelopes
+        """Return the payloads of ``outgoing``. Each call seals anew: who may try again keeps them, so that it is a repeat."""
+        return self._sealer.seal(outgoing.topic, outgoing.body) if outgoing.is_sealed else [outgoing.body]

@@ -5,6 +5,9 @@ its own bounded queues and one task that connects, subscribes, sends and, when t
 growing delay. What was not acknowledged when a connection ended is sent once more over the next one; receivers know
 repeats by their sequence.
 
+Several messages are under way at once, so a large one holds up no vote. Chunks of no more than one of the largest are: a receiver
+keeps as much of a sender, and would give up one message for the other.
+
 We publish with QoS 1, so that we know what the broker has taken, and subscribe with QoS 0: within a connection TCP loses
 nothing, over its end a clean session keeps nothing, and acknowledging every delivery would double the broker's work.
 
@@ -26,8 +29,10 @@ import aiomqtt
 import msgspec
 
 from node.bus.endpoint import BusConfig, BusIdentity, EnvelopeBus, Outgoing
+from node.bus.envelope import HEADER_BYTES
 from shardyard.errors import ConfigError
 from shardyard.ids import NodeId
+from shardyard.messages import MAX_MESSAGE_BYTES
 
 FIRST_DELAY_S: Final = 0.05
 LONGEST_DELAY_S: Final = 2.0
@@ -76,6 +81,7 @@ class MqttBus(EnvelopeBus):
         self._broker = broker
         self._endpoint = parse_broker_url(broker.url)
         self._connected = asyncio.Event()
+        self._room = Room(MAX_MESSAGE_BYTES)
         self._runner: asyncio.Task[None] | None = None
         self._is_closing = False
 
@@ -188,21 +194,55 @@ class MqttBus(EnvelopeBus):
             self.counters.published += 1
 
     async def _send(self, client: aiomqtt.Client, outgoing: Outgoing) -> None:
-        if len(outgoing.body) > SEAL_OFF_LOOP_BYTES and outgoing.envelopes is None:
-            remaining = await asyncio.to_thread(self.seal, outgoing)
-        else:
-            remaining = self.seal(outgoing)
-        while remaining:
-            await client.publish(outgoing.topic, remaining[0], outgoing.qos, outgoing.is_retained)
-            remaining.pop(0)
+        if outgoing.envelopes is None:
+            is_large = len(outgoing.body) > SEAL_OFF_LOOP_BYTES
+            # Kept only when somebody still waits for it: a thread that was left alone must not change it later.
+            outgoing.envelopes = (
+                await asyncio.to_thread(self.seal, outgoing) if is_large else self.seal(outgoing)
+            )
+        if len(outgoing.envelopes) == 1:
+            await self._send_envelopes(client, outgoing, outgoing.envelopes)
+            return
+        size = sum(len(envelope) - HEADER_BYTES for envelope in outgoing.envelopes)
+        async with self._room.take(size):
+            await self._send_envelopes(client, outgoing, outgoing.envelopes)
+
+    @staticmethod
+    async def _send_envelopes(client: aiomqtt.Client, outgoing: Outgoing, envelopes: list[bytes]) -> None:
+        while outgoing.sent < len(envelopes):
+            await client.publish(outgoing.topic, envelopes[outgoing.sent], outgoing.qos, outgoing.is_retained)
+            outgoing.sent += 1
 
     def _keep_for_next_connection(self, outgoing: Outgoing) -> None:
         outgoing.attempts += 1
         if outgoing.attempts >= MAX_ATTEMPTS or outgoing.qos == 0:
             self.counters.dropped_outgoing += 1
             return
-        size = sum(len(envelope) for envelope in outgoing.envelopes or [outgoing.body])
+        size = sum(map(len, outgoing.envelopes or [outgoing.body]))
         self.counters.dropped_outgoing += self._outgoing.put_back(outgoing, size)
+
+
+class Room:
+    """Bytes that may be under way at once, given to those who ask in the order in which they do."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._turn = asyncio.Lock()
+        self._given_back = asyncio.Event()
+
+    @asynccontextmanager
+    async def take(self, size: int) -> AsyncIterator[None]:
+        """Have ``size`` bytes, at most as many as there are, while entered; until then wait for them."""
+        async with self._turn:
+            while size > self._left:
+                self._given_back.clear()
+                await self._given_back.wait()
+            self._left -= size
+        try:
+            yield
+        finally:
+            self._left += size
+            self._given_back.set()
 
 
 def _end(client: aiomqtt.Client) -> None:

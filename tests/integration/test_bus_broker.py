@@ -167,6 +167,17 @@ async def test_two_nodes_exchange_messages_of_every_size(broker):
         assert alice.counters.refused.total() == bob.counters.refused.total() == 0
 
 
+@pytest.mark.parametrize(("count", "size"), [(2, 20_000_000), (5, 8_000_000)])
+async def test_large_messages_that_are_said_at_once_all_arrive(broker, count, size):
+    said = [Transactions(shard=SHARD, raw=os.urandom(size), ends=(size,)) for _ in range(count)]
+    async with connect(broker, ALICE) as alice, connect(broker, BOB) as bob:
+        for message in said:
+            await alice.publish(SHARD, message)
+        await alice.publish(SHARD, Votes(()))
+        heard = [message for _, _, message in await take(bob, count + 1)]
+        assert all(message in heard for message in (*said, Votes(())))
+
+
 async def test_exchange_goes_on_after_the_broker_was_killed(broker, eventually_async):
     async with connect(broker, ALICE) as alice, connect(broker, BOB) as bob:
         await alice.publish(SHARD, build_request(1))
