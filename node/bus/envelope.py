@@ -227,7 +227,7 @@ class _Assembly:
 
     def __init__(self, topic: str, parts: int) -> None:
         self.topic = topic
-        self.chunks: list[bytes | None] = [None] * parts
+        self.chunks: list[memoryview | None] = [None] * parts
         self.size = 0
 
 
@@ -253,7 +253,7 @@ class _Assemblies:
             or assembly.chunks[part.part] is not None
         ):
             raise DecodeError(f"envelope of {sender}: the chunk does not fit the message it belongs to")
-        assembly.chunks[part.part] = bytes(part.payload)
+        assembly.chunks[part.part] = part.payload
         assembly.size += len(part.payload)
         self._count(sender, len(part.payload))
         if None not in assembly.chunks:
