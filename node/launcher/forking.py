@@ -180,6 +180,7 @@ class Forker:
             return
         process = self._processes[report.pid] = ForkedProcess(report.pid, standard_input)
         if future.done():  # whoever asked for it was cancelled meanwhile
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has ended, which the next report will say
+                process.kill()
         else:
             future.set_result(process)

@@ -95,6 +95,25 @@ async def test_a_start_that_was_given_up_leaves_no_process(forker, arguments, ev
     assert psutil.Process(forker.pid).children() == []
 
 
+async def test_a_start_that_was_given_up_may_have_ended_by_itself(
+    forker, tmp_path, arguments, eventually, eventually_async
+):
+    with (tmp_path / "one.log").open("wb") as log:
+        spawning = asyncio.create_task(
+            forker.build_spawn(["beacon-0", str(tmp_path / "nothing")])(log.fileno(), False)
+        )
+        await eventually_async(lambda: bool(forker._asked) or spawning.done())
+        spawning.cancel()
+        await asyncio.gather(spawning, return_exceptions=True)
+        # Both reports wait unread: that it began, and that it ended.
+        eventually(lambda: (tmp_path / "one.log").read_bytes().endswith(b"\n"))
+        eventually(lambda: not psutil.Process(forker.pid).children())
+    await eventually_async(lambda: not forker._asked and not forker._processes)
+    process = await asyncio.wait_for(forker.build_spawn(arguments)(1, False), 20)
+    process.kill()
+    assert await process.wait() == -signal.SIGKILL
+
+
 async def test_a_node_whose_disk_is_full_is_born_with_it(forker, arguments, eventually_async):
     process = await forker.build_spawn(arguments)(1, True)
     with contextlib.suppress(psutil.NoSuchProcess):
