@@ -13,13 +13,21 @@ from typing import Final, NamedTuple, Self
 import msgspec
 
 from node.bus.endpoint import BusCounters, EnvelopeBus
-from node.bus.faults import ByzantineRule, Mode
+from node.bus.faults import ByzantineRule, Held, Mode
 from shardyard import _native
 from shardyard.blocks import Block, Header
 from shardyard.consensus.votes import Domain, Vote, VoteKind, compute_vote_message
 from shardyard.hashing import TAG_BODY, hash_tagged
 from shardyard.ids import Hash32, Millis, NodeId, ShardId, Slot
-from shardyard.messages import BlockResponse, Certificates, Message, Proposal, RangeResponse, Votes
+from shardyard.messages import (
+    BlockResponse,
+    Certificates,
+    Message,
+    Proposal,
+    RangeResponse,
+    Votes,
+    estimate_bytes,
+)
 from shardyard.validators import SIGNATURE_BYTES
 
 MAX_TWINS: Final = 64
@@ -186,7 +194,9 @@ class ByzantineBus:
         self.counters: BusCounters = bus.counters
         self._bus = bus
         self._liar = liar
-        self._held: set[asyncio.TimerHandle] = set()
+        self.held = Held()
+        """What this process says too late, and has not said yet."""
+        self._timers: set[asyncio.TimerHandle] = set()
 
     @property
     def node_id(self) -> NodeId:
@@ -197,7 +207,7 @@ class ByzantineBus:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for handle in self._held:
+        for handle in self._timers:
             handle.cancel()
 
     async def publish(self, chain: ShardId, message: Message) -> None:
@@ -230,9 +240,14 @@ class ByzantineBus:
                 self._bus.speak(said.to, chain, said.message)
 
     def _hold(self, chain: ShardId, said: Spoken) -> None:
+        size = estimate_bytes(said.message)
+        if not self.held.take(size):
+            return  # never is late enough
+
         def speak() -> None:
-            self._held.discard(handle)
+            self._timers.discard(handle)
+            self.held.give_back(size)
             self._bus.speak(said.to, chain, said.message)
 
         handle = asyncio.get_running_loop().call_later(said.delay_ms / 1000, speak)
-        self._held.add(handle)
+        self._timers.add(handle)

@@ -253,16 +253,15 @@ class EnvelopeBus:
             self.counters.refused[TooLargeError.__name__] += 1
             return
         if self.links:
-            late_s = self.links.judge(topic)
+            late_s = self.links.judge(topic, len(envelope))
             if late_s:
-                self.links.held += 1
                 asyncio.get_running_loop().call_later(late_s, self._receive_late, topic, envelope)
             if late_s is None or late_s > 0:
                 return
         self._queue(topic, envelope)
 
     def _receive_late(self, topic: str, envelope: bytes) -> None:
-        self.links.held -= 1
+        self.links.held.give_back(len(envelope))
         self._queue(topic, envelope)
 
     def _queue(self, topic: str, envelope: bytes) -> None:

@@ -17,7 +17,8 @@ CERTAIN: Final = 1000
 """Thousandths of all messages: a cut link loses every one."""
 MAX_DELAY_MS: Final = 10 * 60 * 1000
 MAX_HELD: Final = 8192
-"""Messages that may be held back at once; what comes on top is lost and counted."""
+MAX_HELD_BYTES: Final = 64 * 1024 * 1024
+"""Messages that may be held back at once, and their size; what comes on top is lost."""
 _SENDER_LEVEL: Final = 3
 
 
@@ -70,14 +71,35 @@ class NodeFaults(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.links) + len(self.byzantine) + (self.disk_delay_ms > 0)
 
 
+class Held:
+    """How much is held back at the moment."""
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self.bytes = 0
+
+    def take(self, size: int) -> bool:
+        """Count a message of ``size`` bytes as held back, if it may be."""
+        if self.messages >= MAX_HELD or self.bytes + size > MAX_HELD_BYTES:
+            return False
+        self.messages += 1
+        self.bytes += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Count a message of ``size`` bytes as held back no more."""
+        self.messages -= 1
+        self.bytes -= size
+
+
 class LinkFaults:
     """The links of one process that are not as they should be."""
 
     def __init__(self, seed: int = 0) -> None:
         self.lost = 0
         self.delayed = 0
-        self.held = 0
-        """Messages on their way into the process at the moment."""
+        self.held = Held()
+        """What is on its way into the process at the moment."""
         self._rules: dict[str, list[LinkRule]] = {}
         self._chance = random.Random(seed)  # noqa: S311 - no secret
 
@@ -91,15 +113,18 @@ class LinkFaults:
             for sender in rule.senders:
                 self._rules.setdefault(sender, []).append(rule)
 
-    def judge(self, topic: str) -> float | None:
-        """Return by how many seconds a message is late that came by ``topic``; None when it is lost."""
+    def judge(self, topic: str, size: int) -> float | None:
+        """Return by how many seconds a message of ``size`` bytes is late that came by ``topic``; None when it is lost.
+
+        One that is late is held back: whoever lets it in gives its size back to ``held``.
+        """
         levels = topic.split("/", _SENDER_LEVEL + 1)
         rules = self._rules.get(levels[_SENDER_LEVEL], ()) if len(levels) > _SENDER_LEVEL else ()
         if any(rule.lost > self._chance.randrange(CERTAIN) for rule in rules):
             self.lost += 1
             return None
         late_ms = sum(rule.delay_ms + self._chance.randint(0, rule.jitter_ms) for rule in rules)
-        if late_ms and self.held >= MAX_HELD:
+        if late_ms and not self.held.take(size):
             self.lost += 1
             return None
         self.delayed += late_ms > 0

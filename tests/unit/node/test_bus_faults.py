@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from node.bus.byzantine import ByzantineBus, Liar, Spoken
-from node.bus.faults import CERTAIN, ByzantineRule, LinkFaults, LinkRule, Mode
+from node.bus.envelope import CHUNK_BYTES
+from node.bus.faults import CERTAIN, MAX_HELD, MAX_HELD_BYTES, ByzantineRule, LinkFaults, LinkRule, Mode
 from node.bus.memory import MemoryHub
 from node.config import Options
 from node.network import create_network
@@ -51,16 +52,26 @@ async def test_late_link_brings_everything_later_and_in_order_without_jitter():
         found = await take(bob, 5)
         assert asyncio.get_running_loop().time() - started >= 0.06
         assert [message for _, _, message in found] == [build_request(number) for number in range(5)]
-        assert (bob.links.delayed, bob.links.held) == (5, 0)
+        assert (bob.links.delayed, bob.links.held.messages, bob.links.held.bytes) == (5, 0, 0)
 
 
 def test_lossy_link_loses_its_share_and_others_nothing():
     links = LinkFaults(seed=1)
     links.set([cut("shard-0-0", lost=300)])
-    judged = Counter(links.judge("sy/net/node/shard-0-0/shard-0/vote") for _ in range(10_000))
+    judged = Counter(links.judge("sy/net/node/shard-0-0/shard-0/vote", 1) for _ in range(10_000))
     assert 2700 < judged[None] < 3300
-    assert {links.judge("sy/net/node/shard-0-1/shard-0/vote") for _ in range(1000)} == {0.0}
-    assert links.judge("no/topic") == 0.0
+    assert {links.judge("sy/net/node/shard-0-1/shard-0/vote", 1) for _ in range(1000)} == {0.0}
+    assert links.judge("no/topic", 1) == 0.0
+
+
+@pytest.mark.parametrize("size", [1, CHUNK_BYTES])
+async def test_late_link_holds_back_no_more_than_it_may(size):
+    async with build_bus(MemoryHub(), BOB) as bob:
+        bob.links.set([cut(ALICE, lost=0, delay_ms=600_000)])
+        for _ in range(MAX_HELD + 1):
+            bob.receive("sy/devnet/node/shard-0-0/shard-0/vote", bytes(size))
+        assert bob.links.held.messages == min(MAX_HELD, MAX_HELD_BYTES // size)
+        assert bob.links.lost == MAX_HELD + 1 - bob.links.held.messages
 
 
 # --- lies ---
@@ -180,3 +191,15 @@ async def test_bus_lies_only_while_it_is_told_to(chain):
             await lying.send(BOB, SHARD, build_request(1))
             heard = [message for _, _, message in await take(bob, 3)]
         assert heard == [Votes(()), build_request(1), Votes((vote, vote))]
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+async def test_late_validator_holds_back_no_more_than_it_may(chain, size):
+    liar = Liar(chain.domain, {0: chain.secrets[0]}, [BOB])
+    liar.set([ByzantineRule(mode=Mode.LATE, validators=(0,), delay_ms=600_000)])
+    late = Proposal(chain.blocks[-1], bytes(size))
+    async with build_bus(MemoryHub(), ALICE) as alice, ByzantineBus(alice, liar) as lying:
+        for _ in range(MAX_HELD + 1):
+            await lying.publish(SHARD, late)
+        assert 0 < lying.held.messages <= MAX_HELD
+        assert lying.held.bytes <= MAX_HELD_BYTES
