@@ -118,7 +118,8 @@ class Launcher:
         """Start everything, supervise, stop on request. Raises ``ShardyardError`` when a process refuses to start."""
         with lock_network(self.network.root):
             async with self._forker or contextlib.nullcontext():
-                wake_orphans(self.network)
+                # A broker has no control socket to be asked at, and keeps its port until it has left.
+                await asyncio.to_thread(wake_orphans, self.network, LOCK_TIMEOUT_S)
                 await wait_for_orphans(self.network)
                 with have_run_dir(self.network):
                     await self._run()

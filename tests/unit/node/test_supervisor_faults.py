@@ -12,8 +12,9 @@ from node.cli.root import run as run_command
 from node.config import Options
 from node.injection import FaultFile, get_faults_path, read_fault_file, write_fault_file
 from node.launcher import laboratory as laboratories
+from node.launcher import launcher as launchers
 from node.launcher.laboratory import Laboratory, wake_orphans
-from node.launcher.launcher import create_run_dir
+from node.launcher.launcher import Launcher, create_run_dir
 from node.launcher.supervisor import ChildError
 from node.network import create_network
 from tests.unit.node.test_launcher import WAITING, is_here, supervise
@@ -231,25 +232,47 @@ async def test_each_process_is_told_once_however_many_faults_are_healed(home, mo
     assert sorted(told) == [("shard-0-0", "faults", 0), ("shard-0-1", "faults", 0)]
 
 
-@pytest.mark.parametrize("command", [["down"], ["reset", "--yes"]])
-def test_a_process_that_a_dead_launcher_paused_wakes_and_leaves(home, command):
-    network = create_network(home / "lab", Options(name="lab", shards=1, seed=5))
+@contextlib.contextmanager
+def leave_asleep(network, node):
+    """A process of ``network`` whose launcher paused it and died; it takes its time to leave when it wakes."""
     create_run_dir(network.run_dir)
-    program = [sys.executable, "-c", "print(flush=True); input()", str(network.root)]
-    orphan = psutil.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    program = "import sys, time; print(flush=True); sys.stdin.read(); time.sleep(0.3)"
+    argv = [sys.executable, "-c", program, str(network.root)]
+    orphan = psutil.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         orphan.stdout.readline()  # one that is stopped while it is executed has no command line yet
         orphan.suspend()
         orphan.stdin.close()  # as its launcher's death does
-        write_fault_file(network, FaultFile({}, {"shard-0-0": orphan.pid}))
-        run_command([*command, "--name", "lab"])
-        assert not orphan.is_running()
+        write_fault_file(network, FaultFile({}, {node: orphan.pid}))
+        yield orphan
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
         orphan.stdout.close()
         orphan.poll()  # whoever waited for it has its status; it must not be taken for running
+
+
+@pytest.mark.parametrize("command", [["down"], ["reset", "--yes"]])
+def test_a_process_that_a_dead_launcher_paused_wakes_and_leaves(home, command):
+    network = create_network(home / "lab", Options(name="lab", shards=1, seed=5))
+    with leave_asleep(network, "shard-0-0") as orphan:
+        run_command([*command, "--name", "lab"])
+        assert not orphan.is_running()
     assert network.root.exists() == (command == ["down"])
+
+
+async def test_the_next_launcher_takes_no_port_before_a_paused_broker_has_left(home, monkeypatch):
+    network = create_network(home / "lab", Options(name="lab", shards=1, seed=5))
+    seen = []
+
+    async def run(_launcher):
+        seen.append(orphan.is_running())
+
+    monkeypatch.setattr(launchers, "CAN_FORK", False)
+    monkeypatch.setattr(Launcher, "_run", run)
+    with leave_asleep(network, "broker") as orphan:
+        await Launcher(network).run()
+    assert seen == [False]
 
 
 def test_faults_of_a_dead_launcher_are_forgotten(home):
