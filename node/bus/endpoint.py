@@ -36,8 +36,8 @@ from shardyard.messages import MAX_MESSAGE_BYTES, Message, Status, decode_messag
 T = TypeVar("T")
 
 MAX_WATCH_BYTES: Final = 64 * 1024
-REFUSALS_PER_TURN: Final = 64
-"""Envelopes opened in a row before other tasks get a turn: a flood of garbage must not starve the loop."""
+OPENED_PER_TURN: Final = 64
+"""Envelopes opened in a row before other tasks get a turn: what piled up must not starve the loop, garbage or not."""
 
 
 class BusIdentity(msgspec.Struct, frozen=True):
@@ -269,17 +269,15 @@ class EnvelopeBus:
 
     async def messages(self) -> AsyncIterator[tuple[NodeId, ShardId, Message]]:
         """Yield what others say: sender, chain and message, authenticated and each at most once."""
-        turns = 0
+        opened = 0
         while True:
             topic, envelope = await self._incoming.get()
+            opened += 1
+            if opened % OPENED_PER_TURN == 0:
+                await asyncio.sleep(0)
             delivered = self._open(topic, envelope)
             if delivered is not None:
-                turns = 0
                 yield delivered
-                continue
-            turns += 1
-            if turns % REFUSALS_PER_TURN == 0:
-                await asyncio.sleep(0)
 
     def _open(self, topic: str, envelope: bytes) -> tuple[NodeId, ShardId, Message] | None:
         try:

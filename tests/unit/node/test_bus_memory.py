@@ -129,6 +129,27 @@ async def test_a_flood_of_garbage_is_counted_and_bounded_and_the_honest_get_thro
         assert bob.counters.dropped_incoming > 0
 
 
+async def test_messages_that_piled_up_leave_other_tasks_their_turns():
+    hub = MemoryHub()
+    turns = 0
+
+    async def take_turns():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with build_bus(hub, NODES[0]) as alice, build_bus(hub, NODES[1]) as bob:
+        for number in range(640):
+            await alice.publish(SHARD, build_request(number))
+        await asyncio.sleep(0)
+        assert len(bob._incoming) == 640
+        other = asyncio.create_task(take_turns())
+        await take(bob, 640)
+        other.cancel()
+    assert turns >= 9
+
+
 async def test_signed_bytes_that_are_no_message_are_refused():
     hub = MemoryHub()
     topic = encode_topic("devnet", NODES[0], SHARD, Votes(()))
