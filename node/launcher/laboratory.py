@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -30,9 +31,13 @@ from node.launcher.faults import (
 from node.launcher.supervisor import Child, ChildError
 from node.network import Network
 
+if TYPE_CHECKING:
+    import psutil
+
 TELL_TIMEOUT_S: Final = 5.0
 """How long a process that runs may take to hear of its faults; one that just started takes a second or two."""
 TELL_AGAIN_S: Final = 0.05
+LEAVE_POLL_S: Final = 0.02
 _DOWN: Final = frozenset({Kind.KILL})
 _SIGNALLED: Final = frozenset({Kind.KILL, Kind.PAUSE})
 _DONE_HERE: Final = _SIGNALLED | {Kind.FULL_DISK}
@@ -278,6 +283,17 @@ def wake_orphans(network: Network, wait_s: float = 0.0) -> int:
                 process.send_signal(signal.SIGCONT)
                 woken.append(process)
     get_faults_path(network).unlink(missing_ok=True)
-    if woken and wait_s:
-        psutil.wait_procs(woken, timeout=wait_s)
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline and not all(map(_has_left, woken)):
+        time.sleep(LEAVE_POLL_S)
     return len(woken)
+
+
+def _has_left(process: "psutil.Process") -> bool:
+    """Tell whether a process has ended; whoever inherited it may never ask for its status."""
+    import psutil
+
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -249,7 +250,7 @@ def leave_asleep(network, node):
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
         orphan.stdout.close()
-        orphan.poll()  # whoever waited for it has its status; it must not be taken for running
+        orphan.wait()
 
 
 @pytest.mark.parametrize("command", [["down"], ["reset", "--yes"]])
@@ -257,8 +258,29 @@ def test_a_process_that_a_dead_launcher_paused_wakes_and_leaves(home, command):
     network = create_network(home / "lab", Options(name="lab", shards=1, seed=5))
     with leave_asleep(network, "shard-0-0") as orphan:
         run_command([*command, "--name", "lab"])
-        assert not orphan.is_running()
+        assert orphan.poll() is not None
     assert network.root.exists() == (command == ["down"])
+
+
+def test_a_process_whose_status_nobody_asks_for_has_left_all_the_same(home, eventually):
+    network = create_network(home / "lab", Options(name="lab", shards=1, seed=5))
+    create_run_dir(network.run_dir)
+    sleeping = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    heir = """
+import subprocess, sys
+print(subprocess.Popen([sys.executable, "-c", *sys.argv[1:]]).pid, flush=True)
+sys.stdin.read()
+"""
+    argv = [sys.executable, "-c", heir, sleeping, str(network.root)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        orphan = psutil.Process(int(parent.stdout.readline()))
+        eventually(lambda: orphan.status() == psutil.STATUS_STOPPED)
+        write_fault_file(network, FaultFile({}, {"broker": orphan.pid}))
+        began = time.monotonic()
+        assert wake_orphans(network, 4) == 1
+        assert time.monotonic() - began < 3
+        assert orphan.status() == psutil.STATUS_ZOMBIE
+        parent.kill()
 
 
 async def test_the_next_launcher_takes_no_port_before_a_paused_broker_has_left(home, monkeypatch):
@@ -266,13 +288,13 @@ async def test_the_next_launcher_takes_no_port_before_a_paused_broker_has_left(h
     seen = []
 
     async def run(_launcher):
-        seen.append(orphan.is_running())
+        seen.append(orphan.poll())
 
     monkeypatch.setattr(launchers, "CAN_FORK", False)
     monkeypatch.setattr(Launcher, "_run", run)
     with leave_asleep(network, "broker") as orphan:
         await Launcher(network).run()
-    assert seen == [False]
+    assert seen == [0]
 
 
 def test_faults_of_a_dead_launcher_are_forgotten(home):
