@@ -273,7 +273,9 @@ class SimNode:
         """Give the machine one event and perform what it asks."""
         clock, trace = self._clock, self._trace
         kind = type(event.message).__name__ if isinstance(event, MessageReceived) else type(event).__name__
-        trace.add(clock.now_ms, self._label, kind)
+        # What it signs names the blocks that it holds for right, so runs of one trace agree in more than their instants.
+        signed = b"".join(vote.signature for vote in event.votes) if isinstance(event, Signed) else b""
+        trace.add(clock.now_ms, self._label, kind, signed)
         effects = self.machine.step(event, GENESIS_MS + clock.now_ms + self.clock_offset_ms)
         if self.roles:
             effects = self._play_roles(event, effects)
@@ -407,6 +409,8 @@ class SimNode:
             return
         self.disk.sync()
         for record in records:
+            if isinstance(record, fx.FinalRecord):
+                self._trace.add(self._clock.now_ms, self._label, "final", record.block_hash)
             self._observer.on_record(self, record)
 
     def _sign(self, requests: tuple[fx.SignRequest, ...]) -> None:

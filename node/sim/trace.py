@@ -1,7 +1,8 @@
 """The trace of a run: a hash that two runs of one seed must share (I15), and whoever listens to what happens.
 
-What enters the hash is what happened, in order: instant, node, event, and what identifies it. No address of an object, no
-iteration order of a set and no wall clock can enter, so a difference means that a machine is not deterministic.
+What enters the hash is what happened, in order: instant, node, event, what was signed, which blocks became final, and whom a
+fault hit. No address of an object, no iteration order of a set and no wall clock can enter, so a difference means that a
+machine is not deterministic.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """Every invariant has a planted bug that makes it fire: a checker that never fires proves nothing."""
 
 from collections import deque
+from itertools import accumulate
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from node.sim.invariants import InvariantError
 from node.sim.node import SimNode
 from node.sim.run import run
 from node.sim.scenario import FaultProfile, Scenario
+from node.sim.workload import TransactionPool, get_transaction
 from node.sim.world import World
 from shards.access_lists import AccessListShelf
 from shards.replica import ShardReplica
@@ -226,6 +228,28 @@ def test_i15_a_machine_that_is_not_deterministic(monkeypatch):
 
     monkeypatch.setattr(SimNode, "_perform", moody)
     assert run(1, scenario=scenario).report.trace_hash != plain
+
+
+def test_i15_blocks_that_hold_something_else_at_the_same_instants(monkeypatch):
+    """One process per chain, and one shard: only what is signed and becomes final tells the two runs apart."""
+    scenario = Scenario(
+        shards=1, replicas=1, beacon_replicas=1, duration_ms=30_000, settle_ms=10_000, tps=6.0
+    )
+    plain = run(1, scenario=scenario).report
+
+    def select_backwards(self, core, parent):
+        nonces = list(enumerate(self.get_nonces(core, parent)))
+        raws = [
+            get_transaction(1, self.shard, index, number)[0]
+            for index, nonce in reversed(nonces)
+            for number in range(nonce, self.offered[index])
+        ]
+        return b"".join(raws), tuple(accumulate(map(len, raws)))
+
+    monkeypatch.setattr(TransactionPool, "select", select_backwards)
+    other = run(1, scenario=scenario).report
+    assert (other.events, other.heights, other.counters) == (plain.events, plain.heights, plain.counters)
+    assert other.trace_hash != plain.trace_hash
 
 
 def test_i7_votes_signed_before_what_they_rest_on_is_on_disk(monkeypatch):
