@@ -22,7 +22,7 @@ from shardyard.consensus.view import ChainView
 from shardyard.crosslinks import BeaconBody, Crosslink
 from shardyard.errors import InvalidProofError
 from shardyard.genesis import Genesis
-from shardyard.ids import BEACON, ZERO_HASH, Hash32, ShardId, describe_shard
+from shardyard.ids import BEACON, ZERO_HASH, Hash32, NodeId, ShardId, describe_shard
 from shardyard.receipts import Receipt, decode_receipt
 
 MAX_TREE: Final = 256
@@ -56,6 +56,8 @@ class Checker:
         self._byzantine: dict[ShardId, set[int]] = {}
         self._valid: set[Hash32] = set()
         """Blocks that some node has executed and found valid."""
+        self._invalid: dict[Hash32, NodeId] = {}
+        """Blocks that some node has called invalid, and which one was the first."""
         self.convicted: Counter[tuple[ShardId, int, str]] = Counter()
         """Evidence found, by chain, validator and the kinds of the two votes."""
         self.counters: Counter[str] = Counter()
@@ -80,6 +82,10 @@ class Checker:
             elif node.chain == BEACON:
                 self._on_proof(record)
         elif isinstance(record, fx.ExecutionRecord):
+            if (other := self._invalid.get(record.block_hash)) is not None:
+                raise InvariantError(
+                    f"I9: {node.name} has executed {record.block_hash.hex()[:16]}, which {other} calls invalid"
+                )
             self._valid.add(record.block_hash)
 
     def on_notice(self, node: SimNode, notice: fx.Notice) -> None:
@@ -92,10 +98,12 @@ class Checker:
                 raise InvariantError(f"I12: {node.name} halted: {notice.data}")
             case "refused" if isinstance(error := notice.data["error"], str):
                 self.counters[f"refused {error}"] += 1
-            case "block.invalid" if notice.data["hash"] in self._valid:
-                raise InvariantError(
-                    f"I9: {node.name} calls a block invalid that was executed: {notice.data}"
-                )
+            case "block.invalid" if isinstance(block_hash := notice.data["hash"], bytes):
+                if block_hash in self._valid:
+                    raise InvariantError(
+                        f"I9: {node.name} calls a block invalid that was executed: {notice.data}"
+                    )
+                self._invalid.setdefault(Hash32(block_hash), node.name)
             case "beacon.final":
                 self._check_supply(node)
             case _:

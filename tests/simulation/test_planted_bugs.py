@@ -18,7 +18,7 @@ from shards.access_lists import AccessListShelf
 from shards.replica import ShardReplica
 from shardyard import effects as fx
 from shardyard.consensus.signer import SignerState
-from shardyard.ids import ShardId
+from shardyard.ids import Hash32, ShardId
 
 ROUGH = FaultProfile(latency_ms=(1, 600), drop=0.2, crashes=8, disk_ms=(5, 100), partitions=4)
 
@@ -177,6 +177,25 @@ def test_i9_lists_that_are_given_to_the_executor_unseen(monkeypatch):
     """B6 left out: who passes a wrong list on makes an honest proposer look guilty."""
     monkeypatch.setattr(AccessListShelf, "_verify", lambda *_arguments: None)
     assert find(replicas=4, profile=FaultProfile(tamperers=1)) == "I9"
+
+
+@pytest.mark.parametrize("is_refused_first", [True, False])
+def test_i9_a_block_that_nodes_judge_otherwise_whoever_is_the_first(is_refused_first):
+    world = World(1, Scenario())
+    *_, one, other = world.nodes
+    block_hash = Hash32(b"\x0b" * 32)
+
+    def refuse():
+        world.checker.on_notice(one, fx.Notice("block.invalid", one.chain, {"hash": block_hash}))
+
+    def execute():
+        world.checker.on_record(other, fx.ExecutionRecord(block_hash, ()))
+
+    first, second = (refuse, execute) if is_refused_first else (execute, refuse)
+    first()
+    first()
+    with pytest.raises(InvariantError, match=f"I9: {(other if is_refused_first else one).name}"):
+        second()
 
 
 def test_i12_a_machine_that_raises(monkeypatch):
