@@ -3,6 +3,7 @@
 A seed draws a scenario; everything else here changes what was drawn. So a run that was shrunk is still one short line.
 """
 
+import math
 from typing import Final
 
 import msgspec
@@ -58,6 +59,9 @@ class Recipe(msgspec.Struct, frozen=True):
             raise RecipeError(
                 f"--minutes: got {self.minutes:g}, expected {MIN_MINUTES:g} to {MAX_MINUTES:g}: faults need quiet after them"
             )
+        for flag, value in (("--tps", self.tps), ("--calm-from", self.calm_from_s)):
+            if value is not None and not math.isfinite(value):
+                raise RecipeError(f"{flag}: got {value:g}, expected a finite number")
         duration_ms = int(self.minutes * 60_000)
         drawn = draw_scenario(self.seed, duration_ms, faults=self.faults, profile=self.profile)
         profile = drawn.profile
@@ -87,8 +91,9 @@ class Recipe(msgspec.Struct, frozen=True):
         unknown = sorted(set(self.only_strikes or ()) - known)
         if unknown:
             expected = f"0 to {max(known)}" if known else "none, for there are no strikes"
+            whole = msgspec.structs.replace(self, only_strikes=None)
             raise RecipeError(
-                f"--only-strikes: got {unknown[0]}, expected {expected}; try: sim replay --grep strike"
+                f"--only-strikes: got {unknown[0]}, expected {expected}; try: {whole.command} --grep strike"
             )
 
     @property

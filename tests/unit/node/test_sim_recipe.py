@@ -80,6 +80,12 @@ def test_a_command_line_gives_its_recipe_back(recipe, monkeypatch):
     [
         ({"minutes": 0.1}, "expected 0.5 to 1440"),
         ({"only_strikes": (999,)}, "--only-strikes: got 999, expected 0 to"),
+        (
+            {"only_strikes": (999,), "profile": "disk"},
+            "try: shardyard sim replay --seed 7 --minutes 2 --profile disk --grep strike",
+        ),
+        ({"tps": float("nan")}, "--tps: got nan, expected a finite number"),
+        ({"calm_from_s": float("inf")}, "--calm-from: got inf, expected a finite number"),
         ({"faults": False, "only_strikes": (0,)}, "expected none, for there are no strikes"),
         ({"calm": ("nonsense",)}, "--calm: got 'nonsense', expected knobs"),
         ({"profile": "nonsense"}, "expected one of calm, default"),
