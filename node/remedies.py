@@ -8,6 +8,7 @@ key of the beacon (P3), and of a shard with one process.
 
 from collections.abc import Collection
 
+from node.config import get_name_flag
 from node.network import Network, get_local_validators, parse_node
 from shardyard.ids import ShardId, describe_shard
 
@@ -28,8 +29,9 @@ def describe_ways_back(network: Network, node: str) -> str:
         if _have_others_quorum(network, node)
         else f", while there are {describe_shard(chain)} blocks to go on from"
     )
+    flag = get_name_flag(network.root.name)
     return (
-        f"shardyard validator import {node} with the newest export of what its keys signed{blocks}; without one: "
+        f"shardyard validator import {node}{flag} with the newest export of what its keys signed{blocks}; without one: "
         f"{describe_way_without_export(network, node)}"
     )
 
@@ -37,11 +39,12 @@ def describe_ways_back(network: Network, node: str) -> str:
 def describe_way_without_export(network: Network, node: str) -> str:
     """Return what to try when the record of ``node`` is lost and no export is as new."""
     chain, _ = parse_node(node)
+    flag = get_name_flag(network.root.name)
     if _have_others_quorum(network, node):
-        return f"shardyard validator resume {node}"
+        return f"shardyard validator resume {node}{flag}"
     return (
-        f"shardyard up --fresh (all keys but those of {node} have no quorum: {describe_shard(chain)} does not get to a slot "
-        "in which these may sign, so nothing brings them back)"
+        f"shardyard up --fresh{flag} (all keys but those of {node} have no quorum: {describe_shard(chain)} does not get to a "
+        "slot in which these may sign, so nothing brings them back)"
     )
 
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from node.checks.verdict import Witnesses
+from node.config import get_name_flag
 from node.network import Network, get_local_validators, parse_node
 from node.remedies import get_stake_of_others
 from node.signer import list_certificates
@@ -150,18 +151,19 @@ async def hear_slots(network: Network, node: str, silent: Silent, logged: Logged
 def verify_reachable(network: Network, chain: ShardId, silent: Silent) -> None:
     """Raise ``ResumptionError`` when the chain cannot go on without the silent keys, whoever else is there."""
     committee = network.genesis.committees[chain]
+    flag = get_name_flag(network.root.name)
     others = get_stake_of_others(network, chain, silent.keys)
     if others < committee.quorum:
         # Of a record that is sound an import takes back no block: it only adds.
         way = (
-            "shardyard validator import with the newest export of what they signed"
+            f"shardyard validator import{flag} with the newest export of what they signed"
             if silent.reason
             else "leave them to the process that signs with them"
         )
         raise ResumptionError(
             f"{describe_shard(chain)}: all validators but these have {others} of {committee.total_stake} stake, expected at "
             f"least {committee.quorum}: without these keys it never gets to a slot in which they may sign; try: {way}, or "
-            "shardyard up --fresh"
+            f"shardyard up --fresh{flag}"
         )
 
 
@@ -174,7 +176,12 @@ def choose_slot(network: Network, chain: ShardId, heard: Heard, above: int | Non
     committee = network.genesis.committees[chain]
     name = describe_shard(chain)
     needed = committee.total_stake - committee.quorum + 1
-    way = "bring other nodes back first, shardyard status shows them" if heard.has_answers else "shardyard up"
+    flag = get_name_flag(network.root.name)
+    way = (
+        f"bring other nodes back first, shardyard status{flag} shows them"
+        if heard.has_answers
+        else f"shardyard up{flag}"
+    )
     unknown = ""
     if heard.knowing < needed:
         unknown = (
@@ -182,7 +189,7 @@ def choose_slot(network: Network, chain: ShardId, heard: Heard, above: int | Non
             f"{needed}, so a newer slot than {heard.slot} may be unknown"
         )
     if above is not None:
-        _verify_above(name, heard, above, unknown, way)
+        _verify_above(name, heard, above, unknown, way, flag)
     elif unknown:
         raise ResumptionError(
             f"{name}: {unknown}; try: {way}, or --above SLOT with a slot that nobody has entered"
@@ -196,7 +203,7 @@ def choose_slot(network: Network, chain: ShardId, heard: Heard, above: int | Non
     return heard.slot + MARGIN_SLOTS if above is None else above
 
 
-def _verify_above(name: str, heard: Heard, above: int, unknown: str, way: str) -> None:
+def _verify_above(name: str, heard: Heard, above: int, unknown: str, way: str, flag: str) -> None:
     """Raise ``ResumptionError`` when ``above`` was entered, or is far beyond the newest slot heard of.
 
     ``unknown`` says why that slot may not be the newest one. Then no other slot is advised: it could have been entered.
@@ -204,7 +211,7 @@ def _verify_above(name: str, heard: Heard, above: int, unknown: str, way: str) -
     """
     tell = (
         f"try: {way}; with this node alone stopped, resume again: the others tell how far it is; where their keys are "
-        "silent as well, let this node follow them first, and resume after shardyard down"
+        f"silent as well, let this node follow them first, and resume after shardyard down{flag}"
     )
     if above <= heard.slot:
         known = f"try: the same with --above {heard.slot + MARGIN_SLOTS}"

@@ -99,13 +99,14 @@ def test_where_the_chain_stands_without_the_keys_an_export_is_the_one_way_back(
     for source, told in place.provoke(tmp_path).items():
         assert "resume" not in told, source
         assert "Rejoin" not in told, source
-        assert "shardyard up --fresh" in told, source
+        assert "shardyard up --fresh --name mine" in told, source
         assert "export" in told.partition("try: ")[2], source
     # What is not advised would not work, with a slot or without.
     for options in ((), ("--above", "90")):
         told = place.call("resume", "--yes", *options, code=1)
         assert "all validators but these have 0 of" in told
-        assert "try: shardyard validator import with the newest export" in told
+        assert "try: shardyard validator import --name mine with the newest export" in told
+        assert told.endswith("shardyard up --fresh --name mine\n")
     # What is advised works.
     told = place.call("import", str(place.newest), code=0)
     assert "is begun anew" in told
@@ -116,7 +117,7 @@ def test_where_the_chain_stands_without_the_keys_an_export_is_the_one_way_back(
 def test_where_others_have_a_quorum_keys_without_an_export_are_resumed(lose, tmp_path):
     place = lose(*OTHERS)
     for source, told in place.provoke(tmp_path).items():
-        assert "without one: shardyard validator resume shard-0-1" in told, source
+        assert "without one: shardyard validator resume shard-0-1 --name mine" in told, source
         assert "--fresh" not in told, source
     place.call("resume", "--yes", "--above", "90", code=0)
     assert place.sign(90) == (0, "")
@@ -125,7 +126,9 @@ def test_where_others_have_a_quorum_keys_without_an_export_are_resumed(lose, tmp
 
 def test_where_others_have_a_quorum_an_export_is_a_way_back_too(lose):
     place = lose(*OTHERS)
-    assert f"shardyard validator import {place.node}" in describe_ways_back(place.network, place.node)
+    assert f"shardyard validator import {place.node} --name mine" in describe_ways_back(
+        place.network, place.node
+    )
     place.call("import", str(place.newest), code=0)
     assert place.sign(5) == (len(place.keys), "")
 
