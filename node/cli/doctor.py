@@ -191,13 +191,18 @@ def _check_status(session: Session, node: str, status: dict[str, Any]) -> Iterat
         yield Finding(
             f"{node} supply", "wrong", f"does not add up: {status['supply']}", f"shardyard audit{flag}"
         )
+    signer = status.get("signer", {})
+    if silent := signer.get("silent", 0):
+        reason, _, remedy = signer["reason"].partition("; try: ")
+        detail = f"{silent} of its {signer['keys']} keys sign nothing: {reason}"
+        yield Finding(f"{node} keys", "warning", detail, remedy or f"shardyard validator list{flag}")
     if lag > MAX_LOOP_LAG_MS:
         remedy = "fewer shards or replicas, or a longer --block-time: this machine is too busy"
         yield Finding(f"{node} lag", "warning", f"its event loop is {lag:.0f} ms late", remedy)
     if refused:
         remedy = f"shardyard node show {node}{flag}   (what was refused)"
         yield Finding(f"{node} bus", "warning", f"{refused} messages of others were refused", remedy)
-    if lag <= MAX_LOOP_LAG_MS and not refused and status.get("supply_holds") is not False:
+    if lag <= MAX_LOOP_LAG_MS and not refused and not silent and status.get("supply_holds") is not False:
         supply = ", supply holds" if "supply_holds" in status else ""
         yield Finding(node, "ok", f"answers, event loop {lag:.0f} ms late{supply}")
 
