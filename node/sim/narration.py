@@ -62,6 +62,10 @@ class Line(msgspec.Struct, frozen=True):
     who: str
     text: str
 
+    def belongs_to(self, name: str) -> bool:
+        """Tell whether it is about the node of that name, or about one of the chain of that name."""
+        return self.who == name or self.who.startswith(f"{name}-")
+
     def __str__(self) -> str:
         return f"{self.now_ms / 1000:9.3f}  {self.who:<10}  {self.text}"
 
@@ -71,7 +75,7 @@ class Filter(msgspec.Struct, frozen=True):
 
     grep: str = ""
     nodes: tuple[str, ...] = ()
-    """Names of nodes or, as their beginning, of chains: ``shard-0`` means all its replicas."""
+    """Names of nodes or of chains: ``shard-0`` means all its replicas."""
     from_ms: int = 0
     to_ms: int | None = None
 
@@ -80,7 +84,7 @@ class Filter(msgspec.Struct, frozen=True):
         return (
             self.from_ms <= line.now_ms
             and (self.to_ms is None or line.now_ms <= self.to_ms)
-            and (not self.nodes or line.who == NEMESIS or any(map(line.who.startswith, self.nodes)))
+            and (not self.nodes or line.who == NEMESIS or any(map(line.belongs_to, self.nodes)))
             and self.grep in str(line)
         )
 
@@ -287,8 +291,9 @@ class Epilogue:
 
     def tell(self, violation: str) -> list[Line]:
         """Return the story of a run that ended with ``violation``, by time: of the chains that it names, else of all."""
-        named = set(_CHAIN.findall(violation.replace("shard ", "shard-"))) & self._last.keys()
-        chosen = [line for chain in named or self._last for line in self._last[chain]]
+        named = _CHAIN.findall(violation.replace("shard ", "shard-"))
+        chains = [chain for chain in self._last if chain in named] or self._last
+        chosen = [line for chain in chains for line in self._last[chain]]
         chosen = sorted(chosen, key=lambda line: line.now_ms)[-self._count :]
         faults = self._faults[-MAX_FAULTS:]
         return sorted([*faults, *chosen], key=lambda line: line.now_ms)
