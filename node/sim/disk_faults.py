@@ -109,7 +109,7 @@ class DiskFaults:
         def rot(node: SimNode) -> None:
             place = (node.disk if is_log else node.record).flip_bit(chance)
             what = "log" if is_log else "signer's record"
-            self._tell("bit flip", f"a bit flips in the {what} of {node.name}, at byte {place}", node)
+            self._tell("bit flip", f"{node.name} goes down, a bit flips in its {what} at byte {place}", node)
 
         self._take_down(chance, down_ms, rot)
 
@@ -118,7 +118,7 @@ class DiskFaults:
 
         def remove(node: SimNode) -> None:
             node.record.is_missing = True
-            self._tell("lost record", f"the signer's record of {node.name} is gone", node)
+            self._tell("lost record", f"{node.name} goes down, its signer's record is gone", node)
 
         self._take_down(chance, down_ms, remove)
 
@@ -128,9 +128,8 @@ class DiskFaults:
         def restore(node: SimNode) -> None:
             lacking = node.record.restore_copy(chance, MAX_LACKING)
             self._accuse(node.chain, node.keys)
-            self._tell(
-                "old record", f"the signer's record of {node.name} lacks its last {lacking} batches", node
-            )
+            text = f"{node.name} goes down, its signer's record lacks the last {lacking} batches"
+            self._tell("old record", text, node)
 
         self._take_down(chance, down_ms, restore)
 

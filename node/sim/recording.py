@@ -22,7 +22,7 @@ from shardyard.receipts import decode_receipt
 TEMPLATE: Final = Path(__file__).with_name("page.html")
 MARK: Final = "/*RECORDING*/null"
 KINDS: Final = ("step", "propose", "notar", "skip", "final", "finality", "start", "evidence", "fault")
-_CRASH: Final = re.compile(r"(\S+) (?:crashes|stops), ")
+_CRASH: Final = re.compile(r"(\S+) (?:crashes|stops|goes down), ")
 _VOTES: Final = {VoteKind.NOTAR: "notar", VoteKind.SKIP: "skip", VoteKind.FINAL: "final"}
 
 

@@ -6,9 +6,11 @@ import re
 import pytest
 
 from node.cli.root import run as run_command
+from node.sim.node import SimNode
 from node.sim.recipe import Recipe
 from node.sim.recording import MARK, TEMPLATE, Recorder, write_page
 from node.sim.run import run_recipe
+from node.sim.scenario import FaultProfile, Scenario
 
 RECIPE = Recipe(3, minutes=0.5, tps=4.0)
 
@@ -55,6 +57,26 @@ def test_steps_are_in_order_and_faults_belong_to_nobody(recorded):
     assert instants == sorted(instants)
     assert all((step[1] == -1) == (built["kinds"][step[2]] == "fault") for step in built["steps"])
     assert {step[1] for step in built["steps"]} == set(range(-1, len(built["nodes"])))
+
+
+def test_whoever_is_down_is_shown_to_be_down_whatever_took_it_down(monkeypatch):
+    profile = FaultProfile(crashes=2, io_errors=3, bit_flips=3, lost_records=3, old_records=3)
+    down = []
+    original = SimNode.crash
+
+    def crash(self):
+        down.append((self._clock.now_ms, self.name))
+        return original(self)
+
+    monkeypatch.setattr(SimNode, "crash", crash)
+    recorder = Recorder()
+    scenario = Scenario(duration_ms=60_000, settle_ms=30_000, profile=profile)
+    result = run_recipe(Recipe(3), scenario=scenario, listener=recorder)
+    assert result.is_ok, result.violation
+    assert {"bit flip", "lost record", "old record"} & result.report.faults.keys()
+    built = recorder.build(result)
+    shown = sorted((start, built["nodes"][node]) for node, start, _ in built["down"])
+    assert shown == sorted(down)
 
 
 def test_the_page_is_one_small_file_with_the_recording_in_it(recorded, tmp_path):
