@@ -74,11 +74,11 @@ def find_logs(
     last: int,
     *,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[int, Sequence[FoundLog]]]:
-    """Yield height and wanted logs of every block from ``first`` to ``last``, both included, that has any.
+) -> Iterator[FoundLog]:
+    """Yield the wanted logs of the blocks from ``first`` to ``last``, both included, in order.
 
-    No block is held longer than its logs are looked at. Raises ``LogLimitError`` above ``MAX_BLOCK_RANGE`` blocks, and ends
-    early when ``should_stop``, which is asked before each block, says so.
+    No block is held longer than its logs are looked at, and of these one at a time. Raises ``LogLimitError`` above
+    ``MAX_BLOCK_RANGE`` blocks, and ends early when ``should_stop``, which is asked before each block, says so.
     """
     if last - first >= MAX_BLOCK_RANGE:
         raise LogLimitError(f"exceed maximum block range: {MAX_BLOCK_RANGE}")
@@ -89,6 +89,5 @@ def find_logs(
         if should_stop():
             return
         block = index.get_block(height)
-        found = [] if block is None else list(find_logs_in_block(block, pattern))
-        if found:
-            yield height, found
+        if block is not None:
+            yield from find_logs_in_block(block, pattern)

@@ -93,6 +93,11 @@ class IndexedBlock(msgspec.Struct, frozen=True, array_like=True, dict=True):
         return self.header.shard_content
 
     @property
+    def weight(self) -> int:
+        """Bytes of the block, of what it consumed, and of its results."""
+        return self.size + len(self.outcomes_data) + sum(map(len, self.deliveries_data))
+
+    @property
     def timestamp(self) -> int:
         """Seconds, as the EVM sees it."""
         return self.header.timestamp_ms // 1000

@@ -17,6 +17,7 @@ from node.refusal import LIMIT_EXCEEDED, PRUNED_HISTORY, RpcError, build_server_
 from node.rpc.filters import FilterRegistry
 from node.rpc.params import BlockId
 from node.rpc.pending import PendingPreview
+from node.rpc.protocol import encode_json
 from shardyard import _native
 from shardyard.blocks import Header
 from shardyard.ids import Hash32
@@ -24,8 +25,8 @@ from shardyard.ids import Hash32
 MAX_SCANS: Final = 2
 """Searches through many blocks at once; more wait, so that short reads always find a thread."""
 MAX_SCANS_WAITING: Final = 64
-INLINE_TRANSACTIONS: Final = 64
-"""Blocks with more are put into JSON in a thread."""
+INLINE_BYTES: Final = 16 * 1024
+"""Blocks that take more are put into JSON in a thread: one transaction alone may write a hundred thousand logs."""
 
 T = TypeVar("T")
 
@@ -132,11 +133,11 @@ class ShardApi:
         except _native.MissingState:
             raise build_missing_state(view) from None
 
-    async def run(self, block: IndexedBlock, work: Callable[[], T]) -> T:
-        """Run what makes JSON of ``block``, in a thread when there is much of it."""
-        if block.transaction_count <= INLINE_TRANSACTIONS:
+    async def run(self, block: IndexedBlock, work: Callable[[], T]) -> T | msgspec.Raw:
+        """Run what makes JSON of ``block``; when there is much of it in a thread, down to the text."""
+        if block.weight <= INLINE_BYTES:
             return work()
-        return await self.backend.read(work)
+        return await self.backend.read(lambda: msgspec.Raw(encode_json(work())))
 
     async def scan(self, work: Callable[[Callable[[], bool]], T]) -> T:
         """Run a search through many blocks in a thread.

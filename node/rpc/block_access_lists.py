@@ -12,6 +12,7 @@ from node.rpc.api import CallContext
 from node.rpc.formats import Json, data, quantity
 from node.rpc.methods import MethodTable, Param
 from node.rpc.params import LATEST, BlockId, read_bool
+from node.rpc.protocol import encode_json
 from node.rpc.shard_methods import read_subject
 from shardyard import _native
 from shardyard.ids import ZERO_HASH
@@ -101,7 +102,7 @@ def format_access_list(block: IndexedBlock, encoded: bytes, *, full: bool) -> Js
 
 
 @TABLE.method("shard_getBlockAccessList", Param(read_subject, LATEST), Param(read_bool, default=True))
-async def get_block_access_list(call: CallContext, subject: BlockId, full: bool) -> Json | None:
+async def get_block_access_list(call: CallContext, subject: BlockId, full: bool) -> msgspec.Raw | None:
     backend = call.api.backend
     block = call.api.find_final(subject)
     if block is None:
@@ -115,5 +116,4 @@ async def get_block_access_list(call: CallContext, subject: BlockId, full: bool)
         raise build_server_error(
             f"the access list of block {block.height} is no longer held: lists are kept for the last {history} blocks"
         )
-    found: Json = await backend.read(lambda: format_access_list(block, encoded, full=full))
-    return found
+    return await backend.read(lambda: msgspec.Raw(encode_json(format_access_list(block, encoded, full=full))))

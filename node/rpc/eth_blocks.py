@@ -1,5 +1,7 @@
 """Methods about blocks and the transactions and receipts in them."""
 
+import msgspec
+
 from node.admission import AdmissionFullError
 from node.refusal import RpcError
 from node.rpc.api import CallContext, FoundBlock
@@ -22,6 +24,7 @@ from node.rpc.params import (
     read_hash,
     read_u64,
 )
+from node.rpc.protocol import AnswerRoom
 from shardyard import _native
 from shardyard.ids import Hash32
 
@@ -33,7 +36,9 @@ INDEX = Param(read_u64)
 FULL = Param(read_bool, default=False)
 
 
-async def _format_found(call: CallContext, found: FoundBlock | None, *, full: bool) -> Json | None:
+async def _format_found(
+    call: CallContext, found: FoundBlock | None, *, full: bool
+) -> Json | msgspec.Raw | None:
     if found is None:
         return None
     block = found.block
@@ -43,12 +48,12 @@ async def _format_found(call: CallContext, found: FoundBlock | None, *, full: bo
 
 
 @TABLE.method("eth_getBlockByNumber", NUMBER, FULL)
-async def get_block_by_number(call: CallContext, number: BlockId, full: bool) -> Json | None:
+async def get_block_by_number(call: CallContext, number: BlockId, full: bool) -> Json | msgspec.Raw | None:
     return await _format_found(call, await call.api.find_block(number), full=full)
 
 
 @TABLE.method("eth_getBlockByHash", HASH, FULL)
-async def get_block_by_hash(call: CallContext, block_hash: Hash32, full: bool) -> Json | None:
+async def get_block_by_hash(call: CallContext, block_hash: Hash32, full: bool) -> Json | msgspec.Raw | None:
     return await _format_found(call, await call.api.find_block(BlockId(hash=block_hash)), full=full)
 
 
@@ -100,22 +105,22 @@ def transaction_by_hash(call: CallContext, tx_hash: Hash32) -> Json | None:
 
 
 @TABLE.method("eth_getTransactionReceipt", HASH)
-async def get_receipt(call: CallContext, tx_hash: Hash32) -> Json | None:
+async def get_receipt(call: CallContext, tx_hash: Hash32) -> Json | msgspec.Raw | None:
     backend = call.api.backend
     found = backend.index.find_transaction(tx_hash)
     if found is None or found.block.height > backend.latest.height:
         return None
-    return await call.api.run(found.block, lambda: format_receipt(found.block, found.position))
+    return await call.api.run(found.block, lambda: format_receipt(found.block, found.position, AnswerRoom()))
 
 
 @TABLE.method("eth_getBlockReceipts", Param(read_block))
-async def get_block_receipts(call: CallContext, block: BlockId) -> list[Json] | None:
+async def get_block_receipts(call: CallContext, block: BlockId) -> list[Json] | msgspec.Raw | None:
     found = await call.api.find_block(block)
     if found is None or found.is_pending:
         return None
-    indexed = found.block
+    indexed, room = found.block, AnswerRoom()
     return await call.api.run(
-        indexed, lambda: [format_receipt(indexed, i) for i in range(indexed.transaction_count)]
+        indexed, lambda: [format_receipt(indexed, i, room) for i in range(indexed.transaction_count)]
     )
 
 

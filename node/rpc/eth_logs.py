@@ -24,10 +24,10 @@ from node.refusal import (
 )
 from node.rpc.api import CallContext, Session, build_missing_history
 from node.rpc.filters import BlockFilter, LogFilter, build_not_found
-from node.rpc.formats import Json, data, format_log
+from node.rpc.formats import data, format_log
 from node.rpc.methods import MethodTable, Param
 from node.rpc.params import LATEST, BlockId, LogQuery, read_followed_query, read_log_query
-from node.rpc.protocol import encode_json
+from node.rpc.protocol import AnswerRoom, encode_json
 from shardyard.ids import Hash32
 
 TABLE = MethodTable()
@@ -91,18 +91,18 @@ async def _find(
     def work(should_stop: Callable[[], bool]) -> _Page:
         logs: list[msgspec.Raw] = []
         size = 0
-        for height, found in find_logs(index, pattern, first, last, should_stop=should_stop):
-            for log in found:
-                if height == first and log.index < (first_index or 0):
-                    continue
-                text = encode_json(format_log(log))
-                size += len(text)
-                if logs and (len(logs) == MAX_LOGS or size > MAX_LOG_BYTES):
-                    if first_index is None:
-                        limit = f"{MAX_LOGS} results" if len(logs) == MAX_LOGS else f"{MAX_LOG_BYTES} bytes"
-                        raise LogLimitError(f"query returned more than {limit}")
-                    return _Page(logs, height, log.index)
-                logs.append(msgspec.Raw(text))
+        for log in find_logs(index, pattern, first, last, should_stop=should_stop):
+            height = log.block.height
+            if height == first and log.index < (first_index or 0):
+                continue
+            text = encode_json(format_log(log))
+            size += len(text)
+            if logs and (len(logs) == MAX_LOGS or size > MAX_LOG_BYTES):
+                if first_index is None:
+                    limit = f"{MAX_LOGS} results" if len(logs) == MAX_LOGS else f"{MAX_LOG_BYTES} bytes"
+                    raise LogLimitError(f"query returned more than {limit}")
+                return _Page(logs, height, log.index)
+            logs.append(msgspec.Raw(text))
         return _Page(logs, last + 1)
 
     try:
@@ -111,18 +111,20 @@ async def _find(
         raise RpcError(LIMIT_EXCEEDED, str(error)) from error
 
 
-async def _find_in_block(call: CallContext, block_hash: Hash32, query: LogQuery) -> list[Json]:
+async def _find_in_block(
+    call: CallContext, block_hash: Hash32, query: LogQuery
+) -> list[msgspec.Raw] | msgspec.Raw:
     block = call.api.find_final(BlockId(hash=block_hash))
     if block is None:
         raise build_server_error("unknown block")
-    pattern = LogPattern(query.addresses, query.topics)
+    pattern, room = LogPattern(query.addresses, query.topics), AnswerRoom()
     return await call.api.run(
-        block, lambda: [format_log(found) for found in find_logs_in_block(block, pattern)]
+        block, lambda: [room.encode(format_log(found)) for found in find_logs_in_block(block, pattern)]
     )
 
 
 @TABLE.method("eth_getLogs", Param(read_log_query))
-async def get_logs(call: CallContext, query: LogQuery) -> list[Json] | list[msgspec.Raw]:
+async def get_logs(call: CallContext, query: LogQuery) -> list[msgspec.Raw] | msgspec.Raw:
     if query.block_hash is not None:
         return await _find_in_block(call, query.block_hash, query)
     first, last = resolve_range(call, query)

@@ -14,6 +14,7 @@ from node.backend import ShardBackend
 from node.index.bloom import compute_bloom
 from node.index.logs import FoundLog
 from node.index.records import DELIVERY_TYPE, IndexedBlock, Outcome
+from node.rpc.protocol import AnswerRoom
 from shardyard import _native
 from shardyard.blocks import Header
 from shardyard.ids import GATEWAY
@@ -216,11 +217,11 @@ def format_delivery(block: IndexedBlock, position: int) -> Json:
     }
 
 
-def format_receipt(block: IndexedBlock, position: int) -> Json:
-    """Return the outcome at ``position`` in the shape of a transaction receipt."""
+def format_receipt(block: IndexedBlock, position: int, room: AnswerRoom) -> Json:
+    """Return the outcome at ``position`` in the shape of a transaction receipt, its logs as text that fits into ``room``."""
     outcome = block.outcomes[position]
     logs = [
-        format_log(FoundLog(block, position, block.first_log_index[position] + offset, log))
+        room.encode(format_log(FoundLog(block, position, block.first_log_index[position] + offset, log)))
         for offset, log in enumerate(outcome.logs)
     ]
     return {

@@ -42,6 +42,8 @@ _OPENS: Final = bytes.maketrans(b"{}", b"[]")
 _OPEN: Final = ord("[")
 _STRIDE: Final = MAX_DEPTH
 """Brackets looked at together: as long as they could not go too deep, counting is enough."""
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+"""One answer: the receipts of 28,000 transfers, a full block of 600 M gas, have 28 MB."""
 SLICE_S: Final = 0.005
 """How long the calls of a batch may keep the loop busy before others have their turn."""
 
@@ -57,8 +59,7 @@ class RpcLimits(msgspec.Struct, frozen=True):
     max_batch: int = 1000
     max_batch_bytes: int = 25 * 1024 * 1024
     """Answers of a batch, together: beyond them the rest is refused."""
-    max_answer_bytes: int = 64 * 1024 * 1024
-    """One answer: the receipts of a full block of 600 M gas have 28 MB."""
+    max_answer_bytes: int = MAX_ANSWER_BYTES
     call_timeout_s: float = 30.0
     """One call, and a whole batch."""
     body_timeout_s: float = 15.0
@@ -138,6 +139,21 @@ def _verify_depth(brackets: bytes, depth: int) -> None:
 def encode_json(value: Any) -> bytes:
     """Return the JSON text of ``value``."""
     return _encoder.encode(value)
+
+
+class AnswerRoom:
+    """What an answer may still have of ``MAX_ANSWER_BYTES``: of one that becomes too large the rest is not even made."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ANSWER_BYTES
+
+    def encode(self, part: Any) -> msgspec.Raw:
+        """Return the JSON text of a part; raises ``RpcError`` when there is no room for it."""
+        text = encode_json(part)
+        self._left -= len(text)
+        if self._left < 0:
+            raise _build_too_large()
+        return msgspec.Raw(text)
 
 
 def encode_failure(error: RpcError, request_id: msgspec.Raw = NULL_ID) -> bytes:

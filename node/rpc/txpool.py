@@ -6,12 +6,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from node.addresses import to_checksum
 from node.refusal import LIMIT_EXCEEDED, RpcError
 from node.rpc.api import CallContext
 from node.rpc.formats import Json, format_waiting, quantity
 from node.rpc.methods import MethodTable, Param
 from node.rpc.params import read_address
+from node.rpc.protocol import AnswerRoom, encode_json
 from shards.mempool import MempoolEntry, MempoolLimits
 from shardyard.ids import Address
 
@@ -33,12 +36,12 @@ def status(call: CallContext) -> Json:
 
 
 @TABLE.method("txpool_content")
-async def content(call: CallContext) -> Json:
+async def content(call: CallContext) -> msgspec.Raw:
     return await _collect(call, lambda entry: format_waiting(entry.raw, call.api.core))
 
 
 @TABLE.method("txpool_inspect")
-async def inspect(call: CallContext) -> Json:
+async def inspect(call: CallContext) -> msgspec.Raw:
     def describe(entry: MempoolEntry) -> str:
         found = format_waiting(entry.raw, call.api.core)
         to = to_checksum(bytes.fromhex(found["to"][2:])) if found["to"] else "contract creation"
@@ -49,34 +52,43 @@ async def inspect(call: CallContext) -> Json:
 
 
 @TABLE.method("txpool_contentFrom", Param(read_address))
-async def content_from(call: CallContext, address: Address) -> Json:
-    backend = call.api.backend
+async def content_from(call: CallContext, address: Address) -> msgspec.Raw:
+    backend, room = call.api.backend, AnswerRoom()
 
     def describe(first: int, end: int) -> Json:
         entries = (backend.mempool.get_by_nonce(address, nonce) for nonce in range(first, end))
-        return {str(entry.nonce): format_waiting(entry.raw, call.api.core) for entry in entries if entry}
+        return {
+            str(entry.nonce): room.encode(format_waiting(entry.raw, call.api.core))
+            for entry in entries
+            if entry
+        }
 
-    def collect() -> Json:
+    def collect() -> msgspec.Raw:
         first, end = backend.get_account_nonce(address), backend.get_pending_nonce(address)
-        return {"pending": describe(first, end), "queued": describe(end, first + REACH + 1)}
+        found = {"pending": describe(first, end), "queued": describe(end, first + REACH + 1)}
+        return msgspec.Raw(encode_json(found))
 
     return await backend.read(collect)
 
 
-async def _collect(call: CallContext, describe: Describe) -> Json:
-    mempool = call.api.backend.mempool
+async def _collect(call: CallContext, describe: Describe) -> msgspec.Raw:
+    mempool, room = call.api.backend.mempool, AnswerRoom()
     if len(mempool) > MAX_CONTENT:
         raise RpcError(
             LIMIT_EXCEEDED,
             f"{len(mempool)} transactions wait, expected at most {MAX_CONTENT}: ask for one sender by txpool_contentFrom",
         )
 
-    def collect(should_stop: Callable[[], bool]) -> Json:
+    def encode(entry: MempoolEntry) -> msgspec.Raw:
+        return room.encode(describe(entry))
+
+    def collect(should_stop: Callable[[], bool]) -> msgspec.Raw:
         pending, queued = mempool.get_content()
-        return {
-            "pending": _describe_all(pending, describe, should_stop),
-            "queued": _describe_all(queued, describe, should_stop),
+        found = {
+            "pending": _describe_all(pending, encode, should_stop),
+            "queued": _describe_all(queued, encode, should_stop),
         }
+        return msgspec.Raw(encode_json(found))
 
     return await call.api.scan(collect)
 
