@@ -53,12 +53,6 @@ def decode_outcomes(outcomes: bytes) -> tuple[Outcome, ...]:
     return _decode_outcomes(outcomes)
 
 
-def decode_outcome_hashes(outcomes: bytes) -> list[Hash32]:
-    """Return the hashes of a block's transactions by position, without building the rest."""
-    joined = _native.read_outcome_hashes(outcomes)
-    return [Hash32(joined[at : at + 32]) for at in range(0, len(joined), 32)]
-
-
 def decode_shard_body(body: bytes) -> ShardBody:
     """Return the transactions of a block that this node has executed; the empty body holds none."""
     return _decode_body(body) if body else ShardBody(raw=b"", ends=())
@@ -132,9 +126,15 @@ class IndexedBlock(msgspec.Struct, frozen=True, array_like=True, dict=True):
         return len(self.deliveries_data) + len(self.transactions.ends)
 
     @cached_property
+    def joined_hashes(self) -> bytes:
+        """Hashes by position, 32 bytes each; nothing else of the outcomes is decoded for them."""
+        return _native.read_outcome_hashes(self.outcomes_data) if self.outcomes_data else b""
+
+    @cached_property
     def transaction_hashes(self) -> list[Hash32]:
         """Hashes by position."""
-        return decode_outcome_hashes(self.outcomes_data) if self.outcomes_data else []
+        joined = self.joined_hashes
+        return [Hash32(joined[at : at + 32]) for at in range(0, len(joined), 32)]
 
     def get_raw_transaction(self, position: int) -> bytes | None:
         """Return the signed bytes of the user transaction at ``position``; None for a delivery."""

@@ -27,7 +27,6 @@ from node.index.messages import (
 )
 from node.index.places import PlaceRuns
 from node.index.records import IndexedBlock
-from shardyard import _native
 from shardyard.codec import encode
 from shardyard.ids import Hash32, Height, ShardId
 
@@ -36,6 +35,9 @@ MAP_BYTES: Final = 1 << 38
 """Address space, not memory or disk: the file grows as it is filled."""
 MAX_CACHED_BLOCKS: Final = 64
 MAX_CACHED_BYTES: Final = 32 * 1024 * 1024
+MAX_READ_BLOCKS: Final = 4
+MAX_READ_BYTES: Final = 8 * 1024 * 1024
+"""Of an older block that is held for who asks for its transactions one by one; each would decode it anew."""
 
 _HEIGHT = struct.Struct(">Q")
 _COUNTS = struct.Struct(">II")
@@ -67,6 +69,8 @@ class ChainIndex:
         self._path = path
         self._cache: OrderedDict[int, IndexedBlock] = OrderedDict()
         self._cached_bytes = 0
+        self._read_blocks: tuple[IndexedBlock, ...] = ()
+        """Read last; replaced as a whole, for readers are many."""
         self._open()
         if self._read_stamp() != self._stamp:
             self.clear()
@@ -156,14 +160,13 @@ class ChainIndex:
         if expected and block.height != expected:
             raise ValueError(f"index: got block {block.height}, expected {expected}")
         key = _HEIGHT.pack(block.height)
-        hashes = _native.read_outcome_hashes(block.outcomes_data) if block.outcomes_data else b""
         updates = MessageUpdates(block)
         with self._env.begin(write=True) as txn:
             txn.put(key, encode(block), db=self._blocks)
             txn.put(key, _encode_brief(block), db=self._brief)
             txn.put(block.hash, key, db=self._hashes)
             self._put_messages(txn, updates)
-            runs = self._places.append(txn, block.height, hashes)
+            runs = self._places.append(txn, block.height, block.joined_hashes)
         self._places.use(runs)
         self._remember(block)
 
@@ -208,9 +211,18 @@ class ChainIndex:
         """Return the final block at ``height``."""
         if (cached := self._cache.get(height)) is not None:
             return cached
+        read_blocks = self._read_blocks
+        for block in read_blocks:
+            if block.height == height:
+                return block
         with self._env.begin(db=self._blocks) as txn:
             data = txn.get(_HEIGHT.pack(height))
-        return _decode_block(data) if data is not None else None
+        if data is None:
+            return None
+        block = _decode_block(data)
+        if _weigh(block) <= MAX_READ_BYTES:
+            self._read_blocks = (block, *read_blocks[: MAX_READ_BLOCKS - 1])
+        return block
 
     def get_height(self, block_hash: bytes) -> Height | None:
         """Return the height of the final block with this hash."""
@@ -231,8 +243,7 @@ class ChainIndex:
         if place is None or block is None:
             return None
         # Places are kept by half of the hash: the block knows the whole.
-        hashes = _native.read_outcome_hashes(block.outcomes_data)
-        is_same = hashes[32 * place.position : 32 * place.position + 32] == tx_hash
+        is_same = block.joined_hashes[32 * place.position : 32 * place.position + 32] == tx_hash
         return FoundTransaction(block, place.position) if is_same else None
 
     def find_recent(self, tx_hashes: Iterable[bytes]) -> set[bytes]:
@@ -282,10 +293,13 @@ class ChainIndex:
     def _forget_cached(self) -> None:
         self._cache.clear()
         self._cached_bytes = 0
+        self._read_blocks = ()
 
 
 def _weigh(block: IndexedBlock) -> int:
-    return block.size + 4 * len(block.outcomes_data)
+    """Return about how much memory a block takes once somebody has asked for what is in it."""
+    messages = 2 * sum(map(len, block.deliveries_data)) + sum(map(len, block.outbox_data))
+    return block.size + 4 * len(block.outcomes_data) + messages
 
 
 def _encode_brief(block: IndexedBlock) -> bytes:

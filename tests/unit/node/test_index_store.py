@@ -3,11 +3,13 @@
 import msgspec
 import pytest
 
+from node.index import records, store
 from node.index.bloom import BloomQuery, compute_bloom
 from node.index.rebuild import IndexRebuilder
 from node.index.records import Log
 from node.index.store import ChainIndex
 from shardyard.blocks import EMPTY_JUSTIFICATION, CertifiedHeader, FinalityProof
+from shardyard.codec import encode
 from shardyard.consensus.votes import Certificate, VoteKind
 from shardyard.effects import (
     BeaconRecord,
@@ -18,7 +20,8 @@ from shardyard.effects import (
     SnapshotRecord,
 )
 from shardyard.ids import ZERO_HASH
-from tests.unit.node.rpc_chain import CAROL, SHARD, RpcChain, build_transfer
+from shardyard.receipts import ReceiptKind
+from tests.unit.node.rpc_chain import CAROL, SHARD, RpcChain, build_message, build_transfer
 
 CERTIFICATE = Certificate(VoteKind.FINAL, 1, ZERO_HASH, b"", b"")
 
@@ -279,3 +282,37 @@ async def test_a_log_with_two_snapshots_leaves_the_index_as_it_is_at_the_next_st
     assert begun == [2]
     assert dump(index) == before
     index.close()
+
+
+async def test_who_asks_for_the_transactions_of_an_old_block_one_by_one_has_it_decoded_once(
+    chain, tmp_path, monkeypatch
+):
+    for _ in range(20):
+        await chain.send()
+    await chain.make_block()
+    hashes = chain.index.get_block(1).transaction_hashes
+    decoded: list[bytes] = []
+    decode_outcomes = records.decode_outcomes
+    monkeypatch.setattr(
+        records, "decode_outcomes", lambda data: decoded.append(data) or decode_outcomes(data)
+    )
+    chain.index.close()
+    with open_another(chain, tmp_path / "index") as again:
+        for tx_hash in hashes:
+            found = again.find_transaction(tx_hash)
+            assert found.block.outcomes[found.position].tx_hash == tx_hash
+        assert len(decoded) == 1
+        assert again.find_transaction(bytes(32)) is None
+        again.rollback_to(0)
+        assert again.get_block(1) is None
+    chain.index = open_another(chain, tmp_path / "index")
+
+
+async def test_recent_blocks_are_held_up_to_a_number_of_bytes_messages_included(chain, monkeypatch):
+    monkeypatch.setattr(store, "MAX_CACHED_BYTES", 100_000)
+    for seq in range(1, 9):
+        await chain.make_block([encode(build_message(ReceiptKind.CALL, seq, payload=bytes(16_000)))])
+    held = list(chain.index._cache.values())
+    assert held[-1].height == 8
+    assert sum(len(message) for block in held for message in block.deliveries_data) < 100_000
+    assert chain.index.get_block(1).deliveries[0].payload == bytes(16_000)
