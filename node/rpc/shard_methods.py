@@ -13,7 +13,7 @@ from node.index.messages import MessageRecord
 from node.index.records import IndexedBlock
 from node.index.store import Brief
 from node.refusal import LIMIT_EXCEEDED, ParamError, RpcError, build_server_error
-from node.rpc.api import CallContext
+from node.rpc.api import CallContext, build_missing_history
 from node.rpc.formats import Json, data, format_message, quantity
 from node.rpc.methods import MethodTable, Param
 from node.rpc.params import TAGS, BlockId, read_block, read_hash
@@ -228,6 +228,11 @@ def _collect_messages(call: CallContext, query: MessageQuery, should_stop: Calla
     backend = call.api.backend
     latest: int = backend.latest.height
     last = latest if query.toBlock is None else min(query.toBlock, latest)
+    oldest = backend.index.first_height
+    if (
+        query.toBlock is not None and 0 < last < oldest - 1
+    ):  # the snapshot's own may be a head, that people ask up to
+        raise build_missing_history(oldest)
     first = max(0, last - MAX_SCANNED_BLOCKS + 1) if query.fromBlock is None else query.fromBlock
     if last - first >= MAX_SCANNED_BLOCKS:
         raise RpcError(LIMIT_EXCEEDED, f"exceed maximum block range: {MAX_SCANNED_BLOCKS}")
@@ -302,11 +307,13 @@ async def get_finality(call: CallContext, subject: BlockId) -> Json | None:
         found = await _describe_transaction(call, subject.hash)
         if found is not None:
             return found
-    block = call.api.find_final(subject)
+    tip = call.api.backend.tip
+    if subject.tag == "pending" or (subject.hash is not None and subject.hash == tip.hash):
+        subject = BlockId(hash=tip.hash)  # final already when nothing is notarized above the head
+    block = call.api.find_final(subject, only_header=True)
     if block is not None:
         return _describe_block(call, block)
-    if subject.tag == "pending" or (subject.hash is not None and subject.hash == call.api.backend.tip.hash):
-        tip = call.api.backend.tip
+    if subject.hash == tip.hash:
         return {"stage": "notarized", "blockNumber": tip.height, "blockHash": data(tip.hash)}
     if subject.hash is None:
         raise build_server_error(

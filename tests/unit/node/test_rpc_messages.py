@@ -63,3 +63,28 @@ async def test_a_reply_that_comes_home_is_told_at_the_message_it_answers(chain):
     assert (told["stage"], told["reply"]["id"]) == ("answered", "0x" + reply.id.hex())
     assert told["reply"]["blockNumber"] == 2
     assert told["emitted"]["blockNumber"] == 1
+
+
+async def test_the_tip_is_final_when_nothing_is_notarized_above_the_head(chain):
+    block = await chain.make_block()
+    assert await chain.call("shard_getFinality", "pending") == await chain.call("shard_getFinality", "latest")
+    tip = chain.execute()
+    told = {"stage": "notarized", "blockNumber": 2, "blockHash": "0x" + tip.hash.hex()}
+    assert await chain.call("shard_getFinality", "pending") == told
+    assert await chain.call("shard_getFinality", "0x" + tip.hash.hex()) == told
+    assert (await chain.call("shard_getFinality", "0x" + block.hash.hex()))["stage"] == "final"
+
+
+async def test_messages_of_blocks_below_the_snapshot_are_not_said_to_be_none(chain, monkeypatch):
+    await chain.make_block([encode(build_message(ReceiptKind.TRANSFER, 1))])
+    await chain.make_block()
+    await chain.make_block()
+    monkeypatch.setattr(type(chain.backend.index), "first_height", 4)
+    pruned = await chain.ask("shard_getMessages", {"fromBlock": 1, "toBlock": 2})
+    assert pruned["error"] == {
+        "code": 4444,
+        "message": "pruned history unavailable: this node has blocks from 4 on",
+    }
+    assert await chain.call("shard_getMessages", {"fromBlock": 3, "toBlock": 3}) == []
+    assert (await chain.call("shard_getFinality", 3))["blockNumber"] == 3
+    assert (await chain.ask("shard_getFinality", 2))["error"]["code"] == 4444
