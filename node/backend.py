@@ -6,8 +6,9 @@ hears of can be read; the mempool follows a final block at once, so that the bui
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -70,8 +71,8 @@ class ShardBackend:
         self.find_access_list = find_access_list
         """Returns the access list of an executed block by height and hash, None when it is not held."""
         self.execution = ExecutionHistory(executors)
-        self.on_head: list[Callable[[IndexedBlock], None]] = []
-        """Called with every block that becomes ``latest``."""
+        self.on_head: list[Callable[[IndexedBlock], Awaitable[None] | None]] = []
+        """Called with every block that becomes ``latest``; the next is not indexed before what they return is done."""
         self.on_pending: list[Callable[[Accepted], None]] = []
         """Called with transactions that the mempool took."""
         self.status_sources: dict[str, Callable[[], dict[str, Any]]] = {}
@@ -152,12 +153,17 @@ class ShardBackend:
     async def _index_blocks(self) -> None:
         while True:
             block = await self._to_index.get()
-            await asyncio.get_running_loop().run_in_executor(self._writer, self.index.append, block)
+            await self.follow(partial(self.index.append, block))
             self._latest = block
             self._unsettled.pop(block.hash, None)
             self._indexing.pop(block.hash, None)
-            for listener in self.on_head:
-                listener(block)
+            for listener in tuple(self.on_head):
+                if (telling := listener(block)) is not None:
+                    await telling
+
+    async def follow(self, work: Callable[[], T]) -> T:
+        """Run what belongs to a new head in the thread of the index, which waits for nobody who reads."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, work)
 
     # --- transactions ---
 

@@ -1,21 +1,28 @@
 """Subscriptions: who hears of new heads, logs, pending transactions, and of catching up.
 
 What is told is put into JSON once, whatever the number of listeners, and logs that several ask for are looked for once.
-Delivery never waits: a connection that does not keep up is closed by its own queue, and the chain goes on.
+Delivery never waits: a connection that does not keep up is closed by its own queue, and the chain goes on. The logs of a
+large block are made ready in a thread, some at a time, so that other tasks have their turns.
 """
 
 import secrets
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Final
 
 import msgspec
 
 from node.admission import Accepted
-from node.index.logs import LogPattern, find_logs_in_block
+from node.index.logs import FoundLog, LogPattern, find_logs_in_block
 from node.index.records import IndexedBlock
-from node.rpc.api import ShardApi
+from node.rpc.api import INLINE_BYTES, ShardApi
 from node.rpc.formats import data, describe_progress, format_header, format_log, format_waiting
 from node.rpc.params import LogQuery
 from node.rpc.protocol import encode_json
+
+LOGS_AT_ONCE: Final = 256
+"""Of a large block, logs that are told in one turn of the loop."""
 
 
 class Subscription(msgspec.Struct, frozen=True):
@@ -38,6 +45,15 @@ def encode_notification(subscription: str, result: bytes) -> bytes:
     """Return the text that tells a subscriber of ``result``, which is JSON already."""
     params = {"subscription": subscription, "result": msgspec.Raw(result)}
     return encode_json({"jsonrpc": "2.0", "method": "eth_subscription", "params": params})
+
+
+def _encode_some(logs: Iterator[FoundLog]) -> list[bytes]:
+    return [encode_json(format_log(found)) for found in islice(logs, LOGS_AT_ONCE)]
+
+
+def _tell(listeners: list[Subscription], text: bytes) -> list[Subscription]:
+    """Tell ``listeners`` of one log; returns those who want to hear more."""
+    return [item for item in listeners if item.send(encode_notification(item.id, text))]
 
 
 class SubscriptionHub:
@@ -71,30 +87,39 @@ class SubscriptionHub:
     def _list(self, kind: str) -> list[Subscription]:
         return [item for item in self._by_id.values() if item.kind == kind]
 
-    def _on_head(self, block: IndexedBlock) -> None:
+    def _on_head(self, block: IndexedBlock) -> Awaitable[None] | None:
         if listeners := self._list("newHeads"):
             header = encode_json(format_header(block.header))
             for item in listeners:
                 item.send(encode_notification(item.id, header))
-        self._tell_logs(block)
         self._tell_progress()
-
-    def _tell_logs(self, block: IndexedBlock) -> None:
-        by_pattern: dict[Hashable, list[Subscription]] = {}
+        by_pattern: dict[Hashable, tuple[LogPattern, list[Subscription]]] = {}
         for item in self._list("logs"):
             assert item.pattern is not None, "a logs subscription has a pattern"
-            by_pattern.setdefault(item.pattern.key, []).append(item)
+            by_pattern.setdefault(item.pattern.key, (item.pattern, []))[1].append(item)
+        if by_pattern and block.weight > INLINE_BYTES:
+            return self._tell_many_logs(block, by_pattern.values())
         texts: dict[int, bytes] = {}
-        for alike in by_pattern.values():
+        for pattern, alike in by_pattern.values():
             listeners = alike
-            assert listeners[0].pattern is not None, "a logs subscription has a pattern"
-            for found in find_logs_in_block(block, listeners[0].pattern):
+            for found in find_logs_in_block(block, pattern):
                 text = texts.get(found.index)
                 if text is None:
                     text = texts[found.index] = encode_json(format_log(found))
-                listeners = [item for item in listeners if item.send(encode_notification(item.id, text))]
-                if not listeners:
+                if not (listeners := _tell(listeners, text)):
                     break
+        return None
+
+    async def _tell_many_logs(
+        self, block: IndexedBlock, groups: Iterable[tuple[LogPattern, list[Subscription]]]
+    ) -> None:
+        for pattern, alike in groups:
+            listeners, logs = alike, find_logs_in_block(block, pattern)
+            encode_some = partial(_encode_some, logs)
+            while listeners and (texts := await self._api.backend.follow(encode_some)):
+                listeners = [item for item in listeners if item.id in self._by_id]
+                for text in texts:
+                    listeners = _tell(listeners, text)
 
     def _tell_progress(self) -> None:
         """Tell of catching up, with the first head that shows that it began, or that it is over."""

@@ -2,10 +2,13 @@
 
 import threading
 
+import msgspec
 import pytest
 
 from node.refusal import RESPONSE_TOO_LARGE
 from node.rpc import formats, protocol
+from node.rpc.params import read_log_query
+from node.rpc.subscriptions import build_subscription
 from tests.unit.node.rpc_chain import ALICE, RpcChain
 
 LOGGER = bytes.fromhex("5b60006000a05a6110001060005700")
@@ -37,6 +40,7 @@ def threads(monkeypatch) -> list[threading.Thread]:
 
     monkeypatch.setattr(formats, "format_log", note)
     monkeypatch.setattr("node.rpc.eth_logs.format_log", note)
+    monkeypatch.setattr("node.rpc.subscriptions.format_log", note)
     return found
 
 
@@ -74,3 +78,38 @@ async def test_of_a_mempool_that_is_too_large_for_an_answer_the_rest_is_not_told
     answer = await chain.ask(method, *(["0x" + ALICE.address.hex()] if method.endswith("From") else []))
     assert answer["error"] == {"code": RESPONSE_TOO_LARGE, "message": "response too large"}
     assert 0 < len(described) < 10
+
+
+async def test_the_logs_of_a_large_block_are_told_in_turns_and_before_the_next_head(
+    chain, questions, threads
+):
+    told: list[tuple[str, int]] = []
+
+    def subscribe(kind, options, limit=1 << 30):
+        def send(text):
+            params = msgspec.json.decode(text)["params"]
+            result = params["result"]
+            told.append((kind, int(result.get("logIndex", result.get("number")), 16)))
+            return len(told) < limit
+
+        subscription = build_subscription(kind, options, send)
+        chain.app.hub.add(subscription)
+        return subscription
+
+    contract = (await chain.call("eth_getTransactionReceipt", questions["eth_getTransactionReceipt"]))["to"]
+    subscribe("newHeads", None)
+    logs = subscribe("logs", read_log_query({"address": contract}))
+    await chain.send(to=contract, gas=1_000_000)
+    threads.clear()
+    await chain.make_block()
+    await chain.make_block()
+    count = len(threads)
+    assert count > 2000
+    assert threading.main_thread() not in threads
+    assert told == [("newHeads", 3), *(("logs", index) for index in range(count)), ("newHeads", 4)]
+    chain.app.hub.remove(logs.id)
+    told.clear()
+    subscribe("logs", read_log_query({}), limit=3)
+    await chain.send(to=contract, gas=1_000_000)
+    await chain.make_block()
+    assert told == [("newHeads", 5), ("logs", 0), ("logs", 1)]
