@@ -184,6 +184,16 @@ def format_value(value: object) -> str:
     return str(value)
 
 
+def verify_contract(session: Session, shard: int, address: str, block: str = "latest") -> None:
+    """Raise ``CliError`` unless there is code at ``address``, as there is none on a shard that the contract is not on."""
+    if session.get_client(shard).request("eth_getCode", address, block) != "0x":
+        return
+    when = "" if block == "latest" else f" in block {block}"
+    raise CliError(
+        f"there is no contract at {address} on shard {shard}{when}; try: --shard with the shard that it was deployed on"
+    )
+
+
 @click.group(cls=NamingGroup)
 def contract() -> None:
     """Deploy, call and send to contracts."""
@@ -263,7 +273,8 @@ def call(
     as_json: bool,
 ) -> int:
     """Call SIGNATURE, for example "balanceOf(address)(uint256)", without sending anything."""
-    client = Session(name).get_client(shard)
+    session = Session(name)
+    client = session.get_client(shard)
     method, types, results = parse_signature(signature)
     data = encode_call(method, types, encode_arguments(types, arguments, method))
     at = parse_block_tag(block)
@@ -272,6 +283,8 @@ def call(
         request["from"] = resolve_address(sender)
     verify_results(results)
     output = bytes.fromhex(client.request("eth_call", request, at)[2:])
+    if results and not output:  # only then: precompiles answer, and have no code
+        verify_contract(session, shard, request["to"], at)
     if not results:
         values: list[Any] = ["0x" + output.hex()]
     else:
@@ -310,11 +323,13 @@ def send(
     client = session.get_client(shard)
     method, types, _ = parse_signature(signature)
     data = encode_call(method, types, encode_arguments(types, arguments, method))
+    to = parse_address(address)
+    verify_contract(session, shard, to)
     raw = sign_transaction(
         client,
         shard=shard,
         sender=resolve_account(session, sender),
-        to=parse_address(address),
+        to=to,
         value=parse_wei(value),
         data=data,
     )

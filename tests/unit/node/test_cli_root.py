@@ -296,6 +296,31 @@ def test_block_is_named_by_tag_height_or_hash(
     assert [call.args[:2] for call in client.request.call_args_list] == ([(by, at)] if at else [])
 
 
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["call", "0x" + "11" * 20, "count()(uint256)"], ["eth_call", "eth_getCode"]),
+        (["send", "0x" + "11" * 20, "increment()"], ["eth_getCode"]),
+    ],
+)
+def test_calling_where_no_contract_is_says_so_and_sends_nothing(
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    asked: list[str],
+) -> None:
+    client = Mock()
+    client.request = Mock(return_value="0x")
+    monkeypatch.setattr(Session, "get_client", lambda *_: client)
+    assert run(["contract", *words, "--shard", "1", "--name", "mine"]) == 1
+    assert capsys.readouterr().err == (
+        f"error: there is no contract at 0x{'11' * 20} on shard 1\n"
+        "try: --shard with the shard that it was deployed on\n"
+    )
+    assert [call.args[0] for call in client.request.call_args_list] == asked
+
+
 @pytest.mark.parametrize("name", ["genesis.bin", "endpoints.json"])
 def test_damaged_files_are_no_mistake_of_who_asks(
     network: Network, capsys: pytest.CaptureFixture[str], name: str
