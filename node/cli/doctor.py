@@ -6,17 +6,15 @@ keep it from starting. Exit code 1 when something is wrong; warnings alone leave
 
 import contextlib
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 import rich_click as click
 
-from node.cli.network import describe_absence
+from node.cli.network import describe_absence, probe_broker
 from node.cli.output import network_option, print_json, say
 from node.cli.root import EXIT_FAILURE, CliError
 from node.cli.session import Session
@@ -163,14 +161,10 @@ def _read_statuses(session: Session, names: list[str]) -> Iterator[tuple[str, di
 
 def _check_broker(session: Session, statuses: dict[str, dict[str, Any]]) -> Iterator[Finding]:
     url = session.endpoints["broker"]["url"]
-    parts = urlsplit(url)
-    try:
-        with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 1883), timeout=2.0):
-            pass
-    except OSError as error:
-        yield Finding(
-            "broker", "wrong", f"{url}: {error}", f"shardyard node restart broker{session.name_flag}"
-        )
+    if silence := probe_broker(url):
+        is_ours = session.endpoints["broker"]["kind"] != "external"
+        remedy = f"shardyard node restart broker{session.name_flag}" if is_ours else "start it there"
+        yield Finding("broker", "wrong", f"{url}: {silence}", remedy)
         return
     lonely = [node for node, status in statuses.items() if not status.get("bus", {}).get("connected")]
     if lonely:

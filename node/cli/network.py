@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from node.network import Network, create_network, is_taken, open_or_create
 
 DETACH_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 15.0
+BROKER_TIMEOUT_S = 2.0
 STATUS_TIMEOUT_S = 3.0
 """Status is asked for when something hangs, and must not hang with it."""
 
@@ -111,9 +113,28 @@ def up(*, config_file: Path | None, fresh: bool, detach: bool, as_json: bool, **
     if not as_json:
         made = "created" if is_new else "opened"
         say(f"network {options.name!r} {made} in {time.monotonic() - started:.2f} s at {root}")
+    broker = network.options.broker
+    if "://" in broker and (silence := probe_broker(broker)):
+        raise CliError(
+            f"broker: nobody answers at {broker} ({silence}), and without one no shard hears of another; "
+            "try: start it there, or --broker embedded",
+            EXIT_NOT_RUNNING,
+        )
     if detach:
         return _start_detached(network, started, as_json=as_json)
     return _run_here(network, as_json=as_json)
+
+
+def probe_broker(url: str) -> str:
+    """Return why nobody answers at the broker's ``url``, and nothing when somebody does; raises ``ConfigError``."""
+    from node.bus.mqtt import parse_broker_url
+
+    endpoint = parse_broker_url(url)
+    try:
+        with socket.create_connection((endpoint.host, endpoint.port), timeout=BROKER_TIMEOUT_S):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def parse_duration_ms(text: str) -> int:
