@@ -3,16 +3,44 @@
 Wallets parse geth's wording, so it is never changed; a person gets the next command to type behind it.
 """
 
+import contextlib
+import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
-from node.config import get_name_flag
+from node.config import ENV_PREFIX, Options, get_default_name, get_name_flag, read_file
+from shardyard.errors import ConfigError
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
+_NAMELESS: Final = re.compile(r"\bshardyard (?:up --fresh|up --port-base 0|audit)(?! --name)\b")
+"""What nodes and their files advise without knowing their network: typed as it stands, it deletes or starts another one."""
 _OVERSHOT: Final = re.compile(r"overshot (\d{1,78})")
 FAUCET_ETHER: Final = 100
 MAX_FAUCET_ETHER: Final = 1000
 """More than this is a slip of the pen sooner than a wish: a development account has 10000 to begin with."""
+
+
+def name_network(text: str, name: str) -> str:
+    """Return ``text`` with the network ``name`` in the commands that would mean another one."""
+    return _NAMELESS.sub(lambda found: f"{found[0]}{get_name_flag(name)}", text)
+
+
+def find_name(arguments: Sequence[str]) -> str:
+    """Return the network that a command line means, whatever else is wrong with it."""
+    given = {}
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        given[flag] = value if equals else after
+    if name := given.get("--name"):
+        return name
+    file = given.get("-c") or given.get("--config")
+    with contextlib.suppress(ConfigError):
+        if file and f"{ENV_PREFIX}NAME" not in os.environ:
+            return str(read_file(Path(file)).get("name", Options().name))
+        return get_default_name()
+    return Options().name
 
 
 def get_remedy(message: str, *, name: str, shard: int, sender: str = "") -> str:

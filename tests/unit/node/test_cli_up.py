@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from node.cli import doctor, network
+from node.cli.remedies import name_network
 from node.cli.root import run
+from shardyard.errors import ShardyardError
 
 
 @pytest.fixture
@@ -46,3 +48,35 @@ def test_doctor_has_only_a_broker_of_ours_restarted(closed_port: int, kind: str,
     session = SimpleNamespace(endpoints={"broker": broker}, name_flag="")
     (found,) = doctor._check_broker(session, {})  # type: ignore[arg-type]
     assert (found.state, found.remedy) == ("wrong", remedy)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--name", "mine"], " --name mine"),
+        (["--name=mine"], " --name mine"),
+        (["-c", "net.toml"], " --name theirs"),
+        ([], ""),
+    ],
+)
+def test_what_nodes_and_files_advise_is_for_the_network_that_was_meant(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    flag: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ShardyardError("it is damaged; try: shardyard audit, then shardyard up --fresh")
+
+    monkeypatch.chdir(tmp_path)
+    Path("net.toml").write_text('name = "theirs"\n')
+    monkeypatch.setattr(network, "resolve_options", fail)
+    assert run(["up", *words]) == 1
+    assert capsys.readouterr().err.endswith(f"try: shardyard audit{flag}, then shardyard up --fresh{flag}\n")
+
+
+def test_a_command_that_names_its_network_is_left_as_it_is() -> None:
+    told = "shardyard up --fresh --name theirs, or another --name; shardyard auditor"
+    assert name_network(told, "mine") == told
