@@ -278,7 +278,8 @@ def parse_wei(text: str) -> int:
     return int(digits)
 
 
-def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[bytes], bytes]:
+def build_preset(options: Options) -> Preset:
+    """Return the numbers that hold in a network of ``options``; raises ``ConfigError`` for a block time that is too short."""
     preset = get_preset(options.preset)
     preset = msgspec.structs.replace(
         preset,
@@ -290,6 +291,22 @@ def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[
             preset, delta_ms=min(preset.delta_ms, max(50, options.block_time_ms // 2))
         )
     verify_inbox(preset)
+    return preset
+
+
+def build_balances(options: Options) -> dict[Address, int]:
+    """Return what development accounts have on every shard; raises ``ConfigError`` for more than there can be."""
+    balances = get_dev_balances(parse_wei(options.balance))
+    if sum(balances.values()) > MAX_WEI:
+        raise ConfigError(
+            f"balance: got {options.balance[:40]!r} for each of {len(balances)} accounts, "
+            "expected less than 2^256 wei in all; try: --balance 10000ether"
+        )
+    return balances
+
+
+def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[bytes], bytes]:
+    preset, balances = build_preset(options), build_balances(options)
     secrets_ = [
         _native.bls_secret_key(source.get(f"validator/{index}"))
         for index in range(options.shards * options.validators)
@@ -303,12 +320,6 @@ def _build_genesis(options: Options, source: _KeySource) -> tuple[Genesis, list[
         )
         for secret in secrets_
     )
-    balances = get_dev_balances(parse_wei(options.balance))
-    if sum(balances.values()) > MAX_WEI:
-        raise ConfigError(
-            f"balance: got {options.balance[:40]!r} for each of {len(balances)} accounts, "
-            "expected less than 2^256 wei in all; try: --balance 10000ether"
-        )
     alloc = encode_alloc(build_alloc(shard_count=options.shards, balances=balances))
     shard_genesis = compute_genesis_state(alloc)
     genesis = Genesis(

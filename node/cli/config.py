@@ -5,7 +5,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from node.cli.network import describe_options
+from node.cli.network import describe_options, verify_options
 from node.cli.output import json_option, print_json, print_table, say
 from node.cli.root import NamingGroup
 from node.config import resolve_options
@@ -43,6 +43,7 @@ def show(*, config_file: Path | None, as_json: bool) -> int:
 @click.argument("file", type=click.Path(path_type=Path, exists=True))
 def validate(*, file: Path) -> int:
     """Check a TOML file of options."""
-    resolve_options({}, {}, file)
+    options, _ = resolve_options({}, {}, file)
+    verify_options(options)
     say(f"{file}: valid")
     return 0

@@ -25,7 +25,7 @@ from node.config import Options, check_name, get_home, get_name_flag, resolve_op
 from node.control import ControlError, ask
 from node.launcher.lock import is_held
 from node.launcher.ports import lay_out_ports
-from node.network import Network, create_network, is_taken, open_or_create
+from node.network import Network, build_balances, build_preset, create_network, is_taken, open_or_create
 
 DETACH_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 15.0
@@ -99,13 +99,7 @@ def up(*, config_file: Path | None, fresh: bool, detach: bool, as_json: bool, **
     started = time.monotonic()
     is_new = fresh or not is_taken(root)
     if fresh:
-        lay_out_ports(
-            port_base=options.port_base,
-            broker_port=options.broker_port,
-            shards=options.shards,
-            replicas=options.replicas,
-            embedded="://" not in options.broker,
-        )
+        verify_options(options)
         network = create_network(root, options, make_room=lambda: delete_network(root))
     else:
         given = {key for key, source in origin.items() if source != "default"}
@@ -123,6 +117,23 @@ def up(*, config_file: Path | None, fresh: bool, detach: bool, as_json: bool, **
     if detach:
         return _start_detached(network, started, as_json=as_json)
     return _run_here(network, as_json=as_json)
+
+
+def verify_options(options: Options) -> None:
+    """Raise ``ConfigError`` for options of which each is in its range, and with which no network can be made."""
+    lay_out_ports(
+        port_base=options.port_base,
+        broker_port=options.broker_port,
+        shards=options.shards,
+        replicas=options.replicas,
+        embedded="://" not in options.broker,
+    )
+    build_preset(options)
+    build_balances(options)
+    if "://" in options.broker:
+        from node.bus.mqtt import parse_broker_url
+
+        parse_broker_url(options.broker)
 
 
 def probe_broker(url: str) -> str:

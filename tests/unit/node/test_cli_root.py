@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import pytest
 
 from node.cli import load
+from node.cli import network as networks
 from node.cli.output import print_json
 from node.cli.root import COMMANDS, CliError, cli, get_exit_code, run
 from node.cli.session import Session
@@ -406,3 +407,31 @@ def test_config_validate_names_the_nearest_key(tmp_path: Path, capsys: pytest.Ca
     path.write_text("shard = 3\n")
     assert run(["config", "validate", str(path)]) == 2
     assert capsys.readouterr().err.endswith("unknown key 'shard'\ntry: shards\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "block_time_ms = 53",
+        'balance = "much"',
+        "broker_port = 8547",
+        'broker = "mqtt://alice:secret@broker"',
+    ],
+)
+def test_config_validate_refuses_what_up_would(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+) -> None:
+    monkeypatch.setattr(networks, "_start_detached", None)
+    for key in ("PORT_BASE", "BROKER_PORT"):
+        monkeypatch.delenv(f"SHARDYARD_{key}", raising=False)
+    path = tmp_path / "net.toml"
+    path.write_text(f"{line}\n")
+    assert run(["config", "validate", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert run(["up", "-d", "--fresh", "-c", str(path)]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == told.splitlines()[0]
+    assert not list(home.iterdir())
