@@ -19,7 +19,7 @@ import rich_click as click
 
 from node.cli.deletion import delete_network, wake_orphans
 from node.cli.output import json_option, network_option, print_json, print_table, say
-from node.cli.root import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_USAGE, CliError
+from node.cli.root import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_USAGE, CliError, confirm
 from node.cli.session import Session
 from node.config import Options, check_name, get_home, get_name_flag, resolve_options
 from node.control import ControlError, ask
@@ -457,7 +457,7 @@ def reset(*, name: str, as_json: bool, yes: bool) -> int:
     check_name(name)
     root = get_home() / name
     if not yes and is_taken(root):
-        click.confirm(f"delete network {name!r} at {root}?", abort=True, err=True)
+        confirm(f"delete network {name!r} at {root}?")
     if not delete_network(root):
         raise CliError(f"no network at {root}; try: shardyard up --name {name}", EXIT_NOT_RUNNING)
     if as_json:

@@ -70,6 +70,20 @@ class CliError(ShardyardError):
         self.exit_code = exit_code
 
 
+def confirm(question: str) -> None:
+    """Ask a person, and raise ``CliError`` unless the answer is yes."""
+    try:
+        if click.confirm(question, err=True):
+            return
+        what = "the answer was no"
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo(err=True)
+        what = "nobody is there to answer"
+    raise CliError(f"nothing is changed: {what}; try: --yes, which does not ask")
+
+
 class LazyGroup(click.RichGroup):
     """Lists its commands without importing them."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import rich_click as click
 
 from node.cli.output import network_option, print_json, print_table, say
-from node.cli.root import EXIT_CONFLICT, EXIT_USAGE, CliError, NamingGroup
+from node.cli.root import EXIT_CONFLICT, EXIT_USAGE, CliError, NamingGroup, confirm
 from node.cli.session import Session
 from node.interchange import (
     MAX_FILE_BYTES,
@@ -323,11 +323,9 @@ def _confirm_stopped(chain: str, keys: list[int], reason: str) -> None:
     if reason:
         say(reason)
     names = ", ".join(map(str, keys))
-    click.confirm(
+    confirm(
         f"validators {names} of {chain}: two processes that sign in one slot with one key are slashable, and nothing notices "
-        "before they have. Is every other process with these keys stopped for good?",
-        abort=True,
-        err=True,
+        "before they have. Is every other process with these keys stopped for good?"
     )
 
 

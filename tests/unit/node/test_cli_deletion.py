@@ -1,6 +1,7 @@
 """Deleting a network: where it cannot be renamed, where it is a link, beside somebody else who deletes it, and for nothing."""
 
 import errno
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -181,3 +182,20 @@ def test_network_takes_the_place_of_the_one_that_was_there(home: Path, network: 
     other = create_network(home / "mine", Options(name="mine", shards=2, seed=2), make_room=make_room)
     assert open_network(network.root) == other != network
     assert list(home.iterdir()) == [home / "mine"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [("n\n", "the answer was no"), ("", "nobody is there to answer")]
+)
+def test_whoever_does_not_say_yes_keeps_the_network(
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert run(["reset", "--name", "mine"]) == 1
+    told = capsys.readouterr().err
+    assert told.endswith(f"error: nothing is changed: {reason}\ntry: --yes, which does not ask\n")
+    assert open_network(network.root).options == network.options
