@@ -177,6 +177,8 @@ def decode_results(types: tuple[str, ...], output: bytes) -> list[Any]:
 
 def format_value(value: object) -> str:
     """Return a decoded value as it could be given as an argument; bytes are hex, also within lists."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, bytes):
         return "0x" + value.hex()
     if isinstance(value, list | tuple):

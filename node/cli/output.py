@@ -71,9 +71,16 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def format_cell(value: object) -> str:
+    """Return a cell of a table: yes and no as files of options have them, and a dash for what there is not."""
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print aligned columns on standard output; plain text when it is not a terminal."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[format_cell(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich import box
         from rich.console import Console

@@ -18,7 +18,7 @@ from node.cli.contract import (
     verify_results,
 )
 from node.cli.network import parse_duration_ms
-from node.cli.output import flatten, format_ether
+from node.cli.output import flatten, format_ether, print_table
 from node.cli.remedies import get_remedy
 from node.cli.root import CliError, get_exit_code
 from node.cli.wallet import (
@@ -51,6 +51,12 @@ ALICE = DEV_ACCOUNTS[0].checksum_address
 )
 def test_ether_is_shown_exactly(wei: int, text: str) -> None:
     assert format_ether(wei) == text
+
+
+def test_tables_have_no_words_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("Field", "Value"), [("hash", None), ("syncing", False), ("connected", True), ("peers", 0)])
+    rows = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert rows == {"Field": "Value", "hash": "-", "syncing": "false", "connected": "true", "peers": "0"}
 
 
 @pytest.mark.parametrize(("text", "milliseconds"), [("1s", 1000), ("250ms", 250), ("2", 2000), ("0.5s", 500)])
@@ -206,6 +212,7 @@ def test_argument_of_the_wrong_form_is_refused(kind: str, text: str) -> None:
         (b"\x01", "0x01"),
         ((b"\x01", b""), "[0x01, 0x]"),
         ([("a", 1), (b"\xff",)], "[[a, 1], [0xff]]"),
+        ([True, False], "[true, false]"),
     ],
 )
 def test_result_is_printed_as_an_argument_is_given(value: object, text: str) -> None:
