@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import rich_click as click
 
@@ -51,6 +51,9 @@ from node.storage.signer_record import (
 )
 from shardyard.consensus.signer import BLOCKED, SignerState
 from shardyard.ids import BEACON, Hash32, describe_shard
+
+_SOUND: Final = "sound"
+_NONE_YET: Final = "none yet"
 
 
 @click.group(cls=NamingGroup)
@@ -118,6 +121,7 @@ def list_validators(*, name: str, as_json: bool) -> int:
     if as_json:
         print_json(rows)
         return 0
+    lost = dict.fromkeys(row["record"] for row in rows if row["record"] not in {_SOUND, _NONE_YET})
     print_table(
         ("Node", "Chain", "Validator", "Key", "Newest slot", "Signs above", "Record", "Lock"),
         [
@@ -128,21 +132,24 @@ def list_validators(*, name: str, as_json: bool) -> int:
                 row["key"][:18] + "…",
                 row["newest_slot"],
                 row["floor"],
-                row["record"],
+                "lost" if row["record"] in lost else row["record"],
                 row["lock"] or "free",
             )
             for row in rows
         ],
     )
+    for words in lost:
+        reason, _, remedy = words.partition("; try: ")
+        say(f"{reason}\ntry: {remedy}")
     return 0
 
 
 def _describe_node(network: Network, node: str) -> list[dict[str, Any]]:
     chain, _ = parse_node(node)
     path = network.get_data_dir(node) / SIGNER_FILE
-    record, state = "sound", SignerState()
+    record, state = _SOUND, SignerState()
     if not path.parent.exists():
-        record = "none yet"
+        record = _NONE_YET
     else:
         try:
             state = peek_record(path, network.genesis.network)

@@ -61,6 +61,13 @@ class Place:
         rows = json.loads(self._capsys.readouterr().out)["items"]
         return next(row["record"] for row in rows if row["node"] == self.node)
 
+    def list_for_people(self):
+        """Return the cells about the record in the table, and what is said beside it."""
+        assert run(["validator", "list", "--name", "mine"]) == 0
+        told = self._capsys.readouterr()
+        rows = [line.split() for line in told.out.splitlines()]
+        return [row[6] for row in rows if row[0] == self.node], told.err
+
     def lose_record(self):
         """Sign, keep an export that is older than the record and one that is not, and lose the record."""
         for slot, file in ((3, self.older), (4, self.newest)):
@@ -112,6 +119,15 @@ def test_where_the_chain_stands_without_the_keys_an_export_is_the_one_way_back(
     assert "is begun anew" in told
     assert "try: " not in told
     assert place.sign(5) == (len(place.keys), "")
+
+
+def test_in_the_list_a_lost_record_is_one_word_and_its_way_back_is_said_once(lose):
+    place = lose(*ALONE[2])
+    cells, told = place.list_for_people()
+    assert cells == ["lost"] * len(place.keys)
+    reason, remedy = told.splitlines()
+    assert reason.endswith("signer.log: missing")
+    assert remedy.startswith("try: shardyard validator import shard-0-0 --name mine with the newest export")
 
 
 def test_where_others_have_a_quorum_keys_without_an_export_are_resumed(lose, tmp_path):
