@@ -180,7 +180,9 @@ def check_options(options: Options) -> None:
             f"block_time_ms: got {options.block_time_ms}, expected 50..60000, or 0 for the preset's"
         )
     if options.preset not in PRESETS:
-        raise ConfigError(f"preset: got {options.preset!r}{_nearest(options.preset, sorted(PRESETS))}")
+        raise ConfigError(
+            f"preset: got {options.preset!r}, expected one of {', '.join(PRESETS)}; try: devnet"
+        )
     if options.nodes_per_shard > options.validators:
         raise ConfigError(
             f"nodes_per_shard: got {options.nodes_per_shard}, expected at most the {options.validators} validators of a shard"

@@ -179,7 +179,7 @@ def _print_hottest(stats: dict[str, Any] | None) -> None:
 
 
 @block.command()
-@click.option("--shard", default=0, show_default=True)
+@click.option("--shard", default=0, show_default=True, help="Shard of the block.")
 @network_option
 def latest(*, shard: int, name: str, as_json: bool) -> int:
     """Show the newest final block."""
@@ -190,7 +190,7 @@ def latest(*, shard: int, name: str, as_json: bool) -> int:
 
 @block.command()
 @click.argument("which")
-@click.option("--shard", default=0, show_default=True)
+@click.option("--shard", default=0, show_default=True, help="Shard of the block.")
 @click.option("--full", is_flag=True, help="With whole transactions (JSON).")
 @click.option("--access-list", "whole_list", is_flag=True, help="With all that it looked at and changed.")
 @network_option
@@ -205,7 +205,7 @@ def show(*, which: str, shard: int, full: bool, whole_list: bool, name: str, as_
 @block.command()
 @click.argument("which")
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--shard", default=0, show_default=True)
+@click.option("--shard", default=0, show_default=True, help="Shard of the block.")
 @click.option("--beacon", is_flag=True, help="A block of the beacon.")
 @network_option
 def prove(*, which: str, path: Path, shard: int, beacon: bool, name: str, as_json: bool) -> int:

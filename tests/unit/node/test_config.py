@@ -115,7 +115,7 @@ def test_wrong_type_in_a_file_names_file_and_key(tmp_path: Path) -> None:
         ({"port_base": 70_000}, "port_base: got 70000, expected 0..65000"),
         ({"seed": -1}, "seed: got -1, expected 0..18446744073709551615"),
         ({"block_time_ms": 49}, "block_time_ms: got 49, expected 50..60000"),
-        ({"preset": "devnt"}, "preset: got 'devnt'; try: devnet"),
+        ({"preset": "devnt"}, "preset: got 'devnt', expected one of devnet, test, bench; try: devnet"),
         ({"nodes_per_shard": 5}, "nodes_per_shard: got 5, expected at most the 4 validators"),
         ({"followers": 17}, "followers: got 17, expected 0..16"),
         ({"broker": "rabbit"}, "broker: got 'rabbit', expected auto, embedded, mosquitto or a URL"),
