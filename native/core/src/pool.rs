@@ -48,6 +48,23 @@ pub fn broadcast<T: Send>(work: impl Fn(BroadcastContext<'_>) -> T + Sync) -> Ve
     })
 }
 
+/// Runs `lead` here, and `help` meanwhile on as many other workers of the calling worker's pool as have nothing else to do, each
+/// on a core of its own where there are enough. Nobody is waited for who has not begun when `lead` ends; who comes later
+/// must find nothing to do.
+pub fn lead<R>(helpers: usize, help: impl Fn() + Sync, lead: impl FnOnce() -> R) -> R {
+    spread();
+    rayon::in_place_scope(|scope| {
+        for _ in 0..helpers {
+            scope.spawn(|_| {
+                settle();
+                help();
+                leave();
+            });
+        }
+        lead()
+    })
+}
+
 /// Bytes at the top of an arena that are kept when they are free, and the largest piece that is taken from an arena.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const KEPT_BYTES: libc::c_int = 64 << 20;

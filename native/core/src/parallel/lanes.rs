@@ -25,7 +25,7 @@ use crate::evm::NotExecuted;
 use crate::gateway::{GATEWAY, MAX_OUTBOX_BYTES};
 use crate::ledger::Done;
 use crate::outbox::weigh;
-use crate::pool::broadcast;
+use crate::pool::lead;
 
 /// Fewer items than this are not worth waking anybody.
 const MIN_ITEMS: usize = 48;
@@ -38,6 +38,9 @@ const PENANCE: usize = 4;
 
 /// A plan that does not pay has one worker run so many times its items alone, twice as many each time.
 const MOST_UNPAID: u32 = 4;
+
+/// For fewer items than this nobody who helps is let go.
+const LONG_ALONE: usize = 512;
 
 /// For fewer items than this a block's access list is not worth reading.
 const LEAST_LISTED: usize = 256;
@@ -79,42 +82,37 @@ enum Together<'r, 'a> {
 /// How far the lanes of a block came.
 enum Came<'a> {
     ToTheEnd,
+    /// A window comes next that others are to help with.
+    Together,
+    /// One worker goes on alone for long, and the others are free.
+    Apart,
     /// Up to this item speculation is to go on.
     Until(usize),
     /// The rest is better run by this access list.
     Listed(&'a [u8]),
 }
 
-/// Executes and commits all transactions. Runs on one of the block's workers.
+/// Executes and commits all transactions. Runs on one of the block's workers. The others help where that pays, if they are
+/// free, and are so for whatever else their pool is given the rest of the time.
 ///
 /// # Errors
 /// Those of executing in order, for the same item.
 pub fn execute_in_lanes(run: &Run<'_>) -> Result<()> {
     run.block.between.habits.lock().begin_block();
-    let planner = Mutex::new(Planner::default());
-    // Who is awake anyway.
-    let leader = rayon::current_thread_index().unwrap_or(0);
+    let mut leader = Leader::new(run);
     loop {
-        let team = Team::new(run.block.chain.threads - 1);
-        let came: Vec<Result<Option<Came<'_>>>> = broadcast(|context| {
-            if context.index() != leader {
-                // Whatever happens the leader is told: it waits for every part.
-                let mut lane = guard(|| Lane::new(run.block, &run.memory));
-                team.serve(|task| {
-                    let _shift = run.time.begin();
-                    help(lane.as_mut().map_err(|error| error.clone())?, task)
-                });
-                return Ok(None);
+        let came = match leader.lead()? {
+            Came::Together => leader.lead_team()?,
+            came => came,
+        };
+        match came {
+            Came::ToTheEnd => return Ok(()),
+            Came::Together | Came::Apart => {}
+            Came::Until(item) => {
+                speculate(run, run.committed.load(SeqCst), item)?;
+                leader.begin();
             }
-            let led = guard(|| Leader::new(run, &team, &planner).lead());
-            team.dismiss();
-            led.and_then(|came| came).map(Some)
-        });
-        let came: Vec<Option<Came<'_>>> = came.into_iter().collect::<Result<_>>()?;
-        match came.into_iter().flatten().next() {
-            Some(Came::Until(item)) => speculate(run, run.committed.load(SeqCst), item)?,
-            Some(Came::Listed(given)) => return run_listed(run, given, run.last),
-            _ => return Ok(()),
+            Came::Listed(given) => return run_listed(run, given, run.last),
         }
     }
 }
@@ -134,15 +132,18 @@ fn help<'a>(lane: &mut Lane<'a>, task: &Together<'_, 'a>) -> Result<()> {
 /// The worker that plans, and commits.
 struct Leader<'r, 'a> {
     run: &'r Run<'a>,
-    team: &'r Team<Together<'r, 'a>>,
+    /// Those who help, while they do.
+    team: Option<Arc<Team<Together<'r, 'a>>>>,
     lane: Lane<'a>,
-    planner: &'r Mutex<Planner>,
+    planner: Planner,
     /// One past the last item whose changes are settled.
     next: usize,
     /// A window that is settled and not accounted for.
     settled: Option<Settled<'r, 'a>>,
     /// The window after the present one, should that hold.
     planned: Option<Plan>,
+    /// So far one worker goes alone next.
+    alone_until: usize,
     /// All that the batch may use finds room, so nobody has to add up.
     surely_fits: bool,
     /// The first item that was not committed when this began, and the gas limits of those from there on before each.
@@ -159,27 +160,68 @@ struct Settled<'r, 'a> {
 }
 
 impl<'r, 'a> Leader<'r, 'a> {
-    fn new(run: &'r Run<'a>, team: &'r Team<Together<'r, 'a>>, planner: &'r Mutex<Planner>) -> Self {
-        let (lane, next) = (Lane::new(run.block, &run.memory), run.committed.load(SeqCst));
-        let room = run.block.env.gas_limit.saturating_sub(run.gas_used.load(SeqCst));
-        Self {
+    fn new(run: &'r Run<'a>) -> Self {
+        let mut leader = Self {
             run,
-            team,
-            lane,
-            planner,
-            next,
+            team: None,
+            lane: Lane::new(run.block, &run.memory),
+            planner: Planner::default(),
+            next: 0,
             settled: None,
             planned: None,
-            surely_fits: run.block.batch.gas_limits() <= room,
-            first: next,
-            reserved: vec![0],
+            alone_until: 0,
+            surely_fits: false,
+            first: 0,
+            reserved: Vec::new(),
             unpaid: 0,
-        }
+        };
+        leader.begin();
+        leader
+    }
+
+    /// Goes on after what is committed.
+    fn begin(&mut self) {
+        let run = self.run;
+        let room = run.block.env.gas_limit.saturating_sub(run.gas_used.load(SeqCst));
+        self.surely_fits = run.block.batch.gas_limits() <= room;
+        self.next = run.committed.load(SeqCst);
+        (self.first, self.reserved) = (self.next, vec![0]);
+    }
+
+    /// As `lead`, with whoever of the other workers comes.
+    fn lead_team(&mut self) -> Result<Came<'a>> {
+        let run = self.run;
+        let helpers = run.block.chain.threads - 1;
+        let team = Arc::new(Team::new(helpers));
+        self.team = Some(team.clone());
+        let serve = || {
+            // Whatever happens the leader is told.
+            let mut lane = guard(|| Lane::new(run.block, &run.memory));
+            team.serve(|task| {
+                let _shift = run.time.begin();
+                help(lane.as_mut().map_err(|error| error.clone())?, task)
+            });
+        };
+        let led = lead(helpers, serve, || {
+            let led = guard(|| self.lead());
+            team.dismiss();
+            led
+        });
+        self.team = None;
+        led.and_then(|came| came)
     }
 
     fn lead(&mut self) -> Result<Came<'a>> {
         let run = self.run;
         while self.next <= run.last {
+            if self.next < self.alone_until {
+                if self.alone_until - self.next >= LONG_ALONE && self.team.is_some() {
+                    self.account()?;
+                    return Ok(Came::Apart);
+                }
+                self.run_alone()?;
+                continue;
+            }
             let plan = match self.planned.take() {
                 Some(plan) => Some(plan),
                 None => {
@@ -191,7 +233,7 @@ impl<'r, 'a> Leader<'r, 'a> {
                 if let Some(given) = self.given() {
                     return Ok(Came::Listed(given));
                 }
-                self.run_alone((self.next + ALONE_ITEMS).min(run.last + 1))?;
+                self.go_alone(ALONE_ITEMS);
                 continue;
             };
             let items = plan.items.clone();
@@ -199,30 +241,35 @@ impl<'r, 'a> Leader<'r, 'a> {
                 if let Some(given) = self.given() {
                     return Ok(Came::Listed(given));
                 }
-                let end = items.start + (items.len() << self.unpaid);
-                self.run_alone(end.min(run.last + 1))?;
+                self.go_alone(items.len() << self.unpaid);
                 self.unpaid = (self.unpaid + 1).min(MOST_UNPAID);
                 continue;
             }
             self.unpaid = 0;
-            self.run_window(plan)?;
+            let Some(team) = self.team.clone() else {
+                self.planned = Some(plan);
+                return Ok(Came::Together);
+            };
+            self.run_window(&team, plan)?;
             if self.next < items.end {
                 self.planned = None;
                 self.account()?;
                 if let Some(given) = self.given() {
                     return Ok(Came::Listed(given));
                 }
-                let end = (self.next + PENANCE * items.len()).min(run.last + 1);
+                self.go_alone(PENANCE * items.len());
                 if run.block.chain.threads > FEW_WORKERS {
+                    let end = std::mem::take(&mut self.alone_until);
                     return Ok(Came::Until(end - 1));
                 }
-                self.run_alone(end)?;
             }
         }
         self.account()?;
-        // While everybody is awake.
-        run.close()?;
-        self.team.share_last(&Arc::new(Together::Gather(run)), || run.gather())?;
+        if let Some(team) = self.team.clone() {
+            // While everybody is awake.
+            run.close()?;
+            team.share_last(&Arc::new(Together::Gather(run)), || run.gather())?;
+        }
         Ok(Came::ToTheEnd)
     }
 
@@ -243,8 +290,7 @@ impl<'r, 'a> Leader<'r, 'a> {
             entry.transaction.as_ref().is_some_and(|transaction| transaction.tx_type == 4)
         };
         let end = if run.block.batch.sets_code() { (start..end).find(sets_code).unwrap_or(end) } else { end };
-        let mut planner = lock(self.planner);
-        (end - start >= MIN_ITEMS).then(|| planner.plan(run.block, &habits, start..end, run.block.chain.threads))
+        (end - start >= MIN_ITEMS).then(|| self.planner.plan(run.block, &habits, start..end, run.block.chain.threads))
     }
 
     /// How many of the items from `start` on surely fit into the block, whatever those before them that are not accounted
@@ -261,10 +307,17 @@ impl<'r, 'a> Leader<'r, 'a> {
         sums.partition_point(|sum| sum - before <= room)
     }
 
-    fn run_alone(&mut self, end: usize) -> Result<()> {
+    /// One worker runs so many items next.
+    fn go_alone(&mut self, items: usize) {
+        self.alone_until = (self.next + items).min(self.run.last + 1);
+    }
+
+    fn run_alone(&mut self) -> Result<()> {
         self.account()?;
-        let run = self.run;
-        self.team.stand_free();
+        let (run, end) = (self.run, self.alone_until);
+        if let Some(team) = &self.team {
+            team.stand_free();
+        }
         let mut committer = lock(&run.committer);
         let began = Instant::now();
         committer.commit_alone(run, &mut self.lane, self.next..end)?;
@@ -277,13 +330,12 @@ impl<'r, 'a> Leader<'r, 'a> {
 
     /// Runs a window and settles what holds of it. Meanwhile the one before is accounted for and the next one planned, so
     /// that nobody waits for either.
-    fn run_window(&mut self, plan: Plan) -> Result<()> {
+    fn run_window(&mut self, team: &Team<Together<'r, 'a>>, plan: Plan) -> Result<()> {
         let run = self.run;
         let end = plan.items.end;
         let left = (0..plan.count()).map(|_| Mutex::default()).collect();
         let shared = Arc::new(Shared::new(run.number_window(), &plan.items));
         let window = Arc::new(Window { run, plan, shared, next: AtomicUsize::new(0), left });
-        let team = self.team;
         team.share(&Arc::new(Together::Run(window.clone())), || {
             self.account()?;
             self.planned = self.plan(end, usize::MAX).filter(Plan::pays);

@@ -51,7 +51,7 @@ use crate::access_list::build;
 use crate::block::{Block, Ended};
 use crate::error::{CoreError, Result};
 use crate::near::bring_near;
-use crate::pool::broadcast;
+use crate::pool::lead;
 use crate::state::{Finished, Part, View};
 
 use after::Done;
@@ -238,7 +238,13 @@ impl<'a> Run<'a> {
     fn finish(self, workers: &ThreadPool) -> Result<Ended<'a>> {
         if self.gathering.firsts.get().is_none() {
             self.close()?;
-            workers.install(|| broadcast(|_| self.gather())).into_iter().collect::<Result<Vec<()>>>()?;
+            let ended = Mutex::new(Ok(()));
+            let gather = || {
+                let gathered = guard(|| self.gather()).and_then(|gathered| gathered);
+                gathered.unwrap_or_else(|error| *lock(&ended) = Err(error));
+            };
+            workers.install(|| lead(self.block.chain.threads - 1, gather, gather));
+            ended.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         }
         let committer = self.committer.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Gathering { firsts, parts, .. } = self.gathering;
