@@ -278,9 +278,8 @@ def watch(*, shard: str, count: int, name: str, as_json: bool) -> int:
                 printed += 1
                 if printed == count:
                     return 0
-            heads[number] = max(
-                heads[number], head
-            )  # a process that starts again may be behind what it told before
+            # A process that starts again may be behind what it told before.
+            heads[number] = max(heads[number], head)
         time.sleep(POLL_S)
     return 0
 

@@ -229,9 +229,8 @@ def _collect_messages(call: CallContext, query: MessageQuery, should_stop: Calla
     latest: int = backend.latest.height
     last = latest if query.toBlock is None else min(query.toBlock, latest)
     oldest = backend.index.first_height
-    if (
-        query.toBlock is not None and 0 < last < oldest - 1
-    ):  # the snapshot's own may be a head, that people ask up to
+    # The snapshot's own block may be a head, which people ask up to.
+    if query.toBlock is not None and 0 < last < oldest - 1:
         raise build_missing_history(oldest)
     first = max(0, last - MAX_SCANNED_BLOCKS + 1) if query.fromBlock is None else query.fromBlock
     if last - first >= MAX_SCANNED_BLOCKS:
