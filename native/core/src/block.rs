@@ -15,7 +15,9 @@ use crate::batch::Batch;
 use crate::codec::Writer;
 use crate::delivery::inbox_gas;
 use crate::error::{CoreError, Result};
-use crate::evm::{BEACON_ROOTS, HISTORY, Machine, NotExecuted, REQUEST_CONTRACTS, Relaxed, Revision};
+use crate::evm::{
+    BEACON_ROOTS, HISTORY, Machine, NotExecuted, Numbering, REQUEST_CONTRACTS, Relaxed, Revision, Stepper,
+};
 use crate::gateway::{GATEWAY, MAX_DELIVERIES, MAX_OUTBOX_BYTES, base_fee_slot, last_seq_slot};
 use crate::ledger::{Done, Ledger, Outcomes, deliver, transact};
 use crate::lthash::LtHash;
@@ -210,6 +212,11 @@ impl<'a> Block<'a> {
     }
 
     pub fn machine<'t, S: Source>(&self, state: S) -> Machine<'t, S> {
+        Machine::new(state, &self.chain, self.env, Relaxed::default())
+    }
+
+    /// For transactions that run on what those before them left.
+    pub fn stepper<'t, S: Numbering>(&self, state: S) -> Stepper<'t, S> {
         Machine::new(state, &self.chain, self.env, Relaxed::default())
     }
 }

@@ -9,8 +9,8 @@ use revm::context_interface::Host;
 use revm::interpreter::interpreter::EthInterpreter;
 use revm::interpreter::{Instruction, InstructionContext, InstructionExecResult, instructions::system};
 
-use super::Mainnet;
 use super::foresight::Foresight;
+use super::{JournalOf, Mainnet};
 use crate::state::Source;
 
 pub const INPUT_BYTES: usize = 64;
@@ -45,12 +45,14 @@ impl Mappings {
     }
 }
 
-pub fn instruction<'t, S: Source>() -> Instruction<EthInterpreter, Mainnet<'t, S>> {
+pub fn instruction<'t, S: Source, J: JournalOf<S>>() -> Instruction<EthInterpreter, Mainnet<'t, S, J>> {
     Instruction::new(keccak)
 }
 
 /// What is not about 64 bytes in memory that is there already, or is not paid for, is left to revm.
-fn keccak<S: Source>(context: InstructionContext<'_, Mainnet<'_, S>, EthInterpreter>) -> InstructionExecResult {
+fn keccak<S: Source, J: JournalOf<S>>(
+    context: InstructionContext<'_, Mainnet<'_, S, J>, EthInterpreter>,
+) -> InstructionExecResult {
     let InstructionContext { interpreter, host } = context;
     if let [.., length, offset] = interpreter.stack.data()[..]
         && length == INPUT_BYTES
@@ -63,7 +65,7 @@ fn keccak<S: Source>(context: InstructionContext<'_, Mainnet<'_, S>, EthInterpre
             let Some(input) = memory.first_chunk() else { return Ok(()) };
             let (contract, tx) = (&interpreter.input.target_address, &host.tx);
             let learn = |foresight: &mut Foresight| foresight.learn(contract, &tx.caller(), tx.input(), input);
-            let hash = host.journaled_state.database.mappings.hash(input, learn);
+            let hash = host.journaled_state.db_mut().mappings.hash(input, learn);
             drop(memory);
             let _ = interpreter.stack.pop();
             let _ = interpreter.stack.pop();

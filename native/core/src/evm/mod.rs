@@ -5,6 +5,7 @@
 //! publishes name revisions of their own.
 
 mod foresight;
+mod journal;
 mod mappings;
 mod steps;
 mod tx;
@@ -30,11 +31,12 @@ use crate::gateway::GATEWAY;
 use crate::state::{Account, BlockState, Sink, Source};
 use crate::transaction::Transaction;
 
+pub use journal::{NOWHERE, Numbering};
 use mappings::Mappings;
 pub use revm::bytecode::Bytecode;
 use revm::bytecode::opcode;
 pub use revm::primitives::hardfork::SpecId;
-pub use steps::StepChanges;
+pub use steps::{StepChanges, Stepper};
 use tx::Tx;
 pub use tx::Unsigned;
 
@@ -102,7 +104,7 @@ impl From<CoreError> for StateError {
 
 /// Any source of state as revm's database.
 #[derive(Debug)]
-struct Db<S> {
+pub struct Db<S> {
     source: S,
     mappings: Mappings,
 }
@@ -142,10 +144,10 @@ impl<S: Source> Database for Db<S> {
 
 /// Mainnet's rules without the payment to the beneficiary: every transaction makes one, so the block adds them up and
 /// credits them outside the EVM. Inside it, each would depend on the one before.
-struct Unrewarded<'t, S>(PhantomData<(&'t (), S)>);
+struct Unrewarded<'t, S, J>(PhantomData<(&'t (), S, J)>);
 
-impl<'t, S: Source> Handler for Unrewarded<'t, S> {
-    type Evm = Inner<'t, S>;
+impl<'t, S: Source, J: JournalOf<S>> Handler for Unrewarded<'t, S, J> {
+    type Evm = Inner<'t, S, J>;
     type Error = EVMError<StateError>;
     type HaltReason = HaltReason;
 
@@ -162,7 +164,9 @@ impl<'t, S: Source> Handler for Unrewarded<'t, S> {
 }
 
 /// What a transaction costs before it runs, if that was found out when it was read.
-fn known_gas<S: Source>(evm: &Inner<'_, S>) -> Option<Result<InitialAndFloorGas, InvalidTransaction>> {
+fn known_gas<S: Source, J: JournalOf<S>>(
+    evm: &Inner<'_, S, J>,
+) -> Option<Result<InitialAndFloorGas, InvalidTransaction>> {
     let Tx::Signed(transaction) = &evm.ctx.tx else { return None };
     // Whoever reads a transaction counts by the rules of our chains, and authorizations as they were signed.
     if evm.ctx.cfg.spec != Revision::PRAGUE.spec || transaction.tx_type == SETS_CODE {
@@ -265,16 +269,21 @@ pub struct Relaxed {
     pub base_fee: bool,
 }
 
-type Mainnet<'t, S> = Context<RevmBlock, Tx<'t>, CfgEnv, Db<S>, Journal<Db<S>>, ()>;
-type Inner<'t, S> = MainnetEvm<Mainnet<'t, S>>;
+/// Where an EVM keeps what its transactions change.
+pub trait JournalOf<S: Source>: JournalTr<Database = Db<S>, State = EvmState> {}
+
+impl<S: Source, J: JournalTr<Database = Db<S>, State = EvmState>> JournalOf<S> for J {}
+
+type Mainnet<'t, S, J = Journal<Db<S>>> = Context<RevmBlock, Tx<'t>, CfgEnv, Db<S>, J, ()>;
+type Inner<'t, S, J> = MainnetEvm<Mainnet<'t, S, J>>;
 
 /// One EVM over the state of one block, for transactions that outlive it.
-pub struct Machine<'t, S: Source> {
-    evm: Inner<'t, S>,
+pub struct Machine<'t, S: Source, J: JournalOf<S> = Journal<Db<S>>> {
+    evm: Inner<'t, S, J>,
     base_fee: u64,
 }
 
-impl<'t, S: Source> Machine<'t, S> {
+impl<'t, S: Source, J: JournalOf<S>> Machine<'t, S, J> {
     pub fn new(state: S, chain: &Chain, env: &BlockEnv, relaxed: Relaxed) -> Self {
         let Revision { spec, excess_blob_gas, difficulty } = chain.revision;
         let block = RevmBlock {
@@ -288,7 +297,7 @@ impl<'t, S: Source> Machine<'t, S> {
             blob_excess_gas_and_price: Some(BlobExcessGasAndPrice::new_with_spec(excess_blob_gas, spec)),
             ..RevmBlock::default()
         };
-        let context: Mainnet<'t, S> = Context::new(Db { source: state, mappings: Mappings::default() }, spec);
+        let context: Mainnet<'t, S, J> = Context::new(Db { source: state, mappings: Mappings::default() }, spec);
         let context = context.with_block(block).modify_cfg_chained(|cfg| {
             cfg.chain_id = chain.chain_id;
             cfg.set_max_blobs_per_tx(if spec == SpecId::PRAGUE { 9 } else { 6 });
@@ -303,9 +312,56 @@ impl<'t, S: Source> Machine<'t, S> {
     }
 
     pub fn state(&mut self) -> &mut S {
-        &mut self.evm.ctx.journaled_state.database.source
+        &mut self.evm.ctx.journaled_state.db_mut().source
     }
 
+    fn geth_words(&self, reason: &InvalidTransaction) -> String {
+        let tx = &self.evm.ctx.tx;
+        let caller = tx.caller();
+        match reason {
+            InvalidTransaction::NonceTooLow { tx, state } => {
+                format!("nonce too low: address {caller}, tx: {tx} state: {state}")
+            }
+            InvalidTransaction::NonceTooHigh { tx, state } => {
+                format!("nonce too high: address {caller}, tx: {tx} state: {state}")
+            }
+            InvalidTransaction::NonceOverflowInTransaction => {
+                format!("nonce has max value: address {caller}, nonce: {}", tx.nonce())
+            }
+            InvalidTransaction::LackOfFundForMaxFee { fee, balance } => {
+                format!("insufficient funds for gas * price + value: address {caller} have {balance} want {fee}")
+            }
+            InvalidTransaction::OverflowPaymentInTransaction => {
+                format!(
+                    "insufficient funds for gas * price + value: address {caller} required balance exceeds 256 bits"
+                )
+            }
+            InvalidTransaction::GasPriceLessThanBasefee => format!(
+                "max fee per gas less than block base fee: address {caller}, maxFeePerGas: {}, baseFee: {}",
+                tx.gas_price(),
+                self.base_fee
+            ),
+            InvalidTransaction::PriorityFeeGreaterThanMaxFee => format!(
+                "max priority fee per gas higher than max fee per gas: address {caller}, maxPriorityFeePerGas: {}, \
+                 maxFeePerGas: {}",
+                tx.max_priority_fee_per_gas().unwrap_or_default(),
+                tx.gas_price()
+            ),
+            InvalidTransaction::CallGasCostMoreThanGasLimit { initial_gas, gas_limit } => {
+                format!("intrinsic gas too low: have {gas_limit}, want {initial_gas}")
+            }
+            InvalidTransaction::GasFloorMoreThanGasLimit { gas_floor, gas_limit } => {
+                format!("insufficient gas for floor data gas cost: have {gas_limit}, want {gas_floor}")
+            }
+            InvalidTransaction::RejectCallerWithCode => format!("sender not an eoa: address {caller}"),
+            InvalidTransaction::CallerGasLimitMoreThanBlock => "gas limit reached".into(),
+            InvalidTransaction::CreateInitCodeSizeLimit => "max initcode size exceeded".into(),
+            other => other.to_string(),
+        }
+    }
+}
+
+impl<'t, S: Source> Machine<'t, S> {
     pub fn into_state(self) -> S {
         self.evm.ctx.journaled_state.database.source
     }
@@ -357,51 +413,6 @@ impl<'t, S: Source> Machine<'t, S> {
             Ok(result) => Ok(translate(result, writes)),
             Err(EVMError::Transaction(reason)) => Err(NotExecuted::Invalid(self.geth_words(&reason))),
             Err(other) => Err(NotExecuted::Failed(failure(other))),
-        }
-    }
-
-    fn geth_words(&self, reason: &InvalidTransaction) -> String {
-        let tx = &self.evm.ctx.tx;
-        let caller = tx.caller();
-        match reason {
-            InvalidTransaction::NonceTooLow { tx, state } => {
-                format!("nonce too low: address {caller}, tx: {tx} state: {state}")
-            }
-            InvalidTransaction::NonceTooHigh { tx, state } => {
-                format!("nonce too high: address {caller}, tx: {tx} state: {state}")
-            }
-            InvalidTransaction::NonceOverflowInTransaction => {
-                format!("nonce has max value: address {caller}, nonce: {}", tx.nonce())
-            }
-            InvalidTransaction::LackOfFundForMaxFee { fee, balance } => {
-                format!("insufficient funds for gas * price + value: address {caller} have {balance} want {fee}")
-            }
-            InvalidTransaction::OverflowPaymentInTransaction => {
-                format!(
-                    "insufficient funds for gas * price + value: address {caller} required balance exceeds 256 bits"
-                )
-            }
-            InvalidTransaction::GasPriceLessThanBasefee => format!(
-                "max fee per gas less than block base fee: address {caller}, maxFeePerGas: {}, baseFee: {}",
-                tx.gas_price(),
-                self.base_fee
-            ),
-            InvalidTransaction::PriorityFeeGreaterThanMaxFee => format!(
-                "max priority fee per gas higher than max fee per gas: address {caller}, maxPriorityFeePerGas: {}, \
-                 maxFeePerGas: {}",
-                tx.max_priority_fee_per_gas().unwrap_or_default(),
-                tx.gas_price()
-            ),
-            InvalidTransaction::CallGasCostMoreThanGasLimit { initial_gas, gas_limit } => {
-                format!("intrinsic gas too low: have {gas_limit}, want {initial_gas}")
-            }
-            InvalidTransaction::GasFloorMoreThanGasLimit { gas_floor, gas_limit } => {
-                format!("insufficient gas for floor data gas cost: have {gas_limit}, want {gas_floor}")
-            }
-            InvalidTransaction::RejectCallerWithCode => format!("sender not an eoa: address {caller}"),
-            InvalidTransaction::CallerGasLimitMoreThanBlock => "gas limit reached".into(),
-            InvalidTransaction::CreateInitCodeSizeLimit => "max initcode size exceeded".into(),
-            other => other.to_string(),
         }
     }
 

@@ -14,7 +14,6 @@ use alloy_primitives::{Address, B256, U256};
 
 use super::codes::Codes;
 use super::expected::Listing;
-use super::locations::FirstFound;
 use super::lock;
 use super::marks::{Clash, Visit};
 use super::memory::{Key, Memory, Numbers, Value, wrong_kind};
@@ -23,7 +22,7 @@ use super::upcoming::Upcoming;
 use crate::access_list::Change;
 use crate::block::Block;
 use crate::error::{CoreError, Result};
-use crate::evm::{Bytecode, Machine, NotExecuted, StepChanges};
+use crate::evm::{Bytecode, NOWHERE, NotExecuted, Numbering, StepChanges, Stepper};
 use crate::gateway::GATEWAY;
 use crate::ledger::Done;
 use crate::state::{Account, Slots, Source};
@@ -110,8 +109,8 @@ pub struct LaneReader {
     is_stopped: bool,
     /// Locations in the order in which they were first read on this journal, with the item that did.
     touched: Vec<(u32, u32)>,
-    /// What the present item was the first to read.
-    found: FirstFound,
+    /// Where what was looked at last lies.
+    place: u32,
     /// Where the accounts lie that the next items send from and pay, and what is there.
     upcoming: Upcoming<(u32, Option<Account>)>,
     numbers: Numbers,
@@ -144,21 +143,14 @@ impl LaneReader {
             value = listing.before(location, value, self.index);
         }
         self.touched.push((location, self.index));
-        self.found.note(key, location);
+        self.place = location;
         Ok(value)
     }
+}
 
-    /// The last location that was first read after so many, taken out.
-    fn pop_touched(&mut self, known: usize) -> Option<u32> {
-        if self.touched.len() > known { self.touched.pop().map(|(location, _)| location) } else { None }
-    }
-
-    /// Where a location lies that the item likely looked at.
-    fn locate(&mut self, key: &Key) -> Result<u32> {
-        match self.found.get(key) {
-            Some(location) => Ok(location),
-            None => self.memory.locate_with(key, &mut self.numbers),
-        }
+impl Numbering for LaneReader {
+    fn place(&self) -> u32 {
+        self.place
     }
 }
 
@@ -240,7 +232,8 @@ pub enum Ran {
 pub struct Lane<'a> {
     block: &'a Block<'a>,
     memory: Arc<Memory>,
-    machine: Machine<'a, LaneReader>,
+    machine: Stepper<'a, LaneReader>,
+    /// Room for what a step changed while it is kept.
     step: StepChanges,
     trail: Trail,
     /// Items refused since others were read ahead.
@@ -268,12 +261,12 @@ impl<'a> Lane<'a> {
             saw_tips: false,
             is_stopped: false,
             touched: Vec::new(),
-            found: FirstFound::default(),
+            place: NOWHERE,
             upcoming: Upcoming::default(),
             numbers: Numbers::default(),
             codes: Codes::default(),
         };
-        let machine = block.machine(reader);
+        let machine = block.stepper(reader);
         Self {
             block,
             memory: memory.clone(),
@@ -307,8 +300,8 @@ impl<'a> Lane<'a> {
     }
 
     /// The last item ended an account: nothing may run on this journal after it.
-    pub fn has_destroyed(&self) -> bool {
-        self.step.has_destroyed
+    pub fn has_destroyed(&mut self) -> bool {
+        self.machine.changes().has_destroyed
     }
 
     /// Drops what the last item did, and the journal with it: nothing may run on it before `take_trail`.
@@ -377,15 +370,14 @@ impl<'a> Lane<'a> {
     /// Those of reading the state.
     pub fn run(&mut self, index: usize, transaction: &'a Transaction) -> Result<Ran> {
         perturb();
-        self.step.clear();
+        self.machine.begin_step();
         let reader = self.machine.state();
         (reader.index, reader.saw_tips) = (index as u32, false);
-        reader.found.clear();
         reader.upcoming.come_to(index as u32);
         let known = reader.touched.len();
         match self.execute(transaction) {
             Ok(done) => {
-                if self.step.has_destroyed && matches!(self.machine.state().standing, Standing::Beside(..)) {
+                if self.has_destroyed() && matches!(self.machine.state().standing, Standing::Beside(..)) {
                     return Ok(Ran::Stopped);
                 }
                 self.keep(index as u32)?;
@@ -395,7 +387,9 @@ impl<'a> Lane<'a> {
             Err(Failure::State(error)) => Err(error),
             Err(Failure::Refused(refusal)) => {
                 self.refused += 1;
-                self.forget(known);
+                // What it was the first to look at, nobody has looked at.
+                self.machine.forget_step();
+                self.machine.state().touched.truncate(known);
                 Ok(Ran::Refused(refusal))
             }
             Err(Failure::Spoilt(refusal)) => Ok(Ran::Spoilt(refusal)),
@@ -403,50 +397,44 @@ impl<'a> Lane<'a> {
     }
 
     fn execute(&mut self, transaction: &'a Transaction) -> Result<Done, Failure> {
-        let (block, step) = (self.block, &mut self.step);
+        let block = self.block;
         if let Some(transfer) = block.plan(transaction)
-            && self.machine.step_transfer(&transfer, step)?
+            && self.machine.step_transfer(&transfer)?
         {
             return Ok(Done::of_transfer(transaction, block.env.base_fee));
         }
-        let mut executed = match self.machine.step(transaction, step) {
+        let mut executed = match self.machine.step(transaction) {
             Ok(executed) => executed,
             Err(NotExecuted::Failed(error)) => return Err(error.into()),
             Err(refusal) => return Err(Failure::Refused(refusal)),
         };
-        let is_tip_lost = step.has_destroyed && self.machine.has_destroyed(&block.env.beneficiary);
+        let is_tip_lost = self.has_destroyed() && self.machine.has_destroyed(&block.env.beneficiary);
         let done = Done::of_executed(block, transaction, &mut executed, is_tip_lost).map_err(Failure::Spoilt)?;
         if !done.messages.is_empty() {
-            self.machine.debit_step(&GATEWAY, done.escrow()?, step)?;
+            self.machine.debit_step(&GATEWAY, done.escrow()?)?;
         }
         Ok(done)
     }
 
     /// Notes what the item changed.
     fn keep(&mut self, index: u32) -> Result<()> {
-        let (changes, reader) = (&mut self.trail.changes, self.machine.state());
-        for (address, account) in self.step.accounts.drain(..) {
-            let location = reader.locate(&Key::Account(address))?;
-            changes.push(Change { index, location, value: Value::Account(account) });
+        let Self { memory, machine, step, trail, .. } = self;
+        let locate = |reader: &mut LaneReader, place: u32, key: Key| {
+            if place == NOWHERE { memory.locate_with(&key, &mut reader.numbers) } else { Ok(place) }
+        };
+        std::mem::swap(machine.changes(), step);
+        let reader = machine.state();
+        for (place, address, account) in step.accounts.drain(..) {
+            let location = locate(reader, place, Key::Account(address))?;
+            trail.changes.push(Change { index, location, value: Value::Account(account) });
         }
-        for (address, slot, value) in self.step.slots.drain(..) {
-            let location = reader.locate(&Key::Slot(address, slot))?;
-            changes.push(Change { index, location, value: Value::Slot(value) });
+        for (place, address, slot, value) in step.slots.drain(..) {
+            let location = locate(reader, place, Key::Slot(address, slot))?;
+            trail.changes.push(Change { index, location, value: Value::Slot(value) });
         }
-        if self.step.codes.is_empty() {
-            return Ok(());
-        }
-        self.trail.codes.extend(self.step.codes.drain(..).map(|(hash, code)| (index, hash, code)));
+        trail.codes.extend(step.codes.drain(..).map(|(hash, code)| (index, hash, code)));
+        std::mem::swap(machine.changes(), step);
         Ok(())
-    }
-
-    /// What a refused item was the first to look at, nobody has looked at.
-    fn forget(&mut self, known: usize) {
-        while let Some(location) = self.machine.state().pop_touched(known) {
-            if let Key::Account(address) = self.memory.key(location) {
-                self.machine.forget_step(&address);
-            }
-        }
     }
 }
 

@@ -45,6 +45,7 @@ type Words = [u64; 7];
 const IS_SLOT: u64 = 1 << 32;
 
 impl Key {
+    #[inline]
     fn words(&self) -> Words {
         let (address, slot, kind) = match self {
             Self::Account(address) => (address, [0; 4], 0),
@@ -191,18 +192,19 @@ impl<T: Default> Locations<T> {
     /// As `locate`.
     pub fn locate_all(
         &self,
-        keys: impl Iterator<Item = Key> + Clone,
+        keys: impl Iterator<Item = Key>,
         numbers: &mut Numbers,
         mut tell: impl FnMut(u32, bool),
     ) -> Result<()> {
         let expect = |key: Key| {
-            let hash = self.hash(&key.words());
+            let words = key.words();
+            let hash = self.hash(&words);
             bring_near_to_write(&raw const self.words[hash as usize & (self.words.len() - 1)]);
-            hash
+            (words, hash)
         };
-        let hashes: SmallVec<[u64; 32]> = keys.clone().map(expect).collect();
-        for (key, hash) in keys.zip(hashes) {
-            let (number, is_new) = self.locate_hashed(&key, &key.words(), hash, numbers, TAKEN)?;
+        let expected: SmallVec<[(Words, u64); 32]> = keys.map(expect).collect();
+        for (words, hash) in &expected {
+            let (number, is_new) = self.locate_hashed(words, *hash, numbers, TAKEN)?;
             tell(number, is_new);
         }
         Ok(())
@@ -210,18 +212,11 @@ impl<T: Default> Locations<T> {
 
     fn locate_from(&self, key: &Key, numbers: &mut Numbers, taken: u32) -> Result<u32> {
         let words = key.words();
-        self.locate_hashed(key, &words, self.hash(&words), numbers, taken).map(|(number, _)| number)
+        self.locate_hashed(&words, self.hash(&words), numbers, taken).map(|(number, _)| number)
     }
 
     /// The number, and whether it was given now.
-    fn locate_hashed(
-        &self,
-        key: &Key,
-        wanted_key: &Words,
-        hash: u64,
-        numbers: &mut Numbers,
-        taken: u32,
-    ) -> Result<(u32, bool)> {
+    fn locate_hashed(&self, wanted_key: &Words, hash: u64, numbers: &mut Numbers, taken: u32) -> Result<(u32, bool)> {
         let mask = self.words.len() - 1;
         let tag = hash >> 32;
         let mut made = None;
@@ -245,7 +240,7 @@ impl<T: Default> Locations<T> {
                 return Ok((number, false));
             }
         }
-        match lock(&self.crowded).entry(*key) {
+        match lock(&self.crowded).entry(Key::from_words(wanted_key)) {
             std::collections::hash_map::Entry::Occupied(found) => Ok((*found.get(), false)),
             std::collections::hash_map::Entry::Vacant(free) => {
                 let number = match made {

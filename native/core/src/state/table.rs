@@ -16,14 +16,16 @@ pub trait Word: Copy + Eq {
 }
 
 impl Word for Address {
+    #[inline]
     fn feed(&self, hasher: &mut impl Hasher) {
         let (words, rest) = self.as_chunks::<8>();
         words.iter().for_each(|word| hasher.write_u64(u64::from_le_bytes(*word)));
-        hasher.write_u32(rest.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)));
+        hasher.write_u32(rest.first_chunk().map_or(0, |rest| u32::from_le_bytes(*rest)));
     }
 }
 
 impl Word for U256 {
+    #[inline]
     fn feed(&self, hasher: &mut impl Hasher) {
         self.as_limbs().iter().for_each(|limb| hasher.write_u64(*limb));
     }

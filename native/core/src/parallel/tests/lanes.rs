@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::evm::StepChanges;
+use crate::evm::Numbering;
 use crate::parallel::Between;
 
 /// A block's statistics on so many threads, with what earlier blocks left.
@@ -13,11 +13,6 @@ fn run(case: &Case, threads: usize, between: &Arc<Between>) -> BlockResult {
         Block::new(chain(threads, true), &case.env, &case.batch, case.mode, &case.inbox).expect("a sound block");
     block.between = between.clone();
     execute_on(pool(threads).as_deref(), &block, case.view.clone(), PARENT).expect("all are valid")
-}
-
-/// Users who are not poor.
-fn rich(number: u64) -> u64 {
-    number / 9 * 10 + number % 9
 }
 
 #[test]
@@ -98,16 +93,23 @@ fn sweep(words: [u64; 2]) -> Call {
     Call::to(contract(SWEEP)).words(words.map(U256::from))
 }
 
+impl Numbering for View {
+    fn place(&self) -> u32 {
+        0
+    }
+}
+
 /// The slots that a block's only transaction changed, as its step notes them.
 fn slots_of_step(call: Call) -> Vec<(U256, U256)> {
     let mut workload = Workload::default();
     workload.push(0, Call { gas: 10_000_000, ..call });
     let case = Case::new(&store(), workload);
     let block = Block::new(chain(1, true), &case.env, &case.batch, case.mode, &case.inbox).expect("a sound block");
-    let (mut machine, mut changes) = (block.machine(case.view.clone()), StepChanges::default());
-    let effect = machine.step(block.transaction(0).expect("it was read"), &mut changes).expect("it is valid");
+    let mut machine = block.stepper(case.view.clone());
+    let effect = machine.step(block.transaction(0).expect("it was read")).expect("it is valid");
     assert!(effect.is_success(), "{:?}", effect.status);
-    let mut slots: Vec<(U256, U256)> = changes.slots.iter().map(|(_, slot, value)| (*slot, *value)).collect();
+    let mut slots: Vec<(U256, U256)> =
+        machine.changes().slots.iter().map(|(.., slot, value)| (*slot, *value)).collect();
     slots.sort_unstable();
     slots
 }

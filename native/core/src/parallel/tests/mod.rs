@@ -18,6 +18,7 @@ use crate::transaction::Transaction;
 
 mod lanes;
 mod lists;
+mod programs;
 mod sizes;
 mod world;
 

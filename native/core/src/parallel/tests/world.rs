@@ -23,6 +23,11 @@ pub(super) fn user(number: u64) -> Address {
     address
 }
 
+/// Users who are not poor.
+pub(super) fn rich(number: u64) -> u64 {
+    number / 9 * 10 + number % 9
+}
+
 pub(super) fn contract(number: u8) -> Address {
     Address::repeat_byte(number)
 }
