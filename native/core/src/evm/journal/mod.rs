@@ -28,7 +28,7 @@ pub trait Numbering: Source {
     fn place(&self) -> u32;
 }
 
-/// Of a slot that nobody had to read: its account was created on this journal.
+/// Of a slot that nobody had to read: its account was created by the transaction itself.
 pub const NOWHERE: u32 = u32::MAX;
 
 /// Rows that are kept for the next steps.
@@ -160,13 +160,11 @@ pub struct StepJournal<S> {
 
 impl<S> StepJournal<S> {
     fn hash_account(&self, address: &Address) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        address.feed(&mut hasher);
-        hasher.finish()
+        hash(&self.hasher, 0, address)
     }
 
     fn hash_slot(&self, owner: u32, key: &U256) -> u64 {
-        hash_slot(&self.hasher, owner, key)
+        hash(&self.hasher, owner, key)
     }
 
     #[inline]
@@ -372,7 +370,7 @@ impl<S> StepJournal<S> {
     }
 }
 
-fn hash_slot(hasher: &foldhash::fast::RandomState, owner: u32, key: &U256) -> u64 {
+fn hash(hasher: &foldhash::fast::RandomState, owner: u32, key: &impl Word) -> u64 {
     let mut hasher = hasher.build_hasher();
     key.feed(&mut hasher);
     hasher.write_u32(owner);
@@ -451,14 +449,10 @@ impl<S: Numbering> StepJournal<S> {
         account.info = AccountInfo { code, ..info };
         (held.address, held.place, held.told) = (*address, place, None);
         held.before = present(account);
-        let hash = self.hash_account(address);
+        let hashed = self.hash_account(address);
         let row = row as u32;
         let (hasher, accounts) = (&self.hasher, &self.accounts);
-        self.account_rows.insert_unique(hash, row, |row| {
-            let mut hasher = hasher.build_hasher();
-            accounts[*row as usize].address.feed(&mut hasher);
-            hasher.finish()
-        });
+        self.account_rows.insert_unique(hashed, row, |row| hash(hasher, 0, &accounts[*row as usize].address));
         self.held += 1;
         *self.recent.account(address) = row;
         if is_cold {
@@ -527,13 +521,21 @@ impl<S: Numbering> StepJournal<S> {
         if is_cold && skip_cold {
             return Err(JournalLoadError::ColdLoadSkipped);
         }
+        // A journal of the transaction's own would read whatever the transaction did not create itself: so does this one, that
+        // access lists do not depend on which transactions share a journal.
+        let is_own = account.is_created_locally();
         let row = match row {
             Some(row) => {
-                self.slots[row as usize].slot.mark_warm_with_transaction_id(self.step);
+                let held = &mut self.slots[row as usize];
+                if held.place == NOWHERE && !is_own {
+                    self.db.storage(*address, *key)?;
+                    held.place = self.db.source.place();
+                }
+                held.slot.mark_warm_with_transaction_id(self.step);
                 row
             }
             None => {
-                let (value, place) = if account.is_created() {
+                let (value, place) = if is_own {
                     (U256::ZERO, NOWHERE)
                 } else {
                     (self.db.storage(*address, *key)?, self.db.source.place())
@@ -541,10 +543,10 @@ impl<S: Numbering> StepJournal<S> {
                 let row = self.slots.len() as u32;
                 let slot = EvmStorageSlot::new(value, self.step);
                 self.slots.push(HeldSlot { owner, place, told: None, key: *key, slot });
-                let (hash, hasher, slots) = (self.hash_slot(owner, key), &self.hasher, &self.slots);
-                self.slot_rows.insert_unique(hash, row, |row| {
+                let (hashed, hasher, slots) = (self.hash_slot(owner, key), &self.hasher, &self.slots);
+                self.slot_rows.insert_unique(hashed, row, |row| {
                     let held = &slots[*row as usize];
-                    hash_slot(hasher, held.owner, &held.key)
+                    hash(hasher, held.owner, &held.key)
                 });
                 *self.recent.slot(owner, key) = row;
                 row

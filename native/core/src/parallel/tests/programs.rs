@@ -168,3 +168,18 @@ fn what_another_transaction_created_is_not_ended() {
     let changes = crate::state::Changes::decode(&digest.diff).expect("a diff");
     assert!(changes.accounts[&child].is_some_and(|account| account.has_code()));
 }
+
+#[test]
+fn what_is_read_of_a_contract_is_listed_though_its_journal_saw_it_created() {
+    // Its constructor reads slot 5; calls of it read slots 5 and 6.
+    let code = alloy_primitives::hex!("60055450 68600554506006545000 5f52 60096017f3");
+    let mut workload = Workload::default();
+    workload.push(0, Call { to: None, value: 0, input: code.to_vec(), gas: 300_000 });
+    // One sender: all of it runs on one journal.
+    (1..120).for_each(|_| workload.push(0, Call::to(user(0).create(0))));
+    let case = Case::new(&store(), workload);
+    let digest = case.check().expect("all are valid");
+    assert_eq!(digest.skipped.len(), 0);
+    let changes = crate::state::Changes::decode(&digest.diff).expect("a diff");
+    assert!(changes.accounts[&user(0).create(0)].is_some_and(|account| account.has_code()));
+}
