@@ -28,7 +28,7 @@ pub trait Numbering: Source {
     fn place(&self) -> u32;
 }
 
-/// Of a slot that nobody had to read: its account was created by the transaction itself.
+/// Of a slot that nobody had to read: its account was created on this journal.
 pub const NOWHERE: u32 = u32::MAX;
 
 /// Rows that are kept for the next steps.
@@ -284,7 +284,9 @@ impl<S> StepJournal<S> {
     fn begin(&mut self) {
         self.logs.clear();
         self.depth = 0;
-        if !self.transient.is_empty() {
+        if self.transient.len() > MOST_KEPT {
+            (self.transient, self.transient_rows) = Default::default();
+        } else if !self.transient.is_empty() {
             self.transient.clear();
             self.transient_rows.clear();
         }
@@ -340,8 +342,13 @@ impl<S> StepJournal<S> {
     /// Empties it, keeping its room.
     pub fn clear(&mut self) {
         self.entries.clear();
+        if self.held.max(self.slots.len()) > MOST_KEPT {
+            // Emptying a table takes as long as it is large.
+            (self.account_rows, self.slot_rows) = Default::default();
+        }
         self.held = 0;
         self.accounts.truncate(MOST_KEPT);
+        self.accounts.shrink_to(MOST_KEPT);
         self.account_rows.clear();
         self.slots.clear();
         self.slots.shrink_to(MOST_KEPT);
@@ -521,21 +528,14 @@ impl<S: Numbering> StepJournal<S> {
         if is_cold && skip_cold {
             return Err(JournalLoadError::ColdLoadSkipped);
         }
-        // A journal of the transaction's own would read whatever the transaction did not create itself: so does this one, that
-        // access lists do not depend on which transactions share a journal.
-        let is_own = account.is_created_locally();
         let row = match row {
             Some(row) => {
-                let held = &mut self.slots[row as usize];
-                if held.place == NOWHERE && !is_own {
-                    self.db.storage(*address, *key)?;
-                    held.place = self.db.source.place();
-                }
-                held.slot.mark_warm_with_transaction_id(self.step);
+                self.slots[row as usize].slot.mark_warm_with_transaction_id(self.step);
                 row
             }
+            // What the block itself gave its code stands in no access list with what is read of it.
             None => {
-                let (value, place) = if is_own {
+                let (value, place) = if account.is_created() {
                     (U256::ZERO, NOWHERE)
                 } else {
                     (self.db.storage(*address, *key)?, self.db.source.place())

@@ -1,18 +1,17 @@
 //! Claims about access lists: a block that comes with its list is executed as in order, and a list with a lie is refused.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError};
 
 use alloy_primitives::{Address, U256};
 
-use super::world::{genesis, hex, user};
-use super::{Call, Case, Dice, Digest, PARENT, RUNS_IN_LANES, STUMBLES, TURN, Workload, digest, receipt, store};
+use super::world::{hex, user};
+use super::{Call, Case, Dice, Digest, RUNS_IN_LANES, STUMBLES, TURN, Workload, digest, receipt, store, store_with};
 use crate::access_list::{AccessList, AccountAccess, decode, encode};
 use crate::batch::{Batch, Entry};
 use crate::block::Mode;
 use crate::error::CoreError;
 use crate::receipt::Kind;
-use crate::state::{Store, parse_genesis};
 
 impl Case {
     /// The block as others get it, with its access list beside it.
@@ -138,12 +137,8 @@ fn spender(more: U256) -> (Address, serde_json::Value) {
 #[test]
 fn fees_that_were_paid_out_at_once_are_found_though_no_list_tells_of_them() {
     let case = |more: U256, deliveries: u64, transactions: u64| {
-        let mut alloc: serde_json::Value = serde_json::from_slice(&genesis()).expect("an allocation is JSON");
         let (beneficiary, account) = spender(more);
-        alloc[hex(beneficiary.as_slice())] = account;
-        let store = Arc::new(Store::new(4));
-        store.replace(parse_genesis(&serde_json::to_vec(&alloc).expect("plain data")).expect("it parses"), 1);
-        store.set_base(PARENT, 0);
+        let store = store_with([(beneficiary, account)]);
         let mut workload = Workload::default();
         // The first asks what lanes do not know, and leaves the rest to the list.
         (0..transactions.min(1)).for_each(|_| workload.push(1, Call { value: 9, ..Call::to(beneficiary) }));

@@ -72,8 +72,15 @@ impl Dice {
 /// Perturbed schedules of every workload.
 const SCHEDULES: u64 = 20;
 fn store() -> Arc<Store> {
+    store_with([])
+}
+
+/// With these accounts beside, or instead of, those of the genesis.
+fn store_with(accounts: impl IntoIterator<Item = (Address, serde_json::Value)>) -> Arc<Store> {
+    let mut alloc = genesis();
+    alloc.extend(accounts.into_iter().map(|(address, account)| (hex(address.as_slice()), account)));
     let store = Arc::new(Store::new(4));
-    store.replace(parse_genesis(&genesis()).expect("the allocation parses"), 1);
+    store.replace(parse_genesis(&serde_json::to_vec(&alloc).expect("plain data")).expect("it parses"), 1);
     store.set_base(PARENT, 0);
     store
 }
@@ -481,12 +488,7 @@ fn store_with_echo() -> Arc<Store> {
     let mut code = alloy_primitives::hex!("365f5f375f517f").to_vec();
     code.extend_from_slice(OUTBOX_TOPIC.as_slice());
     code.extend(alloy_primitives::hex!("602036036020a200"));
-    let mut alloc: serde_json::Value = serde_json::from_slice(&genesis()).expect("an allocation is JSON");
-    alloc[hex(GATEWAY.as_slice())] = serde_json::json!({ "nonce": "0x1", "code": hex(&code) });
-    let store = Arc::new(Store::new(4));
-    store.replace(parse_genesis(&serde_json::to_vec(&alloc).expect("plain data")).expect("it parses"), 1);
-    store.set_base(PARENT, 0);
-    store
+    store_with([(GATEWAY, serde_json::json!({ "nonce": "0x1", "code": hex(&code) }))])
 }
 
 /// What came before a sender without room has filled the outbox itself: repeating it must not ask for room again.
