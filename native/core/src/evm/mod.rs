@@ -36,7 +36,7 @@ use mappings::Mappings;
 pub use revm::bytecode::Bytecode;
 use revm::bytecode::opcode;
 pub use revm::primitives::hardfork::SpecId;
-pub use steps::{StepChanges, Stepper};
+pub use steps::Stepper;
 use tx::Tx;
 pub use tx::Unsigned;
 

@@ -10,51 +10,77 @@ use revm::handler::Handler;
 use revm::state::{Account as EvmAccount, EvmState};
 
 use super::foresight::Slots;
-use super::journal::{Numbering, StepJournal};
+use super::journal::{NOWHERE, Numbering, StepJournal, present};
 use super::{Bytecode, Executed, Machine, NotExecuted, StateError, Tx, Unrewarded, failure, translate};
+use crate::access_list::Change;
 use crate::error::{CoreError, Result};
-use crate::state::Account;
+use crate::parallel::Value;
+use crate::state::{Account, Key};
 use crate::transaction::Transaction;
 use crate::transfer::Transfer;
 
-/// What one step changed, less what it put back itself: each location once, with the place where its source has it.
+/// What steps changed, in order, less what each put back itself: each location once a step. Written where it stays: what
+/// is moved right after it was written piece by piece waits for the memory of all that was written before.
 #[derive(Debug, Default)]
 pub struct StepChanges {
-    pub accounts: Vec<(u32, Address, Option<Account>)>,
-    pub slots: Vec<(u32, Address, U256, U256)>,
-    pub codes: Vec<(B256, Bytecode)>,
-    /// It ended an account: nothing may run on this journal after it.
+    pub values: Vec<Change>,
+    pub codes: Vec<(u32, B256, Bytecode)>,
+    /// Which of the values lie `NOWHERE` yet, and what they are of.
+    pub unplaced: Vec<(usize, Key)>,
+    /// The last step ended an account: nothing may run on this journal after it.
     pub has_destroyed: bool,
+    /// The last step, and where its values begin.
+    index: u32,
+    first: usize,
 }
 
 impl StepChanges {
-    pub fn clear(&mut self) {
-        self.accounts.clear();
-        self.slots.clear();
-        self.codes.clear();
-        self.has_destroyed = false;
+    pub fn begin(&mut self, index: u32) {
+        (self.index, self.first, self.has_destroyed) = (index, self.values.len(), false);
+    }
+
+    /// Forgets the steps from `end` on.
+    pub fn truncate(&mut self, end: u32) {
+        self.values.truncate(self.values.partition_point(|change| change.index < end));
+        self.codes.truncate(self.codes.partition_point(|(index, ..)| *index < end));
+        let left = self.values.len();
+        self.unplaced.retain(|(at, _)| *at < left);
     }
 
     /// Takes an account in, if it is not as it was before.
-    pub(super) fn note(&mut self, place: u32, address: &Address, account: &EvmAccount, was: &Account) {
-        let present = present(account);
-        if present == Some(*was).filter(|account| !account.is_empty()) {
+    pub(super) fn note(&mut self, place: u32, account: &EvmAccount, was: &Account) {
+        let left = present(account);
+        let is_gone = account.is_selfdestructed() || left.is_empty();
+        let is_same = if is_gone { was.is_empty() } else { left == *was };
+        if is_same {
             return;
         }
-        let hash = present.unwrap_or_default().code_hash;
-        if hash != was.code_hash
+        if !is_gone
+            && left.code_hash != was.code_hash
             && let Some(code) = account.info.code.as_ref().filter(|code| !code.is_empty())
         {
-            self.codes.push((hash, code.clone()));
+            self.codes.push((self.index, left.code_hash, code.clone()));
         }
-        self.accounts.push((place, *address, present));
+        self.push(place, Value::Account((!is_gone).then_some(left)));
     }
-}
 
-fn present(account: &EvmAccount) -> Option<Account> {
-    let info = &account.info;
-    let present = Account { nonce: info.nonce, balance: info.balance, code_hash: info.code_hash };
-    Some(present).filter(|present| !present.is_empty() && !account.is_selfdestructed())
+    pub(super) fn push(&mut self, location: u32, value: Value) {
+        self.values.push(Change { index: self.index, location, value });
+    }
+
+    /// Notes an account anew that the last step has told of.
+    pub(super) fn note_again(&mut self, place: u32, account: &EvmAccount, was: &Account) {
+        if let Some(told) = self.values[self.first..].iter().position(|change| change.location == place) {
+            self.values.remove(self.first + told);
+        }
+        self.note(place, account, was);
+    }
+
+    /// A slot that nobody had to read.
+    pub(super) fn push_unplaced(&mut self, address: &Address, slot: &U256, value: U256) {
+        self.unplaced.push((self.values.len(), Key::Slot(*address, *slot)));
+        self.push(NOWHERE, Value::Slot(value));
+    }
 }
 
 /// An EVM whose transactions run on what those before them left.
@@ -65,9 +91,9 @@ impl<'t, S: Numbering> Stepper<'t, S> {
         &mut self.evm.ctx.journaled_state
     }
 
-    /// What is read from here on can be forgotten with `forget_step`.
-    pub fn begin_step(&mut self) {
-        self.journal().changes.clear();
+    /// Step `index` begins: what is read from here on can be forgotten with `forget_step`.
+    pub fn begin_step(&mut self, index: u32) {
+        self.journal().changes.begin(index);
         self.journal().mark();
     }
 
@@ -98,7 +124,7 @@ impl<'t, S: Numbering> Stepper<'t, S> {
         self.journal().transfer_plainly(transfer).map_err(|StateError(error)| error)
     }
 
-    /// What the last step changed.
+    /// What the steps changed.
     pub fn changes(&mut self) -> &mut StepChanges {
         &mut self.journal().changes
     }

@@ -22,7 +22,7 @@ use super::upcoming::Upcoming;
 use crate::access_list::Change;
 use crate::block::Block;
 use crate::error::{CoreError, Result};
-use crate::evm::{Bytecode, NOWHERE, NotExecuted, Numbering, StepChanges, Stepper};
+use crate::evm::{Bytecode, NOWHERE, NotExecuted, Numbering, Stepper};
 use crate::gateway::GATEWAY;
 use crate::ledger::Done;
 use crate::state::{Account, Slots, Source};
@@ -233,8 +233,6 @@ pub struct Lane<'a> {
     block: &'a Block<'a>,
     memory: Arc<Memory>,
     machine: Stepper<'a, LaneReader>,
-    /// Room for what a step changed while it is kept.
-    step: StepChanges,
     trail: Trail,
     /// Items refused since others were read ahead.
     refused: usize,
@@ -271,7 +269,6 @@ impl<'a> Lane<'a> {
             block,
             memory: memory.clone(),
             machine,
-            step: StepChanges::default(),
             trail: Trail::default(),
             refused: 0,
             items: 0,
@@ -309,25 +306,28 @@ impl<'a> Lane<'a> {
         let reader = self.machine.state();
         reader.saw_tips = false;
         reader.touched.truncate(reader.touched.partition_point(|(_, by)| *by < index as u32));
-        self.trail.truncate(index as u32);
+        self.machine.changes().truncate(index as u32);
     }
 
     /// So many items come next, and what they change is kept.
     pub fn make_room(&mut self, items: usize) {
         let (changes, touched) = self.room;
         self.items = items;
-        make_room(&mut self.trail.changes, changes.saturating_mul(items));
+        make_room(&mut self.machine.changes().values, changes.saturating_mul(items));
         make_room(&mut self.machine.state().touched, touched.saturating_mul(items));
     }
 
     /// Takes what the items since the last call did; the journal is empty then.
     pub fn take_trail(&mut self) -> &mut Trail {
         self.machine.end_steps();
+        self.trail.clear();
+        let changes = self.machine.changes();
+        std::mem::swap(&mut self.trail.changes, &mut changes.values);
+        std::mem::swap(&mut self.trail.codes, &mut changes.codes);
         let reader = self.machine.state();
         let of_items = |count: usize| count.div_ceil(self.items.max(1)).max(1);
         self.room = (of_items(self.trail.changes.len()), of_items(reader.touched.len()));
         std::mem::swap(&mut self.trail.touched, &mut reader.touched);
-        reader.touched.clear();
         // Read before what the journal held was written.
         reader.upcoming.clear();
         reader.saw_tips = false;
@@ -370,17 +370,21 @@ impl<'a> Lane<'a> {
     /// Those of reading the state.
     pub fn run(&mut self, index: usize, transaction: &'a Transaction) -> Result<Ran> {
         perturb();
-        self.machine.begin_step();
+        self.machine.begin_step(index as u32);
         let reader = self.machine.state();
         (reader.index, reader.saw_tips) = (index as u32, false);
         reader.upcoming.come_to(index as u32);
         let known = reader.touched.len();
         match self.execute(transaction) {
             Ok(done) => {
-                if self.has_destroyed() && matches!(self.machine.state().standing, Standing::Beside(..)) {
+                let changes = self.machine.changes();
+                if changes.has_destroyed && matches!(self.machine.state().standing, Standing::Beside(..)) {
+                    self.machine.changes().truncate(index as u32);
                     return Ok(Ran::Stopped);
                 }
-                self.keep(index as u32)?;
+                if !self.machine.changes().unplaced.is_empty() {
+                    self.place_rest()?;
+                }
                 Ok(Ran::Done(done))
             }
             Err(Failure::State(_)) if std::mem::take(&mut self.machine.state().is_stopped) => Ok(Ran::Stopped),
@@ -392,7 +396,10 @@ impl<'a> Lane<'a> {
                 self.machine.state().touched.truncate(known);
                 Ok(Ran::Refused(refusal))
             }
-            Err(Failure::Spoilt(refusal)) => Ok(Ran::Spoilt(refusal)),
+            Err(Failure::Spoilt(refusal)) => {
+                self.machine.changes().truncate(index as u32);
+                Ok(Ran::Spoilt(refusal))
+            }
         }
     }
 
@@ -416,24 +423,14 @@ impl<'a> Lane<'a> {
         Ok(done)
     }
 
-    /// Notes what the item changed.
-    fn keep(&mut self, index: u32) -> Result<()> {
-        let Self { memory, machine, step, trail, .. } = self;
-        let locate = |reader: &mut LaneReader, place: u32, key: Key| {
-            if place == NOWHERE { memory.locate_with(&key, &mut reader.numbers) } else { Ok(place) }
-        };
-        std::mem::swap(machine.changes(), step);
-        let reader = machine.state();
-        for (place, address, account) in step.accounts.drain(..) {
-            let location = locate(reader, place, Key::Account(address))?;
-            trail.changes.push(Change { index, location, value: Value::Account(account) });
+    /// Has numbers given to what the item changed without reading it.
+    fn place_rest(&mut self) -> Result<()> {
+        let mut unplaced = std::mem::take(&mut self.machine.changes().unplaced);
+        for (at, key) in unplaced.drain(..) {
+            let location = self.memory.locate_with(&key, &mut self.machine.state().numbers)?;
+            self.machine.changes().values[at].location = location;
         }
-        for (place, address, slot, value) in step.slots.drain(..) {
-            let location = locate(reader, place, Key::Slot(address, slot))?;
-            trail.changes.push(Change { index, location, value: Value::Slot(value) });
-        }
-        trail.codes.extend(step.codes.drain(..).map(|(hash, code)| (index, hash, code)));
-        std::mem::swap(machine.changes(), step);
+        self.machine.changes().unplaced = unplaced;
         Ok(())
     }
 }

@@ -82,6 +82,8 @@ const MIN_WORDS: usize = 1024;
 const MAX_WORDS: usize = 1 << 20;
 /// A key that is not found within this many words is not in the table.
 const MAX_PROBES: usize = 32;
+/// Words of the table in a line of the cache.
+const NEIGHBOURS: u64 = 8;
 const CHUNK: usize = 512;
 /// With a cold access at 1,900 gas or more this is beyond any block's gas.
 const MAX_CHUNKS: usize = 1 << 13;
@@ -162,11 +164,18 @@ impl<T: Default> Locations<T> {
         *self.next.get_mut() = 0;
     }
 
+    /// The lower bits say where in the table a key lies, the upper half tells it from others there. Slots that follow each
+    /// other, as the words of a struct or an array do, lie beside each other: they are mostly asked for together.
     fn hash(&self, key: &Words) -> u64 {
         let mut hasher = self.hasher.build_hasher();
-        let used = if key[2] & IS_SLOT == 0 { 3 } else { 7 };
-        key[..used].iter().for_each(|word| hasher.write_u64(*word));
-        hasher.finish()
+        key[..3].iter().for_each(|word| hasher.write_u64(*word));
+        if key[2] & IS_SLOT == 0 {
+            return hasher.finish();
+        }
+        let nth = key[3] % NEIGHBOURS;
+        hasher.write_u64(key[3] - nth);
+        key[4..].iter().for_each(|word| hasher.write_u64(*word));
+        (hasher.finish() & !(NEIGHBOURS - 1) | nth) ^ nth << 32
     }
 
     /// The number of a key.

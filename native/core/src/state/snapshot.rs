@@ -3,7 +3,9 @@
 //! A chunk is an array of entries in a fixed order (code by hash, accounts by address, slots by address and slot), each
 //! chunk readable by itself, so chunks can be fetched from different peers and a wrong one names its sender.
 
-use super::{Changes, decode_account, decode_code, decode_slots, encode_account, encode_slots, sorted_slots};
+use super::{
+    Changes, decode_account, decode_code, decode_slots, encode_account, encode_slots, sorted_accounts, sorted_slots,
+};
 use crate::codec::{Reader, Writer};
 use crate::error::{CoreError, Result};
 
@@ -48,9 +50,7 @@ pub fn write_snapshot(state: &Changes) -> Vec<Vec<u8>> {
         entry.array(2).uint(CODE).bytes(code.original_byte_slice());
         chunker.push(&entry.finish());
     }
-    let mut accounts: Vec<_> = state.accounts.iter().collect();
-    accounts.sort_unstable_by_key(|(address, _)| **address);
-    for (address, account) in accounts {
+    for (address, account) in sorted_accounts(&state.accounts) {
         let mut entry = Writer::new();
         entry.array(2).uint(ACCOUNT);
         encode_account(&mut entry, address, account.as_ref());

@@ -19,6 +19,7 @@ use hashbrown::HashTable;
 
 use super::steps::StepChanges;
 use super::{Bytecode, Db, StateError};
+use crate::parallel::Value;
 use crate::state::{Account, Map, Source, Word};
 use crate::transfer::Transfer;
 
@@ -133,7 +134,7 @@ impl Recent {
 #[derive(Debug)]
 pub struct StepJournal<S> {
     pub db: Db<S>,
-    /// What the step that ended last has changed.
+    /// What the steps have changed.
     pub changes: StepChanges,
     hasher: foldhash::fast::RandomState,
     /// The first `held` of them are accounts of this journal; the others are room.
@@ -257,9 +258,8 @@ impl<S> StepJournal<S> {
 
     /// Notes what the step changed, and begins the next.
     fn end_step(&mut self) {
-        let mut entries = std::mem::take(&mut self.entries);
-        for entry in entries.drain(..) {
-            match entry {
+        for nth in 0..self.entries.len() {
+            match self.entries[nth] {
                 Entry::Warmed(_) | Entry::Touched(_) | Entry::SlotWarmed(_) | Entry::Transient { .. } => {}
                 Entry::Created { account, .. }
                 | Entry::Balance { account, .. }
@@ -277,7 +277,7 @@ impl<S> StepJournal<S> {
                 Entry::Slot { slot, .. } => self.tell_slot(slot),
             }
         }
-        self.entries = entries;
+        self.entries.clear();
         self.begin();
     }
 
@@ -304,7 +304,7 @@ impl<S> StepJournal<S> {
         let held = &mut self.accounts[row as usize];
         if held.told != Some(self.step) {
             held.told = Some(self.step);
-            self.changes.note(held.place, &held.address, &held.account, &held.before);
+            self.changes.note(held.place, &held.account, &held.before);
         }
     }
 
@@ -316,7 +316,10 @@ impl<S> StepJournal<S> {
         held.told = Some(self.step);
         let owner = &self.accounts[held.owner as usize];
         if held.slot.is_changed() && !owner.account.is_selfdestructed() {
-            self.changes.slots.push((held.place, owner.address, held.key, held.slot.present_value));
+            match held.place {
+                NOWHERE => self.changes.push_unplaced(&owner.address, &held.key, held.slot.present_value),
+                place => self.changes.push(place, Value::Slot(held.slot.present_value)),
+            }
         }
     }
 
@@ -371,8 +374,7 @@ impl<S> StepJournal<S> {
         let held = &mut self.accounts[row as usize];
         held.account.mark_touch();
         held.account.info.balance = held.account.info.balance.checked_sub(amount)?;
-        self.changes.accounts.retain(|(_, told, _)| told != address);
-        self.changes.note(held.place, &held.address, &held.account, &held.before);
+        self.changes.note_again(held.place, &held.account, &held.before);
         Some(())
     }
 }
@@ -384,7 +386,7 @@ fn hash(hasher: &foldhash::fast::RandomState, owner: u32, key: &impl Word) -> u6
     hasher.finish()
 }
 
-fn present(account: &EvmAccount) -> Account {
+pub fn present(account: &EvmAccount) -> Account {
     let info = &account.info;
     Account { nonce: info.nonce, balance: info.balance, code_hash: info.code_hash }
 }
@@ -503,7 +505,7 @@ impl<S: Numbering> StepJournal<S> {
         held.account.mark_touch();
         (held.account.info.nonce, held.account.info.balance) = (present.nonce, present.balance);
         let left = Some(present).filter(|account| !account.is_empty());
-        self.changes.accounts.push((held.place, held.address, left));
+        self.changes.push(held.place, Value::Account(left));
     }
 
     fn load_code(&mut self, row: u32) -> Result<&Bytecode, StateError> {

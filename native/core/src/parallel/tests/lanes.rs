@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::evm::Numbering;
-use crate::parallel::Between;
+use crate::access_list::Change;
+use crate::error::Result;
+use crate::evm::{Bytecode, Numbering};
+use crate::parallel::{Between, Value};
+use crate::state::{Account, Key, Slots, Source};
 
 /// A block's statistics on so many threads, with what earlier blocks left.
 fn run(case: &Case, threads: usize, between: &Arc<Between>) -> BlockResult {
@@ -93,9 +96,32 @@ fn sweep(words: [u64; 2]) -> Call {
     Call::to(contract(SWEEP)).words(words.map(U256::from))
 }
 
-impl Numbering for View {
+/// A state, and what was read of it.
+struct Listed(View, Vec<Key>);
+
+impl Source for Listed {
+    fn account(&mut self, address: &Address) -> Result<Option<Account>> {
+        self.1.push(Key::Account(*address));
+        self.0.account(address)
+    }
+
+    fn slot(&mut self, address: &Address, slot: &U256) -> Result<U256> {
+        self.1.push(Key::Slot(*address, *slot));
+        self.0.slot(address, slot)
+    }
+
+    fn slots(&mut self, address: &Address) -> Result<Slots> {
+        self.0.slots(address)
+    }
+
+    fn code(&mut self, hash: &B256) -> Result<Bytecode> {
+        Source::code(&mut self.0, hash)
+    }
+}
+
+impl Numbering for Listed {
     fn place(&self) -> u32 {
-        0
+        self.1.len() as u32 - 1
     }
 }
 
@@ -105,11 +131,16 @@ fn slots_of_step(call: Call) -> Vec<(U256, U256)> {
     workload.push(0, Call { gas: 10_000_000, ..call });
     let case = Case::new(&store(), workload);
     let block = Block::new(chain(1, true), &case.env, &case.batch, case.mode, &case.inbox).expect("a sound block");
-    let mut machine = block.stepper(case.view.clone());
+    let mut machine = block.stepper(Listed(case.view.clone(), Vec::new()));
     let effect = machine.step(block.transaction(0).expect("it was read")).expect("it is valid");
     assert!(effect.is_success(), "{:?}", effect.status);
-    let mut slots: Vec<(U256, U256)> =
-        machine.changes().slots.iter().map(|(.., slot, value)| (*slot, *value)).collect();
+    let values = std::mem::take(&mut machine.changes().values);
+    let read = &machine.state().1;
+    let slot = |change: &Change| match (read[change.location as usize], change.value) {
+        (Key::Slot(_, slot), Value::Slot(value)) => Some((slot, value)),
+        _ => None,
+    };
+    let mut slots: Vec<(U256, U256)> = values.iter().filter_map(slot).collect();
     slots.sort_unstable();
     slots
 }
