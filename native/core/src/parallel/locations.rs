@@ -345,6 +345,26 @@ mod tests {
     }
 
     #[test]
+    fn slots_that_follow_each_other_lie_beside_each_other() {
+        let locations: Locations<Mutex<u8>> = Locations::new(1000);
+        let slot = |slot: u64| Key::Slot(Address::repeat_byte(7), U256::from(slot));
+        let hashes: Vec<u64> = (40..48).map(|n| locations.hash(&slot(n).words())).collect();
+        let line = |hash: &u64| (*hash as usize & (locations.words.len() - 1)) / NEIGHBOURS as usize;
+        assert!(hashes.iter().all(|hash| line(hash) == line(&hashes[0])));
+        let (mut places, mut tags) = (hashes.clone(), hashes);
+        places.iter_mut().for_each(|hash| *hash %= NEIGHBOURS);
+        assert_eq!(places, (0..8).collect::<Vec<_>>());
+        tags.iter_mut().for_each(|hash| *hash >>= 32);
+        tags.sort_unstable();
+        tags.dedup();
+        assert_eq!(tags.len(), 8);
+        // Lines of one contract that are all full.
+        let numbers: Vec<u32> = (0..5000).map(|n| locations.locate(&slot(n)).expect("room")).collect();
+        assert!((0..5000).zip(&numbers).all(|(n, number)| locations.locate(&slot(n)) == Ok(*number)));
+        assert_eq!(numbers.len(), numbers.iter().collect::<std::collections::HashSet<_>>().len());
+    }
+
+    #[test]
     fn a_renewed_table_has_forgotten_every_key() {
         let mut locations: Locations<Mutex<u8>> = Locations::new(10);
         for items in [10, 10, 4000, 10] {
