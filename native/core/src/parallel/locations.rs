@@ -82,7 +82,7 @@ const MIN_WORDS: usize = 1024;
 const MAX_WORDS: usize = 1 << 20;
 /// A key that is not found within this many words is not in the table.
 const MAX_PROBES: usize = 32;
-/// Words of the table in a line of the cache.
+/// As many words of the table as a line of the cache holds.
 const NEIGHBOURS: u64 = 8;
 const CHUNK: usize = 512;
 /// With a cold access at 1,900 gas or more this is beyond any block's gas.

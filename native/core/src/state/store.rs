@@ -519,4 +519,21 @@ mod tests {
         let root = fresh.replace(stepwise.export(), 1);
         assert_eq!(stepwise.view(&hash(19)).expect("held").root, root);
     }
+
+    #[test]
+    fn accounts_are_encoded_by_address_however_they_came() {
+        let encode = |accounts: &mut dyn Iterator<Item = Address>| {
+            let mut changes = Changes::default();
+            changes.accounts.extend(accounts.map(|address| (address, balance(1))));
+            changes.encode()
+        };
+        // Of some the first half is alike, of others it alone differs.
+        let mut addresses: Vec<Address> = (0..200_u8).map(|n| Address::with_last_byte(n.wrapping_mul(77))).collect();
+        addresses.extend((1..200_u8).map(|n| address(n.wrapping_mul(77))));
+        let bytes = encode(&mut addresses.iter().copied());
+        assert_eq!(encode(&mut addresses.iter().rev().copied()), bytes);
+        let decoded = Changes::decode(&bytes).expect("canonical");
+        assert!(decoded.accounts.keys().is_sorted());
+        assert_eq!(decoded.accounts.len(), addresses.iter().collect::<std::collections::HashSet<_>>().len());
+    }
 }
