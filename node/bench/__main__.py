@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     executor = made["executor"]
     executor.add_argument("--blocks", type=read_counts, default=(1000, 10_000), metavar="N,N", help="sizes")
     executor.add_argument("--threads", type=read_counts, default=(1, 2), metavar="N,N", help="executors")
-    executor.add_argument("--rounds", type=int, default=5, help="of which medians are taken")
+    executor.add_argument("--rounds", type=int, default=12, help="of which medians are taken")
     executor.add_argument("--only", default="", metavar="PART", help="of the workloads' names")
     executor.add_argument("--no-pyrevm", action="store_true", help="leave pyrevm out")
     made["hostile"].add_argument("--rounds", type=int, default=15, help="of whose ratios medians are taken")

@@ -6,7 +6,7 @@ the run or rates; neither means anything while something else uses the second co
 every round, and a workload that did not have its cores gets no verdict: the report says why and does not hold.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class ExecutorOptions(msgspec.Struct, frozen=True):
 
     blocks: tuple[int, ...] = (1000, 10_000)
     threads: tuple[int, ...] = (1, 2)
-    rounds: int = 5
+    rounds: int = 12
     only: str = ""
     """Part of the names of the workloads; all when empty."""
     pyrevm: bool = True
@@ -84,6 +84,7 @@ class Row(msgspec.Struct, frozen=True):
     sequential: str
     """The fastest sequential variant, which ``speed_up`` is over."""
     speed_up: float
+    """Median of the ratios of neighbouring rounds: sequential ran on one core in the one, on the next in the other."""
     estimate: float
     """The speed-up that the block's own statistics claim, without knowing the sequential run."""
     aborts: int
@@ -91,13 +92,11 @@ class Row(msgspec.Struct, frozen=True):
     at_turn: int
     solos: int
     rss_mb: float
-    alu: float = 0.0
+    alu: float
     """The machine's ceilings in this very workload's rounds; 0 for one thread."""
-    memory: float = 0.0
-
-    def get_ceiling(self, whole_run: Mapping[int, float]) -> float:
-        """Return what the machine itself gained meanwhile, or in the whole run when that is not known."""
-        return (self.alu + self.memory) / 2 or whole_run[self.threads]
+    memory: float
+    ceiling_share: float = 0.0
+    """``speed_up`` over what the machine itself gained in the same rounds, median likewise; 0 for one thread."""
 
     @property
     def busy(self) -> float:
@@ -171,13 +170,11 @@ def judge(run: ExecutorRun, peers: Sequence[PyrevmRow], missing: str, load: floa
 def find_noise(run: ExecutorRun) -> dict[str, str]:
     """Return the workloads of which nothing can be judged, and why: something else used their cores."""
     noise: dict[str, str] = {}
-    ceilings = {ceiling.threads: ceiling for ceiling in run.ceilings}
     for row in _list_largest(run):
-        if row.threads != 2 or row.fast_path or 2 not in ceilings:
+        if row.threads != 2 or row.fast_path:
             continue
-        ceiling = row.alu or ceilings[2].alu
-        if ceiling < 2 * QUIET_CEILING:
-            noise[row.workload] = f"2 threads did {ceiling:.2f}x the arithmetic of one meanwhile"
+        if row.alu < 2 * QUIET_CEILING:
+            noise[row.workload] = f"2 threads did {row.alu:.2f}x the arithmetic of one meanwhile"
         elif row.workload in PARALLEL and row.cores < 2 * QUIET_SHARE:
             noise[row.workload] = f"the block got {row.cores:.2f} of 2 cores"
     return noise
@@ -192,14 +189,14 @@ def list_targets(run: ExecutorRun) -> list[Target]:
     """Return the promises on two threads and the largest block, as far as they were measured."""
     noise = find_noise(run)
     rows = [row for row in _list_largest(run) if row.threads == 2 and row.workload not in noise]
-    ceilings = {ceiling.threads: ceiling.mean for ceiling in run.ceilings}
     targets: list[Target] = []
     for row in rows:
         name = f"{row.workload}, {row.variant}"
         is_replay = REPLAY in row.variant
         if is_replay and ("disjoint" in row.workload or row.workload == SWAPS):
-            share = row.speed_up / row.get_ceiling(ceilings)
-            targets.append(at_least(f"{name}: share of the ceiling", share, REPLAY_SHARE, "of it"))
+            targets.append(
+                at_least(f"{name}: share of the ceiling", row.ceiling_share, REPLAY_SHARE, "of it")
+            )
         if is_replay:
             pass
         elif (limit := SPEED_UPS.get(row.workload)) is not None:
@@ -207,8 +204,7 @@ def list_targets(run: ExecutorRun) -> list[Target]:
         elif row.fast_path:
             pass
         elif (limit := CEILING_SHARES.get(row.workload)) is not None:
-            share = row.speed_up / row.get_ceiling(ceilings)
-            targets.append(at_least(f"{name}: share of the ceiling", share, limit, "of it"))
+            targets.append(at_least(f"{name}: share of the ceiling", row.ceiling_share, limit, "of it"))
         elif row.workload in CHAINS:
             targets.append(at_least(f"{name}: over {row.sequential}", row.speed_up, CHAIN_SPEED, "times"))
             targets.append(at_most(f"{name}: processor", row.busy, CHAIN_CORES, "cores"))
@@ -227,13 +223,11 @@ COLUMNS = (
 )
 
 
-def build_cells(run: ExecutorRun, rows: Iterable[Row]) -> list[tuple[str, ...]]:
+def build_cells(rows: Iterable[Row]) -> list[tuple[str, ...]]:
     """Return the cells of the table, one tuple a row."""
-    ceilings = {ceiling.threads: ceiling.mean for ceiling in run.ceilings}
     cells: list[tuple[str, ...]] = []
     for row in rows:
         is_parallel = row.threads > 1
-        ceiling = row.get_ceiling(ceilings) if is_parallel else 0
         cells.append(
             (
                 f"{row.block}",
@@ -242,7 +236,7 @@ def build_cells(run: ExecutorRun, rows: Iterable[Row]) -> list[tuple[str, ...]]:
                 f"{row.execute_us:.2f}",
                 f"{row.execute_p95_us:.2f}",
                 f"{row.speed_up:.2f}x",
-                f"{row.speed_up / ceiling:.0%}" if ceiling else "",
+                f"{row.ceiling_share:.0%}" if is_parallel else "",
                 f"{row.core_us:.2f}",
                 f"{row.total_us:.2f}" if row.has_commitment else "",
                 f"{row.total_p95_us:.2f}" if row.has_commitment else "",
@@ -265,7 +259,7 @@ def format_table(run: ExecutorRun, peers: Sequence[PyrevmRow], missing: str, loa
         f"one (medians of {ceiling.samples}, measured between the blocks)"
         for ceiling in run.ceilings
     ]
-    cells = [COLUMNS, *build_cells(run, run.rows)]
+    cells = [COLUMNS, *build_cells(run.rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(COLUMNS))]
     for row in cells:
         lines.append(

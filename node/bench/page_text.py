@@ -46,11 +46,14 @@ TIMERS = (
 )
 READING = """
 Speed-ups are over the fastest sequential variant of the same round set (marked `*`), never over this executor on one thread.
-"Of ceiling" is the speed-up as a share of what the machine's own threads gain: the mean of arithmetic and of memory no
-cache holds, measured between the blocks. `core-µs` is processor time of execution; `aborts` are executions thrown away per
-transaction in the worst round, `runs` executions per transaction. The fast path (transfers between accounts without code, no
-interpreter) is apart. `MB` is resident memory of the bench, which holds a state per variant. A delta counter is plain credits to
-one account: they commute, so nothing waits.
+A speed-up is the median of the ratios of neighbouring rounds: sequential revm runs on one core in the one and on the next in
+the other, for cores of a shared machine differ in speed from second to second. Where the core that sequential revm ran on was
+the slower one, two threads gain more than twice. "Of ceiling" is the speed-up as a share of what the machine's own threads gain
+in the same rounds over one thread on the same core: the mean of arithmetic and of memory no cache holds, each thread's rate
+added up. `core-µs` is processor time of execution; `aborts` are executions thrown away per transaction in the worst round,
+`runs` executions per transaction. The fast path (transfers between accounts without code, no interpreter) is apart. `MB` is
+resident memory of the bench, which holds a state per variant. A delta counter is plain credits to one account: they commute, so
+nothing waits.
 """
 REFERENCES = """## Beside the limits
 Every Ethereum transaction carries one secp256k1 signature, so no chain of this kind can take more per core than one core
@@ -153,7 +156,7 @@ def _write_executor(report: BenchReport, plots: Sequence[str]) -> str:
     ]
     text = f"## The executor\n`scripts/bench executor`. {ceilings}Medians of {run.rounds} rounds; times per transaction.\n\n"
     text += write_targets(report) + "\n" + show_plots(plots, "speed-up.svg", "rate.svg")
-    text += format_rows(COLUMNS, build_cells(run, run.rows)) + "\n"
+    text += format_rows(COLUMNS, build_cells(run.rows)) + "\n"
     if peers:
         text += format_rows(("beside it", "workload", "µs", "per second"), peers)
     else:

@@ -30,14 +30,14 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def build_executor(**fields: Any) -> BenchReport:
-    replayed = build_row(variant="2, access-list replay", fast_path=True)
+    replayed = build_row(variant="2, access-list replay", fast_path=True, **fields)
     rows = (
         build_row(variant="revm", threads=1),
         build_row(variant="in order", threads=1),
-        build_row(),
+        build_row(**fields),
         replayed,
     )
-    return judge(build_run(*rows, **fields), (), "no pip here", 0.2)
+    return judge(build_run(*rows), (), "no pip here", 0.2)
 
 
 def build_commitment() -> BenchReport:

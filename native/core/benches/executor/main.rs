@@ -1,16 +1,20 @@
 //! The executor's table: raw transfers, tokens, swaps, mixes, sends and chains, against the fastest sequential revm there is.
 //!
-//! `cargo bench -p shardyard-core --bench executor -- [--blocks 1000,10000] [--threads 2] [--rounds 5] [--only PART]
+//! `cargo bench -p shardyard-core --bench executor -- [--blocks 1000,10000] [--threads 2] [--rounds 12] [--only PART]
 //! [--variants PART] [--json PATH]`
 //!
 //! Within a round all variants of a workload run one after the other, the machine's own ceilings first, so that what
-//! disturbs the machine disturbs all; figures are medians over rounds. Senders are recovered before the timer starts.
+//! disturbs the machine disturbs all. Times are medians over rounds; ratios are medians of the ratios of neighbouring rounds:
+//! sequential variants, and the one thread that the ceilings are over, run on one core in the one and on the next in the
+//! other, because cores of a shared machine differ in speed from second to second. Senders are recovered before the timer starts.
 //! Sequential is the fastest of three: "revm" is revm on this store with one journal for the whole block, "revm CacheDB" is
 //! revm on its own cache, committing every transaction, neither with outcomes or commitment; "in order" is this core on
 //! one thread without the fast path. `execute` ends with the last state change, `total` includes outcomes, all roots and
 //! the diff. With `--json` the table is left to whoever reads the file.
 
 mod baseline;
+#[path = "../measure/cores.rs"]
+mod cores;
 mod machine;
 #[path = "../measure/mod.rs"]
 mod measure;
@@ -27,6 +31,7 @@ use shardyard_core::codec::Reader;
 use shardyard_core::core::Core;
 use shardyard_core::evm::Revision;
 
+use cores::on_core;
 use machine::{Ceilings, resident_mb};
 use measure::{median, processor_time};
 use workloads::Workload;
@@ -47,7 +52,7 @@ struct Options {
 
 fn options() -> Options {
     let (only, variants) = (String::new(), String::new());
-    let mut options = Options { blocks: vec![1000, 10_000], rounds: 5, threads: vec![2], json: None, only, variants };
+    let mut options = Options { blocks: vec![1000, 10_000], rounds: 12, threads: vec![2], json: None, only, variants };
     let numbers = |text: &str| text.split(',').map(|part| part.parse().expect("a number")).collect::<Vec<u64>>();
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
@@ -259,74 +264,85 @@ impl<'a> Setting<'a> {
 
     fn measure(&self, workload: &Workload, ceilings: &mut [Ceilings]) -> Vec<serde_json::Value> {
         let mut variants = self.variants(workload);
-        let first = ceilings.first().map_or(0, |found| found.alu.len());
+        // The first round warms caches and allocators, and counts for nothing.
+        let first = ceilings.first().map_or(0, |found| found.alu.len()) + 1;
         for round in 0..=self.options.rounds {
             for variant in &mut variants {
                 if let Way::CacheDb(prepared) = &mut variant.way {
                     *prepared = Some((self.state.clone(), baseline::transactions(&workload.batch)));
                 }
             }
-            ceilings.iter_mut().for_each(Ceilings::measure);
-            // The first round warms caches and allocators.
-            let run = |variant: &mut Variant| self.run(variant, workload, round > 0);
+            ceilings.iter_mut().for_each(|found| found.measure(round));
+            let run = |variant: &mut Variant| match variant.is_sequential() {
+                true => on_core(round, || self.run(variant, workload, round > 0)),
+                false => self.run(variant, workload, round > 0),
+            };
             let roots: Vec<_> = variants.iter_mut().filter_map(run).collect();
             assert!(roots.windows(2).all(|pair| pair[0] == pair[1]), "variants disagree on {}", workload.name);
         }
         let sequential = variants.iter().filter(|variant| variant.is_sequential());
-        let (fastest, baseline) = sequential
-            .map(|variant| (variant.name.clone(), median(&variant.execute_us)))
-            .min_by(|a, b| a.1.total_cmp(&b.1))
+        let baseline = sequential
+            .min_by(|a, b| median(&a.execute_us).total_cmp(&median(&b.execute_us)))
             .expect("there are sequential variants");
-        let own = |variant: &Variant| {
+        let row = |variant: &Variant| {
             let found = ceilings.iter().find(|found| found.threads == variant.threads);
-            found.map_or((0.0, 0.0), |found| (median(&found.alu[first..]), median(&found.memory[first..])))
+            let (alu, memory) = found.map_or((&[][..], &[][..]), |found| (&found.alu[first..], &found.memory[first..]));
+            self.report(workload, variant, baseline, alu, memory)
         };
-        let rows = variants.iter().map(|variant| {
-            let mut row = self.report(workload, variant, &fastest, baseline);
-            (row["alu"], row["memory"]) = (json!(own(variant).0), json!(own(variant).1));
-            row
-        });
-        rows.collect()
+        variants.iter().map(row).collect()
     }
 
-    fn report(&self, workload: &Workload, variant: &Variant, fastest: &str, baseline: f64) -> serde_json::Value {
+    /// The row of a variant; `alu` and `memory` are the ceilings of its number of threads in the same rounds.
+    fn report(
+        &self,
+        workload: &Workload,
+        variant: &Variant,
+        baseline: &Variant,
+        alu: &[f64],
+        memory: &[f64],
+    ) -> serde_json::Value {
         let (execute, total) = (median(&variant.execute_us), median(&variant.total_us));
         let (cores, core_us) = (median(&variant.cores), median(&variant.cpu_us));
+        let speed_ups = pairs(&baseline.execute_us, &variant.execute_us);
+        let ceilings: Vec<f64> = alu.iter().zip(memory).map(|(alu, memory)| (alu + memory) / 2.0).collect();
+        let ceilings = pairs(&ceilings, &vec![1.0; ceilings.len()]);
+        let shares: Vec<f64> = speed_ups.iter().zip(&ceilings).map(|(speed_up, ceiling)| speed_up / ceiling).collect();
         let count = |name: &str| variant.counts.get(name).copied().unwrap_or_default();
-        if self.options.json.is_some() {
-            return self.row(workload, variant, fastest, baseline);
+        if self.options.json.is_none() {
+            println!(
+                "{:<30} {:<22} {:>8.2} {:>8.2} {:>6.2}x {:>5.2} {:>7.2} {:>8.2} {:>10.0} {:>5.2} {:>7} {:>7.2}x",
+                workload.name,
+                variant.name,
+                execute,
+                quantile(&variant.execute_us, 0.95),
+                median(&speed_ups),
+                median(&shares),
+                core_us,
+                total,
+                1e6 / total,
+                cores,
+                count("aborts"),
+                median(&variant.estimates),
+            );
         }
-        println!(
-            "{:<30} {:<14} {:>8.2} {:>8.2} {:>6.2}x {:>7.2} {:>8.2} {:>10.0} {:>5.2} {:>7} {:>7.2}x",
-            workload.name,
-            variant.name,
-            execute,
-            quantile(&variant.execute_us, 0.95),
-            baseline / execute,
-            core_us,
-            total,
-            1e6 / total,
-            cores,
-            count("aborts"),
-            median(&variant.estimates),
-        );
-        self.row(workload, variant, fastest, baseline)
-    }
-
-    fn row(&self, workload: &Workload, variant: &Variant, fastest: &str, baseline: f64) -> serde_json::Value {
-        let (execute, total) = (median(&variant.execute_us), median(&variant.total_us));
-        let (cores, core_us) = (median(&variant.cores), median(&variant.cpu_us));
-        let count = |name: &str| variant.counts.get(name).copied().unwrap_or_default();
         json!({
             "block": self.block, "transactions": workload.batch.entries().len(), "workload": workload.name,
             "variant": variant.name, "threads": variant.threads, "fast_path": variant.has_fast_path,
             "execute_us": execute, "execute_p95_us": quantile(&variant.execute_us, 0.95), "core_us": core_us,
             "total_us": total, "total_p95_us": quantile(&variant.total_us, 0.95), "cores": cores,
-            "sequential": fastest, "speed_up": baseline / execute, "estimate": median(&variant.estimates),
+            "sequential": baseline.name, "speed_up": median(&speed_ups), "ceiling_share": median(&shares),
+            "alu": median(alu), "memory": median(memory), "estimate": median(&variant.estimates),
             "aborts": count("aborts"), "incarnations": count("incarnations"), "at_turn": count("at_turn"),
             "solos": count("solos"), "rss_mb": resident_mb(),
         })
     }
+}
+
+/// How many times the one is the other, of each two rounds that follow each other.
+fn pairs(one: &[f64], other: &[f64]) -> Vec<f64> {
+    let sums =
+        |values: &[f64]| values.windows(values.len().clamp(1, 2)).map(|pair| pair.iter().sum()).collect::<Vec<f64>>();
+    sums(one).iter().zip(sums(other)).map(|(one, other)| one / other).collect()
 }
 
 impl Variant {
@@ -349,8 +365,19 @@ impl Variant {
 fn print_head(block: u64, rounds: usize) {
     println!("\nblocks of {block}; µs per transaction: median of {rounds} rounds");
     println!(
-        "{:<30} {:<14} {:>8} {:>8} {:>7} {:>7} {:>8} {:>10} {:>5} {:>7} {:>8}",
-        "workload", "variant", "execute", "p95", "x", "core-µs", "total", "total TPS", "cores", "aborts", "estimate"
+        "{:<30} {:<22} {:>8} {:>8} {:>7} {:>5} {:>7} {:>8} {:>10} {:>5} {:>7} {:>8}",
+        "workload",
+        "variant",
+        "execute",
+        "p95",
+        "x",
+        "share",
+        "core-µs",
+        "total",
+        "total TPS",
+        "cores",
+        "aborts",
+        "estimate"
     );
 }
 
