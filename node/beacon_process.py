@@ -23,6 +23,7 @@ from node.runtime import (
     LagMeter,
     begin_watch,
     build_bus,
+    describe_bus,
     describe_evidence,
     open_signer,
     pump_messages,
@@ -83,7 +84,7 @@ class BeaconHost:
 
 
 def describe_beacon(
-    machine: BeaconMachine, driver: Driver, bus: MqttBus, lag: LagMeter, started: float
+    network: Network, machine: BeaconMachine, driver: Driver, bus: MqttBus, lag: LagMeter, started: float
 ) -> dict[str, Any]:
     """Return what ``shardyard status`` shows of the beacon."""
     supply = machine.get_supply()
@@ -100,7 +101,7 @@ def describe_beacon(
         },
         "uptime_s": round(time.monotonic() - started, 1),
         "loop_lag_ms": lag.read_ms(),
-        "bus": {"connected": bus.is_connected, "refused": dict(bus.counters.refused)},
+        "bus": describe_bus(bus, network),
         "driver": dict(driver.counters),
     }
 
@@ -161,7 +162,7 @@ async def run_beacon(network: Network, node: str) -> None:
             }
 
             def describe() -> dict[str, Any]:
-                found = describe_beacon(machine, driver, bus, lag, started)
+                found = describe_beacon(network, machine, driver, bus, lag, started)
                 own = {"signer": signer.describe(), "faults": injection.describe()}
                 return found | own | {"evidence": dict(host.evidence)}
 

@@ -40,6 +40,9 @@ LEAVE_S = 5.0
 """How long a node waits for the process that still has its data: one whose launcher died has requests to answer first."""
 LEAVE_POLL_S = 0.02
 
+PEER_WINDOW_S = 5.0
+PEER_WINDOW_BLOCKS = 5
+
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
 """What a control socket answers with, by the parameters it was sent."""
 
@@ -137,6 +140,18 @@ def list_unheard(chain: ShardId, replicas: int) -> frozenset[tuple[ShardId, Mess
     if chain != BEACON:
         among_replicas.add(MessageClass.BLOCK)  # the beacon's are followed by every shard
     return frozenset((chain, kind) for kind in among_replicas)
+
+
+def list_peers(bus: MqttBus, network: Network) -> tuple[NodeId, ...]:
+    """Return the other nodes that were heard within five block times, and at least five seconds."""
+    block_time_s = network.genesis.preset.block_time_ms / 1000
+    return bus.list_heard(max(PEER_WINDOW_S, PEER_WINDOW_BLOCKS * block_time_s))
+
+
+def describe_bus(bus: MqttBus, network: Network) -> dict[str, Any]:
+    """Return what a node's status tells of its bus: whether there is a broker, who is heard, and what was refused by error."""
+    refused = dict(bus.counters.refused)
+    return {"connected": bus.is_connected, "peers": list_peers(bus, network), "refused": refused}
 
 
 def build_bus(network: Network, node: str, chain: ShardId, data: DataDir) -> MqttBus:

@@ -95,7 +95,7 @@ class Row(msgspec.Struct, frozen=True):
     alu: float
     """The machine's ceilings in this very workload's rounds; 0 for one thread."""
     memory: float
-    ceiling_share: float = 0.0
+    ceiling_share: float
     """``speed_up`` over what the machine itself gained in the same rounds, median likewise; 0 for one thread."""
 
     @property

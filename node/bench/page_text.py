@@ -151,6 +151,7 @@ def _write_executor(report: BenchReport, plots: Sequence[str]) -> str:
             peer["workload"],
             f"{peer['us']:.2f}",
             f"{1e6 / peer['us']:,.0f}",
+            _compare(run, peer["workload"], 1e6 / peer["us"]),
         )
         for peer in report.details["pyrevm"]
     ]
@@ -158,10 +159,21 @@ def _write_executor(report: BenchReport, plots: Sequence[str]) -> str:
     text += write_targets(report) + "\n" + show_plots(plots, "speed-up.svg", "rate.svg")
     text += format_rows(COLUMNS, build_cells(run.rows)) + "\n"
     if peers:
-        text += format_rows(("beside it", "workload", "µs", "per second"), peers)
+        text += format_rows(("beside it", "workload", "µs", "per second", "here, with commitment"), peers)
     else:
         text += f"`pyrevm`: {report.details['pyrevm_missing']}.\n"
     return text
+
+
+def _compare(run: ExecutorRun, workload: str, rate: float) -> str:
+    """Return the rates of a workload's largest blocks on two threads, and how many times ``rate`` they are."""
+    rows = [
+        row for row in run.rows if row.workload == workload and row.threads == 2 and REPLAY not in row.variant
+    ]
+    largest = max((row.block for row in rows), default=0)
+    return "; ".join(
+        f"{row.variant}: {row.rate:,.0f} ({row.rate / rate:.2f}x)" for row in rows if row.block == largest
+    )
 
 
 def _write_limits(reports: Reports) -> str:

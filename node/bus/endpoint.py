@@ -6,6 +6,7 @@ the same rule, opened, checked and handed out by ``messages``. A peer's bad byte
 """
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -190,6 +191,8 @@ class EnvelopeBus:
         )
         self._outgoing: BoundedQueue[Outgoing] = BoundedQueue(config.max_outgoing, config.max_outgoing_bytes)
         self._filters = compute_filters(config.network_name, identity.node_id, config.subscriptions)
+        self._heard: dict[NodeId, float] = {}
+        """When each other node was heard last, by ``time.monotonic``."""
 
     @property
     def node_id(self) -> NodeId:
@@ -200,6 +203,11 @@ class EnvelopeBus:
     def filters(self) -> tuple[str, ...]:
         """MQTT filters of what this bus listens to."""
         return self._filters
+
+    def list_heard(self, within_s: float) -> tuple[NodeId, ...]:
+        """Return, by name, the other nodes that something signed came from within the last ``within_s`` seconds."""
+        since = time.monotonic() - within_s
+        return tuple(sorted(node for node, at in self._heard.items() if at >= since))
 
     async def publish(self, chain: ShardId, message: Message) -> None:
         """Queue ``message`` for everybody who follows ``chain``."""
@@ -295,6 +303,7 @@ class EnvelopeBus:
             self.counters.refused[type(error).__name__] += 1
             return None
         self.counters.delivered += 1
+        self._heard[parsed.sender] = time.monotonic()
         return parsed.sender, parsed.chain, message
 
     def seal(self, outgoing: Outgoing) -> list[bytes]:

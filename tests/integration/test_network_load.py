@@ -1,6 +1,8 @@
 """Real processes under load: killed in parts, stopped and started again; nothing lost, nothing doubled, supply exact."""
 
 import asyncio
+import os
+import signal
 
 import msgspec
 import pytest
@@ -122,6 +124,29 @@ async def test_replicas_execute_each_others_full_blocks_by_their_access_lists(tm
         ("build", "validate"),
     }  # a proposal may be lost, and is fetched without list
     assert_audit_holds(devnet.network, [load])
+
+
+async def test_peers_of_a_node_are_those_it_hears(tmp_path, eventually_async):
+    options = Options(name="peers", shards=1, nodes_per_shard=2, validators=4, block_time_ms=250)
+
+    async with Devnet(tmp_path, options) as devnet:
+        connection = RpcConnection(devnet.urls[0])
+        heard = []
+
+        async def hears(*nodes):
+            status = (await devnet.ask("shard-0-0", "status"))["bus"]["peers"]
+            heard[:] = [status, await connection.request("net_peerCount")]
+            return heard == [list(nodes), hex(len(nodes))]
+
+        try:
+            await eventually_async(lambda: hears("beacon-0", "shard-0-1"), DEADLINE_S)
+            pid = (await devnet.get_pids())["shard-0-1"]
+            os.kill(pid, signal.SIGSTOP)
+            await eventually_async(lambda: hears("beacon-0"), DEADLINE_S)
+            os.kill(pid, signal.SIGCONT)
+            await eventually_async(lambda: hears("beacon-0", "shard-0-1"), DEADLINE_S)
+        finally:
+            connection.close()
 
 
 async def test_two_replicas_of_a_shard_hold_one_chain_and_outlive_the_loss_of_one(tmp_path, eventually_async):

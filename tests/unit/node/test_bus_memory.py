@@ -53,6 +53,22 @@ async def test_a_broadcast_reaches_who_follows_the_chain_and_not_its_sender():
         assert alice.counters.refused.total() == 0
 
 
+async def test_a_node_is_heard_as_long_as_its_last_true_word_is_recent(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("node.bus.endpoint.time.monotonic", lambda: now[0])
+    hub = MemoryHub()
+    async with build_bus(hub, NODES[0]) as alice, build_bus(hub, NODES[1]) as bob:
+        assert alice.list_heard(5) == ()
+        hub.route(encode_topic("devnet", NODES[2], SHARD, Votes(())), b"forged")
+        await bob.publish(SHARD, Votes(()))
+        await take(alice, 1)
+        assert alice.list_heard(5) == (NODES[1],)
+        now[0] = 105.0
+        assert alice.list_heard(5) == (NODES[1],)
+        now[0] = 105.1
+        assert alice.list_heard(5) == ()
+
+
 async def test_a_direct_message_reaches_its_receiver_alone():
     hub = MemoryHub()
     everything = (Subscription(None),)
