@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from node.bench.commitment import measure_commitment
-from node.bench.e2e import E2eOptions, measure_e2e
+from node.bench.e2e import CONNECTIONS, E2eOptions, measure_e2e
 from node.bench.executor import ExecutorOptions, measure_executor
 from node.bench.faults import FaultOptions, measure_faults
 from node.bench.hostile import measure_hostile
@@ -157,7 +157,9 @@ def build_parser() -> argparse.ArgumentParser:
     e2e.add_argument(
         "--rate", type=float, default=0.0, help="transactions/s; 0: as fast as answered, then half the target"
     )
-    e2e.add_argument("--connections", type=int, default=8, help="to each shard")
+    e2e.add_argument(
+        "--connections", type=int, default=0, help=f"to each shard; 0 shares {CONNECTIONS} among the shards"
+    )
     e2e.add_argument("--batch", type=int, default=200, help="transactions a request")
     e2e.add_argument("--accounts", type=int, default=1000, help="senders a shard")
     e2e.add_argument("--executors", type=int, default=0, help="threads a shard; 0 divides the cores")

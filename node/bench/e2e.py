@@ -50,6 +50,8 @@ BLOCK_TIME_MS = 1000
 ANVIL_RATIO = 2.5
 QUIET_CORES = 0.3
 """Two runs are compared when others took no more than this during either."""
+CONNECTIONS = 24
+"""Requests under way at once when answers are waited for: eight of 200 left a fifth of two cores idle."""
 LEAST_RATE = 100.0
 """Transactions per second that a leg offers at least, whatever the peak was."""
 
@@ -62,7 +64,8 @@ class E2eOptions(msgspec.Struct, frozen=True):
     cross: float = 0.0
     seconds: float = 30.0
     rate: float = 0.0
-    connections: int = 8
+    connections: int = 0
+    """To each shard; 0 shares ``CONNECTIONS`` among the shards."""
     batch: int = 200
     accounts: int = 1000
     executors: int = 0
@@ -194,7 +197,7 @@ def build_knobs(options: E2eOptions, number: int) -> FloodKnobs:
         shards=options.shards,
         cross=options.cross,
         accounts=options.accounts,
-        connections=options.connections,
+        connections=options.connections or max(1, CONNECTIONS // options.shards),
         batch=options.batch,
         seed=options.seed * 100 + number,
         max_fee=MAX_FEE,

@@ -131,6 +131,12 @@ def test_overload_has_more_under_way_than_a_node_lets_wait_on_fewer_connections_
         assert knobs.batch <= RpcLimits().max_batch
 
 
+def test_shards_share_the_connections_unless_their_number_is_given():
+    assert [build_knobs(E2eOptions(shards=shards), 1).connections for shards in (1, 2, 4)] == [24, 12, 6]
+    assert build_knobs(E2eOptions(shards=64), 1).connections == 1
+    assert build_knobs(E2eOptions(shards=4, connections=8), 1).connections == 8
+
+
 def test_every_connection_of_an_overload_has_something_to_send():
     knobs = msgspec.structs.replace(build_knobs(E2eOptions(), 0), connections=70, batch=500, accounts=70)
     plan = ShardSource(knobs, 0).sign(2 * 70 * 500)
@@ -178,7 +184,7 @@ def test_anvil_is_compared_by_its_best_try_and_only_when_the_machine_was_quiet()
 
 def test_anvil_is_tried_with_the_same_requests_and_with_smaller_ones():
     same, smaller = list_anvil_knobs(build_knobs(E2eOptions(), 2))
-    assert (same.connections, same.batch) == (8, 200)
+    assert (same.connections, same.batch) == (24, 200)
     assert (smaller.connections, smaller.batch, smaller.seed) == (4, 50, same.seed)
     assert len(list_anvil_knobs(smaller)) == 1
 
