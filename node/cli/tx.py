@@ -208,7 +208,8 @@ def send_and_report(
         if as_json:
             print_json({"transaction": tx_hash, "shard": shard})
         return 0
-    return _report(session, shard, tx_hash, wait=wait, as_json=as_json, timeout_s=timeout_s, started=started)
+    patience = Patience(timeout_s)
+    return _report(session, shard, tx_hash, wait=wait, as_json=as_json, patience=patience, started=started)
 
 
 def _report(
@@ -218,11 +219,9 @@ def _report(
     *,
     wait: Stage,
     as_json: bool,
-    timeout_s: float,
+    patience: Patience,
     started: float,
 ) -> int:
-    patience = Patience(timeout_s)
-
     def tell(text: str) -> None:
         if not as_json:
             say(text)
@@ -398,17 +397,36 @@ DEFAULT_REPLY_GAS: Final = 100_000
 """What the gateway grants a message whose attributes name no gas (contracts/gateway.vy)."""
 
 
-def find_shard(session: Session, tx_hash: str) -> int:
-    """Return the shard that knows ``tx_hash``; raises ``CliError``."""
+def find_shard(session: Session, tx_hash: str, patience: Patience | None = None) -> int:
+    """Return the shard that knows ``tx_hash``; raises ``CliError``.
+
+    While none does, a silent one may: it is waited for with ``patience``, and told of at once without.
+    """
     if not tx_hash.startswith("0x") or len(tx_hash) != 66:
         raise CliError(
             f"transaction: got {tx_hash!r}, expected 0x and 64 hexadecimal digits; try: shardyard tx send",
             EXIT_USAGE,
         )
-    for shard in range(session.shard_count):
-        if session.get_client(shard).request("eth_getTransactionByHash", tx_hash) is not None:
-            return shard
-    raise CliError(f"no shard knows transaction {tx_hash}; try: shardyard status{session.name_flag}")
+    while True:
+        silent: list[SilentError] = []
+        for shard in range(session.shard_count):
+            try:
+                if session.get_client(shard).request("eth_getTransactionByHash", tx_hash) is not None:
+                    return shard
+            except SilentError as error:
+                session.forget_client(shard)
+                silent.append(error)
+        if not silent:
+            raise CliError(f"no shard knows transaction {tx_hash}; try: shardyard status{session.name_flag}")
+        if patience is None:
+            raise silent[0]
+        if patience.is_over:
+            raise CliError(
+                f"shard {silent[0].shard} did not answer within {patience.timeout_s:g} s, and no other shard knows transaction "
+                f"{tx_hash}; if it was answered, it is not lost; try: shardyard tx wait {tx_hash}{session.name_flag}",
+                EXIT_TIMEOUT,
+            )
+        time.sleep(POLL_S)
 
 
 @tx.command()
@@ -458,8 +476,7 @@ def wait_(*, tx_hash: str, cross: bool, final: bool, timeout_s: float, name: str
     """Wait for a transaction."""
     session = Session(name)
     session.limit_requests(timeout_s)
-    shard = find_shard(session, tx_hash)
+    started, patience = time.monotonic(), Patience(timeout_s)
+    shard = find_shard(session, tx_hash, patience)
     stage = _choose_stage(wait=True, final=final, cross=cross)
-    return _report(
-        session, shard, tx_hash, wait=stage, as_json=as_json, timeout_s=timeout_s, started=time.monotonic()
-    )
+    return _report(session, shard, tx_hash, wait=stage, as_json=as_json, patience=patience, started=started)

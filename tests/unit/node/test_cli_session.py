@@ -17,8 +17,8 @@ import pytest
 from node.cli import network as networks
 from node.cli import session as sessions
 from node.cli.root import CliError, run
-from node.cli.session import RpcError, Session
-from node.cli.tx import Patience, send_and_report, send_raw, wait_for_receipt
+from node.cli.session import RpcError, Session, SilentError
+from node.cli.tx import Patience, find_shard, send_and_report, send_raw, wait_for_receipt
 from node.config import Options
 from node.control import ControlError, NoAnswerError, NobodyThereError
 from node.launcher.lock import lock_network
@@ -187,6 +187,59 @@ def test_wait_for_a_silent_shard_that_runs_out_tells_what_was_sent(
     assert raised.value.exit_code == 5
 
 
+def test_wait_that_begins_while_a_shard_is_silent_goes_on_when_it_answers(
+    network: Network,
+    answering: Answering,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Session, "is_running", lambda _: True)
+    monkeypatch.setattr("node.cli.tx.POLL_S", 0)
+    receipt = {"blockNumber": "0x2", "status": "0x1", "gasUsed": "0x5208"}
+    answering.answers["eth_getTransactionByHash"] = [*[None] * 4, {"result": {}}]
+    answering.answers["eth_getTransactionReceipt"] = {"result": receipt}
+    assert run(["tx", "wait", "0x" + "12" * 32, "--name", "mine"]) == 0
+    assert "succeeded in block 2 of shard 0" in capsys.readouterr().err
+    # Whoever does not wait is told at once.
+    answering.answers["eth_getTransactionByHash"] = [None] * 4
+    assert run(["tx", "status", "0x" + "12" * 32, "--name", "mine"]) == 3
+    assert "shard 0 does not answer" in capsys.readouterr().err
+
+
+def test_wait_for_a_shard_that_stays_silent_says_what_is_known_and_how_to_go_on(
+    network: Network,
+    answering: Answering,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tx_hash = "0x" + "12" * 32
+    wait = ["tx", "wait", tx_hash, "--timeout", "0", "--name", "mine"]
+    answering.answers["eth_getTransactionByHash"] = [None] * 4
+    assert run(wait) == 3
+    assert "network 'mine' is not running" in capsys.readouterr().err
+    monkeypatch.setattr(Session, "is_running", lambda _: True)
+    assert run(wait) == 5
+    told = capsys.readouterr().err
+    assert f"shard 0 did not answer within 0 s, and no other shard knows transaction {tx_hash}" in told
+    assert told.endswith(f"try: shardyard tx wait {tx_hash} --name mine\n")
+    answering.answers["eth_getTransactionByHash"] = {"result": None}
+    assert run(wait) == 1
+    assert f"no shard knows transaction {tx_hash}" in capsys.readouterr().err
+
+
+def test_transaction_is_found_beside_a_silent_shard(
+    session: Session, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_client(shard: int) -> Any:
+        if shard == 0:
+            raise SilentError(0, "shard 0 does not answer")
+        return SimpleNamespace(request=lambda *_: {} if shard == 2 else None)
+
+    monkeypatch.setattr(session, "get_client", get_client)
+    monkeypatch.setattr(Session, "shard_count", 3)
+    assert find_shard(session, "0x" + "12" * 32) == 2
+
+
 def test_waits_for_block_and_beacon_share_their_time(
     session: Session, answering: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,7 +387,7 @@ def test_wait_is_no_longer_than_was_said_where_a_process_sleeps(
         url = f"http://127.0.0.1:{asleep.getsockname()[1]}"
         write_json(session.root / "endpoints.json", {"shards": [{"shard": 0, "rpc": url}]})
         started = time.monotonic()
-        assert run(["tx", "wait", "0x" + "12" * 32, "--timeout", "0.1", "--name", "mine"]) == 3
+        assert run(["tx", "wait", "0x" + "12" * 32, "--timeout", "0.1", "--name", "mine"]) == 5
         with pytest.raises(CliError, match="not lost") as raised:
             wait_for_receipt(session, 0, "0x12", Patience(0.1))
     assert raised.value.exit_code == 5
