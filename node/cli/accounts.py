@@ -81,9 +81,11 @@ def new(*, name: str, as_json: bool) -> int:
 @network_option
 def import_key(*, name: str, as_json: bool) -> int:
     """Store a private key read from standard input (never from the command line, where others can see it)."""
-    text = (
-        click.prompt("private key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
-    ).strip()
+    text = ""
+    if sys.stdin is not None:  # it is None where standard input was closed
+        is_person = sys.stdin.isatty()
+        text = click.prompt("private key", hide_input=True, err=True) if is_person else sys.stdin.readline()
+        text = text.strip()
     try:
         key = bytes.fromhex(text.removeprefix("0x"))
     except ValueError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from node.cli.root import EXIT_CONFLICT, CliError
-from node.launcher.lock import LOCK_NAME, NetworkBusyError, lock_network
+from node.launcher.lock import LOCK_NAME, NetworkBusyError, find_holder, lock_network
 from node.network import Network, is_taken, open_network
 from shardyard.errors import ShardyardError
 
@@ -21,6 +21,26 @@ _NOT_TO_BE_MOVED: Final = frozenset({errno.EXDEV, errno.EBUSY})
 """What a rename answers for a folder that came with a container's image, and for one that is a mount."""
 
 
+def verify_deletable(root: Path) -> None:
+    """Raise ``CliError`` for what ``delete_network`` would not delete: a network that runs, or what is none of ours."""
+    if is_taken(root):
+        _verify_ours(root)
+        if (holder := find_holder(root)) is not None and not holder.is_deleting:
+            raise _describe_running(root.name)
+
+
+def _verify_ours(root: Path) -> None:
+    if not (root / _STAMP).exists():
+        raise CliError(
+            f"{root} is in use, but not by a network of ours, and is left alone; "
+            "try: another --name, or another folder in SHARDYARD_HOME"
+        )
+
+
+def _describe_running(name: str) -> CliError:
+    return CliError(f"network {name!r} is running; try: shardyard down --name {name}", EXIT_CONFLICT)
+
+
 def delete_network(root: Path) -> bool:
     """Delete a network that is not running, and what earlier deletions of it left; tell whether there was anything.
 
@@ -30,11 +50,7 @@ def delete_network(root: Path) -> bool:
     place = root.resolve()
     left = list(place.parent.glob(f".{place.name}.deleted-*"))
     if is_taken(root):
-        if not (root / _STAMP).exists():
-            raise CliError(
-                f"{root} is in use, but not by a network of ours, and is left alone; "
-                "try: another --name, or another folder in SHARDYARD_HOME"
-            )
+        _verify_ours(root)
         try:
             with lock_network(root, to_delete=True):
                 _clear_up_after_launcher(root)
@@ -42,9 +58,7 @@ def delete_network(root: Path) -> bool:
         except NetworkBusyError as error:
             if error.holder is None or error.holder.is_deleting:
                 raise
-            raise CliError(
-                f"network {root.name!r} is running; try: shardyard down --name {root.name}", EXIT_CONFLICT
-            ) from error
+            raise _describe_running(root.name) from error
     for folder in left:
         _remove(folder)
     return bool(left)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 import rich_click as click
 
-from node.cli.deletion import delete_network, wake_orphans
+from node.cli.deletion import delete_network, verify_deletable, wake_orphans
 from node.cli.output import json_option, network_option, print_json, print_table, say
 from node.cli.root import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_USAGE, CliError, confirm
 from node.cli.session import Session
@@ -456,6 +456,7 @@ def reset(*, name: str, as_json: bool, yes: bool) -> int:
     """Delete a stopped network: keys, chains, logs."""
     check_name(name)
     root = get_home() / name
+    verify_deletable(root)
     if not yes and is_taken(root):
         confirm(f"delete network {name!r} at {root}?")
     if not delete_network(root):

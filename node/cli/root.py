@@ -70,18 +70,19 @@ class CliError(ShardyardError):
         self.exit_code = exit_code
 
 
-def confirm(question: str) -> None:
-    """Ask a person, and raise ``CliError`` unless the answer is yes."""
+def confirm(question: str, remedy: str = "--yes, which does not ask") -> None:
+    """Ask a person, and raise ``CliError`` unless the answer is yes; ``remedy`` is for whoever cannot answer, or did not."""
+    what = "nobody is there to answer"
     try:
-        if click.confirm(question, err=True):
-            return
-        what = "the answer was no"
+        if sys.stdin is not None:  # it is None where standard input was closed
+            if click.confirm(question, err=True):
+                return
+            what = "the answer was no"
     except click.Abort:
         if sys.stdin.isatty():
             raise
         click.echo(err=True)
-        what = "nobody is there to answer"
-    raise CliError(f"nothing is changed: {what}; try: --yes, which does not ask")
+    raise CliError(f"nothing is changed: {what}; try: {remedy}")
 
 
 class LazyGroup(click.RichGroup):

@@ -332,7 +332,8 @@ def _confirm_stopped(chain: str, keys: list[int], reason: str) -> None:
     names = ", ".join(map(str, keys))
     confirm(
         f"validators {names} of {chain}: two processes that sign in one slot with one key are slashable, and nothing notices "
-        "before they have. Is every other process with these keys stopped for good?"
+        "before they have. Is every other process with these keys stopped for good?",
+        "the same with --yes, which does not ask, once every other process with these keys is stopped for good",
     )
 
 

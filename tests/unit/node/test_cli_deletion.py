@@ -185,17 +185,35 @@ def test_network_takes_the_place_of_the_one_that_was_there(home: Path, network: 
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"), [("n\n", "the answer was no"), ("", "nobody is there to answer")]
+    ("answer", "reason"),
+    [("n\n", "the answer was no"), ("", "nobody is there to answer"), (None, "nobody is there to answer")],
 )
 def test_whoever_does_not_say_yes_keeps_the_network(
     network: Network,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    answer: str,
+    answer: str | None,
     reason: str,
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    monkeypatch.setattr("sys.stdin", None if answer is None else io.StringIO(answer))
     assert run(["reset", "--name", "mine"]) == 1
     told = capsys.readouterr().err
     assert told.endswith(f"error: nothing is changed: {reason}\ntry: --yes, which does not ask\n")
+    assert open_network(network.root).options == network.options
+
+
+def test_nobody_is_asked_about_what_would_not_be_deleted_anyhow(
+    home: Path, network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with lock_network(network.root):
+        assert run(["reset", "--name", "mine"]) == 7
+    told = capsys.readouterr().err
+    assert told == "error: network 'mine' is running\ntry: shardyard down --name mine\n"
+    (home / "other").mkdir()
+    (home / "other" / "notes").touch()
+    assert run(["reset", "--name", "other"]) == 1
+    assert capsys.readouterr().err.startswith(
+        f"error: {home / 'other'} is in use, but not by a network of ours"
+    )
     assert open_network(network.root).options == network.options

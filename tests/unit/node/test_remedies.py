@@ -1,6 +1,7 @@
 """What is advised when a record is lost: what works for this node, and nothing that does not."""
 
 import asyncio
+import io
 import json
 
 import pytest
@@ -138,6 +139,18 @@ def test_where_others_have_a_quorum_keys_without_an_export_are_resumed(lose, tmp
     place.call("resume", "--yes", "--above", "90", code=0)
     assert place.sign(90) == (0, "")
     assert place.sign(91) == (len(place.keys), "")
+
+
+@pytest.mark.parametrize("answers", [None, "", "n\n"])
+def test_whoever_cannot_say_that_the_keys_are_nowhere_else_is_told_how_to(lose, monkeypatch, answers):
+    place = lose(*OTHERS)
+    monkeypatch.setattr("sys.stdin", None if answers is None else io.StringIO(answers))
+    told = place.call("resume", "--above", "90", code=1)
+    assert "error: nothing is changed: " in told
+    assert told.endswith(
+        "try: the same with --yes, which does not ask, once every other process with these keys is stopped for good\n"
+    )
+    assert place.list_record() != "sound"
 
 
 def test_where_others_have_a_quorum_an_export_is_a_way_back_too(lose):
