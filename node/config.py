@@ -25,6 +25,12 @@ ENV_OTHER = frozenset({"HOME", "NODE", "DEBUG", "FIXTURES", "SCHEDULE", "SCHEDUL
 """Variables with our prefix that are not options: where data is, what marks a node, what our tracebacks and tests read."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_NAMELESS: Final = re.compile(
+    r"\bshardyard (?:(?:tx|contract|block|shard|fault|check|node|validator|accounts|load) [a-z][a-z-]*"
+    r"|logs [a-z][a-z0-9-]*|(?:up|down|status|watch|logs|doctor|reset|env|accounts|faucet|explain|audit)\b)"
+    r"(?: --(?!name\b|help\b)[a-z-]+(?: \d+)?)*\b(?![^,;`()\n]* --(?:name|help)\b)"
+)
+"""What files and nodes advise, who do not know their network: typed as it stands, it would ask, or delete, another one."""
 MAX_SHARDS = 256
 MAX_NODES_PER_SHARD = 16
 MAX_FOLLOWERS = 16
@@ -216,6 +222,11 @@ def get_name_flag(name: str) -> str:
         if name == Options().name == get_default_name():
             return ""
     return f" --name {name}"
+
+
+def name_network(text: str, name: str) -> str:
+    """Return ``text`` with the network ``name`` in those of its commands that name none, and would mean another one."""
+    return _NAMELESS.sub(lambda found: f"{found[0]}{get_name_flag(name)}", text)
 
 
 def get_home() -> Path:

@@ -18,6 +18,7 @@ from node.cli.network import describe_absence, probe_broker
 from node.cli.output import network_option, print_json, say
 from node.cli.root import EXIT_FAILURE, CliError
 from node.cli.session import Session
+from node.config import name_network
 from node.control import ControlError
 
 LOW_DISK_BYTES: Final = 512 * 1024**2
@@ -187,7 +188,7 @@ def _check_status(session: Session, node: str, status: dict[str, Any]) -> Iterat
         )
     signer = status.get("signer", {})
     if silent := signer.get("silent", 0):
-        reason, _, remedy = signer["reason"].partition("; try: ")
+        reason, _, remedy = name_network(signer["reason"], session.name).partition("; try: ")
         detail = f"{silent} of its {signer['keys']} keys sign nothing: {reason}"
         yield Finding(f"{node} keys", "warning", detail, remedy or f"shardyard validator list{flag}")
     if lag > MAX_LOOP_LAG_MS:

@@ -21,7 +21,7 @@ from node.cli.deletion import delete_network, verify_deletable, wake_orphans
 from node.cli.output import json_option, network_option, print_json, print_table, say
 from node.cli.root import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_USAGE, CliError, confirm
 from node.cli.session import Session
-from node.config import Options, check_name, get_home, get_name_flag, resolve_options
+from node.config import Options, check_name, get_home, get_name_flag, name_network, resolve_options
 from node.control import ControlError, ask
 from node.launcher.lock import is_held
 from node.launcher.ports import lay_out_ports
@@ -299,7 +299,7 @@ def _describe_node(session: Session, found: dict[str, Any]) -> dict[str, Any]:
         return {"state": "running"}  # the broker, or a node that is not ready yet
     if "signer" in told:
         signer = told["signer"]
-        return {"state": signer["state"], "reason": signer["reason"]}
+        return {"state": signer["state"], "reason": name_network(signer["reason"], session.name)}
     if not told["chunks"]:
         return {"state": f"waiting for a snapshot of block {told['height']}"}
     held = told["chunks"] - told["missing"]

@@ -14,17 +14,10 @@ from node.config import ENV_PREFIX, Options, get_default_name, get_name_flag, re
 from shardyard.errors import ConfigError
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
-_NAMELESS: Final = re.compile(r"\bshardyard (?:up --fresh|up --port-base 0|audit)(?! --name)\b")
-"""What nodes and their files advise without knowing their network: typed as it stands, it deletes or starts another one."""
 _OVERSHOT: Final = re.compile(r"overshot (\d{1,78})")
 FAUCET_ETHER: Final = 100
 MAX_FAUCET_ETHER: Final = 1000
 """More than this is a slip of the pen sooner than a wish: a development account has 10000 to begin with."""
-
-
-def name_network(text: str, name: str) -> str:
-    """Return ``text`` with the network ``name`` in the commands that would mean another one."""
-    return _NAMELESS.sub(lambda found: f"{found[0]}{get_name_flag(name)}", text)
 
 
 def find_name(arguments: Sequence[str]) -> str:

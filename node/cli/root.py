@@ -215,10 +215,11 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
 
     def fail(code: int, text: str, remedy: str) -> int:
-        from node.cli.remedies import find_name, name_network
+        from node.cli.remedies import find_name
+        from node.config import name_network
 
-        text = name_network(text, find_name(arguments))
-        print_error(text if "try: " in text else f"{text}; try: {remedy}", as_json=as_json, code=code)
+        text = text if "try: " in text else f"{text}; try: {remedy}"
+        print_error(name_network(text, find_name(arguments)), as_json=as_json, code=code)
         return code
 
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from node.config import name_network
 from node.launcher.launcher import run_foreground
 from node.launcher.lock import NetworkBusyError
 from node.launcher.ports import PortInUseError
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         asyncio.run(run_foreground(network, None, lambda: None, exit_with_stdin=asked.exit_with_stdin))
     except (ShardyardError, OSError) as error:
-        logger.error("%s", error)  # noqa: TRY400 - a person reads this; there is nothing to debug
+        words = name_network(str(error), asked.root.name)
+        logger.error("%s", words)  # noqa: TRY400 - a person reads this; there is nothing to debug
         match error:
             case PortInUseError() | NetworkBusyError():
                 return EXIT_CONFLICT

@@ -6,7 +6,7 @@ import pytest
 
 from node.cli.doctor import Finding, _check_status
 
-SESSION = SimpleNamespace(name_flag=" --name mine")
+SESSION = SimpleNamespace(name="mine", name_flag=" --name mine")
 SIGNER = {"state": "signing", "keys": 2, "silent": 0, "floors": {}, "reason": "-"}
 LOST = "signer.log: missing; try: shardyard validator resume shard-0-1 --name mine"
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from node.cli import doctor, network
-from node.cli.remedies import name_network
 from node.cli.root import run
+from node.config import name_network
 from shardyard.errors import ShardyardError
 
 
@@ -77,6 +77,62 @@ def test_what_nodes_and_files_advise_is_for_the_network_that_was_meant(
     assert capsys.readouterr().err.endswith(f"try: shardyard audit{flag}, then shardyard up --fresh{flag}\n")
 
 
-def test_a_command_that_names_its_network_is_left_as_it_is() -> None:
-    told = "shardyard up --fresh --name theirs, or another --name; shardyard auditor"
+@pytest.mark.parametrize(
+    "told",
+    [
+        "shardyard up --fresh --name theirs, or another --name; shardyard auditor",
+        "shardyard validator import shard-0-0 --name theirs with the newest export",
+        "shardyard fault loss --help",
+        "shardyard sim replay --seed 3",
+        "shardyard config show",
+    ],
+)
+def test_a_command_that_names_its_network_or_has_none_is_left_as_it_is(told: str) -> None:
     assert name_network(told, "mine") == told
+
+
+@pytest.mark.parametrize(
+    ("told", "named"),
+    [
+        ("data: process 7 has it open; try: shardyard status", "shardyard status --name mine"),
+        ("try: stop that process, or shardyard validator list", "shardyard validator list --name mine"),
+        (
+            "is free; try: shardyard up --port-base 0   (picks",
+            "shardyard up --port-base 0 --name mine   (picks",
+        ),
+        ("try: shardyard up --fresh, or restore it", "shardyard up --fresh --name mine, or restore it"),
+        (
+            "shardyard up --fresh to start anew, or --name for",
+            "shardyard up --fresh --name mine to start anew, or",
+        ),
+        ("the server died; try: shardyard logs launcher", "shardyard logs launcher --name mine"),
+        (
+            "shardyard validator export NODE -o FILE, delete",
+            "shardyard validator export --name mine NODE -o FILE,",
+        ),
+        (
+            "or for good, then shardyard validator resume, as",
+            "then shardyard validator resume --name mine, as",
+        ),
+        ("are both 1; try: shardyard tx send --shard 1", "shardyard tx send --shard 1 --name mine"),
+        (
+            "shardyard status, or shardyard down --name mine",
+            "shardyard status --name mine, or shardyard down --name",
+        ),
+    ],
+)
+def test_a_command_that_names_no_network_means_the_one_that_was_meant(told: str, named: str) -> None:
+    found = name_network(told, "mine")
+    assert named in found
+    assert name_network(found, "mine") == found
+
+
+def test_what_is_tried_when_nobody_knows_better_means_the_network_too(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ShardyardError("it went wrong")
+
+    monkeypatch.setattr(network, "resolve_options", fail)
+    assert run(["up", "--name", "mine"]) == 1
+    assert capsys.readouterr().err == "error: it went wrong\ntry: shardyard doctor --name mine\n"
