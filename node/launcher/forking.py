@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Self
 
 import msgspec
@@ -35,8 +35,9 @@ class ServerLostError(ChildError):
 class ForkedProcess:
     """A process that the server forked; used as ``asyncio.subprocess.Process`` is."""
 
-    def __init__(self, pid: int, standard_input: int) -> None:
+    def __init__(self, pid: int, standard_input: int, wake_server: Callable[[], None]) -> None:
         self.pid = pid
+        self._wake_server = wake_server
         self.returncode: int | None = None
         self._standard_input = standard_input
         self._ended = asyncio.Event()
@@ -49,10 +50,12 @@ class ForkedProcess:
 
     def terminate(self) -> None:
         """Send SIGTERM; raises ``ProcessLookupError`` when it has ended."""
+        self._wake_server()
         os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL; raises ``ProcessLookupError`` when it has ended."""
+        self._wake_server()
         os.kill(self.pid, signal.SIGKILL)
 
     def end(self, code: int) -> None:
@@ -63,7 +66,10 @@ class ForkedProcess:
 
 
 class Forker:
-    """The launcher's side of its fork server, which is started when it is first needed, or ahead of that."""
+    """The launcher's side of its fork server, which is started when it is first needed, or ahead of that.
+
+    A server that somebody stopped by a signal starts nothing and tells of nobody's end, so it is woken whenever it has to.
+    """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = dict(environ)
@@ -87,10 +93,16 @@ class Forker:
     async def __aexit__(self, *_: object) -> None:
         """End the server; raises nothing for one that is gone. Processes end when their supervisors tell them to."""
         listening, self._listening = self._listening, None
+        self._wake()
         if self._channel is not None:
             self._channel.shutdown(socket.SHUT_RDWR)
         if listening is not None:
             await listening
+
+    def _wake(self) -> None:
+        if self._server is not None and self._server.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._server.pid, signal.SIGCONT)
 
     def build_spawn(self, arguments: list[str]) -> Spawn:
         """Return what starts a node with ``arguments``; it raises ``ChildError`` when servers die over it.
@@ -124,6 +136,7 @@ class Forker:
         finally:
             os.close(theirs)
         self._asked.append((future, ours))
+        self._wake()
         return await future
 
     async def _start(self) -> None:
@@ -178,7 +191,7 @@ class Forker:
             if not future.done():
                 future.set_exception(OSError(report.errno, os.strerror(report.errno)))
             return
-        process = self._processes[report.pid] = ForkedProcess(report.pid, standard_input)
+        process = self._processes[report.pid] = ForkedProcess(report.pid, standard_input, self._wake)
         if future.done():  # whoever asked for it was cancelled meanwhile
             with contextlib.suppress(ProcessLookupError):  # it has ended, which the next report will say
                 process.kill()

@@ -86,6 +86,29 @@ async def test_nodes_of_a_server_that_died_are_ended_and_started_by_a_new_one(
         assert forker.pid not in {None, server}
 
 
+async def test_a_server_that_sleeps_is_woken_for_a_start_for_an_end_and_for_its_own(tmp_path, arguments):
+    async with asyncio.timeout(20):
+        async with Forker(os.environ) as forker:
+            server = forker.pid
+
+            def stop_server():
+                os.kill(server, signal.SIGSTOP)
+                while psutil.Process(server).status() != psutil.STATUS_STOPPED:
+                    pass
+
+            spawn = forker.build_spawn(arguments)
+            first, second = await spawn(1, False), await spawn(1, False)
+            stop_server()
+            third = await spawn(1, False)
+            for process in (first, second, third):
+                stop_server()
+                (process.kill if process is first else process.terminate)()
+                await process.wait()
+            assert forker.pid == server
+            stop_server()
+        assert is_gone(server)
+
+
 async def test_a_start_that_was_given_up_leaves_no_process(forker, arguments, eventually_async):
     spawning = asyncio.create_task(forker.build_spawn(arguments)(1, False))
     await eventually_async(lambda: bool(forker._asked) or spawning.done())
