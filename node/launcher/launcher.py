@@ -89,8 +89,9 @@ async def wait_for_orphans(network: Network) -> None:
         while time.monotonic() < deadline:
             try:
                 await ask(network.get_control_path(node), "ping", timeout_s=0.5)
-            except ControlError:
-                break
+            except ControlError as error:
+                if not isinstance(error.__cause__, TimeoutError):  # one that is busy is still there
+                    break
             await asyncio.sleep(READY_POLL_S)
 
 

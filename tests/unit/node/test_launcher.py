@@ -122,6 +122,28 @@ def test_port_that_is_free_and_not_to_be_had_is_not_called_taken(monkeypatch: py
     assert not is_free(65_536)
 
 
+# --- processes of a launcher that is gone ---
+
+
+async def test_orphans_that_are_there_and_busy_are_waited_for_and_those_that_are_not_cost_nothing(
+    home: Path,
+) -> None:
+    network = create_network(home / "net", Options(name="net", shards=3, seed=1))
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await launchers.wait_for_orphans(network)
+    assert loop.time() - started < 0.4
+    create_run_dir(network.run_dir)
+    path = network.get_control_path("shard-1-0")
+    with closing(socket.socket(socket.AF_UNIX)) as busy:
+        busy.bind(str(path))
+        busy.listen()  # it accepts, and answers to nobody
+        loop.call_later(0.8, path.unlink)
+        started = loop.time()
+        await asyncio.wait_for(launchers.wait_for_orphans(network), 20)
+        assert 0.8 <= loop.time() - started < launchers.LOCK_TIMEOUT_S
+
+
 # --- the launcher as a process ---
 
 
