@@ -11,13 +11,14 @@ from pathlib import Path
 import rich_click as click
 
 from node.cli.output import network_option, print_json, print_table, say
-from node.cli.root import EXIT_CHECK_FAILED, EXIT_USAGE, CliError
+from node.cli.root import EXIT_CHECK_FAILED, EXIT_CONFLICT, EXIT_USAGE, CliError
 from node.cli.session import Session
 from node.load.result import LATENCY_COLUMNS, LoadResult, build_rows
 from node.load.run import (
     LoadRun,
     LoadStoppedError,
     RunOptions,
+    SeedUsedError,
     write_answered,
     write_result,
     write_transactions,
@@ -30,6 +31,8 @@ MAX_TPS = 1_000_000
 MAX_ACCOUNTS = 1000
 MAX_ZIPF = 100
 MAX_DURATION_S = 7 * 24 * 3600
+BYTES_PER_TRANSACTION = 1500
+"""Of a run, measured: hash, message, moments, and where they are looked up."""
 
 
 @click.group()
@@ -70,7 +73,10 @@ def run(
     name: str,
     as_json: bool,
 ) -> int:
-    """Send signed transactions through the public RPC at a fixed rate, whatever the answers, and follow each to its end."""
+    """Send signed transactions through the public RPC at a fixed rate, whatever the answers, and follow each to its end.
+
+    The accounts of a shard are dealt to its replicas; while one does not answer, the next gets what it would have got.
+    """
     session = Session(name)
     cross_ratio = parse_share(cross)
     if cross_ratio and session.shard_count == 1:
@@ -96,23 +102,41 @@ def run(
             f"warm-up: got {warm_up} of a run of {duration}, expected less, for nothing else is measured; try: --warm-up 0s",
             EXIT_USAGE,
         )
+    verify_memory(round(tps * options.duration_s))
     session.ask_launcher("ping")
-    urls = [endpoint["rpc"] for endpoint in session.endpoints["shards"]]
+    shards = session.endpoints["shards"]
+    urls = [endpoint["rpc"] for endpoint in shards]
+    replicas = [list(endpoint.get("nodes", {}).values()) or [endpoint["rpc"]] for endpoint in shards]
     folder = out or session.root / "load" / time.strftime("%Y%m%d-%H%M%S")
     with have_folder(folder):
-        runner = LoadRun(urls, knobs, options, say)
+        runner = LoadRun(urls, knobs, options, say, replicas)
         try:
             result = asyncio.run(run_interruptibly(runner))
+        except SeedUsedError as error:
+            raise CliError(str(error), EXIT_CONFLICT) from error
         except LoadStoppedError as error:
             say(str(error))
             raise click.Abort from error
         except asyncio.CancelledError as error:
             raise click.Abort from error
     write_result(folder / "result.json", result)
-    write_answered(folder / "answered.json", runner.list_answered())
+    write_answered(folder / "answered.json", runner.iterate_answered())
     write_transactions(folder / "transactions.csv", runner.tracked)
     _print(result, folder, as_json=as_json)
     return 0 if result.is_valid else EXIT_CHECK_FAILED
+
+
+def verify_memory(count: int) -> None:
+    """Raise ``CliError`` when a run of ``count`` transactions has no room: each is remembered to the end, for its result."""
+    import psutil
+
+    needed, free = count * BYTES_PER_TRANSACTION, psutil.virtual_memory().available
+    if needed > free:
+        raise CliError(
+            f"load: got {count} transactions, which take {needed / 1e9:.1f} GB of memory until their result is written, "
+            f"expected at most {free / 1e9:.1f} GB, which are free; try: a lower --tps, or a shorter --duration",
+            EXIT_USAGE,
+        )
 
 
 @contextlib.contextmanager

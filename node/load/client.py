@@ -1,10 +1,13 @@
 """JSON-RPC over one kept HTTP connection, as cheap per transaction as Python allows.
 
 Requests of a connection follow each other; many calls travel in one batch. A connection that is refused, reset or silent
-raises ``NoAnswerError``: whoever asked knows that the other side may or may not have taken the request, and asks again.
+raises ``NoAnswerError``: whoever asked knows that the other side may or may not have taken the request, and asks again. Where
+several nodes serve the same, the next one is asked then.
 """
 
 import asyncio
+import contextlib
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,17 +57,34 @@ _encode = msgspec.json.Encoder().encode
 
 
 class RpcConnection:
-    """One connection to one node; reopened when it breaks."""
+    """One connection to the node at ``url``; when it breaks, another is opened, to each of ``others`` in turn."""
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, others: Sequence[str] = ()) -> None:
+        self._urls = deque((url, *others))
+        self._timeout_s = timeout_s
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._go_to(url)
+
+    def _go_to(self, url: str) -> None:
         parts = urlsplit(url)
         self._host = parts.hostname or "127.0.0.1"
         self._port = parts.port or 80
-        self._timeout_s = timeout_s
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._head = (
             f"POST / HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: application/json\r\nContent-Length: "
         ).encode()
+
+    def turn(self) -> None:
+        """Close the connection; the next request goes to the next node."""
+        self.close()
+        self._urls.rotate(-1)
+        self._go_to(self._urls[0])
+
+    async def request_of_any(self, method: str, *params: object) -> Any:
+        """Return the result of one call by the first node that answers; raises as ``request`` does for the last one."""
+        for _ in range(len(self._urls) - 1):
+            with contextlib.suppress(NoAnswerError):
+                return await self.request(method, *params)
+        return await self.request(method, *params)
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
@@ -110,9 +130,9 @@ class RpcConnection:
         try:
             return decode(data)
         except msgspec.MsgspecError as error:
-            raise NoAnswerError(
-                f"port {self._port}: {data[:200]!r} is no JSON-RPC answer ({error})"
-            ) from error
+            port = self._port
+            self.turn()
+            raise NoAnswerError(f"port {port}: {data[:200]!r} is no JSON-RPC answer ({error})") from error
 
     async def _exchange(self, body: bytes) -> bytes:
         try:
@@ -126,8 +146,9 @@ class RpcConnection:
                 await writer.drain()
                 return await _read_response(reader)
         except (OSError, EOFError, ValueError, TimeoutError, asyncio.LimitOverrunError) as error:
-            self.close()
-            raise NoAnswerError(f"port {self._port}: {error or 'timed out'}") from error
+            port = self._port
+            self.turn()
+            raise NoAnswerError(f"port {port}: {error or 'timed out'}") from error
         except asyncio.CancelledError:
             self.close()  # Half an exchange leaves the answer to another request on the wire.
             raise

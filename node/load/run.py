@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ from node.load.sender import ShardSender
 from node.load.tracker import NEVER, Tracked, Tracker
 from node.load.workload import TRANSFER_GAS, Fees, Knobs, Planned, Workload
 from shardyard.errors import ShardyardError
+from shardyard.ids import Address
 
 MAX_SIGNED_AHEAD = 50_000
 """Transactions, some 25 MB."""
@@ -44,6 +45,10 @@ class LoadStoppedError(LoadError):
     """A run was stopped before it sent load; its accounts may have their money."""
 
 
+class SeedUsedError(LoadError):
+    """The accounts of a run have sent something before, so what it would send is not what its seed says."""
+
+
 class RunOptions(msgspec.Struct, frozen=True):
     """How long a run lasts and what it waits for, in seconds."""
 
@@ -60,22 +65,40 @@ class RunOptions(msgspec.Struct, frozen=True):
 
 
 class LoadRun:
-    """A run against the shards at ``urls``, in order of shard."""
+    """A run against the shards at ``urls``, in order of shard.
+
+    With ``replicas``, the URLs of all that serve each shard, the accounts of a shard are dealt to them in turn.
+    """
 
     def __init__(
-        self, urls: Sequence[str], knobs: Knobs, options: RunOptions, progress: Progress | None = None
+        self,
+        urls: Sequence[str],
+        knobs: Knobs,
+        options: RunOptions,
+        progress: Progress | None = None,
+        replicas: Sequence[Sequence[str]] = (),
     ) -> None:
         if len(urls) != knobs.shards:
             raise LoadError(f"got {len(urls)} URLs for {knobs.shards} shards")
         self.knobs = knobs
         self.options = options
         self.tracked: list[Tracked] = []
-        self.tracker = Tracker(urls)
+        self.tracker = Tracker(urls, replicas)
         self.funding: list[tuple[int, str]] = []
         """(shard, hash) of the transactions that funded the accounts."""
         self.workload = Workload(knobs)
-        self._urls = urls
-        self._senders = [ShardSender(url, self.tracker.forget) for url in urls]
+        self._replicas = [tuple(found) for found in replicas or [(url,) for url in urls]]
+        self._senders: list[ShardSender] = []
+        self._routes: dict[Address, ShardSender] = {}
+        """By the account that sends: one replica gets all of it, in order."""
+        for found, wallets in zip(self._replicas, self.workload.wallets, strict=True):
+            senders = [
+                ShardSender(url, self.tracker.forget, (*found[index + 1 :], *found[:index]))
+                for index, url in enumerate(found)
+            ]
+            self._senders += senders
+            for index, wallet in enumerate(wallets):
+                self._routes[wallet.account.address] = senders[index % len(senders)]
         self._progress = progress or (lambda _: None)
         self._stop = asyncio.Event()
         self._started = NEVER
@@ -130,9 +153,10 @@ class LoadRun:
         self._progress(f"funded {count} accounts in {time.monotonic() - started:.1f} s")
 
     async def _prepare_shard(self, shard: int, transactions: int) -> None:
-        connection = RpcConnection(self._urls[shard])
+        first, *others = self._replicas[shard]
+        connection = RpcConnection(first, others=others)
         try:
-            block = await connection.request("eth_getBlockByNumber", "latest", False)
+            block = await connection.request_of_any("eth_getBlockByNumber", "latest", False)
             base_fee = int(block["baseFeePerGas"], 16)
             # Twice six full blocks of growth; what is not needed is not paid.
             self.workload.fees[shard] = Fees(max_fee=4 * base_fee + 10**9, tip=10**6)
@@ -142,8 +166,10 @@ class LoadRun:
                 [("eth_getTransactionCount", (address, "pending")) for address in addresses]
             )
             for wallet, answer in zip(wallets, answers, strict=True):
+                if answer.error is not None:
+                    raise RefusedError(answer.error.code, answer.error.message)
                 if answer.result != "0x0":
-                    raise LoadError(
+                    raise SeedUsedError(
                         f"the accounts of seed {self.knobs.seed} were used before; try: another --seed"
                     )
                 wallet.nonce = 0
@@ -177,7 +203,9 @@ class LoadRun:
         signed = await asyncio.to_thread(Signer(shard).sign, drafts)
         for answer in await connection.send_raw(["0x" + raw.hex() for raw, _ in signed]):
             if answer.error is not None:
-                raise LoadError(f"shard {shard}: funding was refused: {answer.error.message}")
+                is_poor = "insufficient funds" in answer.error.message
+                remedy = "; try: a lower --tps, or a shorter --duration" if is_poor else ""
+                raise LoadError(f"shard {shard}: funding was refused: {answer.error.message}{remedy}")
         self.funding.extend((shard, "0x" + digest.hex()) for _, digest in signed)
         deadline = time.monotonic() + FUNDING_TIMEOUT_S
         while int(await connection.request("eth_getBalance", addresses[-1], "latest"), 16) < amount:
@@ -209,8 +237,7 @@ class LoadRun:
     async def _report(self) -> None:
         while self.options.report_every_s > 0:
             await asyncio.sleep(self.options.report_every_s)
-            sent = sum(item.sent != NEVER for item in self.tracked)
-            settled = sum(item.settled != NEVER for item in self.tracked)
+            sent, settled = sum(sender.sent for sender in self._senders), self.tracker.settled
             heads = " ".join(f"{head.latest}/{head.finalized}" for head in self.tracker.heads)
             self._progress(f"sent {sent}, settled {settled}; heads final/beacon-final {heads}")
 
@@ -228,7 +255,7 @@ class LoadRun:
                 tracked = Tracked(plan, due=self._started + plan.due_s)
                 self.tracked.append(tracked)
                 self.tracker.follow(tracked)
-                self._senders[plan.shard].queue.append(tracked)
+                self._routes[plan.sender].queue.append(tracked)
             # What is signed ahead stays ``ahead``: the next chunk is signed when the first of it would be missing.
             due_s = (len(self.tracked) + chunk - ahead) / tps
             await self._pause(self._started + due_s - time.monotonic())
@@ -284,9 +311,12 @@ class LoadRun:
 
     def list_answered(self) -> list[dict[str, object]]:
         """Return every transaction whose hash a node answered with, as the auditor takes it."""
-        found: list[dict[str, object]] = [
-            {"shard": shard, "hash": tx_hash} for shard, tx_hash in self.funding
-        ]
+        return list(self.iterate_answered())
+
+    def iterate_answered(self) -> Iterator[dict[str, object]]:
+        """Yield what ``list_answered`` returns: of a long run that is more than needs to be in memory at once."""
+        for shard, tx_hash in self.funding:
+            yield {"shard": shard, "hash": tx_hash}
         for item in self.tracked:
             if item.is_accepted:
                 plan = item.plan
@@ -296,13 +326,16 @@ class LoadRun:
                     "sender": "0x" + plan.sender.hex(),
                     "nonce": plan.nonce,
                 }
-                found.append(entry | ({"message": plan.message, "dst": plan.dst} if plan.message else {}))
-        return found
+                yield entry | ({"message": plan.message, "dst": plan.dst} if plan.message else {})
 
 
-def write_answered(path: Path, entries: Sequence[dict[str, object]]) -> None:
+def write_answered(path: Path, entries: Iterable[dict[str, object]]) -> None:
     """Write answered transactions, for ``shardyard audit --answered``."""
-    path.write_text(json.dumps({"version": ANSWERED_VERSION, "transactions": list(entries)}) + "\n")
+    with path.open("w") as file:
+        file.write(f'{{"version": {ANSWERED_VERSION}, "transactions": [')
+        for index, entry in enumerate(entries):
+            file.write((", " if index else "") + json.dumps(entry))
+        file.write("]}\n")
 
 
 def write_result(path: Path, result: LoadResult) -> None:

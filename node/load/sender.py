@@ -1,11 +1,11 @@
 """The open loop: every transaction leaves when it is due, whatever became of those before it.
 
-One task per shard and one connection, so a batch keeps the order of nonces. What is due goes out together. A node that does
-not answer is asked again with the same bytes until it does: "already known" then says that the first attempt had arrived,
-and so does "nonce too low" for an account that nobody else uses, and any refusal of what was seen in a block. A node on its
-way down says that it is stopping, and is asked again too: a refusal would leave a gap behind which the sender's later
-transactions wait for ever. Latency counts from the moment a transaction was due, so a generator or a node that falls behind
-cannot hide it.
+One task and one connection per replica, which has accounts of its own, so a batch keeps the order of nonces. What is due goes
+out together. A node that does not answer is asked again with the same bytes until it does, or the next replica is: "already
+known" then says that the first attempt had arrived, and so does "nonce too low" for an account that nobody else uses, and any
+refusal of what was seen in a block. A node on its way down says that it is stopping, and is asked again too: a refusal would
+leave a gap behind which the sender's later transactions wait for ever. Latency counts from the moment a transaction was due,
+so a generator or a node that falls behind cannot hide it.
 """
 
 import asyncio
@@ -13,6 +13,8 @@ import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+
+import msgspec
 
 from node.load.client import Answer, NoAnswerError, RpcConnection
 from node.load.tracker import NEVER, Tracked
@@ -26,14 +28,16 @@ STOPPING = "the node is stopping"
 
 
 class ShardSender:
-    """Sends the transactions of one shard."""
+    """Sends transactions of one shard to its replica at ``url``, or, when that does not answer, to ``others`` in turn."""
 
-    def __init__(self, url: str, on_refused: Callable[[Tracked], None]) -> None:
+    def __init__(self, url: str, on_refused: Callable[[Tracked], None], others: Sequence[str] = ()) -> None:
         self.queue: deque[Tracked] = deque()
         self.refusals: Counter[str] = Counter()
+        self.sent = 0
+        """Transactions."""
         self.retries = 0
         """Batches that had to be sent again because nobody answered."""
-        self._connection = RpcConnection(url)
+        self._connection = RpcConnection(url, others=others)
         self._on_refused = on_refused
         self._is_closed = False
 
@@ -67,6 +71,7 @@ class ShardSender:
     async def _send(self, batch: Sequence[Tracked]) -> None:
         waiting = batch
         failures = 0
+        self.sent += len(batch)
         while waiting:
             now = time.monotonic()
             for tracked in waiting:
@@ -89,11 +94,14 @@ class ShardSender:
                 again.append(tracked)
             else:
                 self._on_answer(tracked, answer, now)
+        if again:
+            self._connection.turn()
         return again
 
     def _on_answer(self, tracked: Tracked, answer: Answer, now: float) -> None:
         assert tracked.answered == NEVER, "a transaction is answered once"
         tracked.answered = now
+        tracked.plan = msgspec.structs.replace(tracked.plan, raw="")  # it is not sent again
         error = answer.error
         if error is None or KNOWN in error.message or (USED in error.message and tracked.attempts > 1):
             return

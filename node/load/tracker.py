@@ -25,6 +25,7 @@ class Tracked(msgspec.Struct):
     """One transaction and when it reached its stages, in seconds of the monotonic clock; ``NEVER`` until then."""
 
     plan: Planned
+    """Without the signed bytes once it is answered."""
     due: float
     sent: float = NEVER
     answered: float = NEVER
@@ -67,13 +68,18 @@ class ShardHeads(msgspec.Struct):
 class Tracker:
     """Watches all shards of a run."""
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(self, urls: Sequence[str], replicas: Sequence[Sequence[str]] = ()) -> None:
+        """Watch the shards at ``urls``; ``replicas`` are all that can be asked of each, those included."""
         self.heads = [ShardHeads() for _ in urls]
         self.unsettled = 0
         """Accepted transactions whose last effect is not beacon-final yet."""
+        self.settled = 0
+        """Transactions whose last effect is."""
         self.block_transactions: Counter[int] = Counter()
         """User transactions and deliveries seen, by shard."""
-        self._connections = [RpcConnection(url) for url in urls]
+        self._connections = [
+            RpcConnection(found[0], others=found[1:]) for found in replicas or [(url,) for url in urls]
+        ]
         self._sent: list[dict[str, Tracked]] = [{} for _ in urls]
         self._messages: list[dict[str, Tracked]] = [{} for _ in urls]
         self._inclusions: list[deque[tuple[int, Tracked]]] = [deque() for _ in urls]
@@ -97,7 +103,7 @@ class Tracker:
     async def start(self) -> None:
         """Read where every shard stands; blocks up to there are not looked at."""
         for shard, heads in enumerate(self.heads):
-            status = await self._connections[shard].request("shard_status")
+            status = await self._connections[shard].request_of_any("shard_status")
             heads.scanned = heads.latest = status["heads"]["latest"]["height"]
 
     async def run(self) -> None:
@@ -160,3 +166,4 @@ class Tracker:
         if tracked.settled == NEVER:
             tracked.settled = now
             self.unsettled -= 1
+            self.settled += 1

@@ -10,7 +10,7 @@ import pytest
 
 from node.cli.load import run_interruptibly
 from node.load.client import NoAnswerError, RefusedError, RpcConnection
-from node.load.run import LoadRun, LoadStoppedError, RunOptions
+from node.load.run import LoadError, LoadRun, LoadStoppedError, RunOptions, SeedUsedError
 from node.load.sender import ShardSender
 from node.load.tracker import Tracked
 from node.load.workload import Knobs, Workload
@@ -73,9 +73,9 @@ def build_tracked(count):
     return [Tracked(plan, due=now) for plan in plans]
 
 
-async def send(url, tracked):
+async def send(url, tracked, others=()):
     refused = []
-    sender = ShardSender(url, refused.append)
+    sender = ShardSender(url, refused.append, others)
     sender.queue.extend(tracked)
     sender.finish()
     async with asyncio.timeout(10):
@@ -85,9 +85,10 @@ async def send(url, tracked):
 
 async def test_what_is_due_goes_out_in_one_batch_in_order_of_nonces():
     tracked = build_tracked(5)
+    raws = [item.plan.raw for item in tracked]
     async with FakeNode([accept]) as node:
         await send(node.url, tracked)
-    assert [item["params"][0] for item in node.bodies[0]] == [item.plan.raw for item in tracked]
+    assert [item["params"][0] for item in node.bodies[0]] == raws
     assert all(item.is_accepted for item in tracked)
 
 
@@ -124,10 +125,77 @@ async def test_node_on_its_way_down_is_asked_again_for_what_it_did_not_take():
         return json.dumps([{"jsonrpc": "2.0", "id": 0, "result": "0x1"}, *refusals[1:]]).encode()
 
     tracked = build_tracked(3)
+    raws = [item.plan.raw for item in tracked]
     async with FakeNode([take_first, accept]) as node:
         await send(node.url, tracked)
-    assert [item["params"][0] for item in node.bodies[1]] == [item.plan.raw for item in tracked[1:]]
+    assert [item["params"][0] for item in node.bodies[1]] == raws[1:]
     assert all(item.is_accepted for item in tracked)
+
+
+async def test_next_replica_is_asked_while_one_does_not_answer_or_stops():
+    tracked = build_tracked(4)
+    async with FakeNode([None, accept]) as first, FakeNode([refuse("the node is stopping")]) as second:
+        sender, refused = await send(first.url, tracked, (second.url,))
+    assert [len(node.bodies) for node in (first, second)] == [2, 1]
+    assert first.bodies[0] == second.bodies[0] == first.bodies[1]
+    assert all(item.is_accepted for item in tracked)
+    assert (sender.sent, sender.retries, refused) == (4, 2, [])
+
+
+async def test_what_is_answered_is_forgotten_but_for_what_the_result_needs():
+    tracked = build_tracked(2)
+    hashes = [item.plan.tx_hash for item in tracked]
+    async with FakeNode([accept]) as node:
+        await send(node.url, tracked)
+    assert [(item.plan.raw, item.plan.tx_hash) for item in tracked] == [("", found) for found in hashes]
+
+
+async def test_accounts_of_a_shard_are_dealt_to_its_replicas_and_each_stays_with_its_own():
+    knobs = Knobs(shards=2, tps=100, accounts=5, seed=3)
+    replicas = [["http://127.0.0.1:1", "http://127.0.0.1:2"], ["http://127.0.0.1:3"]]
+    load = LoadRun([found[0] for found in replicas], knobs, RunOptions(duration_s=1), replicas=replicas)
+    senders = [
+        [load._routes[wallet.account.address] for wallet in wallets] for wallets in load.workload.wallets
+    ]
+    first, second, third = load._senders
+    assert senders == [[first, second, first, second, first], [third] * 5]
+    assert list(second._connection._urls) == ["http://127.0.0.1:2", "http://127.0.0.1:1"]
+
+
+def answer_preparation(nonce):
+    """Answer what a run asks first: the newest block, and the nonces of its accounts."""
+
+    def answer(body):
+        if isinstance(body, dict):
+            return json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"baseFeePerGas": "0x7"}}).encode()
+        return json.dumps([{"jsonrpc": "2.0", "id": item["id"], **nonce} for item in body]).encode()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("nonce", "kind", "words"),
+    [
+        ({"result": "0x1"}, SeedUsedError, "accounts of seed 1 were used before; try: another --seed"),
+        (
+            {"error": {"code": -32005, "message": "too many requests"}},
+            LoadError,
+            "shard 0: too many requests",
+        ),
+    ],
+)
+async def test_accounts_that_were_used_before_are_no_failure_of_a_shard(nonce, kind, words):
+    answer = answer_preparation(nonce)
+    async with FakeNode([None]) as silent, FakeNode([answer, answer]) as node:
+        load = LoadRun(
+            [silent.url],
+            Knobs(shards=1, tps=1, cross_ratio=0, accounts=2, seed=1),
+            RunOptions(duration_s=1),
+            replicas=[[silent.url, node.url]],
+        )
+        with pytest.raises(LoadError, match=words) as raised:
+            await asyncio.wait_for(load.run(), 20)
+    assert type(raised.value) is kind
 
 
 async def test_nonce_too_low_at_the_first_attempt_is_a_refusal():
