@@ -14,6 +14,7 @@ import rich_click as click
 from node.cli.journey import Journey, trace_journey
 from node.cli.output import network_option, print_json, print_table, say
 from node.cli.root import (
+    EXIT_INTERRUPTED,
     EXIT_NOT_RUNNING,
     EXIT_REJECTED,
     EXIT_TIMEOUT,
@@ -110,6 +111,22 @@ def _wait(
     get_words: Callable[[], str],
 ) -> R:
     """Return what ``ask`` finds, once it finds something; raises ``CliError``, with exit code 5 when that takes too long."""
+    try:
+        return _ask_until_found(session, tx_hash, patience, ask, get_words)
+    except KeyboardInterrupt as error:  # the same again would send another one
+        raise CliError(
+            f"interrupted: {tx_hash} was sent before, and is not lost; try: shardyard tx wait {tx_hash}{session.name_flag}",
+            EXIT_INTERRUPTED,
+        ) from error
+
+
+def _ask_until_found(
+    session: Session,
+    tx_hash: str,
+    patience: Patience,
+    ask: Callable[[], R | None],
+    get_words: Callable[[], str],
+) -> R:
     session.limit_requests(patience.timeout_s)
     while True:
         try:

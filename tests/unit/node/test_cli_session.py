@@ -240,6 +240,32 @@ def test_transaction_is_found_beside_a_silent_shard(
     assert find_shard(session, "0x" + "12" * 32) == 2
 
 
+def test_interrupt_while_something_sent_is_waited_for_does_not_advise_to_send_it_again(
+    network: Network,
+    answering: Answering,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("node.cli.tx.time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupt))
+    tx_hash = "0x" + "12" * 32
+    answering.answers |= {
+        "eth_getTransactionCount": {"result": "0x2"},
+        "eth_getCode": {"result": "0x"},
+        "eth_maxPriorityFeePerGas": {"result": "0x1"},
+        "eth_getBlockByNumber": {"result": {"baseFeePerGas": "0x1"}},
+        "eth_sendRawTransaction": {"result": tx_hash},
+        "eth_getTransactionReceipt": {"result": None},
+    }
+    for words in (["tx", "send", "--to", "1"], ["faucet", "1"]):
+        assert run([*words, "--name", "mine"]) == 130
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: interrupted: {tx_hash} was sent before, and is not lost\n")
+        assert told.endswith(f"try: shardyard tx wait {tx_hash} --name mine\n")
+
+
 def test_waits_for_block_and_beacon_share_their_time(
     session: Session, answering: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
