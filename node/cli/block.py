@@ -10,7 +10,7 @@ import rich_click as click
 
 from node.cli.output import network_option, print_json, print_table, say
 from node.cli.root import EXIT_FAILURE, EXIT_USAGE, CliError, NamingGroup
-from node.cli.session import MAX_NUMBER_DIGITS, RpcClient, RpcError, Session
+from node.cli.session import MAX_NUMBER_DIGITS, RpcClient, RpcError, Session, SilentError
 from node.config import get_name_flag
 from node.network import parse_node
 from shardyard.blocks import FinalityProof
@@ -271,15 +271,18 @@ def watch(*, shard: str, count: int, name: str, as_json: bool) -> int:
         say("waiting for blocks; Ctrl-C stops watching")
     while count == 0 or printed < count:
         for number in shards:
-            client = session.get_client(number)
-            head = _integer(client.request("eth_blockNumber"))
-            for height in range(heads[number] + 1, head + 1):
-                _print_line(number, _fetch(client, str(height), full=False), as_json=as_json)
-                printed += 1
-                if printed == count:
-                    return 0
-            # A process that starts again may be behind what it told before.
-            heads[number] = max(heads[number], head)
+            try:
+                client = session.get_client(number)
+                head = _integer(client.request("eth_blockNumber"))
+                # A process that starts again may be behind what it told before.
+                for height in range(heads[number] + 1, head + 1):
+                    _print_line(number, _fetch(client, str(height), full=False), as_json=as_json)
+                    heads[number] = height
+                    printed += 1
+                    if printed == count:
+                        return 0
+            except SilentError:  # another replica answers, or it is back in a moment
+                session.forget_client(number)
         time.sleep(POLL_S)
     return 0
 

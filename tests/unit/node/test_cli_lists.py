@@ -9,6 +9,7 @@ import pytest
 
 from node.cli import accounts, block, shard
 from node.cli.root import EXIT_USAGE, CliError, run
+from node.cli.session import SilentError
 
 Answer = Callable[..., Any]
 
@@ -146,6 +147,32 @@ def test_block_told_before_a_process_started_again_is_not_told_once_more(
     answers |= {"eth_blockNumber": lambda _: hex(next(heads)), "eth_getBlockByNumber": build_block}
     assert run(["block", "watch", "--count", "3"]) == 0
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["0/6", "0/7", "0/8"]
+
+
+def test_watching_blocks_goes_on_while_a_shard_is_silent_and_ends_with_its_network(
+    answers: dict[str, Answer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[int] = []
+    silent = SilentError(0, "shard 0 does not answer")
+    heads = iter([5, 6, silent, 6, 8, CliError("network 'mine' is not running", 3)])
+
+    def tell_head(_: int) -> str:
+        found = next(heads)
+        if isinstance(found, CliError):
+            raise found
+        return hex(found)
+
+    monkeypatch.setattr(block, "POLL_S", 0)
+    monkeypatch.setattr(ScriptedSession, "shard_count", 1)
+    monkeypatch.setattr(
+        ScriptedSession, "forget_client", lambda _, shard: forgotten.append(shard), raising=False
+    )
+    answers |= {"eth_blockNumber": tell_head, "eth_getBlockByNumber": build_block}
+    assert run(["block", "watch"]) == 3
+    told = capsys.readouterr()
+    assert [line.split()[-1] for line in told.out.splitlines()] == ["0/6", "0/7", "0/8"]
+    assert "is not running" in told.err
+    assert forgotten == [0]
 
 
 def test_advice_names_network_and_shard(
