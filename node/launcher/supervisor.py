@@ -71,7 +71,7 @@ class Process(Protocol):
 
 Spawn = Callable[[int, bool], Awaitable[Process]]
 """Starts a process whose output goes to a descriptor; it may be told that its disk is full. Raises ``OSError`` when the system
-has no room for another process."""
+has no room for another process, and ``ChildError`` when what starts processes fails again and again."""
 
 
 class Child:
@@ -143,8 +143,11 @@ class Child:
             with self._log_path.open("ab") as log:
                 self._process = await self._spawn(log.fileno(), self._is_disk_full)
         except OSError as error:  # too many processes or open files, or no memory: another time it may work
-            self._note(f"{self.name} could not be started: {error}; it is tried again")
-            return EXIT_NOT_STARTED
+            return self._note_failed_start(error)
+        except ChildError as error:
+            if self.is_vital:
+                raise
+            return self._note_failed_start(error)
         self.started_at = time.monotonic()
         if not self.enabled:  # it was stopped while it was being started
             await self._terminate()
@@ -154,10 +157,11 @@ class Child:
         self.is_paused = False
         return code
 
-    def _note(self, words: str) -> None:
-        """Write a line into the child's log, if that is possible."""
+    def _note_failed_start(self, error: Exception) -> int:
+        """Write a line about it into the child's log, if that is possible; return what counts as its end."""
         with contextlib.suppress(OSError), self._log_path.open("ab", 0) as log:
-            log.write(f"{words}\n".encode())
+            log.write(f"{self.name} could not be started: {error}; it is tried again\n".encode())
+        return EXIT_NOT_STARTED
 
     def read_last_words(self, lines: int = 8) -> str:
         """Return the end of the child's log."""

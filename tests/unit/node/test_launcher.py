@@ -406,6 +406,34 @@ async def test_child_whose_log_cannot_be_opened_is_tried_again_and_that_is_no_re
         assert child.restarts == 0
 
 
+async def test_what_starts_children_may_fail_while_the_network_runs_and_not_while_it_comes_up(
+    tmp_path: Path, eventually_async: Any
+) -> None:
+    is_broken = True
+    program = build_program([sys.executable, "-c", WAITING], os.environ)
+
+    async def spawn(output: int, is_disk_full: bool) -> Any:
+        if is_broken:
+            raise ChildError("the fork server died")
+        return await program(output, is_disk_full)
+
+    exits = Exits()
+    child = Child("one", spawn, tmp_path / "one.log")
+    with pytest.raises(ChildError, match="the fork server died"):
+        await asyncio.wait_for(child.run(exits), 20)
+    child.is_vital = False
+    running = asyncio.create_task(child.run(exits))
+    await eventually_async(lambda: len(exits) >= 2)
+    assert set(exits) == {EXIT_NOT_STARTED}
+    assert "one could not be started: the fork server died; it is tried again" in child.read_last_words()
+    is_broken = False
+    await eventually_async(lambda: is_here(child))
+    assert child.restarts == 0
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert child.pid is None
+
+
 async def test_killed_child_is_started_again(tmp_path: Path, eventually_async: Any) -> None:
     async with supervise(tmp_path, WAITING) as (child, exits, _):
         await eventually_async(lambda: is_here(child))
