@@ -8,7 +8,7 @@ import rich_click as click
 from node.cli.output import format_ether, network_option, print_json, print_table, say
 from node.cli.root import EXIT_REJECTED, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
-from node.cli.tx import Patience, send_raw, wait_for_receipt
+from node.cli.tx import Patience, naming_sent, send_raw, wait_for_receipt
 from node.cli.wallet import list_user_keys, resolve_account, resolve_address, sign_transaction, store_user_key
 from node.dev_accounts import DEV_ACCOUNTS, MNEMONIC
 from node.network import parse_wei
@@ -140,11 +140,12 @@ def faucet(*, address: str, amount: str, shard: str, name: str, as_json: bool) -
     session = Session(name)
     to, value = resolve_address(address), parse_wei(amount)
     sender = resolve_account(session, FAUCET_ACCOUNT)
-    sent = []
+    sent: list[tuple[int, str]] = []
     for number in session.parse_shards(shard):
-        client = session.get_client(number)
-        raw = sign_transaction(client, shard=number, sender=sender, to=to, value=value)
-        sent.append((number, send_raw(client, raw)))
+        with naming_sent(sent):
+            client = session.get_client(number)
+            raw = sign_transaction(client, shard=number, sender=sender, to=to, value=value)
+            sent.append((number, send_raw(client, raw)))
     found = []
     is_ok = True
     patience = Patience()

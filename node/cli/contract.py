@@ -18,7 +18,7 @@ from node.cli.block import parse_block_tag
 from node.cli.output import network_option, print_json, say
 from node.cli.root import EXIT_REJECTED, EXIT_USAGE, CliError, NamingGroup
 from node.cli.session import Session
-from node.cli.tx import Patience, send_raw, wait_for_receipt
+from node.cli.tx import Patience, naming_sent, send_raw, wait_for_receipt
 from node.cli.wallet import (
     encode_call,
     encode_values,
@@ -222,13 +222,14 @@ def deploy(
     types = tuple(item["type"] for item in constructor["inputs"])
     data = code + encode_values(types, encode_arguments(types, arguments, f"constructor of {source}"))
     account = resolve_account(session, sender)
-    sent = []
+    sent: list[tuple[int, str]] = []
     for number in session.parse_shards(shard):
-        client = session.get_client(number)
-        raw = sign_transaction(
-            client, shard=number, sender=account, to=None, value=parse_wei(value), data=data
-        )
-        sent.append((number, send_raw(client, raw)))
+        with naming_sent(sent):
+            client = session.get_client(number)
+            raw = sign_transaction(
+                client, shard=number, sender=account, to=None, value=parse_wei(value), data=data
+            )
+            sent.append((number, send_raw(client, raw)))
     deployed = []
     patience = Patience()
     for number, tx_hash in sent:

@@ -6,7 +6,8 @@ is silent meanwhile is asked again: its process may be on its way back.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Literal, TypeVar
 
 import rich_click as click
@@ -101,6 +102,18 @@ def send_raw(client: RpcClient, raw: bytes) -> str:
             raise
         tx_hash = "0x" + _native.keccak256(raw).hex()
     return tx_hash
+
+
+@contextmanager
+def naming_sent(sent: Sequence[tuple[int, str]]) -> Iterator[None]:
+    """Name what was ``sent`` already, by shard and hash, in an error that ends a command between two shards."""
+    try:
+        yield
+    except CliError as error:
+        if not sent:
+            raise
+        told = ", ".join(f"{tx_hash} on shard {shard}" for shard, tx_hash in sent)
+        raise CliError(f"after {told} was sent, which is not lost: {error}", error.exit_code) from error
 
 
 def _wait(

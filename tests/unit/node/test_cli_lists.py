@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from node.cli import accounts, block, shard
+from node.cli import accounts, block, contract, shard
 from node.cli.root import EXIT_USAGE, CliError, run
 from node.cli.session import SilentError
 
@@ -51,7 +51,7 @@ class ScriptedSession:
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
     monkeypatch.setattr(ScriptedSession, "answers", found, raising=False)
-    for module in (accounts, block, shard):
+    for module in (accounts, block, contract, shard):
         monkeypatch.setattr(module, "Session", ScriptedSession)
     return found
 
@@ -173,6 +173,39 @@ def test_watching_blocks_goes_on_while_a_shard_is_silent_and_ends_with_its_netwo
     assert [line.split()[-1] for line in told.out.splitlines()] == ["0/6", "0/7", "0/8"]
     assert "is not running" in told.err
     assert forgotten == [0]
+
+
+@pytest.mark.parametrize(
+    "words", [["faucet", "1"], ["contract", "deploy", "counter"]], ids=lambda words: str(words[0])
+)
+def test_what_was_sent_is_named_when_a_later_shard_takes_nothing(
+    answers: dict[str, Answer], capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    def refuse_at(silent: int) -> Answer:
+        def answer(shard: int, *_: Any) -> str:
+            if shard == silent:
+                raise SilentError(
+                    shard, f"shard {shard} does not answer; try: shardyard node list --name mine"
+                )
+            return f"0x{shard:064x}"
+
+        return answer
+
+    answers |= {
+        "eth_getTransactionCount": lambda *_: "0x2",
+        "eth_getCode": lambda *_: "0x",
+        "eth_estimateGas": lambda *_: "0x5208",
+        "eth_maxPriorityFeePerGas": lambda *_: "0x1",
+        "eth_getBlockByNumber": lambda *_: {"baseFeePerGas": "0x1"},
+        "eth_sendRawTransaction": refuse_at(2),
+    }
+    assert run([*words, "--shard", "all"]) == 3
+    told = capsys.readouterr().err
+    sent = f"0x{0:064x} on shard 0, 0x{1:064x} on shard 1"
+    assert told.startswith(f"error: after {sent} was sent, which is not lost: shard 2 does not answer\ntry: ")
+    answers["eth_sendRawTransaction"] = refuse_at(0)
+    assert run([*words, "--shard", "all"]) == 3
+    assert capsys.readouterr().err.startswith("error: shard 0 does not answer\ntry: ")
 
 
 def test_advice_names_network_and_shard(
