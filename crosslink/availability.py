@@ -141,12 +141,7 @@ class BodyStore:
         waiting = {batch.crosslink for entry in state.shards for batch in entry.inbox.batches}
         for key in [key for key in self._accepted if key not in waiting]:
             self._retire(self._accepted.pop(key))
-        stale = [
-            key
-            for key, held in self._open.items()
-            if held.facts.crosslink.first_height <= state.shards[held.facts.crosslink.shard].last_height
-        ]
-        for key in stale:
+        for key in [key for key, held in self._open.items() if _is_overtaken(state, held.facts)]:
             del self._open[key]
             self._logged.discard(key)
         self._wanted &= self._open.keys()
@@ -158,3 +153,14 @@ class BodyStore:
             key, oldest = self._history.popitem(last=False)
             self._history_bytes -= oldest.size + _SUBMISSION_OVERHEAD
             self._logged.discard(key)
+
+
+def _is_overtaken(state: BeaconState, facts: CrosslinkFacts) -> bool:
+    """Tell whether no block on ``state`` or later can carry the crosslink: its blocks are covered, or it follows another one.
+
+    Whoever has the blocks can name any parent: early submissions that turn out to follow none would keep the next one out.
+    """
+    crosslink = facts.crosslink
+    entry = state.shards[crosslink.shard]
+    is_next = crosslink.first_height == entry.last_height + 1
+    return crosslink.first_height <= entry.last_height or (is_next and crosslink.parent != entry.crosslink)

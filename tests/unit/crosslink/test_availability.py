@@ -96,6 +96,32 @@ def test_submission_overtaken_by_another_is_dropped(world):
     assert world.bodies._open == {}
 
 
+def test_i14_early_submissions_with_parents_of_nobody_do_not_keep_the_next_one_out(world):
+    """Whoever has the blocks of a shard can make them: as long as the true one, and with hashes that win every tie."""
+    model = world.shards[0]
+    model.make_block()
+    first = model.build_submission()
+    model.make_block()
+    after = model.pending[1:]
+    true = check(world, model.build_submission(after, parent=first.crosslink.hash))
+    false, number = [], 0
+    while len(false) < MAX_OPEN_PER_SHARD:
+        number += 1
+        checked = check(world, model.build_submission(after, parent=number.to_bytes(32, "big")))
+        if checked.facts.hash < true.facts.hash:
+            false.append(checked)
+    world.bodies.add(check(world, first))
+    world.bodies.take_unlogged([first.crosslink.hash])  # it is proposed
+    for checked in false:
+        world.bodies.add(checked)
+    world.make_beacon_block()
+    assert world.state.shards[0].crosslink == first.crosslink.hash
+    world.bodies.add(true)
+    world.make_beacon_block()
+    assert world.state.shards[0].crosslink == true.facts.hash
+    assert world.bodies._open == {}
+
+
 def test_children_are_offered_longest_first(world):
     store = BodyStore()
     model = world.shards[0]
