@@ -17,13 +17,14 @@ from typing import Final
 
 import msgspec
 
+from shards.beacon_blocks import decode_beacon_body, verify_range
 from shards.bundles import MAX_EARLY_BYTES, BundleKey, EarlyBundles, is_bundle_valid, verify_bundle
 from shards.policy import LinkBaseFees, compute_initial_base_fees
-from shardyard.blocks import BeaconContent, BeaconRef, Block, FinalityProof, compute_body_hash
-from shardyard.codec import decode, encode
-from shardyard.consensus.proofs import extend_proof, verify_finality_proof
+from shardyard.blocks import BeaconRef, Block, FinalityProof
+from shardyard.codec import encode
+from shardyard.consensus.proofs import verify_finality_proof
 from shardyard.consensus.votes import Crypto
-from shardyard.crosslinks import BeaconBody, Bundle, Crosslink, compute_crosslinks_root
+from shardyard.crosslinks import BeaconBody, Bundle, Crosslink
 from shardyard.effects import BeaconRecord, Effect, Notice, Persist, Send, SetTimer
 from shardyard.errors import (
     InvalidBlockError,
@@ -151,6 +152,10 @@ class BeaconFollower:
         self._range_pending = False
         self._is_range_fresh = False
         """It was asked for since the last look: its answer may be on its way."""
+        self._asked = NodeId("")
+        """Of whom the last range was asked."""
+        self._heard: set[NodeId] = set()
+        """Whose answers to that question were verified: a liar's costs one proof, and the honest one still counts."""
         self._fetched_to = 0
         """Height up to which bundles of blocks ahead were asked for."""
         self._under_way: set[BundleKey] = set()
@@ -220,16 +225,25 @@ class BeaconFollower:
             raise UnsolicitedError(f"range of beacon blocks from {sender}: nobody asked for it")  # L9
         if not response.blocks or response.proof is None:
             return []  # nothing newer there; hints may lie, so nobody is asked again before the timer
-        self._range_pending = False
-        proofs = self._verify_range(response.blocks[:MAX_BLOCKS_AHEAD], response.blocks, response.proof)
         gap, head = self._find_gap(), self._head.ref.height
+        # Whoever was asked ends the question; anybody else does so with what is of use, and is looked at once.
+        self._range_pending = sender != self._asked
+        is_spent = sender in self._heard or len(self._heard) >= MAX_BEACON_NODES
+        if response.blocks[-1].header.height < gap or (is_spent and self._range_pending):
+            return []
+        self._heard.add(sender)
+        proofs = verify_range(
+            self._crypto, self._domain, self._committee, response.blocks, response.proof, MAX_BLOCKS_AHEAD
+        )
         for block, proof in proofs:
             if head < block.header.height <= head + MAX_BLOCKS_AHEAD:
                 self._ahead[block.header.height] = _Ahead(sender, block, proof, is_proven=True)
         last = response.blocks[-1].header.height
         self._known_height = max(self._known_height, last)
+        is_useful = self._find_gap() > gap
+        self._range_pending &= not is_useful
         outputs = self._advance()
-        if self._find_gap() == gap:
+        if not is_useful:
             return outputs  # nothing that was missing: no reason to ask on
         # A full answer means that there is more, whatever was known.
         has_more = self._head.ref.height == last and len(response.blocks) >= RANGE_COUNT
@@ -491,8 +505,10 @@ class BeaconFollower:
         if self.is_paused:
             return []
         self._range_pending = self._is_range_fresh = True
+        self._heard.clear()
+        self._asked = self._choose_node()
         request = RangeRequest(shard=BEACON, first_height=self._find_gap(), count=RANGE_COUNT)
-        return [Send(self._choose_node(), request)]
+        return [Send(self._asked, request)]
 
     def _await_bundles(self, height: int) -> list[FollowerOutput]:
         """Give fresh announcements a moment; the bundles of an old block come only when asked for, so ask at once."""
@@ -551,44 +567,7 @@ class BeaconFollower:
     def _request_bundle(self, node: NodeId, wanted: _Wanted) -> Send:
         return Send(node, BundleRequest(crosslink=wanted.crosslink, src=wanted.src, dst=self._shard))
 
-    def _verify_range(
-        self, kept: Sequence[Block], blocks: Sequence[Block], proof: FinalityProof
-    ) -> list[tuple[Block, FinalityProof]]:
-        """Return the blocks of a range, each with a proof made from the proof of the last one."""
-        if len(kept) != len(blocks):
-            raise InvalidProofError(f"range: got {len(blocks)} blocks, expected at most {MAX_BLOCKS_AHEAD}")
-        if not proof.path or proof.path[0].header != blocks[-1].header:
-            raise InvalidProofError("range: the proof is not the last block's")
-        for block in blocks:
-            _verify_body(block)
-        proofs = [proof]
-        for block in reversed(blocks[:-1]):
-            proofs.append(extend_proof(proofs[-1], block))
-        proofs.reverse()
-        # The first proof's path runs over every block of the range, so one verification covers all.
-        verify_finality_proof(self._crypto, self._domain, self._committee, proofs[0])
-        return list(zip(blocks, proofs, strict=True))
-
 
 def build_refusal(shard: ShardId, sender: NodeId, error: RemoteProtocolError) -> Notice:
     """Return the notice that ``sender``'s message was refused, and why."""
     return Notice("refused", shard, {"sender": sender, "error": type(error).__name__, "reason": str(error)})
-
-
-def decode_beacon_body(genesis: Genesis, block: Block) -> BeaconBody:
-    """Return the crosslinks of a beacon block; raises ``RemoteProtocolError`` unless the header commits to
-    them.
-    """
-    content = block.header.content
-    if not isinstance(content, BeaconContent) or block.header.network != genesis.network:
-        raise InvalidBlockError(f"beacon block: got one of shard {block.header.shard} or of another network")
-    _verify_body(block)
-    body = decode(block.body, BeaconBody, max_bytes=genesis.preset.max_body_bytes)
-    if content.crosslinks_root != compute_crosslinks_root(body.crosslinks):
-        raise InvalidBlockError(f"beacon block {block.header.height}: the crosslinks are not the header's")
-    return body
-
-
-def _verify_body(block: Block) -> None:
-    if compute_body_hash(block.body) != block.header.body_hash:
-        raise InvalidBlockError(f"beacon block {block.header.height}: the body is not the header's")

@@ -30,8 +30,8 @@ from node.scale.costs import Costs
 from node.scale.network import Plan, build_genesis
 from node.scale.process import ScaleProcess
 from node.scale.world import World
+from shards.beacon_blocks import decode_beacon_body
 from shards.bundles import verify_bundle
-from shards.inbox import decode_beacon_body
 from shards.policy import BlockContext, compute_env, compute_initial_base_fees
 from shardyard import _native
 from shardyard import effects as fx

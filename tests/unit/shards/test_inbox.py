@@ -369,6 +369,41 @@ def test_a_range_with_a_false_proof_or_a_gap_is_refused_and_changes_nothing(chai
     assert follower.head.ref.height == 0
 
 
+def test_l9_what_liars_answer_does_not_end_a_question_that_was_put_to_another(chain, follower):
+    """One peer that answers every question at once with rubbish must not keep a shard from catching up."""
+    for _ in range(4):
+        chain.add()
+    announce(follower, (chain.blocks[1], chain.proofs[1]))
+    follower.on_status(4)
+    false = replace(chain.proofs[3], finalization=chain.proofs[2].finalization)
+    with pytest.raises(RemoteProtocolError):
+        follower.on_range_response("liar", RangeResponse(BEACON, tuple(chain.blocks[2:4]), false))
+    old = RangeResponse(BEACON, (chain.blocks[1],), chain.proofs[1])
+    assert follower.on_range_response("liar", old) == []
+    assert follower.on_range_response("another", old) == []
+    assert [done.view.ref.height for done in followed(answer(follower, chain, 2, 4))] == [2, 3, 4]
+
+
+def test_i14_who_was_not_asked_for_a_range_costs_one_proof_a_question(chain, monkeypatch):
+    proofs = []
+    follower = BeaconFollower(GENESIS, 1, CRYPTO)
+    monkeypatch.setattr(inbox_module, "verify_range", lambda *args: proofs.append(args) or [])
+    chain.add()
+    follower.start()
+    response = RangeResponse(BEACON, (chain.blocks[1],), chain.proofs[1])
+    for _ in range(3):
+        assert follower.on_range_response("liar", response) == []
+    assert len(proofs) == 1
+    for number in range(3 * inbox_module.MAX_BEACON_NODES):
+        follower.on_range_response(f"liar-{number}", response)
+    assert len(proofs) == inbox_module.MAX_BEACON_NODES
+    follower.on_range_response("beacon-0", response)
+    assert len(proofs) == inbox_module.MAX_BEACON_NODES + 1, "whoever was asked is heard"
+    follower.start()
+    follower.on_range_response("liar", response)
+    assert len(proofs) == inbox_module.MAX_BEACON_NODES + 2, "another question"
+
+
 def is_refused(outputs):
     return any(isinstance(item, fx.Notice) and item.kind == "refused" for item in outputs)
 
