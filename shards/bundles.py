@@ -13,6 +13,8 @@ from shardyard.receipts import LinkSummary, decode_receipt
 
 MAX_EARLY_BUNDLES: Final = 64
 MAX_EARLY_BYTES: Final = 32 * 1024 * 1024
+MIN_RECEIPT_BYTES: Final = 4 * 32 + 4 * 20
+"""No receipt is shorter: it has four hashes or values and four addresses (X1)."""
 
 BundleKey = tuple[Hash32, ShardId]
 """A bundle's crosslink and source."""
@@ -27,9 +29,12 @@ class EarlyBundles:
         self._bytes = 0
 
     def keep(self, key: BundleKey, receipts: tuple[bytes, ...]) -> None:
-        """Keep a bundle; the first of a key stays, and one that is too large for any is left."""
+        """Keep a bundle; the first of a key stays, and one that is too large for any is left.
+
+        Millions of empty receipts are too large as well: each costs memory that its bytes do not tell.
+        """
         size = sum(len(receipt) for receipt in receipts)
-        if key in self._kept or size > self._max_bundle_bytes:
+        if key in self._kept or max(size, MIN_RECEIPT_BYTES * len(receipts)) > self._max_bundle_bytes:
             return
         while self._kept and (len(self._kept) >= MAX_EARLY_BUNDLES or self._bytes + size > MAX_EARLY_BYTES):
             self.take(next(iter(self._kept)))

@@ -4,11 +4,12 @@ import msgspec
 import pytest
 
 from shards import inbox as inbox_module
-from shards.bundles import MAX_EARLY_BUNDLES
+from shards.bundles import MAX_EARLY_BUNDLES, MIN_RECEIPT_BYTES
 from shards.inbox import BUNDLE_TIMER, FOLLOW_TIMER, MAX_FETCHED_AHEAD, RANGE_COUNT, BeaconFollower
 from shardyard import effects as fx
 from shardyard.blocks import FinalityProof
 from shardyard.codec import decode
+from shardyard.crosslinks import Bundle
 from shardyard.errors import LocalProtocolError, RemoteProtocolError, UnsolicitedError
 from shardyard.ids import BEACON
 from shardyard.messages import BundleRequest, RangeRequest, RangeResponse
@@ -537,6 +538,18 @@ def test_i14_what_cannot_be_used_yet_is_bounded(chain, follower):
     assert len(follower._ahead) <= inbox_module.MAX_BLOCKS_AHEAD
     assert len(follower._early) <= MAX_EARLY_BUNDLES
     assert follower._early._bytes == sum(len(receipts[0]) for receipts in follower._early._kept.values())
+
+
+def test_i14_bundles_of_empty_receipts_are_not_kept(chain, follower):
+    """A message of 24 MiB holds twelve million of them, which weigh nothing where only bytes are counted."""
+    count = GENESIS.preset.max_bundle_bytes // MIN_RECEIPT_BYTES + 1
+    for number in range(3):
+        follower.on_bundle("liar", Bundle(bytes((number,)) * 32, 0, 1, (b"",) * count))
+    assert len(follower._early) == 0
+    smallest = build_transfer()
+    assert len(smallest) >= MIN_RECEIPT_BYTES
+    follower.on_bundle("beacon-0", Bundle(b"\x09" * 32, 0, 1, (smallest,)))
+    assert len(follower._early) == 1
 
 
 def test_congestion_is_the_waiting_gas_over_twenty_blocks():
