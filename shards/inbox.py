@@ -43,6 +43,8 @@ BUNDLE_TIMER: Final = "inbox.bundles"
 
 MAX_BLOCKS_AHEAD: Final = 64
 """Beacon blocks kept that cannot be completed yet."""
+MAX_ANNOUNCED_BYTES: Final = 32 * 1024 * 1024
+"""Of those among them that were announced and are not verified yet: what finds no room comes by a range."""
 MAX_VIEWS: Final = 1024
 """Beacon blocks the follower may be ahead of the shard's last final ``beacon_ref``."""
 MAX_INBOX_BYTES: Final = 64 * 1024 * 1024
@@ -92,6 +94,8 @@ class _Ahead(msgspec.Struct):
     block: Block
     proof: FinalityProof
     is_proven: bool
+    size: int = 0
+    """Bytes of one that was announced."""
     body: BeaconBody | None = None
     """Once it was looked at."""
 
@@ -339,6 +343,10 @@ class BeaconFollower:
         height = item.block.header.height
         if height > self._head.ref.height + MAX_BLOCKS_AHEAD or height in self._ahead:
             return  # a range will bring it; the first one at a height stays until it is judged
+        if height > self._head.ref.height + 1:  # the next one is judged as soon as may be
+            item.size = len(encode(item.block)) + len(encode(item.proof))
+            if item.size + sum(held.size for held in self._ahead.values()) > MAX_ANNOUNCED_BYTES:
+                return
         self._ahead[height] = item
 
     def _advance(self) -> list[FollowerOutput]:
