@@ -80,13 +80,16 @@ class BodyStore:
         )
 
     def add(self, checked: CheckedSubmission, *, is_wanted: bool = False) -> None:
-        """Hold ``checked`` as open, within the bounds; one that is wanted by name passes by them.
+        """Hold ``checked`` as open, within the bounds; one that is wanted by name, or in the log, passes by them.
 
         Parent and congestion are signed by nobody, so one range of blocks has as many valid submissions as somebody cares
         to send: one for each parent is enough.
         """
         facts = checked.facts
-        if facts.hash in self or (not is_wanted and self._has_twin(facts)):
+        is_named = (
+            is_wanted or facts.hash in self._logged
+        )  # what the log has was in a block that a vote may rest on
+        if facts.hash in self or (not is_named and self._has_twin(facts)):
             return
         self._open[facts.hash] = checked
         if is_wanted:

@@ -431,6 +431,17 @@ def test_i12_recovery_from_every_prefix_of_the_log_goes_on():
         assert [record.submission for record in logged] == [submission], "bodies are logged once"
 
 
+def test_s5_recovery_keeps_every_body_that_a_vote_may_rest_on():
+    """Two leaders proposed one range of blocks, each with another congestion: a certificate of either may still come."""
+    network, shards = build_network(PAIRS)
+    shards.make(0, Send(1, value=ETHER))
+    twins = [shards.models[0].build_submission(congestion=congestion) for congestion in (0, 7)]
+    replica = network.replicas["beacon-0"]
+    replica.records = [SubmissionRecord(twin) for twin in twins]
+    machine = network.restart("beacon-0").machine
+    assert [machine.get_submission(twin.crosslink.hash) for twin in twins] == twins
+
+
 def leave_second_behind(network, shards, count):
     """Let the first replica accept ``count`` crosslinks of shard 0 while the second hears nothing; return the last submission."""
     network.drop = drop_second_replica
