@@ -37,6 +37,7 @@ from shardyard.consensus.engine import (
     RequestBuild,
     RequestValidation,
 )
+from shardyard.consensus.finals import MAX_RANGE_BLOCKS
 from shardyard.consensus.simplex import SimplexEngine
 from shardyard.consensus.votes import Crypto
 from shardyard.crosslinks import Bundle, Crosslink, CrosslinkSubmission
@@ -52,7 +53,7 @@ from shardyard.effects import (
 from shardyard.errors import InvalidBlockError, InvalidCrosslinkError, LocalProtocolError, RemoteProtocolError
 from shardyard.events import Event, MessageReceived, Signed, Started, TimerFired
 from shardyard.genesis import Genesis
-from shardyard.ids import BEACON, Hash32, ShardId
+from shardyard.ids import BEACON, Hash32, NodeId, ShardId
 from shardyard.messages import (
     BlockRequest,
     BlockResponse,
@@ -82,7 +83,6 @@ _ENGINE_MESSAGES = (
     BlockRequest,
     BlockResponse,
     RangeRequest,
-    RangeResponse,
     FinalBlock,
     Status,
 )
@@ -125,7 +125,8 @@ class BeaconMachine:
         self._waiting_builds: list[RequestBuild] = []
         self._waiting_blocks: OrderedDict[Hash32, RequestValidation] = OrderedDict()
         self._fetcher = BodyFetcher(genesis.preset)
-        self._is_catching_up = False
+        self._old: set[Hash32] = set()
+        """Blocks that came by a range and are not final here yet: others were told of them long ago."""
 
     @property
     def state(self) -> BeaconState:
@@ -227,14 +228,20 @@ class BeaconMachine:
             case RangeRequest(shard=shard) as request if shard == BEACON and event.chain != BEACON:
                 # Shards follow the beacon, and ask for its blocks by their own chain's topics.
                 return self._run(self.engine.on_message(event.sender, request, now_ms), now_ms)
+            case RangeResponse() as response if event.chain == BEACON:
+                return self._on_range_response(event.sender, response, now_ms)
             case message if isinstance(message, _ENGINE_MESSAGES) and event.chain == BEACON:
-                self._is_catching_up = isinstance(message, RangeResponse)
-                try:
-                    return self._run(self.engine.on_message(event.sender, message, now_ms), now_ms)
-                finally:
-                    self._is_catching_up = False
+                return self._run(self.engine.on_message(event.sender, message, now_ms), now_ms)
             case _:
                 return []  # a shard's own traffic
+
+    def _on_range_response(self, sender: NodeId, response: RangeResponse, now_ms: int) -> list[Effect]:
+        """Let the engine judge a range, and note what it took: a liar must not keep what is new from being announced."""
+        hashes = [block.hash for block in response.blocks[:MAX_RANGE_BLOCKS]]
+        unknown = [block_hash for block_hash in hashes if self.engine.get_block(block_hash) is None]
+        outputs = self.engine.on_message(sender, response, now_ms)
+        self._old.update(taken for taken in unknown if self.engine.get_block(taken) is not None)
+        return self._run(outputs, now_ms)
 
     def _run(self, outputs: Iterable[EngineOutput], now_ms: int) -> list[Effect]:
         """Answer what the engine asks, first come first served: its outputs stay in the order in which it made them."""
@@ -250,6 +257,7 @@ class BeaconMachine:
                 case BlockFinal(block=block, proof=proof):
                     effects += self._announce(block, proof, self._apply_final(block))
                 case BlockAbandoned(block_hash=block_hash):
+                    self._old.discard(block_hash)
                     self._ledger.forget(block_hash)
                     self._waiting_blocks.pop(block_hash, None)
                 case BlockNotarized():
@@ -343,13 +351,15 @@ class BeaconMachine:
     def _announce(self, block: Block, proof: FinalityProof, accepted: list[CrosslinkFacts]) -> list[Effect]:
         effects: list[Effect] = [Finalise(block, proof)]
         self._rejoins.on_final(self._ledger.read_body(block).rejoins)
-        if not self._is_catching_up:  # old blocks are fetched by whoever needs them
+        is_new = block.hash not in self._old  # old blocks are fetched by whoever needs them
+        self._old.discard(block.hash)
+        if is_new:
             effects.append(Broadcast(FinalBlock(block=block, proof=proof)))
         effects.append(describe_block(block, self.state))
         for facts in accepted:
             checked = self._bodies.get(facts.hash)
             assert checked is not None, "bodies of a final crosslink are held"
-            if not self._is_catching_up:
+            if is_new:
                 effects += [Broadcast(BundleAnnouncement(bundle)) for bundle in checked.bundles]
             effects.append(describe_crosslink(block, checked))
             effects += describe_messages(block, checked)

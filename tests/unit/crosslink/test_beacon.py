@@ -500,6 +500,24 @@ def test_g1_bodies_ahead_that_are_lost_are_asked_for_when_their_block_is_the_nex
     assert len(lost) > 4
 
 
+def test_g1_who_catches_up_announces_no_old_blocks_though_their_bodies_come_later():
+    network, shards = build_network([(0, 1, 2), (3,)])
+    leave_second_behind(network, shards, 5)
+    target = network.heights()[0]
+    network.run_ms(1000)  # the newest blocks may come by themselves
+    network.drop = drop_nothing
+    network.sent.clear()
+    network.run(lambda: network.heights()[1] >= target)
+    told = [message for name, to, message in network.sent if name == "beacon-1" and to is None]
+    old = [message for message in told if isinstance(message, FinalBlock | BundleAnnouncement)]
+    assert [message for message in old if isinstance(message, BundleAnnouncement)] == []
+    assert [message.block.header.height for message in old if message.block.header.height <= target] == []
+    goal = network.heights()[1] + 2
+    network.run(lambda: network.heights()[1] >= goal)
+    announced = [message for name, _, message in network.sent if name == "beacon-1"]
+    assert any(isinstance(message, FinalBlock) for message in announced), "new ones it announces again"
+
+
 def test_outputs_of_the_engine_keep_the_order_in_which_it_made_them(monkeypatch):
     network, shards = build_network()
     network.run_blocks(1)
