@@ -151,6 +151,8 @@ class BeaconFollower:
         self._known_height = 0
         self._beacon_nodes: list[NodeId] = [NodeId("beacon-0")]
         self._attempts = 0
+        self._bundle_rounds = 0
+        """Times bundles were asked for; not counted by ``_attempts``, or some nodes' turns would all go to the source."""
         self._idle_rounds = 0
         self._has_progressed = False
         self._range_pending = False
@@ -527,15 +529,15 @@ class BeaconFollower:
     def _request_bundles(self, *, is_old: bool = False) -> list[FollowerOutput]:
         if self._pending is None:
             return []
+        self._bundle_rounds += not is_old
         outputs: list[FollowerOutput] = []
         for wanted in self._pending.wanted:
             key = (wanted.crosslink, wanted.src)
             if key in self._pending.bundles or (is_old and key in self._under_way):
                 continue  # what does not come is asked for when the timer fires
             # X10: beacon and source both serve it; every third time ask the source, which keeps no old ones.
-            node = self._choose_node()
-            if self._attempts % 3 == 0 and not is_old:
-                node = NodeId(f"shard-{wanted.src}-0")
+            is_of_source = self._bundle_rounds % 3 == 0 and not is_old
+            node = NodeId(f"shard-{wanted.src}-0") if is_of_source else self._choose_node()
             outputs.append(self._request_bundle(node, wanted))
         outputs.append(SetTimer(BUNDLE_TIMER, 4 * self._genesis.preset.delta_ms))
         return outputs

@@ -3,10 +3,12 @@
 import msgspec
 
 from shards import inbox as inbox_module
+from shards.bundles import MIN_RECEIPT_BYTES
 from shardyard.codec import encode
+from shardyard.crosslinks import Bundle
 from shardyard.ids import BEACON
 from shardyard.messages import RangeResponse
-from tests.unit.shards.world import followed
+from tests.unit.shards.world import build_transfer, followed
 
 replace = msgspec.structs.replace
 
@@ -29,3 +31,34 @@ def test_i14_announced_blocks_that_are_not_verified_are_bounded_in_bytes(chain, 
 def test_i14_the_next_block_is_judged_however_large_it_is(chain, follower, monkeypatch):
     monkeypatch.setattr(inbox_module, "MAX_ANNOUNCED_BYTES", 1)
     assert followed(follower.on_final_block("beacon-0", *chain.add()))
+
+
+def test_i14_bundles_of_empty_receipts_are_not_kept(chain, follower):
+    """A message of 24 MiB holds twelve million of them, which weigh nothing where only bytes are counted."""
+    count = follower._genesis.preset.max_bundle_bytes // MIN_RECEIPT_BYTES + 1
+    for number in range(3):
+        follower.on_bundle("liar", Bundle(bytes((number,)) * 32, 0, 1, (b"",) * count))
+    assert len(follower._early) == 0
+    smallest = build_transfer()
+    assert len(smallest) >= MIN_RECEIPT_BYTES
+    follower.on_bundle("beacon-0", Bundle(b"\x09" * 32, 0, 1, (smallest,)))
+    assert len(follower._early) == 1
+
+
+def test_i14_who_was_not_asked_for_a_range_costs_one_proof_a_question(chain, follower, monkeypatch):
+    proofs = []
+    monkeypatch.setattr(inbox_module, "verify_range", lambda *args: proofs.append(args) or [])
+    chain.add()
+    follower.start()
+    response = RangeResponse(BEACON, (chain.blocks[1],), chain.proofs[1])
+    for _ in range(3):
+        assert follower.on_range_response("liar", response) == []
+    assert len(proofs) == 1
+    for number in range(3 * inbox_module.MAX_BEACON_NODES):
+        follower.on_range_response(f"liar-{number}", response)
+    assert len(proofs) == inbox_module.MAX_BEACON_NODES
+    follower.on_range_response("beacon-0", response)
+    assert len(proofs) == inbox_module.MAX_BEACON_NODES + 1, "whoever was asked is heard"
+    follower.start()
+    follower.on_range_response("liar", response)
+    assert len(proofs) == inbox_module.MAX_BEACON_NODES + 2, "another question"
