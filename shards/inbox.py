@@ -230,6 +230,8 @@ class BeaconFollower:
         if not self._range_pending:
             raise UnsolicitedError(f"range of beacon blocks from {sender}: nobody asked for it")  # L9
         if not response.blocks or response.proof is None:
+            if sender == self._asked:  # whoever told of more lied, or will be right again with the next block
+                self._known_height = self._find_gap() - 1
             return []  # nothing newer there; hints may lie, so nobody is asked again before the timer
         gap, head = self._find_gap(), self._head.ref.height
         # Whoever was asked ends the question; anybody else does so with what is of use, and is looked at once.

@@ -426,6 +426,22 @@ def test_a_lying_height_asks_once_and_then_waits_for_the_timer(follower):
     assert len(sent(follower.on_timer(FOLLOW_TIMER), RangeRequest)) == 1
 
 
+def test_a_lying_height_is_forgotten_when_the_node_that_was_asked_has_no_more(chain, follower):
+    """Else every block counts as old for ever, and its bundles are asked for though they are just being announced."""
+    follower.on_status(1 << 60)
+    follower.on_range_response("another", RangeResponse(BEACON, (), None))
+    assert follower._known_height == 1 << 60
+    follower.on_range_response("beacon-0", RangeResponse(BEACON, (), None))
+    for seq in (1, 2):
+        receipts = [build_transfer(seq=seq)]
+        crosslink = build_crosslink(0, receipts)
+        assert not sent(announce(follower, chain.add(crosslink)), BundleRequest)
+        assert followed(follower.on_bundle("beacon-0", bundle_of(crosslink, receipts)))
+    outputs = announce(follower, chain.add())
+    assert followed(outputs)
+    assert not sent(outputs, RangeRequest)
+
+
 def asked(outputs):
     return {
         item.to for item in outputs if isinstance(item, fx.Send) and isinstance(item.message, RangeRequest)
