@@ -27,7 +27,6 @@ class _Held(msgspec.Struct, frozen=True):
     """A list that its block's header commits to."""
 
     slot: int
-    height: int
     access_list: bytes
 
 
@@ -62,7 +61,7 @@ class AccessListShelf:
         except (TooLargeError, InvalidAccessListError):
             self._strikes[sender] += 1
             raise
-        self._held[header.hash] = _Held(header.slot, header.height, access_list)
+        self._held[header.hash] = _Held(header.slot, access_list)
         while sum(len(held.access_list) for held in self._held.values()) > MAX_HELD * self._max_bytes:
             # The slots that come last are executed last; a leader of a far slot must not push out the next block's.
             del self._held[max(self._held, key=lambda block_hash: self._held[block_hash].slot)]
@@ -84,6 +83,6 @@ class AccessListShelf:
         held = self._held.pop(block_hash, None)
         return b"" if held is None else held.access_list
 
-    def prune(self, height: int) -> None:
-        """Forget the lists of blocks up to ``height``."""
-        self._held = {key: held for key, held in self._held.items() if held.height > height}
+    def prune(self, slot: int) -> None:
+        """Forget the lists of blocks up to ``slot``; a height may be a lie, for orphans are held before they are compared."""
+        self._held = {key: held for key, held in self._held.items() if held.slot > slot}

@@ -582,7 +582,7 @@ class ShardReplica:
         assert view is not None, "an executed block refers to a followed beacon block"
         congestion = self.follower.compute_congestion(content.inbox_position, view)
         self._candidates.advance(header)
-        self._access_lists.prune(header.height)
+        self._access_lists.prune(header.slot)
         self.assembler.on_final(header, outbox, congestion)
         if header.height == self.follower.head.crosslink_height:
             self._check_crosslinked()

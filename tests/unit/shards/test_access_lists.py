@@ -9,13 +9,13 @@ from shardyard._native import keccak256
 from shardyard.blocks import ShardBody
 from shardyard.consensus.engine import BlockAbandoned
 from shardyard.consensus.instant import InstantEngine
-from shardyard.consensus.votes import VoteKind
+from shardyard.consensus.votes import VoteKind, compute_vote_message
 from shardyard.errors import DecodeError, InvalidAccessListError, TooLargeError
 from shardyard.messages import MAX_MESSAGE_BYTES, Proposal, Votes, decode_message, encode_message
 from shardyard.preset import PRESETS
 from tests.unit.shards.network import Network
 from tests.unit.shards.test_replica import add_replica, propose, reach, tell
-from tests.unit.shards.world import build_genesis, build_shard_header
+from tests.unit.shards.world import CRYPTO, build_genesis, build_shard_header
 
 replace = msgspec.structs.replace
 LIST = b"the list that the header commits to"
@@ -253,6 +253,24 @@ def test_b6_lists_of_blocks_that_were_overtaken_or_abandoned_are_dropped(network
     reach(network, 3, *nodes)
     assert len(shelf) == 1
     nodes[0].machine._run([BlockAbandoned(abandoned.hash)], network.now_ms)
+    assert len(shelf) == 0
+
+
+def test_b6_the_list_of_an_orphan_goes_with_its_slot_whatever_height_it_claims(network):
+    """The leader of slot 1 names a parent that nobody has; no block tells the host that such a one is gone."""
+    nodes = start_four(network)
+    block = propose_listed(network)
+    header = replace(block.header, parent=b"nobody's" * 4, height=1 << 40)
+    message = compute_vote_message(network.genesis.get_domain(0), VoteKind.PROPOSE, header.slot, header.hash)
+    key = network.genesis.committees[0].validators[header.proposer].public_key
+    hear(
+        network,
+        nodes[0],
+        ("shard-0-1", replace(block, header=header, signature=CRYPTO.sign(key, message)), LIST),
+    )
+    shelf = nodes[0].machine._access_lists
+    assert len(shelf) == 1
+    reach(network, 3, *nodes)
     assert len(shelf) == 0
 
 
