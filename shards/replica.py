@@ -44,6 +44,7 @@ from shards.policy import (
     verify_results,
 )
 from shards.recovery import Recovery
+from shards.references import attach_proofs, strip_proofs
 from shards.reports import describe_block
 from shardyard.blocks import Block, BlockKind, FinalityProof, Header
 from shardyard.consensus.engine import (
@@ -277,7 +278,7 @@ class ShardReplica:
     def _on_message(self, event: MessageReceived, now_ms: int) -> None:
         """Hand a message to the part it concerns, by the chain it speaks of rather than the topic it came by."""
         sender, follower = event.sender, self.follower
-        match event.message:
+        match strip_proofs(event.message):
             case FinalBlock(block=block, proof=proof) if block.header.shard == BEACON:
                 self._absorb(follower.on_final_block(sender, block, proof))
             case RangeResponse(shard=shard) as response if shard == BEACON:
@@ -338,6 +339,8 @@ class ShardReplica:
                     self._drain_finals()
                 case Broadcast(message=Proposal(block=block)):
                     self._emit(Broadcast(Proposal(block, self._take_built_list(block))))
+                case Persist(records=records):
+                    self._emit(Persist(attach_proofs(self.follower, self._candidates, records)))
                 case BlockAbandoned(block_hash=block_hash):
                     self._access_lists.take(block_hash)
                     self._emit(*map(Discard, self._candidates.drop(block_hash)))

@@ -8,8 +8,8 @@ import pytest
 from shards.recovery import Recovery
 from shards.replica import ShardReplica
 from shardyard import effects as fx
-from shardyard.blocks import BeaconRef
-from shardyard.codec import encode
+from shardyard.blocks import BeaconRef, FinalityProof
+from shardyard.codec import decode, encode
 from shardyard.consensus.instant import InstantEngine
 from shardyard.consensus.simplex import SimplexEngine
 from shardyard.consensus.votes import VoteKind, compute_vote_message
@@ -334,6 +334,39 @@ def test_x0_a_proposal_on_another_beacon_block_of_that_height_is_invalid(network
     tell(network, node, Proposal(block), chain=0, sender="shard-0-1")
     (data,) = node.get_notices("block.invalid")[:1]
     assert data["reason"].startswith("beacon_ref: ")
+
+
+def test_x0_the_log_has_the_proof_of_every_reference_whatever_came_beside_the_block(network, monkeypatch):
+    """It is covered by no signature: whoever passes a block on could fill the logs of others, and make their audits fail."""
+    nodes = [add_replica(network, f"shard-0-{index}", (index,)) for index in range(4)]
+    broadcast = network.broadcast
+
+    def pass_on(sender, message):
+        if isinstance(message, Proposal):
+            message = replace(message, block=replace(message.block, beacon_proof=bytes(1000)))
+        broadcast(sender, message)
+
+    monkeypatch.setattr(network, "broadcast", pass_on)
+    for node in nodes:
+        node.start()
+    chain = BeaconChain(network.genesis)
+    for height in (2, 4, 6):
+        block, proof = chain.add()
+        for node in nodes:
+            tell(network, node, FinalBlock(block, proof))
+        reach(network, height, *nodes)
+    for node in nodes:
+        blocks = {
+            record.block.hash: record.block for record in node.log if isinstance(record, fx.BlockRecord)
+        }
+        finals = [blocks[block_hash] for block_hash in get_finals(node)]
+        moved = [block for block in finals if block.beacon_proof]
+        assert [block.header.shard_content.beacon_ref.height for block in moved] == [1, 2, 3]
+        for block in moved:
+            proof = decode(block.beacon_proof, FinalityProof, max_bytes=1 << 20)
+            assert proof.path[0].header.hash == block.header.shard_content.beacon_ref.hash
+            held = node.machine.engine.get_block(block.hash)
+            assert held.beacon_proof in (b"", block.beacon_proof)
 
 
 def propose(network, change, parent=None):
