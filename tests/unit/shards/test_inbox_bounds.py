@@ -1,11 +1,15 @@
-"""I14: what of the beacon a shard keeps before it can verify it."""
+"""What of the beacon a shard keeps: before it can verify it (I14), and in its log."""
 
 import msgspec
+import pytest
 
 from shards import inbox as inbox_module
 from shards.bundles import MIN_RECEIPT_BYTES
+from shardyard.blocks import EMPTY_JUSTIFICATION
 from shardyard.codec import encode
+from shardyard.consensus.justify import check_block
 from shardyard.crosslinks import Bundle
+from shardyard.effects import Persist
 from shardyard.ids import BEACON
 from shardyard.messages import RangeResponse
 from tests.unit.shards.world import build_transfer, followed
@@ -26,6 +30,24 @@ def test_i14_announced_blocks_that_are_not_verified_are_bounded_in_bytes(chain, 
     follower.start()
     response = RangeResponse(BEACON, tuple(chain.blocks[2:]), chain.proofs[-1])
     assert len(followed(follower.on_range_response("beacon-0", response))) == 7
+
+
+@pytest.mark.parametrize("is_range", [False, True])
+def test_the_log_has_of_a_beacon_block_only_what_is_proven(chain, follower, is_range):
+    """What a liar puts beside header and body would fill the log, and make the audit of an honest node fail."""
+    chain.add()
+    block, proof = chain.add()
+    follower.on_final_block("beacon-0", chain.blocks[1], chain.proofs[1])
+    false = replace(block, justification=EMPTY_JUSTIFICATION, signature=bytes(1000), beacon_proof=bytes(1000))
+    if is_range:
+        follower.start()
+        outputs = follower.on_range_response("liar", RangeResponse(BEACON, (false,), proof))
+    else:
+        outputs = follower.on_final_block("liar", false, proof)
+    (record,) = (record for item in outputs if isinstance(item, Persist) for record in item.records)
+    check_block(record.block, follower._domain, follower._committee)
+    assert (record.block.header, record.block.body) == (block.header, block.body)
+    assert record.block.beacon_proof == b""
 
 
 def test_i14_the_next_block_is_judged_however_large_it_is(chain, follower, monkeypatch):
