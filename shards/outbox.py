@@ -231,7 +231,10 @@ class CrosslinkAssembler:
         if accepted is None or accepted.crosslink.last_height > self._final_height:
             return []
         crosslink = accepted.crosslink
-        if crosslink.first_height < self._first_height:
+        is_link = any(
+            link.dst == request.dst for link in crosslink.links
+        )  # else every receipt is read for nothing
+        if crosslink.first_height < self._first_height or not is_link:
             return []
         receipts = tuple(
             receipt

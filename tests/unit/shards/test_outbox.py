@@ -166,6 +166,16 @@ def test_x10_receipts_stay_until_their_consumption_is_beacon_final():
     assert shard.assembler._bytes == 0
 
 
+def test_a_bundle_of_a_link_that_is_none_of_the_crosslinks_is_not_looked_for(monkeypatch):
+    shard = Shard()
+    shard.finalise(1)
+    (offer,) = shard.offer()
+    shard.beacon(offer.crosslink)
+    monkeypatch.setattr(outbox_module, "decode_receipt", lambda _: pytest.fail("read"))
+    assert ask(shard, offer.crosslink, 2) == []
+    assert ask(shard, offer.crosslink, 99) == []
+
+
 def test_a_replica_behind_its_own_shard_serves_what_others_offered():
     ahead, behind = Shard(), Shard()
     ahead.finalise(1)
