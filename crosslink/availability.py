@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from crosslink.state import BeaconState, CrosslinkFacts
 from crosslink.validity import CheckedSubmission
-from shardyard.crosslinks import Bundle, CrosslinkSubmission
+from shardyard.crosslinks import Bundle, Crosslink, CrosslinkSubmission
 from shardyard.ids import Hash32, ShardId
 
 MAX_OPEN_PER_SHARD: Final = 8
@@ -89,15 +89,15 @@ class BodyStore:
         is_named = (
             is_wanted or facts.hash in self._logged
         )  # what the log has was in a block that a vote may rest on
-        if facts.hash in self or (not is_named and self._has_twin(facts)):
+        if facts.hash in self or (not is_named and self.has_twin(facts.crosslink)):
             return
         self._open[facts.hash] = checked
         if is_wanted:
             self._wanted.add(facts.hash)
         self._shrink(facts.crosslink.shard)
 
-    def _has_twin(self, facts: CrosslinkFacts) -> bool:
-        crosslink = facts.crosslink
+    def has_twin(self, crosslink: Crosslink) -> bool:
+        """Tell whether an open submission covers the same blocks after the same parent."""
         return any(
             (held.facts.crosslink.parent, held.facts.crosslink.head_hash)
             == (crosslink.parent, crosslink.head_hash)

@@ -371,8 +371,10 @@ class BeaconMachine:
         if key in self._bodies:
             return []  # a resubmission
         is_wanted = key in self._fetcher
-        if not is_wanted and self._is_stale(crosslink):
+        if not is_wanted and (self._is_stale(crosslink) or self._bodies.has_twin(crosslink)):
             return []
+        if not is_wanted:
+            self._verify_parent(crosslink)
         checked = check_submission(self._genesis, self._crypto, submission)
         if not is_wanted:
             self._verify_at_tip(checked)
@@ -387,15 +389,20 @@ class BeaconMachine:
             and crosslink.first_height <= shards[crosslink.shard].last_height
         )
 
-    def _verify_at_tip(self, checked: CheckedSubmission) -> None:
-        """Refuse now what no block on the tip could carry, unless it may only be early."""
-        facts = checked.facts
-        crosslink = facts.crosslink
+    def _verify_parent(self, crosslink: Crosslink) -> None:
+        """Refuse a wrong parent before anything is verified: nobody signs it, so there are as many as somebody cares to send."""
+        if not 0 <= crosslink.shard < len(self.state.shards):
+            return  # refused with the rest of its shape
         entry = self.state.shards[crosslink.shard]
         if crosslink.first_height == entry.last_height + 1 and crosslink.parent != entry.crosslink:
             raise InvalidCrosslinkError(
                 f"crosslink of shard {crosslink.shard}: its parent is not the final crosslink"
             )
+
+    def _verify_at_tip(self, checked: CheckedSubmission) -> None:
+        """Refuse now what no block on the tip could carry, unless it may only be early."""
+        facts = checked.facts
+        crosslink = facts.crosslink
         tip = self.engine.notarized_tip
         state = self._ledger.get_state(tip)
         if state is None or state.shards[crosslink.shard].crosslink != crosslink.parent:

@@ -316,6 +316,26 @@ def test_submission_with_another_parent_than_the_final_crosslink_is_refused():
     run_until_accepted(network, submission)
 
 
+def test_variants_of_a_submission_that_nobody_signed_cost_no_signature(monkeypatch):
+    """One range of blocks has as many of them as somebody cares to send, each with megabytes of receipts."""
+    network, shards = build_network()
+    network.run_blocks(1)
+    shards.make(0, Send(1, value=1))
+    submission = shards.models[0].build_submission()
+    deliver(network, SubmitCrosslink(submission))
+    monkeypatch.setattr("crosslink.beacon.check_submission", lambda *_: pytest.fail("verified"))
+    for number in range(1, 9):
+        for change in ({"congestion": number}, {"parent": bytes((number,)) * 32}):
+            crosslink = replace(submission.crosslink, **change)
+            deliver(network, SubmitCrosslink(replace(submission, crosslink=crosslink)))
+    monkeypatch.undo()
+    run_until_accepted(network, submission)
+
+
+def deliver(network, message):
+    network.replicas["beacon-0"].step(MessageReceived("shard-0-0", BEACON, message))
+
+
 class SigningBls(BlsCrypto):
     """The scheme of real processes, with the secret keys of all validators."""
 
