@@ -19,11 +19,10 @@ use crate::state::{Account, Key};
 const LOCATIONS_AT_ONCE: u32 = 1024;
 /// Locations of whole accounts that one worker lays out at once.
 const LAID_OUT_AT_ONCE: usize = 2048;
-/// Pieces that one worker copies at once: one token may be most of a block.
-const COPIED_AT_ONCE: usize = 2048;
-
 /// An address in RLP.
-const ADDRESS_BYTES: u32 = 21;
+const ADDRESS_BYTES: usize = 21;
+/// A header in RLP is at most so long, where what it heads is shorter than 4 GiB.
+const MAX_HEAD_BYTES: usize = 5;
 
 /// What a location was changed to, by index; mostly once.
 type Changed = SmallVec<[(u32, Value); 1]>;
@@ -114,24 +113,18 @@ fn push_change<T: Encodable>(out: &mut Vec<u8>, index: u32, value: T) -> Result<
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// The account itself: its address, balances, nonces and codes.
+    /// The account itself: its balances, nonces and codes.
     Account,
     Change,
     Read,
 }
 
-/// Bytes of the list, in one of the buffers that the workers filled.
+/// Bytes of the list, in one of the buffers that workers filled.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
     buffer: u32,
     start: u32,
     length: u32,
-}
-
-impl Piece {
-    fn split_at(self, length: u32) -> (Self, Self) {
-        (Self { length, ..self }, Self { start: self.start + length, length: self.length - length, ..self })
-    }
 }
 
 /// A location that stands in the list.
@@ -154,6 +147,15 @@ impl Listed {
         let slot = if let Key::Slot(_, slot) = key { slot.as_limbs()[3] } else { 0 };
         Self { address: (word(0), word(8), rest), slot, location, kind, piece }
     }
+
+    fn address(&self) -> Address {
+        let (first, second, rest) = self.address;
+        let mut bytes = [0; 20];
+        bytes[..8].copy_from_slice(&first.to_be_bytes());
+        bytes[8..16].copy_from_slice(&second.to_be_bytes());
+        bytes[16..].copy_from_slice(&rest.to_be_bytes());
+        Address::new(bytes)
+    }
 }
 
 struct Builder<'a, P> {
@@ -164,23 +166,6 @@ struct Builder<'a, P> {
     sorted: Sorted<'a>,
     /// The beneficiary's number, if it earned anything.
     paid: Option<u32>,
-}
-
-/// What one worker lays out: headers, and pieces in the order of the list.
-struct LaidOut {
-    heads: Vec<u8>,
-    pieces: Vec<Piece>,
-}
-
-/// The buffer of a layout's own headers.
-const HEADS: u32 = u32::MAX;
-
-impl LaidOut {
-    fn head(&mut self, push: impl FnOnce(&mut Vec<u8>)) -> Piece {
-        let start = self.heads.len();
-        push(&mut self.heads);
-        Piece { buffer: HEADS, start: start as u32, length: (self.heads.len() - start) as u32 }
-    }
 }
 
 impl<P: Places> Builder<'_, P> {
@@ -197,17 +182,13 @@ impl<P: Places> Builder<'_, P> {
         let buffers: Vec<Vec<u8>> = encoded.into_iter().map(|(bytes, _)| bytes).collect();
         self.sort(&mut all);
         let accounts: Vec<&[Listed]> = whole_accounts(&all).collect();
-        let lay_out = |listed: &&[Listed]| self.lay_out(listed);
-        let copy = |(heads, pieces): (&[u8], &[Piece])| copy(&buffers, heads, pieces);
-        if !self.has_workers {
-            let laid_out: Vec<LaidOut> = accounts.iter().map(lay_out).collect::<Result<_>>()?;
-            return Ok(join(&laid_out.iter().map(|part| copy((&part.heads, &part.pieces))).collect::<Vec<_>>()));
-        }
-        let laid_out: Vec<LaidOut> = accounts.par_iter().map(lay_out).collect::<Result<_>>()?;
-        let chunks =
-            laid_out.iter().flat_map(|part| part.pieces.chunks(COPIED_AT_ONCE).map(|pieces| (&part.heads[..], pieces)));
-        let copied: Vec<Vec<u8>> = chunks.collect::<Vec<_>>().into_par_iter().map(copy).collect();
-        Ok(join(&copied))
+        let lay_out = |listed: &&[Listed]| self.lay_out(&buffers, listed);
+        let laid_out: Vec<Vec<u8>> = if self.has_workers {
+            accounts.par_iter().map(lay_out).collect::<Result<_>>()?
+        } else {
+            accounts.iter().map(lay_out).collect::<Result<_>>()?
+        };
+        Ok(join(&laid_out))
     }
 
     /// Encodes some locations, each by itself.
@@ -225,9 +206,7 @@ impl<P: Places> Builder<'_, P> {
             }
             let (key, from) = (self.places.key(location), bytes.len());
             let kind = match key {
-                Key::Account(address) if self.push_account(&mut bytes, location, address, changes)? || is_touched => {
-                    Kind::Account
-                }
+                Key::Account(_) if self.push_account(&mut bytes, location, changes)? || is_touched => Kind::Account,
                 Key::Slot(_, slot) if self.push_slot(&mut bytes, location, slot, changes)? => Kind::Change,
                 Key::Slot(_, slot) if is_touched => {
                     bytes.truncate(from);
@@ -258,9 +237,8 @@ impl<P: Places> Builder<'_, P> {
         })
     }
 
-    /// Appends address, balances, nonces and codes of an account; whether any changed.
-    fn push_account(&self, out: &mut Vec<u8>, location: u32, address: Address, changes: &[&Change]) -> Result<bool> {
-        address.encode(out);
+    /// Appends balances, nonces and codes of an account; whether any changed.
+    fn push_account(&self, out: &mut Vec<u8>, location: u32, changes: &[&Change]) -> Result<bool> {
         let is_paid = self.paid == Some(location);
         if changes.is_empty() && !is_paid {
             out.extend([EMPTY_LIST; 3]);
@@ -312,48 +290,46 @@ impl<P: Places> Builder<'_, P> {
         if self.has_workers { listed.par_sort_unstable_by(order) } else { listed.sort_unstable_by(order) }
     }
 
-    fn lay_out(&self, listed: &[Listed]) -> Result<LaidOut> {
-        let (heads, pieces) = (Vec::with_capacity(8 * listed.len()), Vec::with_capacity(4 * listed.len()));
-        let mut out = LaidOut { heads, pieces };
-        for account in listed.chunk_by(|a, b| a.address == b.address) {
-            self.lay_out_account(account, &mut out)?;
+    /// Puts whole accounts together from their pieces.
+    fn lay_out(&self, buffers: &[Vec<u8>], listed: &[Listed]) -> Result<Vec<u8>> {
+        let bytes: usize = listed.iter().map(|listed| listed.piece.length as usize).sum();
+        let accounts = || listed.chunk_by(|a, b| a.address == b.address);
+        let mut out = Vec::with_capacity(bytes + accounts().count() * (ADDRESS_BYTES + 3 * MAX_HEAD_BYTES));
+        for account in accounts() {
+            self.push_listed(&mut out, buffers, account)?;
         }
         Ok(out)
     }
 
-    fn lay_out_account(&self, listed: &[Listed], out: &mut LaidOut) -> Result<()> {
+    /// Appends an account of which something is listed.
+    fn push_listed(&self, out: &mut Vec<u8>, buffers: &[Vec<u8>], listed: &[Listed]) -> Result<()> {
         let of = |kind: Kind| listed.iter().filter(move |listed| listed.kind == kind).map(|listed| listed.piece);
         let length = |kind: Kind| of(kind).map(|piece| piece.length as usize).sum::<usize>();
         let (changes, mut reads) = (length(Kind::Change), length(Kind::Read));
         // What an account holds that the block itself gave its code, EVMs do not ask the state for.
-        if reads > 0 && !self.has_code(listed[0].location)? {
+        if reads > 0 && !self.has_code(listed[0].address())? {
             reads = 0;
         }
-        let (address, fields) = match listed[0].kind {
-            Kind::Account => listed[0].piece.split_at(ADDRESS_BYTES),
-            Kind::Change | Kind::Read => {
-                let address = address_of(&self.places.key(listed[0].location));
-                (out.head(|head| address.encode(head)), out.head(|head| head.extend([EMPTY_LIST; 3])))
-            }
+        let bytes = |piece: Piece| {
+            let start = piece.start as usize;
+            &buffers[piece.buffer as usize][start..start + piece.length as usize]
         };
-        let whole = |payload: usize| (payload + length_of_length(payload)) as u32;
-        let payload_length = (address.length + whole(changes) + whole(reads) + fields.length) as usize;
-        let head = out.head(|head| Header { list: true, payload_length }.encode(head));
-        out.pieces.extend([head, address]);
-        let head = out.head(|head| Header { list: true, payload_length: changes }.encode(head));
-        out.pieces.push(head);
-        out.pieces.extend(of(Kind::Change));
-        let head = out.head(|head| Header { list: true, payload_length: reads }.encode(head));
-        out.pieces.push(head);
+        let fields = of(Kind::Account).next().map_or(&[EMPTY_LIST; 3][..], bytes);
+        let whole = |payload: usize| payload + length_of_length(payload);
+        let head = |out: &mut Vec<u8>, payload_length: usize| Header { list: true, payload_length }.encode(out);
+        head(out, ADDRESS_BYTES + whole(changes) + whole(reads) + fields.len());
+        listed[0].address().encode(out);
+        head(out, changes);
+        of(Kind::Change).for_each(|piece| out.extend_from_slice(bytes(piece)));
+        head(out, reads);
         if reads > 0 {
-            out.pieces.extend(of(Kind::Read));
+            of(Kind::Read).for_each(|piece| out.extend_from_slice(bytes(piece)));
         }
-        out.pieces.push(fields);
+        out.extend_from_slice(fields);
         Ok(())
     }
 
-    fn has_code(&self, location: u32) -> Result<bool> {
-        let address = address_of(&self.places.key(location));
+    fn has_code(&self, address: Address) -> Result<bool> {
         Ok(self.places.parent_account(&address)?.is_some_and(|account| account.has_code()))
     }
 }
@@ -369,20 +345,6 @@ fn whole_accounts(listed: &[Listed]) -> impl Iterator<Item = &[Listed]> {
         rest = left;
         Some(run)
     })
-}
-
-fn address_of(key: &Key) -> Address {
-    let (Key::Account(address) | Key::Slot(address, _)) = key;
-    *address
-}
-
-fn copy(buffers: &[Vec<u8>], heads: &[u8], pieces: &[Piece]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(pieces.iter().map(|piece| piece.length as usize).sum());
-    for piece in pieces {
-        let buffer = if piece.buffer == HEADS { heads } else { &buffers[piece.buffer as usize] };
-        out.extend_from_slice(&buffer[piece.start as usize..(piece.start + piece.length) as usize]);
-    }
-    out
 }
 
 /// The list of what was logged, encoded; shared among the workers of the pool it is called in, if there are any.

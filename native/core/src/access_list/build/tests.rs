@@ -130,7 +130,7 @@ fn expected(world: &World, log: &AccessLog) -> AccessList {
         let is_touched = log.touched.iter().flatten().any(&is_here);
         let changes: Vec<&Change> = log.changes.iter().flatten().filter(|change| is_here(&change.location)).collect();
         let (key, before) = world.0[place];
-        let address = address_of(&key);
+        let (Key::Account(address) | Key::Slot(address, _)) = key;
         let known = accounts.remove(&address);
         let was_listed = known.is_some();
         let mut access = known.unwrap_or(AccountAccess { address, ..AccountAccess::default() });
