@@ -82,6 +82,13 @@ class _Envelope(msgspec.Struct):
     id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Outline(msgspec.Struct):
+    params: msgspec.Raw
+    jsonrpc: Any = None
+    method: Any = None
+    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
 class _Success(msgspec.Struct):
     jsonrpc: str
     id: msgspec.Raw
@@ -100,7 +107,11 @@ class _Failure(msgspec.Struct):
     error: _Error
 
 
+_UNREADABLE: Final = object()
+"""Stands for parameters with a number beyond every integer and float that there is."""
+
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_outline = msgspec.json.Decoder(_Outline).decode
 _decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_any = msgspec.json.Decoder(msgspec.Raw).decode
 _encoder = msgspec.json.Encoder()
@@ -254,7 +265,7 @@ class Dispatcher:
         try:
             return _decode_envelope(item)
         except msgspec.ValidationError:
-            return RpcError(INVALID_REQUEST, "invalid request")
+            return _read_outline(item)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             return RpcError(PARSE_ERROR, "parse error")
 
@@ -308,7 +319,8 @@ class Dispatcher:
     async def _call(self, envelope: _Envelope, context: Any, deadline: float) -> Any:
         if envelope.jsonrpc != "2.0" or not isinstance(envelope.method, str):
             raise RpcError(INVALID_REQUEST, "invalid request")
-        if envelope.params is not msgspec.UNSET and not isinstance(envelope.params, list | dict | None):
+        is_readable = envelope.params is not _UNREADABLE
+        if is_readable and not isinstance(envelope.params, list | dict | None | msgspec.UnsetType):
             raise RpcError(INVALID_REQUEST, "invalid request: params must be an array")
         self.counters["calls"] += 1
         method = self._table.get(envelope.method)
@@ -316,6 +328,8 @@ class Dispatcher:
             name = envelope.method[:64]
             raise RpcError(METHOD_NOT_FOUND, f"the method {name} does not exist/is not available")
         self.counters[method.name] += 1
+        if not is_readable:
+            raise RpcError(INVALID_PARAMS, "invalid argument: a number is out of range")
         if isinstance(envelope.params, dict):
             raise RpcError(INVALID_PARAMS, "non-array args: parameters are by position")
         given = envelope.params if isinstance(envelope.params, list) else []
@@ -337,6 +351,17 @@ class Dispatcher:
             logger.exception("%s failed", method.name)
             raise RpcError(INTERNAL_ERROR, "internal error") from None
         return result
+
+
+def _read_outline(item: bytes | msgspec.Raw) -> _Envelope | RpcError:
+    """Return a request of which only the parameters cannot be read: its answer has to bear its id."""
+    try:
+        outline = _decode_outline(item)
+    except msgspec.MsgspecError:
+        outline = None
+    if outline is None or not bytes(outline.params).startswith((b"[", b"{")):
+        return RpcError(INVALID_REQUEST, "invalid request")
+    return _Envelope(outline.jsonrpc, outline.method, _UNREADABLE, outline.id)
 
 
 def _read_id(envelope: _Envelope) -> msgspec.Raw | None:

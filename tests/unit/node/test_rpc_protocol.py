@@ -83,6 +83,23 @@ async def test_an_id_comes_back_byte_for_byte(dispatcher, number):
     assert b'"id":' + number + b"," in answer
 
 
+@pytest.mark.parametrize("number", [b"1e400", b"-1e999", b"9" * 5000])
+async def test_a_number_beyond_all_spoils_the_parameters_and_not_the_id(dispatcher, number):
+    """Without its id the caller, on a WebSocket at least, would wait for ever."""
+    request = b'{"jsonrpc":"2.0","id":5,"method":"echo","params":[1,{"a":%b}]}' % number
+    for body in (request, b"[" + request + b"]"):
+        answer = await ask(dispatcher, body)
+        (answer,) = answer if isinstance(answer, list) else [answer]
+        assert (answer["error"]["code"], answer["id"]) == (-32602, 5)
+    assert await ask(dispatcher, request.replace(b'"id":5,', b"")) is None
+    unknown = await ask(dispatcher, request.replace(b"echo", b"echoes"))
+    assert (unknown["error"]["code"], unknown["id"]) == (-32601, 5)
+    for part in (b'"2.0"', b'"echo"', b'[1,{"a":%b}]' % number):
+        answer = await ask(dispatcher, request.replace(part, number))
+        assert (answer["error"]["code"], answer["id"]) == (-32600, None)
+    assert CALLS == []
+
+
 @pytest.mark.parametrize(
     "body",
     [
