@@ -33,12 +33,23 @@ class Subscription(msgspec.Struct, frozen=True):
     pattern: LogPattern | None
     full: bool
     send: Callable[[bytes], bool]
+    first: int = 0
+    last: int | None = None
+    """Heights of the blocks whose logs are told, None: without end."""
+
+    def covers(self, height: int) -> bool:
+        """Tell whether it is told of the logs of the block at ``height``."""
+        return self.first <= height and (self.last is None or height <= self.last)
 
 
 def build_subscription(kind: str, options: object, send: Callable[[bytes], bool]) -> Subscription:
     """Return a new subscription: ``options`` is a ``LogQuery`` for logs, a boolean or None otherwise."""
-    pattern = LogPattern(options.addresses, options.topics) if isinstance(options, LogQuery) else None
-    return Subscription(hex(secrets.randbits(128)), kind, pattern, options is True, send)
+    subscription = hex(secrets.randbits(128))
+    if not isinstance(options, LogQuery):
+        return Subscription(subscription, kind, None, options is True, send)
+    pattern = LogPattern(options.addresses, options.topics)
+    first, last = options.from_block.number or 0, options.to_block.number
+    return Subscription(subscription, kind, pattern, full=False, send=send, first=first, last=last)
 
 
 def encode_notification(subscription: str, result: bytes) -> bytes:
@@ -96,6 +107,8 @@ class SubscriptionHub:
         by_pattern: dict[Hashable, tuple[LogPattern, list[Subscription]]] = {}
         for item in self._list("logs"):
             assert item.pattern is not None, "a logs subscription has a pattern"
+            if not item.covers(block.height):
+                continue
             by_pattern.setdefault(item.pattern.key, (item.pattern, []))[1].append(item)
         if by_pattern and block.weight > INLINE_BYTES:
             return self._tell_many_logs(block, by_pattern.values())

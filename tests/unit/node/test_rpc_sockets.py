@@ -101,6 +101,25 @@ async def test_logs_are_pushed_as_get_logs_gives_them(chain, socket):
     assert socket.from_server.empty()
 
 
+async def test_logs_are_pushed_of_the_blocks_that_were_asked_for(chain, socket):
+    address = await deploy(chain, "counter")
+    ranges = ({"fromBlock": "0x3"}, {"toBlock": "0x2"}, {"fromBlock": "0x1", "toBlock": "latest"})
+    wanted = [
+        (await socket.ask("eth_subscribe", "logs", {"address": address} | blocks))["result"]
+        for blocks in ranges
+    ]
+    heard = []
+    for _ in range(2):
+        await chain.send(to=address, data=call_data("increment()"), gas=200_000)
+        block = await chain.make_block()
+        for _ in range(2):
+            params = (await socket.read())["params"]
+            heard.append((wanted.index(params["subscription"]), int(params["result"]["blockNumber"], 16)))
+        assert socket.from_server.empty()
+    assert block.header.height == 3
+    assert sorted(heard) == [(0, 3), (1, 2), (2, 2), (2, 3)]
+
+
 async def test_pending_transactions_are_pushed_as_hashes_or_whole(chain, socket):
     short = (await socket.ask("eth_subscribe", "newPendingTransactions"))["result"]
     await socket.ask("eth_subscribe", "newPendingTransactions", True)
