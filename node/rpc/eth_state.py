@@ -134,6 +134,10 @@ async def _execute(
     run: Callable[[bytes, _native.BlockEnv, bytes], _native.CallResult],
 ) -> _native.CallResult:
     api = call.api
+    have, want = request.chain_id, api.backend.chain_id
+    if have not in {None, want}:
+        # Each shard is a chain of its own: what was meant for another would get an answer that looks right.
+        raise build_server_error(f"chainId does not match node's (have={have}, want={want})")
     view: StateView = api.get_state(block)
     header = build_next_header(api.backend, view.header) if view.is_pending else view.header
     encoded = _encode_call(request, header.shard_content.base_fee)

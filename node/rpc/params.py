@@ -61,6 +61,8 @@ class CallRequest(msgspec.Struct, frozen=True):
     data: bytes
     access_list: tuple[tuple[Address, tuple[Hash32, ...]], ...] | None
     authorization_list: tuple["Authorization", ...] | None = None
+    chain_id: int | None = None
+    """The chain that is meant, None when it is not said."""
 
 
 class Authorization(msgspec.Struct, frozen=True, array_like=True):
@@ -253,6 +255,7 @@ def read_call(value: Any) -> CallRequest:
         data=(payload if payload is not None else data) or b"",
         access_list=_get(value, "accessList", _read_access_list),
         authorization_list=authorizations,
+        chain_id=_get(value, "chainId", read_quantity),
     )
 
 

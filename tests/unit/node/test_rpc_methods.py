@@ -355,6 +355,19 @@ async def test_proofs_are_refused_with_the_reason(chain):
     assert "LtHash" in error["message"]
 
 
+async def test_a_call_for_another_chain_is_refused(chain):
+    request = {"from": A, "to": B, "value": "0x1"}
+    for method in ("eth_call", "eth_estimateGas"):
+        answer = await chain.ask(method, request | {"chainId": hex(CHAIN_ID + 1)})
+        assert answer["error"] == {
+            "code": -32000,
+            "message": f"chainId does not match node's (have={CHAIN_ID + 1}, want={CHAIN_ID})",
+        }
+        assert (await chain.ask(method, request | {"chainId": "1"}))["error"]["code"] == -32602
+        for same in (hex(CHAIN_ID), None):
+            assert "result" in await chain.ask(method, request | {"chainId": same})
+
+
 async def test_fees_follow_the_base_fee_and_what_others_paid(chain):
     assert await chain.call("eth_maxPriorityFeePerGas") == hex(1_000_000)
     await chain.send(maxPriorityFeePerGas=9_000_000)
