@@ -18,6 +18,8 @@ TABLE = MethodTable()
 
 DEFAULT_TIP: Final = 1_000_000
 """Suggested while nobody pays a tip, wei per gas; what geth's oracle starts from."""
+LEAST_TIP: Final = 2
+"""Less is no tip, as in geth's oracle: who paid none says nothing of what others pay."""
 TIP_BLOCKS: Final = 20
 TIP_PERCENTILE: Final = 60
 MAX_TIP_SAMPLES: Final = 4096
@@ -85,7 +87,7 @@ def accounts(_: CallContext) -> list[str]:
 
 
 def compute_suggested_tip(call: CallContext) -> int:
-    """Return the tip that 60 % of recent transactions stayed below, wei per gas."""
+    """Return the tip that 60 % of recent transactions with one stayed below, wei per gas."""
     backend = call.api.backend
     samples: list[int] = []
     height: int = backend.latest.height
@@ -93,7 +95,7 @@ def compute_suggested_tip(call: CallContext) -> int:
         block = backend.index.get_block(number)
         if block is None or len(samples) >= MAX_TIP_SAMPLES:
             break
-        samples.extend(tip for tip, _ in _list_tips(block)[:MAX_TIP_SAMPLES])
+        samples.extend(tip for tip, _ in _list_tips(block)[:MAX_TIP_SAMPLES] if tip >= LEAST_TIP)
     samples.sort()
     return samples[(len(samples) - 1) * TIP_PERCENTILE // 100] if samples else DEFAULT_TIP
 

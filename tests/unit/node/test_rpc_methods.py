@@ -355,6 +355,16 @@ async def test_proofs_are_refused_with_the_reason(chain):
     assert "LtHash" in error["message"]
 
 
+async def test_who_pays_no_tip_does_not_make_wallets_pay_none(chain):
+    for tip in (0, 1):
+        await chain.send(maxPriorityFeePerGas=tip)
+        await chain.make_block()
+        assert await chain.call("eth_maxPriorityFeePerGas") == hex(1_000_000)
+    await chain.send(maxPriorityFeePerGas=9_000_000)
+    await chain.make_block()
+    assert await chain.call("eth_maxPriorityFeePerGas") == hex(9_000_000)
+
+
 async def test_a_call_for_another_chain_is_refused(chain):
     request = {"from": A, "to": B, "value": "0x1"}
     for method in ("eth_call", "eth_estimateGas"):
