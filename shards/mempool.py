@@ -6,7 +6,8 @@ Refusals use geth's words, because wallets match on them. Everything is bounded:
 all, transactions and nonce gap per sender. When the pool is full, the sender who holds the cheapest
 transaction loses its *last* one: what follows a cheap nonce cannot run before it and so is worth no more,
 and evicting from the middle would only tear the run. A newcomer that could not run now evicts nobody, so
-filling the pool with gaps gains nothing. A replacement pays at least 110 % of both fees of what it replaces.
+filling the pool with gaps gains nothing. A replacement pays at least 110 % of both fees of what it replaces,
+rounded down.
 
 A block that is built or notarized but not final yet keeps its transactions here, marked; a child of it
 passes them over, and when the block is discarded they are offered again without anybody having to bring

@@ -119,6 +119,16 @@ def test_a_replacement_must_raise_both_fees_by_ten_percent():
     assert pool.size_bytes == 100
 
 
+def test_a_replacement_may_round_the_ten_percent_down_as_wallets_do():
+    pool = make_pool()
+    add(pool, make_entry(max_fee=1_500_000_007, tip=15))
+    with pytest.raises(MempoolError, match="replacement transaction underpriced"):
+        add(pool, make_entry(max_fee=1_650_000_006, tip=16, salt=1))
+    add(pool, make_entry(max_fee=1_500_000_007 * 110 // 100, tip=15 * 110 // 100, salt=1))
+    with pytest.raises(MempoolError, match="replacement transaction underpriced"):
+        add(pool, make_entry(max_fee=2_000_000_000, tip=16, salt=2))  # 16 * 1.1 is 17
+
+
 def test_the_balance_must_cover_everything_a_sender_has_waiting():
     pool = make_pool()
     one = make_entry().cost

@@ -22,7 +22,7 @@ use crate::state::{Map, View};
 use queue::Queue;
 pub use queue::Waiting;
 
-/// A replacement pays at least this share of both fees of what it replaces.
+/// A replacement pays at least this share, rounded down as wallets compute it, of both fees of what it replaces.
 const REPLACEMENT_PERCENT: u128 = 110;
 
 /// Caps of one pool (I14).
@@ -523,6 +523,6 @@ impl Ord for Head {
 }
 
 fn outbids(entry: &Waiting, replaced: &Waiting) -> bool {
-    let covers = |new: u64, old: u64| new > old && u128::from(new) * 100 >= u128::from(old) * REPLACEMENT_PERCENT;
+    let covers = |new: u64, old: u64| new > old && u128::from(new) >= u128::from(old) * REPLACEMENT_PERCENT / 100;
     covers(entry.max_fee, replaced.max_fee) && covers(entry.tip, replaced.tip)
 }
