@@ -251,8 +251,17 @@ class ShardBackend:
         return found[0] if found else 0
 
     def get_pending_nonce(self, address: Address) -> int:
-        """Return the nonce after everything that waits and can run; no final block takes it back."""
-        return self.mempool.get_next_nonce(address, self.get_account_nonce(address))
+        """Return the nonce after what stands in the notarized tip and what waits after it; no final block takes it back.
+
+        The tip may have transactions of others' pools, and authorizations: their nonces are used, and nothing here knows it.
+        """
+        try:
+            found = self.core.account(self.tip.hash, address)
+        except _native.MissingState:
+            found = None  # the tip moved on meanwhile
+        return self.mempool.get_next_nonce(
+            address, max(self.get_account_nonce(address), found[0] if found else 0)
+        )
 
     def compute_next_base_fee(self, header: Header) -> int:
         """Return the base fee of a child of ``header``, in wei per gas."""

@@ -64,7 +64,8 @@ async def content_from(call: CallContext, address: Address) -> msgspec.Raw:
         }
 
     def collect() -> msgspec.Raw:
-        first, end = backend.get_account_nonce(address), backend.get_pending_nonce(address)
+        first = backend.get_account_nonce(address)
+        end = backend.mempool.get_next_nonce(address, first)
         found = {"pending": describe(first, end), "queued": describe(end, first + REACH + 1)}
         return msgspec.Raw(encode_json(found))
 

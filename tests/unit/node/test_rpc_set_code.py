@@ -67,6 +67,21 @@ async def test_transaction_and_block_show_the_authorizations_as_signed(chain):
     assert await chain.call("eth_getTransactionCount", CAROL.checksum_address, "latest") == "0x1"
 
 
+async def test_a_nonce_that_an_authorization_used_in_the_notarized_tip_is_not_told_as_pending(chain):
+    """A transaction with it would be answered with its hash, and lost when the block becomes final."""
+    await send_set_code(chain, authorize(CAROL, GATEWAY))
+    asked = ("eth_getTransactionCount", CAROL.checksum_address)
+    block = chain.execute()
+    assert await chain.call(*asked, "latest") == "0x0"
+    assert await chain.call(*asked, "pending") == "0x1"
+    tx_hash = await chain.send(CAROL)
+    assert await chain.call(*asked, "pending") == "0x2"
+    await chain.finalise(block)
+    assert await chain.call(*asked, "pending") == "0x2"
+    await chain.make_block()
+    assert (await chain.call("eth_getTransactionReceipt", tx_hash))["status"] == "0x1"
+
+
 async def test_authorization_for_every_chain_is_refused_and_one_for_another_chain_does_nothing(chain):
     for_all = authorize(CAROL, GATEWAY, chain_id=0)
     raw = chain.sign(gas=200_000, to=CAROL.checksum_address, authorizationList=[for_all], **FEES)

@@ -129,6 +129,14 @@ def test_a_replacement_may_round_the_ten_percent_down_as_wallets_do():
         add(pool, make_entry(max_fee=2_000_000_000, tip=16, salt=2))  # 16 * 1.1 is 17
 
 
+def test_the_next_nonce_goes_on_behind_nonces_that_were_used_elsewhere():
+    pool = make_pool()
+    for nonce in (1, 2, 4):
+        add(pool, make_entry(nonce=nonce))
+    sender = make_entry().sender
+    assert [pool.get_next_nonce(sender, nonce) for nonce in range(6)] == [0, 3, 3, 3, 5, 5]
+
+
 def test_the_balance_must_cover_everything_a_sender_has_waiting():
     pool = make_pool()
     one = make_entry().cost

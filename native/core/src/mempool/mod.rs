@@ -128,9 +128,11 @@ impl Mempool {
         self.queues.get(sender)?.by_nonce.get(&nonce)
     }
 
-    /// The nonce after the run of `sender`.
+    /// The nonce after the run of `sender` that begins at `account_nonce`, or before it.
     pub fn next_nonce(&self, sender: &Address, account_nonce: u64) -> u64 {
-        self.queues.get(sender).map_or(account_nonce, |queue| account_nonce.max(queue.run_end))
+        let Some(queue) = self.queues.get(sender) else { return account_nonce };
+        let first = account_nonce.max(queue.run_end);
+        (first..).find(|nonce| !queue.by_nonce.contains_key(nonce)).unwrap_or(first)
     }
 
     /// How many are executable, and how many wait behind a gap.
