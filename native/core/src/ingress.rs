@@ -42,7 +42,7 @@ impl Submission {
 
     /// The submission that `body` is; none when it is anything else, or has more than `max_calls`.
     pub fn read(body: &[u8], max_calls: usize) -> Option<Self> {
-        let body = std::str::from_utf8(body).ok()?.trim_ascii();
+        let body = std::str::from_utf8(body).ok()?.trim_matches([' ', '\t', '\r', '\n']);
         let is_batch = body.starts_with('[');
         let calls: Vec<Call<'_>> =
             if is_batch { serde_json::from_str(body).ok()? } else { vec![serde_json::from_str(body).ok()?] };
@@ -166,6 +166,8 @@ mod tests {
             "[]".into(),
             format!("[{good}"),
             format!("[{good}] x"),
+            format!("\u{c}[{good}]"),
+            format!("{good}\u{c}"),
             format!("[{good},{good},{good}]"),
             good.replace("2.0", "1.0"),
             good.replace("eth_sendRawTransaction", "eth_chainId"),
