@@ -267,6 +267,8 @@ impl Mempool {
         let (core, batch) = (&core.get().0, batch.get());
         guarded(py, || {
             let problems = self.lock().admit(&batch.0, &batch.1, |at| core.view(at))?;
+            // Here, where several workers do it, and not one by one when a block has them.
+            core.recover_authorizations(&batch.0, |place| problems.get(place).is_some_and(Option::is_none));
             Ok(Admitted { hashes: batch.0.entries().iter().map(|entry| entry.hash).collect(), problems })
         })
     }

@@ -113,7 +113,7 @@ fn filler(number: usize, nonce: u64, env: &BlockEnv) -> Transaction {
         value: U256::from(value),
         input,
         access_list: Default::default(),
-        authorizations: Vec::new(),
+        authorizations: Default::default(),
         signed_authorizations: Vec::new(),
         blobs: None,
         signature: Signature::new(U256::ZERO, U256::ZERO, false),

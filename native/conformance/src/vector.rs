@@ -273,7 +273,7 @@ impl Template {
             value: number("value", at("value", &self.value, indexes.value)?)?,
             input: at("data", &self.data, indexes.data)?.0.clone(),
             access_list: AccessList(access_list.unwrap_or_default().into_iter().map(accessed).collect()),
-            authorizations: Vec::new(),
+            authorizations: Default::default(),
             signed_authorizations: Vec::new(),
             blobs,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),

@@ -110,10 +110,26 @@ impl Batch {
     /// `Malformed` when the offsets do not cut the blob; a bad transaction is only an entry with a refusal.
     pub fn prepare(raw: &[u8], offsets: &[usize], chain_id: u64, threads: usize) -> Result<Self> {
         let pieces = pieces(raw, offsets).map_err(CoreError::Malformed)?;
-        Ok(Self::of_pieces(&pieces, chain_id, threads, 0))
+        let batch = Self::of_pieces(&pieces, chain_id, threads, 0);
+        batch.recover_authorizations(threads, |_| true);
+        Ok(batch)
     }
 
-    /// The batch of these raw transactions; unknown ones that offer less than `least_fee` per gas are refused unrecovered.
+    /// Finds out who signed the authorizations of those transactions that `is_wanted` names by their places.
+    pub fn recover_authorizations(&self, threads: usize, is_wanted: impl Fn(usize) -> bool) {
+        if !self.sets_code {
+            return;
+        }
+        let wanted =
+            self.entries.iter().enumerate().filter(|(place, entry)| entry.refusal.is_none() && is_wanted(*place));
+        let wanted = wanted.filter_map(|(_, entry)| entry.transaction.as_ref());
+        let wanted: Vec<&Arc<Transaction>> =
+            wanted.filter(|transaction| !transaction.signed_authorizations.is_empty()).collect();
+        on_workers(&wanted, threads, |transaction| transaction.recover_authorizations().len());
+    }
+
+    /// The batch of these raw transactions, whoever signed their authorizations; unknown ones that offer less than `least_fee`
+    /// per gas are refused unrecovered.
     pub fn of_pieces(pieces: &[&[u8]], chain_id: u64, threads: usize, least_fee: u128) -> Self {
         let together: Vec<&[&[u8]]> = pieces.chunks(HASHED_TOGETHER).collect();
         let hashes = on_workers(&together, threads, |messages| keccak256_many(messages)).concat();
@@ -154,6 +170,11 @@ fn on_workers<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -
 
 #[cfg(test)]
 mod tests {
+    use alloy_consensus::TxEip7702;
+    use alloy_consensus::transaction::RlpEcdsaEncodableTx;
+    use alloy_eips::eip7702::{Authorization, SignedAuthorization};
+    use alloy_primitives::{Address, Signature, U256};
+
     use super::*;
 
     fn transaction(number: u64) -> Arc<Transaction> {
@@ -175,6 +196,39 @@ mod tests {
         let mut batch = Batch::default();
         [entry(30_000, 2), entry(12_000, 4)].into_iter().for_each(|entry| batch.push(entry));
         assert_eq!((batch.entries().len(), batch.gas_limits(), batch.sets_code()), (2, 42_000, true));
+    }
+
+    /// Signed by somebody: a signature of these numbers fits any message.
+    fn set_code(number: u64, authorizations: usize) -> Vec<u8> {
+        let inner = Authorization { chain_id: U256::from(31_337), address: Address::ZERO, nonce: 0 };
+        let signed = SignedAuthorization::new_unchecked(inner, 0, U256::ONE, U256::ONE);
+        let transaction = TxEip7702 {
+            chain_id: 31_337,
+            nonce: number,
+            gas_limit: 200_000_000,
+            authorization_list: vec![signed; authorizations],
+            ..TxEip7702::default()
+        };
+        let mut raw = Vec::new();
+        transaction.eip2718_encode(&Signature::new(U256::ONE, U256::ONE, false), &mut raw);
+        raw
+    }
+
+    #[test]
+    fn who_signed_authorizations_is_found_out_when_somebody_has_to_know() {
+        let raw = set_code(0, 100);
+        let is_known = |batch: &Batch| {
+            let transaction = batch.entries()[0].transaction.as_ref().unwrap();
+            transaction.authorizations.get().map(Vec::len)
+        };
+        let batch = Batch::of_pieces(&[&raw], 31_337, 1, 0);
+        assert_eq!((batch.entries()[0].refusal.clone(), is_known(&batch)), (None, None));
+        batch.recover_authorizations(1, |_| false);
+        assert_eq!(is_known(&batch), None);
+        batch.recover_authorizations(1, |place| place == 0);
+        assert_eq!(is_known(&batch), Some(100));
+        let raw = set_code(1, 100);
+        assert_eq!(is_known(&Batch::prepare(&raw, &[0, raw.len()], 31_337, 1).unwrap()), Some(100));
     }
 
     #[test]

@@ -42,9 +42,14 @@ impl Core {
         Batch::prepare(raw, offsets, self.chain.chain_id, self.chain.threads)
     }
 
-    /// Recovers the senders of what came in, unless it pays less than `least_fee` per gas.
+    /// Recovers the senders of what came in, unless it pays less than `least_fee` per gas; nobody has paid for more yet.
     pub fn prepare_list(&self, list: &RawList, least_fee: u128) -> Batch {
         Batch::of_pieces(&list.pieces(), self.chain.chain_id, self.chain.threads, least_fee)
+    }
+
+    /// Finds out who signed the authorizations of the transactions that `is_wanted` names by their places.
+    pub fn recover_authorizations(&self, batch: &Batch, is_wanted: impl Fn(usize) -> bool) {
+        batch.recover_authorizations(self.chain.threads, is_wanted);
     }
 
     /// # Errors

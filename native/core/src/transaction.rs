@@ -2,8 +2,8 @@
 //!
 //! Refusals speak geth's words, because wallets match on them. Transactions without EIP-155 would replay on every shard
 //! and are refused, as are EIP-7702 authorizations for every chain (P1); blob transactions (type 3) are not supported. The
-//! authorities of set-code transactions (type 4) are recovered here too, once per process; one that cannot be is skipped
-//! by the EVM, as the EIP says.
+//! authorities of set-code transactions (type 4) are recovered here too, once per process and not before a transaction is in
+//! the mempool or in a block: it may bring thousands. One that cannot be recovered is skipped by the EVM, as the EIP says.
 
 use std::sync::{Arc, OnceLock};
 
@@ -140,8 +140,8 @@ pub struct Transaction {
     pub value: U256,
     pub input: Bytes,
     pub access_list: AccessList,
-    /// Of type 4, each with the account that signed it, if any did.
-    pub authorizations: Vec<RecoveredAuthorization>,
+    /// Of type 4, each with the account that signed it, if any did; `recover_authorizations` fills it.
+    pub authorizations: Recovered,
     /// The authorizations as they were signed, for those who ask.
     pub signed_authorizations: Vec<SignedAuthorization>,
     /// Of type 3, which no encoding is read of: these chains carry no blobs, their EVM knows what such transactions do.
@@ -149,6 +149,9 @@ pub struct Transaction {
     pub signature: Signature,
     pub intrinsic: Intrinsic,
 }
+
+/// Authorizations, once somebody had to know who signed them: each costs as much as a sender.
+pub type Recovered = OnceLock<Vec<RecoveredAuthorization>>;
 
 /// (intrinsic gas, EIP-7623 floor), once somebody had to know: counting the bytes of the input is work.
 pub type Intrinsic = OnceLock<(u64, u64)>;
@@ -170,7 +173,7 @@ impl Transaction {
             value: U256::ZERO,
             input: Bytes::new(),
             access_list: AccessList::default(),
-            authorizations: Vec::new(),
+            authorizations: Recovered::new(),
             signed_authorizations: Vec::new(),
             blobs: None,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),
@@ -211,7 +214,6 @@ impl Transaction {
             return Err(Refusal::PoolFull);
         }
         transaction.sender = recover(&transaction.signature, &signing_hash)?;
-        transaction.authorizations = transaction.signed_authorizations.iter().map(recover_authority).collect();
         Ok(transaction)
     }
 
@@ -263,6 +265,17 @@ impl Transaction {
         match self.signed_authorizations.iter().position(|signed| signed.chain_id.is_zero()) {
             Some(index) => Err(Refusal::ReplayableAuthorization { index, want: chain_id }),
             None => Ok(()),
+        }
+    }
+
+    /// The authorizations with those who signed them.
+    pub fn recover_authorizations(&self) -> &[RecoveredAuthorization] {
+        match self.authorizations.get() {
+            Some(found) => found,
+            None if self.signed_authorizations.is_empty() => &[],
+            None => {
+                self.authorizations.get_or_init(|| self.signed_authorizations.iter().map(recover_authority).collect())
+            }
         }
     }
 
@@ -361,7 +374,7 @@ fn from_legacy(raw: &[u8]) -> Result<(Transaction, B256), Refusal> {
         value,
         input,
         access_list: AccessList::default(),
-        authorizations: Vec::new(),
+        authorizations: Recovered::new(),
         signed_authorizations: Vec::new(),
         blobs: None,
         signature,
@@ -387,7 +400,7 @@ fn from_eip2930(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         value,
         input,
         access_list,
-        authorizations: Vec::new(),
+        authorizations: Recovered::new(),
         signed_authorizations: Vec::new(),
         blobs: None,
         signature,
@@ -423,7 +436,7 @@ fn from_eip1559(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         value,
         input,
         access_list,
-        authorizations: Vec::new(),
+        authorizations: Recovered::new(),
         signed_authorizations: Vec::new(),
         blobs: None,
         signature,
@@ -448,7 +461,7 @@ fn from_eip7702(list: &[u8]) -> Result<(Transaction, B256), Refusal> {
         value: tx.value,
         input: tx.input,
         access_list: tx.access_list,
-        authorizations: Vec::new(),
+        authorizations: Recovered::new(),
         signed_authorizations: tx.authorization_list,
         blobs: None,
         signature,

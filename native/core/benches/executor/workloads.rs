@@ -184,7 +184,7 @@ fn batch(drafts: Vec<Draft>) -> Batch {
             value: U256::from(draft.value),
             input: draft.input.into(),
             access_list: Default::default(),
-            authorizations: Vec::new(),
+            authorizations: Default::default(),
             signed_authorizations: Vec::new(),
             blobs: None,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),

@@ -164,7 +164,7 @@ impl RevmTransaction for Tx<'_> {
 impl Tx<'_> {
     fn authorizations(&self) -> &[RecoveredAuthorization] {
         match self {
-            Self::Signed(transaction) => &transaction.authorizations,
+            Self::Signed(transaction) => transaction.recover_authorizations(),
             Self::Unsigned(call) => &call.authorizations,
         }
     }

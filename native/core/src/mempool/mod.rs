@@ -417,7 +417,9 @@ impl Mempool {
             let Some(transaction) = &entry.transaction else { continue };
             included.senders.insert(transaction.sender);
             // Whoever signed an authorization has a nonce less.
-            included.senders.extend(transaction.authorizations.iter().filter_map(|signed| signed.authority()));
+            included
+                .senders
+                .extend(transaction.recover_authorizations().iter().filter_map(|signed| signed.authority()));
         }
         self.included.insert(block, included);
     }

@@ -93,7 +93,7 @@ impl Writer {
             value,
             input,
             access_list: Default::default(),
-            authorizations: Vec::new(),
+            authorizations: Default::default(),
             signed_authorizations: Vec::new(),
             blobs: None,
             signature: Signature::new(U256::ZERO, U256::ZERO, false),
@@ -122,7 +122,9 @@ impl Writer {
         transaction.tx_type = 4;
         transaction.signed_authorizations.push(signed);
         let valid = RecoveredAuthority::Valid(authority);
-        transaction.authorizations.push(RecoveredAuthorization::new_unchecked(inner, valid));
+        let mut found = transaction.authorizations.take().unwrap_or_default();
+        found.push(RecoveredAuthorization::new_unchecked(inner, valid));
+        transaction.authorizations = found.into();
     }
 
     fn finish(self, name: &'static str) -> Hostile {

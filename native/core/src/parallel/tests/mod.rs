@@ -171,7 +171,7 @@ impl Workload {
         let signed = Authorization { chain_id: U256::from(31_337), address: to, nonce };
         let authorization = RecoveredAuthorization::new_unchecked(signed, RecoveredAuthority::Valid(authority));
         let transaction = self.last();
-        (transaction.tx_type, transaction.authorizations) = (4, vec![authorization]);
+        (transaction.tx_type, transaction.authorizations) = (4, vec![authorization].into());
     }
 
     fn token(&mut self, from: u64, to: u64, amount: u64) {
