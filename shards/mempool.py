@@ -42,6 +42,7 @@ class MempoolLimits(msgspec.Struct, frozen=True):
 
     max_transactions: int = 262_144
     max_bytes: int = 256 * 1024 * 1024
+    """Of raw transactions, and of their access lists and authorizations as decoded."""
     max_per_sender: int = 4096
     max_gap: int = 64
     """A nonce may lead the sender's run by at most this."""
@@ -110,7 +111,7 @@ class Mempool:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of raw transactions held."""
+        """Bytes of raw transactions held, and of their access lists and authorizations as decoded."""
         return self._native.size_bytes
 
     def get(self, tx_hash: Hash32) -> MempoolEntry | None:

@@ -59,7 +59,7 @@ impl Cache {
     }
 
     fn insert(&mut self, transaction: Arc<Transaction>) {
-        let bytes = 512 + transaction.input.len() + 32 * transaction.access_list.storage_keys_count();
+        let bytes = 512 + transaction.input.len() + transaction.size_of_lists();
         if self.young.len() >= GENERATION_ENTRIES || self.young_bytes + bytes > GENERATION_BYTES {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
@@ -229,6 +229,18 @@ mod tests {
         assert_eq!(is_known(&batch), Some(100));
         let raw = set_code(1, 100);
         assert_eq!(is_known(&Batch::prepare(&raw, &[0, raw.len()], 31_337, 1).unwrap()), Some(100));
+    }
+
+    #[test]
+    fn the_cache_counts_lists_as_they_are_held() {
+        let mut cache = Cache::default();
+        for number in 0..200 {
+            let raw = set_code(number, 4000);
+            cache.insert(Arc::new(Transaction::decode(&raw, B256::from(U256::from(number))).unwrap()));
+        }
+        let held: usize =
+            cache.young.values().chain(cache.old.values()).map(|transaction| transaction.size_of_lists()).sum();
+        assert!(held <= 2 * GENERATION_BYTES, "{held}");
     }
 
     #[test]

@@ -279,6 +279,12 @@ impl Transaction {
         }
     }
 
+    /// Bytes of its access list and authorizations as they are held: what came as 100 kB may take a megabyte.
+    pub fn size_of_lists(&self) -> usize {
+        let authorization = size_of::<SignedAuthorization>() + size_of::<RecoveredAuthorization>();
+        self.access_list.size() + authorization * self.signed_authorizations.capacity()
+    }
+
     /// The most this transaction can take from its sender; saturates, which no balance reaches.
     pub fn cost(&self) -> U256 {
         U256::from(self.gas_limit).saturating_mul(U256::from(self.max_fee)).saturating_add(self.value)

@@ -2,6 +2,7 @@
 
 import pytest
 from eth_account import Account
+from eth_utils import keccak
 
 from shards.mempool import Mempool, MempoolLimits
 from shardyard import _native
@@ -69,6 +70,20 @@ def fill(shard, transactions):
     admitted = pool.admit(shard.core, shard.core.prepare(*join(transactions)))
     assert len(pool) == len(transactions), admitted
     return pool
+
+
+def test_a_pool_counts_lists_as_it_holds_them():
+    """Of 23 bytes of an access list or 27 of an authorization it keeps 68 to 250."""
+    shard = Shard()
+    pool = Mempool(MempoolLimits(max_bytes=200_000))
+    pool.start_at(GENESIS)
+    accounts = [{"address": "0x" + word(number)[12:].hex(), "storageKeys": []} for number in range(2000)]
+    raws = [sign(key, 0, accessList=accounts, gas=10**7) for key in range(2)]
+    admitted = pool.admit(shard.core, shard.core.prepare(*join(raws)))
+    assert [admitted.error(place) for place in range(2)] == [None, "txpool is full"]
+    assert pool.size_bytes > 3 * len(raws[0])
+    pool.remove([keccak(raws[0])])
+    assert pool.size_bytes == 0
 
 
 def test_a_pools_block_with_authorizations_is_the_same_on_any_number_of_threads():

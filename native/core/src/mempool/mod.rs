@@ -29,6 +29,7 @@ const REPLACEMENT_PERCENT: u128 = 110;
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub max_transactions: usize,
+    /// Of raw transactions, and of their lists as decoded.
     pub max_bytes: usize,
     pub max_per_sender: usize,
     /// A nonce may lead the sender's run by at most this.
@@ -219,7 +220,7 @@ impl Mempool {
         self.next_arrival += 1;
         let entry = Arc::new(Waiting { arrival: self.next_arrival, ..entry });
         self.by_hash.insert(entry.hash, entry.clone());
-        self.bytes += entry.raw.len();
+        self.bytes += entry.weight();
         self.cheapest.push(Reverse(Cheap::of(&entry)));
         let queue = self.queues.entry(sender).or_insert_with(|| Queue::new(account_nonce, balance));
         queue.balance = balance;
@@ -271,7 +272,7 @@ impl Mempool {
             if !outbids(entry, replaced) {
                 return rejected("replacement transaction underpriced", "");
             }
-            if self.bytes - replaced.raw.len() + entry.raw.len() > self.limits.max_bytes {
+            if self.bytes - replaced.weight() + entry.weight() > self.limits.max_bytes {
                 return rejected(POOL_FULL, "");
             }
             return Ok(());
@@ -290,7 +291,7 @@ impl Mempool {
     /// Chooses all victims first and evicts them then: a refusal must leave the pool as it was.
     fn make_room(&mut self, entry: &Waiting, is_executable: bool) -> Result<Vec<B256>, Rejection> {
         let mut count = (self.len() + 1).saturating_sub(self.limits.max_transactions);
-        let mut size = (self.bytes + entry.raw.len()).saturating_sub(self.limits.max_bytes);
+        let mut size = (self.bytes + entry.weight()).saturating_sub(self.limits.max_bytes);
         if count == 0 && size == 0 {
             return Ok(Vec::new());
         }
@@ -315,7 +316,7 @@ impl Mempool {
             };
             chosen.insert(victim.hash);
             count = count.saturating_sub(1);
-            size = size.saturating_sub(victim.raw.len());
+            size = size.saturating_sub(victim.weight());
             if victim.hash != payer.hash {
                 // The cheap one stays and may cost its sender another.
                 self.cheapest.extend(surfaced.pop().map(Reverse));
@@ -361,7 +362,7 @@ impl Mempool {
 
     fn forget(&mut self, entry: &Waiting) {
         if self.by_hash.remove(&entry.hash).is_some() {
-            self.bytes -= entry.raw.len();
+            self.bytes -= entry.weight();
         }
     }
 

@@ -42,6 +42,11 @@ impl Waiting {
         }
     }
 
+    /// Bytes that it counts as.
+    pub fn weight(&self) -> usize {
+        self.raw.len() + self.transaction.as_ref().map_or(0, |transaction| transaction.size_of_lists())
+    }
+
     /// What it leaves to the proposer at this base fee; none when it cannot pay even that.
     pub fn effective_tip(&self, base_fee: u64) -> Option<u64> {
         Some(self.tip.min(self.max_fee.checked_sub(base_fee)?))
