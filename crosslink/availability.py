@@ -86,9 +86,8 @@ class BodyStore:
         to send: one for each parent is enough.
         """
         facts = checked.facts
-        is_named = (
-            is_wanted or facts.hash in self._logged
-        )  # what the log has was in a block that a vote may rest on
+        # What the log has was in a block that a vote may rest on.
+        is_named = is_wanted or facts.hash in self._logged
         if facts.hash in self or (not is_named and self.has_twin(facts.crosslink)):
             return
         self._open[facts.hash] = checked

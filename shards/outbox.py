@@ -231,9 +231,8 @@ class CrosslinkAssembler:
         if accepted is None or accepted.crosslink.last_height > self._final_height:
             return []
         crosslink = accepted.crosslink
-        is_link = any(
-            link.dst == request.dst for link in crosslink.links
-        )  # else every receipt is read for nothing
+        # Without a link every receipt would be read for nothing.
+        is_link = any(link.dst == request.dst for link in crosslink.links)
         if crosslink.first_height < self._first_height or not is_link:
             return []
         receipts = tuple(

@@ -116,6 +116,18 @@ def naming_sent(sent: Sequence[tuple[int, str]]) -> Iterator[None]:
         raise CliError(f"after {told} was sent, which is not lost: {error}", error.exit_code) from error
 
 
+@contextmanager
+def _naming_interrupted(session: Session, tx_hash: str) -> Iterator[None]:
+    """Name what was sent when a person ends a wait for it: the same command again would send another one."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise CliError(
+            f"interrupted: {tx_hash} was sent before, and is not lost; try: shardyard tx wait {tx_hash}{session.name_flag}",
+            EXIT_INTERRUPTED,
+        ) from error
+
+
 def _wait(
     session: Session,
     tx_hash: str,
@@ -124,38 +136,23 @@ def _wait(
     get_words: Callable[[], str],
 ) -> R:
     """Return what ``ask`` finds, once it finds something; raises ``CliError``, with exit code 5 when that takes too long."""
-    try:
-        return _ask_until_found(session, tx_hash, patience, ask, get_words)
-    except KeyboardInterrupt as error:  # the same again would send another one
-        raise CliError(
-            f"interrupted: {tx_hash} was sent before, and is not lost; try: shardyard tx wait {tx_hash}{session.name_flag}",
-            EXIT_INTERRUPTED,
-        ) from error
-
-
-def _ask_until_found(
-    session: Session,
-    tx_hash: str,
-    patience: Patience,
-    ask: Callable[[], R | None],
-    get_words: Callable[[], str],
-) -> R:
-    session.limit_requests(patience.timeout_s)
-    while True:
-        try:
-            if (found := ask()) is not None:
-                return found
-        except SilentError as error:
-            session.forget_client(error.shard)
-        except CliError as error:
-            if error.exit_code != EXIT_NOT_RUNNING:
-                raise
-            raise CliError(
-                f"{tx_hash} was sent before, and is not lost: {error}", EXIT_NOT_RUNNING
-            ) from error
-        if patience.is_over:
-            raise CliError(get_words(), EXIT_TIMEOUT)
-        time.sleep(POLL_S)
+    with _naming_interrupted(session, tx_hash):
+        session.limit_requests(patience.timeout_s)
+        while True:
+            try:
+                if (found := ask()) is not None:
+                    return found
+            except SilentError as error:
+                session.forget_client(error.shard)
+            except CliError as error:
+                if error.exit_code != EXIT_NOT_RUNNING:
+                    raise
+                raise CliError(
+                    f"{tx_hash} was sent before, and is not lost: {error}", EXIT_NOT_RUNNING
+                ) from error
+            if patience.is_over:
+                raise CliError(get_words(), EXIT_TIMEOUT)
+            time.sleep(POLL_S)
 
 
 def wait_for_receipt(session: Session, shard: int, tx_hash: str, patience: Patience) -> dict[str, Any]:
