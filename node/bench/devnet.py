@@ -7,7 +7,6 @@ things end. Ports are chosen once: a launcher that is started again after a kill
 import asyncio
 import contextlib
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import msgspec
 
 from node.config import Options, check_options
 from node.control import ControlError, ask
-from node.launcher.ports import is_free
+from node.launcher.ports import find_free
 from node.launcher.supervisor import build_python_argv
 from node.network import Network, create_network
 from shardyard.errors import ShardyardError
@@ -29,8 +28,6 @@ READY_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.02
 LAUNCHER = "launcher"
-PORT_RANGE = (20_000, 30_000)
-"""Below the ports that systems give to outgoing connections, one of which could take ours while a node is down."""
 
 
 class DevnetError(ShardyardError):
@@ -43,7 +40,7 @@ class Devnet:
     def __init__(self, home: Path, options: Options) -> None:
         self.home = home
         nodes = options.shards * options.replicas
-        base = _choose_ports(nodes + 1)
+        base, *_ = find_free(nodes + 1)
         self.options = msgspec.structs.replace(options, port_base=base, broker_port=base + nodes)
         check_options(self.options)
         self.network: Network = create_network(home / options.name, self.options)
@@ -171,14 +168,3 @@ class Devnet:
 def _close_pipe(launcher: subprocess.Popen[bytes]) -> None:
     assert launcher.stdin is not None, "it was started with a pipe"
     launcher.stdin.close()
-
-
-def _choose_ports(count: int) -> int:
-    """Return the first of ``count`` neighbouring ports that are free now."""
-    for _ in range(200):
-        base = random.SystemRandom().randrange(*PORT_RANGE)
-        if all(is_free(port) for port in range(base, base + count)):
-            return base
-    raise DevnetError(
-        f"no {count} neighbouring ports are free in {PORT_RANGE[0]}..{PORT_RANGE[1]}; try: stop other networks"
-    )

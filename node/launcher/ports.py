@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import random
 import socket
 from collections.abc import Mapping
 
@@ -11,6 +12,10 @@ from shardyard.errors import ConfigError, ShardyardError
 
 LOOPBACK = "127.0.0.1"
 MAX_PORT = 65_535
+FREE_PORTS = (20_000, 30_000)
+"""Where free ones are looked for: below those that systems give to outgoing connections, one of which could take a port before
+its node listens, or while the node is down."""
+TRIES = 200
 
 
 class PortInUseError(ShardyardError):
@@ -71,15 +76,16 @@ def describe_holder(port: int) -> str:
     return "another user's process"
 
 
-def _find_free(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+def find_free(count: int) -> list[int]:
+    """Return ``count`` neighbouring ports that are free now; raises ``PortInUseError`` when there are none."""
+    first, end = FREE_PORTS
+    for _ in range(TRIES):
+        base = random.SystemRandom().randrange(first, max(first + 1, end - count))
+        if all(is_free(port) for port in range(base, base + count)):
+            return list(range(base, base + count))
+    raise PortInUseError(
+        f"no {count} neighbouring ports are free in {first}..{end}; try: stop other networks"
+    )
 
 
 def lay_out_ports(
@@ -106,7 +112,7 @@ def choose_ports(*, port_base: int, broker_port: int, shards: int, replicas: int
         port_base=port_base, broker_port=broker_port, shards=shards, replicas=replicas, embedded=embedded
     )
     if port_base == 0:
-        free = _find_free(len(rpc) + 1)
+        free = find_free(len(rpc) + 1)
         return Ports(broker=free[0], rpc=dict(zip(rpc, free[1:], strict=True)))
     wanted = [("the broker", broker_port)] if embedded and broker_port else []
     wanted += [(f"JSON-RPC of {name}", port) for name, port in rpc.items()]
@@ -118,7 +124,7 @@ def choose_ports(*, port_base: int, broker_port: int, shards: int, replicas: int
             )
     if broker_port:
         return Ports(broker=broker_port, rpc=rpc)
-    free = _find_free(len(rpc) + 1)  # one of these at least is none of the others'
+    free = find_free(len(rpc) + 1)  # one of these at least is none of the others'
     return Ports(broker=next(port for port in free if port not in rpc.values()), rpc=rpc)
 
 

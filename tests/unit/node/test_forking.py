@@ -102,7 +102,10 @@ async def test_a_server_that_sleeps_is_woken_for_a_start_for_an_end_and_for_its_
             third = await spawn(1, False)
             for process in (first, second, third):
                 stop_server()
-                (process.kill if process is first else process.terminate)()
+                with contextlib.suppress(
+                    ProcessLookupError
+                ):  # of one folder's nodes, all but one leave by themselves
+                    (process.kill if process is first else process.terminate)()
                 await process.wait()
             assert forker.pid == server
             stop_server()

@@ -32,7 +32,14 @@ from node.control import (
 from node.launcher import launcher as launchers
 from node.launcher.launcher import create_run_dir, have_run_dir, run_foreground
 from node.launcher.lock import NetworkBusyError, is_held, lock_network
-from node.launcher.ports import PortInUseError, choose_ports, describe_holder, find_obstacle, is_free
+from node.launcher.ports import (
+    PortInUseError,
+    choose_ports,
+    describe_holder,
+    find_free,
+    find_obstacle,
+    is_free,
+)
 from node.launcher.supervisor import (
     EXIT_NOT_STARTED,
     EXIT_REFUSED,
@@ -60,13 +67,21 @@ def test_free_ports_are_different_ones() -> None:
     assert all(map(is_free, ports.rpc.values()))
 
 
-def find_free_base(count: int) -> int:
-    """The first of ``count`` free ports in a row, below those that the system gives out by itself."""
-    return next(base for base in range(20_000, 60_000, count) if all(map(is_free, range(base, base + count))))
+def test_free_ports_are_none_that_an_outgoing_connection_could_take() -> None:
+    """One took the port of a node between its choice and its start."""
+    ports = choose()
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(ports.broker, *ports.rpc.values()) < lowest
+
+
+def test_that_no_port_is_free_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.launcher.ports.is_free", lambda _: False)
+    with pytest.raises(PortInUseError, match=r"no 5 neighbouring ports are free in 20000\.\.30000; try: "):
+        choose()
 
 
 def test_fixed_ports_are_first_replicas_first() -> None:
-    base = find_free_base(4)
+    base, *_ = find_free(4)
     ports = choose(port_base=base, embedded=False)
     assert ports.rpc == {
         "shard-0-0": base,
@@ -108,7 +123,7 @@ def test_ports_that_meet_or_are_none_are_refused(options: dict[str, Any], words:
 
 
 def test_port_of_an_external_broker_may_be_any() -> None:
-    base = find_free_base(4)
+    base, *_ = find_free(4)
     assert choose(port_base=base, broker_port=base, embedded=False).rpc["shard-0-0"] == base
 
 
