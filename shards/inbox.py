@@ -37,7 +37,6 @@ from shardyard.genesis import Genesis
 from shardyard.ids import BEACON, ZERO_HASH, Hash32, Height, NodeId, ShardId
 from shardyard.messages import BundleRequest, RangeRequest, RangeResponse
 from shardyard.receipts import LinkSummary, compute_delivery_gas, count_deliveries, decode_receipt
-from shardyard.validators import SIGNATURE_BYTES
 
 FOLLOW_TIMER: Final = "inbox.follow"
 BUNDLE_TIMER: Final = "inbox.bundles"
@@ -400,9 +399,8 @@ class BeaconFollower:
                 raise InvalidProofError(f"beacon block {block.header.height}: the proof is another block's")
         body = self._read_body(item)
         wanted = self._list_wanted(body.crosslinks, self._head.inbox_length)
-        # The rest came beside header and body: the log gets the proven justification, and a signature that nobody looks at.
-        signature = block.signature if len(block.signature) == SIGNATURE_BYTES else b""
-        proven_block = Block(block.header, item.proof.path[0].justification, block.body, signature, b"")
+        # The rest came beside header and body: the log gets the proven justification, and no signature, which nobody needs.
+        proven_block = Block(block.header, item.proof.path[0].justification, block.body, b"", b"")
         pending = _Pending(proven_block, item.proof, body.crosslinks, wanted, {})
         for want in wanted:
             receipts = self._early.take((want.crosslink, want.src))

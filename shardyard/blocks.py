@@ -131,7 +131,7 @@ class Block(msgspec.Struct, frozen=True, array_like=True, dict=True):
     justification: Justification
     body: bytes
     signature: bytes
-    """The leader's PROPOSE signature over the header hash; empty in genesis."""
+    """The leader's PROPOSE signature over the header hash; empty where none was verified (L12), and in genesis."""
     beacon_proof: bytes
     """Encoded ``FinalityProof`` of ``beacon_ref``, shards only; empty when the ref equals the parent's."""
 

@@ -1,4 +1,4 @@
-"""Planted bugs in how blocks become final: rules A1 to A3, L1 to L11, P4, and the mistakes of real Simplex networks."""
+"""Planted bugs in how blocks become final: rules A1 to A3, L1 to L12, P4, and the mistakes of real Simplex networks."""
 
 from node.sim.plants import Plant
 
@@ -7,6 +7,7 @@ JUSTIFY = "shardyard.consensus.justify"
 PROOFS = "shardyard.consensus.proofs"
 SYNC = "shardyard.consensus.sync"
 CATCHUP = "shardyard.consensus.catchup"
+PROPOSALS = "shardyard.consensus.proposals"
 STANDSTILL = "shardyard.consensus.standstill"
 PACING = "shardyard.consensus.pacing"
 SLOT_TIMER = "shardyard.consensus.slot_timer"
@@ -257,6 +258,15 @@ FINALITY_PLANTS: tuple[Plant, ...] = (
         "        votes = tuple(self._voter.get_own_votes(slot)) if its_slot <= slot else ()\n",
         "        votes = tuple(self._voter.get_own_votes(slot)) if its_slot < 0 else ()\n",
         "a leader that started first proposes to nobody",
+        is_safety=False,
+    ),
+    Plant(
+        "l12-signatures-are-believed",
+        "L12",
+        PROPOSALS,
+        "            if is_signed\n",
+        "            if is_signed or block.signature\n",
+        "what a peer put in the place of the leader's signature is logged and passed on",
         is_safety=False,
     ),
     Plant(

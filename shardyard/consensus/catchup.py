@@ -84,6 +84,12 @@ class Fetcher:
         want = self._wanted.get(block_hash)
         return want is not None and sender in want.asked
 
+    def pass_over(self, block_hash: Hash32, sender: NodeId) -> None:
+        """Take no more answers of ``sender`` for this block until it is asked again."""
+        want = self._wanted.get(block_hash)
+        if want is not None:
+            want.asked.discard(sender)
+
     def drop(self, block_hash: Hash32) -> None:
         """End the fetch of a block that has come, or that is no longer needed."""
         self._wanted.pop(block_hash, None)

@@ -39,6 +39,7 @@ from shardyard.consensus.proofs import (
     get_notarization,
     verify_proof_with,
 )
+from shardyard.consensus.proposals import ProposalBook
 from shardyard.consensus.proposer import build_header
 from shardyard.consensus.sync import Sync
 from shardyard.consensus.targets import FinalityTargets
@@ -73,6 +74,7 @@ class InstantEngine(ChainView):
         self._verifier = CertificateVerifier(crypto, config.domain, config.committee)
         self._voter = Voter(config.domain, config.local_validators)
         self._pool = VotePool(crypto, config.domain, config.committee)
+        self._proposals = ProposalBook(crypto, config.domain, config.committee)
         self._sync = Sync(config, self._verifier, CertificateStore(), self._tree, self._finals)
         self._is_sequencer = is_quorum(
             sum_stake(config.local_validators, config.committee.stakes), config.committee.total_stake
@@ -225,9 +227,9 @@ class InstantEngine(ChainView):
         self._out.extend(self._sync.poll_range())
 
     def _take_final(self, sender: NodeId, blocks: Sequence[Block], proof: FinalityProof) -> None:
-        for block in blocks:
-            if self._tree.get(block.hash) is None:
-                self._tree.add(block, sender, is_justified=False)
+        fresh = [block for block in blocks if self._tree.get(block.hash) is None]
+        for block in self._proposals.authenticate(fresh):
+            self._tree.add(block, sender, is_justified=False)
         self._targets.add(proof)
 
     def _on_valid(self, entry: TreeEntry) -> None:

@@ -1,8 +1,13 @@
 """Which proposals a slot may bring: one of its leader; a second one is evidence, a third one noise (S4).
 
 Checks go from cheap to dear: shape of the header, the leader's signature, then body and justification; so a stranger
-cannot make this node hash megabytes or verify certificates.
+cannot make this node hash megabytes or verify certificates. A block that certificates speak for counts without its leader's
+signature, which is outside the hash; what came in its place is kept only when it verifies (L12).
 """
+
+from collections.abc import Sequence
+
+import msgspec
 
 from shardyard.blocks import Block
 from shardyard.consensus.evidence import VoteEvidence
@@ -48,8 +53,7 @@ class ProposalBook:
             raise InvalidBlockError(
                 f"proposal of slot {header.slot}: got {len(block.signature)} bytes of signature"
             )
-        message = compute_vote_message(self._domain, VoteKind.PROPOSE, header.slot, block.hash)
-        if not self._crypto.verify_votes(self._committee, [(header.proposer, message, block.signature)])[0]:
+        if not self._verify([block])[0]:
             raise InvalidBlockError(f"proposal of slot {header.slot}: the leader's signature does not verify")
         return self.record(
             Vote(
@@ -69,6 +73,37 @@ class ProposalBook:
         signed.append(vote)
         return VoteEvidence(signed[0], vote) if len(signed) > 1 else None
 
+    def authenticate(self, blocks: Sequence[Block]) -> list[Block]:
+        """L12: return ``blocks``, whose headers are checked, each with its leader's signature or with none.
+
+        One that was seen before is not verified again, and comes back where the sender left it out.
+        """
+        known = {
+            vote.block_hash: vote.signature
+            for block in blocks
+            for vote in self._signed.get(block.header.slot, [])
+        }
+        unknown = [block for block in blocks if block.signature and block.hash not in known]
+        verdicts = self._verify(unknown) if unknown else []
+        known |= {
+            block.hash: block.signature
+            for block, is_signed in zip(unknown, verdicts, strict=True)
+            if is_signed
+        }
+        return [_replace_signature(block, known.get(block.hash, b"")) for block in blocks]
+
+    def _verify(self, blocks: Sequence[Block]) -> list[bool]:
+        """Tell for each of ``blocks`` whether its leader signed it; one batch."""
+        items: list[tuple[int, bytes, bytes]] = []
+        for block in blocks:
+            message = compute_vote_message(self._domain, VoteKind.PROPOSE, block.header.slot, block.hash)
+            items.append((block.header.proposer, message, block.signature))
+        return self._crypto.verify_votes(self._committee, items)
+
     def prune(self, floor: int) -> None:
         """Forget slots up to ``floor``."""
         self._signed = {slot: signed for slot, signed in self._signed.items() if slot > floor}
+
+
+def _replace_signature(block: Block, signature: bytes) -> Block:
+    return block if block.signature == signature else msgspec.structs.replace(block, signature=signature)

@@ -303,6 +303,9 @@ class SimplexEngine(ChainView):
     def _on_block_response(self, sender: NodeId, response: BlockResponse) -> None:
         for block in self._sync.accept_blocks(sender, response):
             if self._sync.is_voted(block.hash):
+                if not block.signature:
+                    self._sync.pass_over(block.hash, sender)
+                    continue
                 self._on_proposal(sender, block)
             elif block.header.slot > self.final_slot and self._tree.get(block.hash) is None:
                 verify_justification(block.justification, self._verifier.verify)
@@ -334,13 +337,13 @@ class SimplexEngine(ChainView):
     def _take_final(self, sender: NodeId, blocks: Sequence[Block], proof: FinalityProof) -> None:
         """Keep blocks that are proven final; each is still executed before it counts."""
         self._is_settled = False
-        for block in blocks:
-            if self._tree.get(block.hash) is None:
-                try:
-                    self._tree.add(block, sender, is_justified=False)
-                except InvalidBlockError:
-                    self._sync.abandon_range(sender)
-                    raise
+        fresh = [block for block in blocks if self._tree.get(block.hash) is None]
+        for block in self._proposals.authenticate(fresh):
+            try:
+                self._tree.add(block, sender, is_justified=False)
+            except InvalidBlockError:
+                self._sync.abandon_range(sender)
+                raise
         self._targets.add(proof)
 
     # Facts
@@ -379,6 +382,7 @@ class SimplexEngine(ChainView):
     def _admit(self, block: Block, sender: NodeId | None) -> None:
         """Take a block whose shape and justification are verified: its certificates count like any (L1)."""
         self._is_settled = False
+        (block,) = self._proposals.authenticate([block])
         self._tree.add(block, sender, is_justified=True)
         self._sync.drop(block.hash)
         self._learn_justification(block.justification, sender)

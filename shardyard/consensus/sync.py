@@ -77,6 +77,10 @@ class Sync:
         """Tell whether votes alone speak for a block: it counts as its leader's proposal, and must be one."""
         return self._fetcher.is_voted(block_hash)
 
+    def pass_over(self, block_hash: Hash32, sender: NodeId) -> None:
+        """L10: note that ``sender`` holds a block without its leader's signature, which is no fault; others are asked."""
+        self._fetcher.pass_over(block_hash, sender)
+
     def drop(self, block_hash: Hash32) -> None:
         """End the fetch of a block that is held now."""
         self._fetcher.drop(block_hash)

@@ -320,11 +320,11 @@ def test_l10_what_votes_alone_speak_for_must_be_signed_by_its_leader():
     block = solo.build_block(1)
     solo.hear(Votes((solo.vote(NOTAR, 1, block.hash, 2),)), "voter")
     solo.fire("engine.fetch")
-    for number, signature in enumerate((b"", block.signature[::-1]), start=1):
+    for signature in (block.signature[::-1], b""):
         forged = msgspec.structs.replace(block, signature=signature)
         solo.hear(BlockResponse(solo.config.shard, (forged,), ()), "voter")
         assert solo.votes_sent(NOTAR) == []
-        assert solo.engine.refused["InvalidBlockError"] == number
+        assert solo.engine.refused["InvalidBlockError"] == 1
 
 
 def test_l10_a_certificate_makes_the_leaders_signature_unnecessary():

@@ -202,7 +202,7 @@ async def test_all_chunks_come_from_several_peers_although_the_bus_loses_some(
     world, tmp_path, faults, sources
 ):
     record, peers = await come_by_snapshot(world, tmp_path / "log", faults=faults)
-    assert record.block == world[2]
+    assert record.block == msgspec.structs.replace(world[2], signature=b"")
     assert len(record.chunks) > 12
     assert sum(peer.served > 0 for peer in peers) >= sources
     core = read_back(world, tmp_path / "log")
@@ -211,7 +211,7 @@ async def test_all_chunks_come_from_several_peers_although_the_bus_loses_some(
 
 async def test_a_liar_is_named_and_the_others_suffice(world, tmp_path, caplog):
     record, _ = await come_by_snapshot(world, tmp_path / "log", liars={2})
-    assert record.block == world[2]
+    assert record.block == msgspec.structs.replace(world[2], signature=b"")
     (line,) = [found.getMessage() for found in caplog.records if "refused" in found.getMessage()]
     assert line.startswith("refused InvalidProofError from shard-0-2: chunk ")
     read_back(world, tmp_path / "log")

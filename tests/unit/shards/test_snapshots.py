@@ -140,7 +140,14 @@ def test_every_chunk_is_kept_once_and_the_state_made_of_them_counts_by_its_root(
     assert told[-1].record.chunks == MANIFEST.chunks
     (taken,) = fetcher.on_root(ROOT)
     assert isinstance(taken, SnapshotTaken)
-    assert taken.record.block == CHAIN[8]
+    assert taken.record.block == replace(CHAIN[8], signature=b"")
+
+
+def test_what_is_not_proven_of_a_snapshots_block_is_not_kept(fetcher):
+    beside = replace(CHAIN[8], signature=bytes(96), beacon_proof=bytes(1000))
+    serve(fetcher, choose(fetcher, replace(MANIFEST, block=beside)))
+    (taken,) = fetcher.on_root(ROOT)
+    assert taken.record.block == replace(CHAIN[8], signature=b"", beacon_proof=b"")
 
 
 def test_a_wrong_chunk_names_its_sender_who_is_passed_over(fetcher):
