@@ -2,12 +2,14 @@
 
 import secrets
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import rich_click as click
 
 from node.cli.output import format_ether, network_option, print_json, print_table, say
-from node.cli.root import EXIT_REJECTED, EXIT_USAGE, CliError, NamingGroup
-from node.cli.session import Session
+from node.cli.root import EXIT_NOT_RUNNING, EXIT_REJECTED, EXIT_USAGE, CliError, NamingGroup
+from node.cli.session import RpcClient, Session, SilentError
 from node.cli.tx import Patience, naming_sent, send_raw, wait_for_receipt
 from node.cli.wallet import list_user_keys, resolve_account, resolve_address, sign_transaction, store_user_key
 from node.dev_accounts import DEV_ACCOUNTS, MNEMONIC
@@ -16,6 +18,8 @@ from node.network import parse_wei
 FAUCET_ACCOUNT = "9"
 CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 """Of secp256k1: private keys are below it."""
+
+T = TypeVar("T")
 
 
 @click.group(cls=NamingGroup, invoke_without_command=True)
@@ -41,32 +45,76 @@ def _list(name: str, *, as_json: bool) -> int:
     session = Session(name)
     running = session.is_running()
     shards = range(session.shard_count if running else 0)
-
-    def get_balances(address: str) -> list[int]:
-        clients = map(session.get_client, shards)
-        return [int(client.request("eth_getBalance", address, "latest"), 16) for client in clients]
-
     known = [
         (str(index), account.checksum_address, "0x" + account.private_key.hex())
         for index, account in enumerate(DEV_ACCOUNTS)
     ]
     known += [("-", address, "(key file)") for address in list_user_keys(session)]
-    found = [(*entry, get_balances(entry[1])) for entry in known]
+    told, silent = _ask_shards(
+        session, shards, lambda client: [_read_balance(client, address) for _, address, _ in known]
+    )
+    found = [
+        (*entry, [None if (answer := told[shard]) is None else answer[row] for shard in shards])
+        for row, entry in enumerate(known)
+    ]
     if as_json:
         listed = [
-            {"number": number, "address": address, "private_key": key, "balances": list(map(str, balances))}
+            {
+                "number": number,
+                "address": address,
+                "private_key": key,
+                "balances": [None if balance is None else str(balance) for balance in balances],
+            }
             for number, address, key, balances in found
         ]
         print_json({"mnemonic": MNEMONIC, "accounts": listed})
+        _refuse_silence(session, silent)
         return 0
     say(f"public development keys of {MNEMONIC!r}: never send real value to them")
     print_table(
         ("#", "Address", "Private key", *(f"Shard {shard} (ether)" for shard in shards)),
-        [(number, address, key, *map(format_ether, balances)) for number, address, key, balances in found],
+        [(number, address, key, *map(_format_ether, balances)) for number, address, key, balances in found],
     )
     if not running:
         say(f"the network is not running, so no balances; try: shardyard up{session.name_flag}")
+    _refuse_silence(session, silent)
     return 0
+
+
+def _read_balance(client: RpcClient, address: str) -> int:
+    return int(client.request("eth_getBalance", address, "latest"), 16)
+
+
+def _format_ether(wei: int | None) -> str | None:
+    return None if wei is None else format_ether(wei)
+
+
+def _ask_shards(
+    session: Session, shards: range, ask: Callable[[RpcClient], T]
+) -> tuple[dict[int, T | None], list[SilentError]]:
+    """Return what each shard says, None for one that does not answer, and their silences; none is waited for twice."""
+    told: dict[int, T | None] = {}
+    silent: list[SilentError] = []
+    for shard in shards:
+        try:
+            told[shard] = ask(session.get_client(shard))
+        except SilentError as error:
+            told[shard] = None
+            silent.append(error)
+    return told, silent
+
+
+def _refuse_silence(session: Session, silent: list[SilentError]) -> None:
+    """Raise ``CliError`` that names the shards that said nothing."""
+    if len(silent) == 1:
+        raise silent[0]
+    if silent:
+        numbers = ", ".join(str(error.shard) for error in silent)
+        raise CliError(
+            f"shards {numbers} do not answer; their processes are stopped, starting or stuck; "
+            f"try: shardyard node list{session.name_flag}",
+            EXIT_NOT_RUNNING,
+        )
 
 
 @accounts.command()
@@ -116,17 +164,19 @@ def show(*, account: str, name: str, as_json: bool) -> int:
     """Show balance and nonce of ACCOUNT on every shard."""
     session = Session(name)
     address = resolve_address(account)
-    rows = []
-    for shard in range(session.shard_count):
-        client = session.get_client(shard)
-        balance = int(client.request("eth_getBalance", address, "latest"), 16)
+
+    def ask(client: RpcClient) -> tuple[str, int]:
         nonce = int(client.request("eth_getTransactionCount", address, "latest"), 16)
-        rows.append((shard, format_ether(balance), nonce))
+        return format_ether(_read_balance(client, address)), nonce
+
+    told, silent = _ask_shards(session, range(session.shard_count), ask)
+    rows = [(shard, *(answer or (None, None))) for shard, answer in told.items()]
     if as_json:
         print_json({"address": address, "shards": [{"shard": s, "ether": b, "nonce": n} for s, b, n in rows]})
-        return 0
-    click.echo(address)
-    print_table(("Shard", "Ether", "Nonce"), rows)
+    else:
+        click.echo(address)
+        print_table(("Shard", "Ether", "Nonce"), rows)
+    _refuse_silence(session, silent)
     return 0
 
 

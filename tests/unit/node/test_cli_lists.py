@@ -221,6 +221,54 @@ def test_advice_names_network_and_shard(
     assert capsys.readouterr().err.endswith("faucet 0x12 10ether --name mine\n")
 
 
+@pytest.mark.parametrize(
+    ("quiet", "words"),
+    [
+        ({2}, "error: shard 2 does not answer\n"),
+        ({0, 2}, "error: shards 0, 2 do not answer; their processes are stopped, starting or stuck\n"),
+    ],
+)
+@pytest.mark.parametrize("command", [["list"], ["show", "1"]], ids=lambda words: str(words[0]))
+def test_accounts_show_what_shards_tell_though_one_is_silent(
+    answers: dict[str, Answer],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    quiet: set[int],
+    words: str,
+    command: list[str],
+) -> None:
+    asked: list[int] = []
+
+    def tell(number: int, *_: Any) -> str:
+        asked.append(number)
+        if number in quiet:
+            raise SilentError(number, f"shard {number} does not answer; try: shardyard node list --name mine")
+        return hex(7 * 10**18)
+
+    monkeypatch.setattr(ScriptedSession, "is_running", lambda _: True, raising=False)
+    monkeypatch.setattr(accounts, "list_user_keys", lambda _: {})
+    answers |= {"eth_getBalance": tell, "eth_getTransactionCount": lambda *_: "0x3"}
+    assert run(["accounts", *command]) == 3
+    told = capsys.readouterr()
+    shown = {number: "-" if number in quiet else "7" for number in range(3)}
+    if command == ["list"]:
+        assert told.out.splitlines()[-1].split()[-3:] == list(shown.values())
+    else:
+        assert [line.split()[1] for line in told.out.splitlines()[2:]] == list(shown.values())
+    assert told.err.endswith(words + "try: shardyard node list --name mine\n")
+    assert all(asked.count(number) == 1 for number in quiet)
+    assert run(["accounts", *command, "--json"]) == 3
+    told = capsys.readouterr()
+    assert json.loads(told.err)["error"]["try"] == "shardyard node list --name mine"
+    found = json.loads(told.out)
+    kept = (
+        found["accounts"][0]["balances"]
+        if command == ["list"]
+        else [shard["ether"] for shard in found["shards"]]
+    )
+    assert [number for number, balance in enumerate(kept) if balance is None] == sorted(quiet)
+
+
 @pytest.mark.parametrize("key", ["00" * 32, "ff" * 32, "12", "zz" * 32])
 def test_number_that_is_no_private_key_is_usage(
     answers: dict[str, Answer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str
