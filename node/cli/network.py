@@ -208,12 +208,24 @@ def _start_detached(network: Network, started: float, *, as_json: bool) -> int:
                 )
             time.sleep(0.03)
     except BaseException:
-        process.terminate()  # an interrupted start leaves nothing running either
+        _end_launcher(process, network.options.name)  # an interrupted start leaves nothing running either
         raise
     if not as_json:
         say(f"ready after {time.monotonic() - started:.2f} s (launcher pid {process.pid})")
     _print_ready(network, as_json=as_json, is_foreground=False)
     return 0
+
+
+def _end_launcher(process: subprocess.Popen[bytes], name: str) -> None:
+    """Have the launcher stop what it started, and wait: whoever types the same again must not find half a network."""
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        say(
+            f"the launcher (pid {process.pid}) was told to stop and is still there after {STOP_TIMEOUT_S:.0f} s; "
+            f"try: shardyard logs launcher{get_name_flag(name)}"
+        )
 
 
 def _is_ready(network: Network, pid: int) -> bool:

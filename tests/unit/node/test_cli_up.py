@@ -1,6 +1,7 @@
 """What ``up`` refuses before it starts anything, and what other commands say of it."""
 
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,45 @@ def test_network_is_not_started_for_a_broker_that_does_not_answer(
         url = f"mqtt://127.0.0.1:{listening.getsockname()[1]}"
         assert run(["up", "-d", *flags, "--broker", url]) == 0
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+@pytest.mark.parametrize(
+    ("trouble", "code"),
+    [(KeyboardInterrupt(), 130), (ShardyardError("it is damaged"), 1)],
+    ids=["Ctrl-C", "error"],
+)
+def test_a_start_that_is_given_up_waits_for_the_launcher_to_end(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trouble: BaseException,
+    code: int,
+    is_stuck: bool,
+) -> None:
+    told: list[str] = []
+
+    class Launcher:
+        pid = 7
+
+        def terminate(self) -> None:
+            told.append("terminate")
+
+        def wait(self, timeout: float) -> int:
+            told.append("wait")
+            if is_stuck:
+                raise subprocess.TimeoutExpired("launcher", timeout)
+            return 0
+
+    def fail(*_: object) -> bool:
+        raise trouble
+
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: Launcher())
+    monkeypatch.setattr(network, "_is_ready", fail)
+    assert run(["up", "-d", "-s", "1", "--seed", "1", "--port-base", "0", "--name", "mine"]) == code
+    assert told == ["terminate", "wait"]
+    words = "the launcher (pid 7) was told to stop and is still there after 15 s; try: shardyard logs launcher --name mine"
+    assert (words in capsys.readouterr().err) is is_stuck
 
 
 @pytest.mark.parametrize(
