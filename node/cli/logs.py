@@ -1,8 +1,14 @@
-"""``logs``: what the processes of a network wrote, in the order of time, and as they go on writing."""
+"""``logs``: what the processes of a network wrote, in the order of time, and as they go on writing.
+
+Commands that a process advises get the network that they are for: it does not know how a person calls it. With ``--json`` a
+line is what the file has.
+"""
 
 import contextlib
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import rich_click as click
@@ -10,9 +16,13 @@ import rich_click as click
 from node.cli.output import network_option
 from node.cli.root import EXIT_USAGE, CliError
 from node.cli.session import Session
+from node.config import name_network
 from node.launcher.log_files import get_older
 
 POLL_S = 0.2
+
+Write = Callable[[str, str], None]
+"""Prints a line that a node wrote: node, line."""
 
 
 @click.command()
@@ -31,15 +41,16 @@ def logs(*, node: str | None, follow: bool, lines: int, name: str, as_json: bool
             EXIT_USAGE,
         )
     paths = list(known.values()) if node is None else [known[node]]
-    sizes = _print_tails(paths, lines, as_json=as_json)
+    write = partial(_print_line, name=name, as_json=as_json)
+    sizes = _print_tails(paths, lines, write)
     while follow:
         time.sleep(POLL_S)
         for path in paths:
-            _print_new_lines(path, sizes, as_json=as_json)
+            _print_new_lines(path, sizes, write)
     return 0
 
 
-def _print_tails(paths: list[Path], lines: int, *, as_json: bool) -> dict[Path, int]:
+def _print_tails(paths: list[Path], lines: int, write: Write) -> dict[Path, int]:
     """Print the last ``lines`` of each file, all in the order of time; return how far each was read."""
     sizes: dict[Path, int] = {}
     entries: list[tuple[str, str, str]] = []
@@ -54,7 +65,7 @@ def _print_tails(paths: list[Path], lines: int, *, as_json: bool) -> dict[Path, 
             stamp = _read_stamp(line) or stamp  # a line without a time belongs to the one before it
             entries.append((stamp, path.stem, line))
     for _, stem, line in sorted(entries, key=lambda entry: entry[0]):
-        _print_line(stem, line, as_json=as_json)
+        write(stem, line)
     return sizes
 
 
@@ -65,7 +76,7 @@ def _read_older(path: Path) -> bytes:
     return b""
 
 
-def _print_new_lines(path: Path, sizes: dict[Path, int], *, as_json: bool) -> None:
+def _print_new_lines(path: Path, sizes: dict[Path, int], write: Write) -> None:
     rest = b""
     if path.stat().st_size < sizes[path]:  # the launcher kept what was in it elsewhere and emptied it
         rest = _read_older(path)[sizes[path] :]
@@ -77,7 +88,7 @@ def _print_new_lines(path: Path, sizes: dict[Path, int], *, as_json: bool) -> No
     sizes[path] += len(complete)
     complete = rest + complete
     for line in complete.decode(errors="replace").splitlines():
-        _print_line(path.stem, line, as_json=as_json)
+        write(path.stem, line)
 
 
 def _read_stamp(line: str) -> str:
@@ -86,7 +97,7 @@ def _read_stamp(line: str) -> str:
     return ""
 
 
-def _print_line(node: str, line: str, *, as_json: bool) -> None:
+def _print_line(node: str, line: str, *, name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"node": node, "line": line}))
         return
@@ -96,4 +107,4 @@ def _print_line(node: str, line: str, *, as_json: bool) -> None:
         text = f"{record['time'][11:23]} {record['level']:<7} {record['message']}"
         if "traceback" in record:
             text += "\n" + record["traceback"]
-    click.echo(f"{node:<10} {text}")
+    click.echo(f"{node:<10} {name_network(text, name)}")

@@ -3,16 +3,21 @@
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from node.cli import logs as logs_command
+from node.cli.root import run
+from node.config import Options
 from node.launcher import log_files
 from node.launcher.log_files import get_older, keep_small, rotate
+from node.network import create_network
 
 LIMIT = 1000
 
@@ -114,17 +119,30 @@ async def test_files_are_looked_after_and_trouble_is_told_once(log, monkeypatch,
 
 
 def test_readers_find_the_lines_before_the_file_was_emptied(log, capsys):
+    write = partial(logs_command._print_line, name="mine", as_json=False)
     log.write_bytes(b"".join(b"line %d\n" % number for number in range(5)))
-    sizes = logs_command._print_tails([log], 3, as_json=False)
+    sizes = logs_command._print_tails([log], 3, write)
     with log.open("ab") as writer:
         writer.write(b"line 5\n")
     assert rotate(log, 1)
     with log.open("ab") as writer:
         writer.write(b"line 6\n")
-    logs_command._print_new_lines(log, sizes, as_json=False)
-    logs_command._print_new_lines(log, sizes, as_json=False)
+    logs_command._print_new_lines(log, sizes, write)
+    logs_command._print_new_lines(log, sizes, write)
     printed = [line.split("line ")[1] for line in capsys.readouterr().out.splitlines()]
     assert printed == ["2", "3", "4", "5", "6"]
-    logs_command._print_tails([log], 2, as_json=False)
+    logs_command._print_tails([log], 2, write)
     printed = [line.split("line ")[1] for line in capsys.readouterr().out.splitlines()]
     assert printed == ["5", "6"]
+
+
+def test_what_a_node_advises_is_for_its_network_and_json_is_as_it_was_written(home, capsys):
+    made = create_network(home / "mine", Options(name="mine", shards=1, seed=1))
+    words = "block 7: the log lacks its state; try: shardyard audit, then shardyard up --fresh"
+    line = json.dumps({"time": "2026-01-02T03:04:05.678Z", "level": "error", "message": words})
+    made.get_log_path("shard-0-0").write_text(line + "\n")
+    assert run(["logs", "shard-0-0", "--name", "mine"]) == 0
+    told = capsys.readouterr().out
+    assert told.endswith("try: shardyard audit --name mine, then shardyard up --fresh --name mine\n")
+    assert run(["logs", "shard-0-0", "--name", "mine", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"node": "shard-0-0", "line": line}
