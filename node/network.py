@@ -135,25 +135,72 @@ class Network(msgspec.Struct, frozen=True):
         return (self.root / "alloc.json").read_bytes()
 
     def read_node_key(self, node: str) -> NodeKey:
-        """Return the bus identity of ``node``."""
-        return NodeKey(bytes.fromhex((self.root / "keys" / f"{node}.key").read_text().strip()))
+        """Return the bus identity of ``node``; raises ``NetworkUnreadableError`` when its file is damaged or missing."""
+        name, expected = f"{node}.key", "64 hexadecimal digits"
+        text = self._read_key_file(name, expected).strip()
+        try:
+            key = NodeKey(bytes.fromhex(text))
+        except ValueError:
+            raise self._refuse_key_file(name, _describe_text(text), expected) from None
+        if key.public_key != self.directory.get(NodeId(node)):
+            raise self._refuse_key_file(name, "another key", "the one of directory.json")
+        return key
 
     def read_validator_secrets(self, chain: ShardId, positions: Iterable[int]) -> dict[int, bytes]:
         """Return the BLS secrets of the validators at ``positions`` in the committee of ``chain``.
 
-        A follower has no positions, and does not so much as open the file.
+        A follower has no positions, and does not so much as open the file. Raises ``NetworkUnreadableError`` when it is damaged
+        or missing.
         """
         wanted = tuple(positions)
         if not wanted:
             return {}
-        keys = json.loads((self.root / "keys" / "validators.json").read_text())
+        name, expected = "validators.json", f"{len(self.genesis.validators)} secrets of 64 hexadecimal digits"
+        text = self._read_key_file(name, expected)
         first = 0 if chain == BEACON else chain * self.genesis.preset.validators_per_shard
-        return {position: bytes.fromhex(keys[first + position]) for position in wanted}
+        try:
+            keys = msgspec.json.decode(text, type=list[str])
+            found = {position: bytes.fromhex(keys[first + position]) for position in wanted}
+        except (msgspec.MsgspecError, ValueError, IndexError):
+            raise self._refuse_key_file(name, _describe_text(text), expected) from None
+        for position, secret in found.items():
+            if not _is_secret_of(secret, self.genesis.validators[first + position]):
+                raise self._refuse_key_file(
+                    name,
+                    f"another secret of validator {first + position}",
+                    "the one whose key is in genesis.bin",
+                )
+        return found
 
     def read_broker_passwords(self) -> dict[str, str]:
-        """Return the broker password of every node and of the observer."""
-        passwords: dict[str, str] = json.loads((self.root / "keys" / "broker.json").read_text())
+        """Return the broker password of every node and of the observer.
+
+        Raises ``NetworkUnreadableError`` when their file is damaged or missing.
+        """
+        name, expected = "broker.json", "a password for every node and the observer"
+        text = self._read_key_file(name, expected)
+        try:
+            passwords = msgspec.json.decode(text, type=dict[str, str])
+        except msgspec.MsgspecError:
+            raise self._refuse_key_file(name, _describe_text(text), expected) from None
+        if missing := {*self.directory, OBSERVER} - passwords.keys():
+            raise self._refuse_key_file(name, f"none for {', '.join(sorted(missing))}", expected)
         return passwords
+
+    def _read_key_file(self, name: str, expected: str) -> str:
+        try:
+            return (self.root / "keys" / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise self._refuse_key_file(name, "no such file", expected) from None
+        except UnicodeDecodeError:
+            raise self._refuse_key_file(name, "bytes that are no text", expected) from None
+
+    def _refuse_key_file(self, name: str, got: str, expected: str) -> NetworkUnreadableError:
+        """Return what is said of a key file; none of what is in it, for logs are read by others."""
+        return NetworkUnreadableError(
+            f"{self.root / 'keys' / name}: got {got}, expected {expected}; try: put back a copy of it, "
+            f"or shardyard up --fresh --name {self.root.name}, which makes new keys and begins a new chain"
+        )
 
     def read_endpoints(self) -> dict[str, Any]:
         """Return the endpoints of the last start; raises ``ConfigError`` when the network never ran, or they are damaged."""
@@ -171,6 +218,17 @@ class Network(msgspec.Struct, frozen=True):
                 f"try: shardyard down --name {name}, then shardyard up --name {name}, which writes it anew"
             ) from error
         return endpoints
+
+
+def _describe_text(text: str) -> str:
+    return f"{len(text)} characters that are something else" if text else "an empty file"
+
+
+def _is_secret_of(secret: bytes, validator: Validator) -> bool:
+    try:
+        return bool(_native.bls_public_key(secret) == validator.public_key)
+    except (_native.BlsError, ValueError):
+        return False  # of another length, or no number that is a secret
 
 
 def compute_run_dir(root: Path) -> Path:

@@ -14,7 +14,7 @@ from node.cli.root import EXIT_USAGE, CliError
 from node.cli.session import RpcClient, Session
 from node.dev_accounts import DEV_ACCOUNTS
 from shardyard import _native
-from shardyard.ids import GATEWAY, compute_chain_id
+from shardyard.ids import GATEWAY, Address, compute_chain_id
 
 TRANSFER_GAS = 21_000
 MAX_ACCOUNT_DIGITS = 3
@@ -91,7 +91,26 @@ def resolve_account(session: Session, text: str) -> tuple[str, bytes]:
             f"or shardyard accounts import{session.name_flag}",
             EXIT_USAGE,
         )
-    return address, bytes.fromhex(path.read_text().strip())
+    return address, _read_user_key(session, address, path)
+
+
+def _read_user_key(session: Session, address: str, path: Path) -> bytes:
+    """Return the key of ``address``; raises ``CliError``, without what is in the file, when it has another or none."""
+    text = path.read_text(errors="replace").strip()
+    got = f"{len(text)} characters that are none"
+    try:
+        key = bytes.fromhex(text)
+        found = to_checksum(Address(_native.compute_address(key)))
+    except (ValueError, _native.CoreError):
+        pass
+    else:
+        if found == address:
+            return key
+        got = f"the one of {found}"
+    raise CliError(
+        f"{path}: got {got}, expected the private key of {address} as 64 hexadecimal digits; "
+        f"try: delete the file, then shardyard accounts import{session.name_flag}"
+    )
 
 
 def resolve_address(text: str) -> str:

@@ -109,6 +109,32 @@ def test_stored_key_is_private_and_found_by_its_address(tmp_path: Path) -> None:
         store_user_key(session, b"\x07" * 32)
 
 
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        ("", "0 characters that are none"),
+        ("zz" * 32, "64 characters that are none"),
+        ("\udcff", "1 characters that are none"),
+        ("00" * 32, "64 characters that are none"),
+        ("07" * 31, "62 characters that are none"),
+        ("08" * 32, "the one of 0x"),
+    ],
+)
+def test_damaged_key_of_a_user_is_named_with_what_to_try(tmp_path: Path, content: str, got: str) -> None:
+    session: Any = SimpleNamespace(root=tmp_path, name_flag=" --name mine")
+    address = store_user_key(session, b"\x07" * 32)
+    path = list_user_keys(session)[address]
+    path.write_text(content, errors="surrogateescape")
+    with pytest.raises(
+        CliError, match="try: delete the file, then shardyard accounts import --name mine"
+    ) as raised:
+        resolve_account(session, address)
+    told = str(raised.value)
+    assert told.startswith(f"{path}: got {got}")
+    assert f"expected the private key of {address} as 64 hexadecimal digits" in told
+    assert not content or content not in told
+
+
 def test_account_without_a_key_here_is_refused(tmp_path: Path) -> None:
     session: Any = SimpleNamespace(root=tmp_path, name_flag=" --name mine")
     with pytest.raises(CliError, match=r"no key of .* here; try: --from 0 .* accounts import --name mine$"):

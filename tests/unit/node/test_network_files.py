@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -25,7 +26,7 @@ from node.network import (
     write_json,
 )
 from shardyard.errors import ConfigError
-from shardyard.ids import BEACON
+from shardyard.ids import BEACON, ShardId
 
 SMALL = Options(name="small", shards=2, validators=4, nodes_per_shard=2, seed=7)
 
@@ -100,6 +101,67 @@ def test_network_with_a_file_of_nonsense_is_unreadable_and_still_ours(
     (network.root / name).write_bytes(content)
     with pytest.raises(NetworkUnreadableError, match=r"try: shardyard up --fresh --name small, or another"):
         open_network(network.root)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "got"),
+    [
+        ("shard-0-0.key", b"", "an empty file, expected 64 hexadecimal digits"),
+        (
+            "shard-0-0.key",
+            b"xy" * 32,
+            "64 characters that are something else, expected 64 hexadecimal digits",
+        ),
+        (
+            "shard-0-0.key",
+            b"ab" * 31,
+            "62 characters that are something else, expected 64 hexadecimal digits",
+        ),
+        ("shard-0-0.key", b"ab" * 32, "another key, expected the one of directory.json"),
+        ("shard-0-0.key", b"\xff", "bytes that are no text, expected 64 hexadecimal digits"),
+        ("shard-0-0.key", None, "no such file, expected 64 hexadecimal digits"),
+        ("validators.json", b"{", "1 characters that are something else, expected 8 secrets of 64 hex"),
+        ("validators.json", b"[]", "2 characters that are something else, expected 8 secrets of 64 hex"),
+        ("validators.json", b"[1, 2]", "6 characters that are something else, expected 8 secrets of 64 hex"),
+        (
+            "validators.json",
+            json.dumps(["00" * 32] * 8).encode(),
+            "another secret of validator 0, expected the one",
+        ),
+        (
+            "validators.json",
+            json.dumps(["ab"] * 8).encode(),
+            "another secret of validator 0, expected the one",
+        ),
+        ("validators.json", None, "no such file, expected 8 secrets of 64 hexadecimal digits"),
+        ("broker.json", b"[]", "2 characters that are something else, expected a password for every node"),
+        (
+            "broker.json",
+            b"{}",
+            "none for beacon-0, launcher, observer, shard-0-0, shard-0-1, shard-1-0, shard-1-1",
+        ),
+        ("broker.json", None, "no such file, expected a password for every node and the observer"),
+    ],
+)
+def test_damaged_key_file_is_named_with_what_was_got_and_nothing_of_it(
+    network: Network, name: str, content: bytes | None, got: str
+) -> None:
+    path = network.root / "keys" / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    read: dict[str, Callable[[], object]] = {
+        "validators.json": lambda: network.read_validator_secrets(ShardId(0), (0, 2)),
+        "broker.json": network.read_broker_passwords,
+        "shard-0-0.key": lambda: network.read_node_key("shard-0-0"),
+    }
+    with pytest.raises(NetworkUnreadableError) as raised:
+        read[name]()
+    told = str(raised.value)
+    assert told.startswith(f"{path}: got {got}")
+    assert "; try: put back a copy of it, or shardyard up --fresh --name small" in told
+    assert not content or len(content) < 32 or content.decode()[2:32] not in told
 
 
 def test_folder_of_somebody_else_is_left_alone(home: Path) -> None:
