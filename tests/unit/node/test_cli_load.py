@@ -8,10 +8,11 @@ import psutil
 import pytest
 
 from node.cli import load
+from node.cli.accounts import FAUCET_ACCOUNT
 from node.cli.root import run
 from node.cli.session import Session
 from node.config import Options
-from node.load.run import SeedUsedError, write_answered
+from node.load.run import RunOptions, SeedUsedError, write_answered
 from node.network import Network, create_network, write_json
 
 NODES = [
@@ -77,3 +78,7 @@ def test_answered_transactions_are_one_document_however_many(tmp_path: Path, cou
     write_answered(tmp_path / "answered.json", iter(entries))
     found = json.loads((tmp_path / "answered.json").read_text())
     assert found == {"version": 1, "transactions": entries}
+
+
+def test_load_and_faucet_do_not_take_each_others_nonces() -> None:
+    assert RunOptions(duration_s=1).funder != int(FAUCET_ACCOUNT)
