@@ -8,12 +8,14 @@ from typing import Any, Final
 
 import msgspec
 
+from node.addresses import to_checksum
 from node.refusal import EXECUTION_REVERTED, NOT_SUPPORTED, RpcError, build_server_error
 from node.rpc.api import CallContext, StateView, build_missing_state
 from node.rpc.formats import data, quantity
 from node.rpc.methods import MethodTable, Param
 from node.rpc.params import (
     LATEST,
+    U256_MAX,
     BlockId,
     CallRequest,
     read_address,
@@ -29,6 +31,8 @@ TABLE = MethodTable()
 
 CALL_GAS_CAP: Final = 50_000_000
 """Gas of a call or an estimate, geth's default."""
+TRANSFER_GAS: Final = 21_000
+"""The least that any transaction takes."""
 
 BLOCK = Param(read_block, LATEST)
 
@@ -90,14 +94,13 @@ def get_proof(*_: object) -> None:
     refuse_proofs(None)
 
 
-def _encode_call(request: CallRequest, base_fee: int) -> bytes:
-    """Return the call as the native core takes it, fees settled."""
-    gas = min(request.gas, CALL_GAS_CAP) if request.gas else CALL_GAS_CAP
+def _encode_call(request: CallRequest, gas: int, price: int) -> bytes:
+    """Return the call as the native core takes it, with gas and wei per gas as they were settled."""
     fields: dict[str, Any] = {
         "from": request.sender or ZERO_ADDRESS,
         "to": request.to,
         "gas": gas,
-        "gasPrice": _settle_price(request, base_fee),
+        "gasPrice": price,
         "value": request.value.to_bytes(32, "big"),
         "input": request.data,
     }
@@ -127,11 +130,34 @@ def _settle_price(request: CallRequest, base_fee: int) -> int:
     return price
 
 
+def _require_funds(request: CallRequest, max_fee: int, balance: int, gas: int) -> int:
+    """Return ``gas``; raises ``RpcError`` when ``balance`` does not cover it at ``max_fee``, which a sender has to own."""
+    want = request.value + gas * max_fee
+    if want > balance:
+        sender = to_checksum(request.sender or ZERO_ADDRESS)
+        lack = f"have {balance} want {want}" if want <= U256_MAX else "required balance exceeds 256 bits"
+        raise build_server_error(f"insufficient funds for gas * price + value: address {sender} {lack}")
+    return gas
+
+
+def _limit_to_funds(request: CallRequest, max_fee: int, balance: int, gas: int) -> int:
+    """Return what of ``gas`` a sender with ``balance`` can pay at ``max_fee``; raises ``RpcError`` when that is none."""
+    if request.value > balance:
+        raise build_server_error("insufficient funds for transfer")
+    # As in geth, a limit that no transaction can have stands for none.
+    most = gas if gas >= TRANSFER_GAS else CALL_GAS_CAP
+    affordable = (balance - request.value) // max_fee
+    if affordable < TRANSFER_GAS:
+        raise build_server_error(f"gas required exceeds allowance ({affordable})")
+    return min(most, affordable)
+
+
 async def _execute(
     call: CallContext,
     request: CallRequest,
     block: BlockId,
     run: Callable[[bytes, _native.BlockEnv, bytes], _native.CallResult],
+    settle_gas: Callable[[CallRequest, int, int, int], int],
 ) -> _native.CallResult:
     api = call.api
     have, want = request.chain_id, api.backend.chain_id
@@ -140,7 +166,15 @@ async def _execute(
         raise build_server_error(f"chainId does not match node's (have={have}, want={want})")
     view: StateView = api.get_state(block)
     header = build_next_header(api.backend, view.header) if view.is_pending else view.header
-    encoded = _encode_call(request, header.shard_content.base_fee)
+    price = _settle_price(request, header.shard_content.base_fee)
+    gas = min(request.gas, CALL_GAS_CAP) if request.gas else CALL_GAS_CAP
+    if request.max_fee:
+        # The core knows the price alone, which is lower where the base fee is: with that, a wallet would sign what is refused.
+        sender = request.sender or ZERO_ADDRESS
+        found = api.read_state(view, lambda: api.core.account(view.at, sender))
+        balance = int.from_bytes(found[1], "big") if found else 0
+        gas = settle_gas(request, request.max_fee, balance, gas)
+    encoded = _encode_call(request, gas, price)
     env = build_env(header, api.backend.genesis.preset.inbox_gas)
     try:
         result = await api.backend.read(lambda: run(view.at, env, encoded))
@@ -169,13 +203,13 @@ OVERRIDES: Final = (Param(read_no_overrides, None), Param(read_no_overrides, Non
 
 @TABLE.method("eth_call", Param(read_call), BLOCK, *OVERRIDES)
 async def eth_call(call: CallContext, request: CallRequest, block: BlockId, *_: None) -> str:
-    result = await _execute(call, request, block, call.api.core.call)
+    result = await _execute(call, request, block, call.api.core.call, _require_funds)
     return data(result.output)
 
 
 @TABLE.method("eth_estimateGas", Param(read_call), BLOCK, *OVERRIDES)
 async def estimate_gas(call: CallContext, request: CallRequest, block: BlockId, *_: None) -> str:
-    result = await _execute(call, request, block, call.api.core.estimate_gas)
+    result = await _execute(call, request, block, call.api.core.estimate_gas, _limit_to_funds)
     return quantity(result.gas)
 
 

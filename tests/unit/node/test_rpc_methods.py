@@ -297,6 +297,33 @@ async def test_a_call_that_names_a_price_must_afford_and_cover_the_base_fee(chai
     assert await chain.call("eth_call", {"from": A, "to": B, "maxFeePerGas": hex(2 * 10**9)}) == "0x"
 
 
+@pytest.mark.parametrize("method", ["eth_call", "eth_estimateGas"])
+async def test_a_call_is_judged_by_the_highest_fee_that_it_names_as_its_transaction_would_be(chain, method):
+    """The base fee is far below: what could pay that alone would be signed by a wallet, and refused by the mempool."""
+    fee, gas = 10**15, 100_000
+    request = {"from": A, "to": B, "maxFeePerGas": hex(fee), "gas": hex(gas)}
+    enough = DEV_BALANCE - gas * fee
+    assert await chain.call(method, request | {"value": hex(enough)}) in {"0x", "0x5208"}
+    answer = await chain.ask(method, request | {"value": hex(enough + 1)})
+    if method == "eth_call":
+        assert answer["error"] == {
+            "code": -32000,
+            "message": f"insufficient funds for gas * price + value: address {ALICE.checksum_address} "
+            f"have {DEV_BALANCE} want {DEV_BALANCE + 1}",
+        }
+        huge = await chain.ask(method, request | {"value": hex(2**256 - 1)})
+        assert huge["error"]["message"].endswith(
+            f"{ALICE.checksum_address} required balance exceeds 256 bits"
+        )
+    else:
+        assert answer["result"] == "0x5208"  # with a little less gas
+        poor = await chain.ask(method, request | {"value": hex(DEV_BALANCE - 20_999 * fee)})
+        assert poor["error"] == {"code": -32000, "message": "gas required exceeds allowance (20999)"}
+        broke = await chain.ask(method, request | {"value": hex(DEV_BALANCE + 1)})
+        assert broke["error"]["message"] == "insufficient funds for transfer"
+        assert await chain.call(method, request | {"gas": "0x1"}) == "0x5208"
+
+
 async def test_an_estimate_is_enough_and_a_plain_transfer_costs_21000(chain):
     assert await chain.call("eth_estimateGas", {"from": A, "to": B, "value": "0x1"}) == "0x5208"
     counter = await deploy(chain, "counter")
