@@ -109,7 +109,7 @@ def _read_user_key(session: Session, address: str, path: Path) -> bytes:
         got = f"the one of {found}"
     raise CliError(
         f"{path}: got {got}, expected the private key of {address} as 64 hexadecimal digits; "
-        f"try: delete the file, then shardyard accounts import{session.name_flag}"
+        f"try: move the file away, then shardyard accounts import{session.name_flag}"
     )
 
 

@@ -126,7 +126,7 @@ def test_damaged_key_of_a_user_is_named_with_what_to_try(tmp_path: Path, content
     path = list_user_keys(session)[address]
     path.write_text(content, errors="surrogateescape")
     with pytest.raises(
-        CliError, match="try: delete the file, then shardyard accounts import --name mine"
+        CliError, match="try: move the file away, then shardyard accounts import --name mine"
     ) as raised:
         resolve_account(session, address)
     told = str(raised.value)
