@@ -245,6 +245,11 @@ class ShardBackend:
         found = min(self._beacon_final, self._latest.height)
         return found if found >= self.index.first_height - 1 else Height(0)
 
+    @property
+    def is_finality_below(self) -> bool:
+        """Whether what is known to be beacon-final lies below the snapshot this node came by, so that none of it is here."""
+        return self.index.first_height > 1 and self.finalized_height == 0
+
     def get_account_nonce(self, address: Address) -> int:
         """Return the nonce that transactions of the mempool follow on."""
         found = self.core.account(self._nonces_at, address)

@@ -334,11 +334,7 @@ def _print_shards(session: Session, silent: Container[int] = ()) -> None:
         if endpoint["shard"] not in silent:
             with contextlib.suppress(CliError):
                 client = session.get_client(endpoint["shard"])
-                final = client.request("eth_getBlockByNumber", "finalized", False)
-                heads = (
-                    str(int(client.request("eth_blockNumber"), 16)),
-                    str(int(final["number"], 16) if final else 0),
-                )
+                heads = (str(int(client.request("eth_blockNumber"), 16)), str(client.get_final_height()))
                 execution = client.request("shard_status")["execution"]
         rows.append(
             (

@@ -99,6 +99,11 @@ class RpcClient:
             raise RpcError(method, found.get("code", 0), words, remedy, data)
         return answer["result"]
 
+    def get_final_height(self) -> int:
+        """Return the height up to which the shard is beacon-final, 0 while a replica that came by a snapshot cannot tell."""
+        found = self.request("shard_status")["heads"]["finalized"]
+        return int(found["height"]) if found else 0
+
     def _post(self, body: str) -> dict[str, Any]:
         """Send ``body``; a kept connection may have been closed meanwhile, so a failure is tried once more, silence is not."""
         for is_last in (False, True):

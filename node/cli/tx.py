@@ -178,8 +178,7 @@ def wait_until_final(session: Session, shard: int, height: int, tx_hash: str, pa
     """Return once block ``height`` is beacon-final; raises ``CliError`` with exit code 5."""
 
     def ask() -> bool | None:
-        final = session.get_client(shard).request("eth_getBlockByNumber", "finalized", False)
-        return True if int(final["number"], 16) >= height else None
+        return True if session.get_client(shard).get_final_height() >= height else None
 
     _wait(
         session,
@@ -472,8 +471,7 @@ def status(*, tx_hash: str, name: str, as_json: bool) -> int:
             click.echo(f"pending on shard {shard}")
         return 0
     height = int(receipt["blockNumber"], 16)
-    final = int(client.request("eth_getBlockByNumber", "finalized", False)["number"], 16)
-    stage = "beacon-final" if height <= final else "final"
+    stage = "beacon-final" if height <= client.get_final_height() else "final"
     journey = trace_journey(session, shard, tx_hash)
     if as_json:
         print_json(

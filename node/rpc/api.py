@@ -1,7 +1,8 @@
 """What every method works with: the backend, and how block arguments become blocks and states.
 
 ``latest`` and ``safe`` are shard-final, ``finalized`` is beacon-final, ``pending`` is the notarized tip (for state) or the
-builder's preview on it (for blocks), ``earliest`` is genesis.
+builder's preview on it (for blocks), ``earliest`` is genesis. A node that came by a snapshot refuses what it does not hold, and
+``finalized`` while it cannot tell, with the heights that it has.
 """
 
 import asyncio
@@ -76,11 +77,18 @@ class ShardApi:
         return self.backend.core
 
     def resolve_height(self, block: BlockId) -> int | None:
-        """Return the height of a final block, None when there is no such block or ``pending`` is meant."""
+        """Return the height of a final block, None when there is no such block or ``pending`` is meant.
+
+        Raises ``RpcError`` for ``finalized`` while that is below the snapshot this node came by.
+        """
         match block.tag:
             case "latest" | "safe":
                 return self.backend.latest.height
             case "finalized":
+                if self.backend.is_finality_below:  # genesis would be one that a client has seen pass
+                    raise build_missing_history(
+                        self.backend.index.first_height, "the finalized block is below its snapshot"
+                    )
                 return self.backend.finalized_height
             case "earliest":
                 return 0
@@ -100,8 +108,12 @@ class ShardApi:
         if height is None:
             return None
         latest = self.backend.latest
-        if 0 < height < self.backend.index.first_height - only_header:
-            raise build_missing_history(self.backend.index.first_height)
+        first = self.backend.index.first_height
+        if 0 < height < first - only_header:
+            is_base = height == first - 1
+            raise build_missing_history(
+                first, f"of block {height} it has header and state" if is_base else ""
+            )
         return latest if height == latest.height else self.backend.index.get_block(height)
 
     async def find_block(self, block: BlockId) -> FoundBlock | None:
@@ -166,9 +178,10 @@ class CallContext(msgspec.Struct):
     """Set when a request was refused because too much waits; HTTP says so in its status."""
 
 
-def build_missing_history(first: int) -> RpcError:
+def build_missing_history(first: int, detail: str = "") -> RpcError:
     """Return what geth says of blocks it does not keep; this node came by a snapshot and has them from ``first`` on."""
-    return RpcError(PRUNED_HISTORY, f"pruned history unavailable: this node has blocks from {first} on")
+    words = f"pruned history unavailable: this node has blocks from {first} on"
+    return RpcError(PRUNED_HISTORY, f"{words}, {detail}" if detail else words)
 
 
 def build_missing_state(view: StateView) -> RpcError:

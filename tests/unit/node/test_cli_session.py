@@ -278,7 +278,7 @@ def test_waits_for_block_and_beacon_share_their_time(
     receipt = {"blockNumber": "0x2", "status": "0x1", "gasUsed": "0x5208"}
     answering.answers["eth_sendRawTransaction"] = {"result": "0x12"}
     answering.answers["eth_getTransactionReceipt"] = [*[{"result": None}] * 8, {"result": receipt}]
-    answering.answers["eth_getBlockByNumber"] = {"result": {"number": "0x1"}}
+    answering.answers["shard_status"] = {"result": {"heads": {"finalized": {"height": 1}}}}
     with pytest.raises(CliError, match="final on its shard but not on the beacon after 10 s"):
         send_and_report(session, 0, b"raw", wait="final", as_json=True, timeout_s=10)
     assert now[0] < 12

@@ -88,3 +88,29 @@ async def test_messages_of_blocks_below_the_snapshot_are_not_said_to_be_none(cha
     assert await chain.call("shard_getMessages", {"fromBlock": 3, "toBlock": 3}) == []
     assert (await chain.call("shard_getFinality", 3))["blockNumber"] == 3
     assert (await chain.ask("shard_getFinality", 2))["error"]["code"] == 4444
+
+
+async def test_a_replica_that_came_by_a_snapshot_says_what_it_holds_of_a_tag(chain, monkeypatch):
+    """Genesis as ``finalized`` would be a step back, and a head without its transactions a lie."""
+    for _ in range(3):
+        await chain.make_block()
+    monkeypatch.setattr(type(chain.backend.index), "first_height", 4)
+    held = "pruned history unavailable: this node has blocks from 4 on, "
+    chain.backend.on_beacon_final(1)
+    for method, *params in (
+        ("eth_getBlockByNumber", "finalized", False),
+        ("eth_getBalance", "0x" + bytes(20).hex(), "finalized"),
+        ("shard_getFinality", "finalized"),
+        ("eth_feeHistory", 1, "finalized"),
+    ):
+        refused = (await chain.ask(method, *params))["error"]
+        assert refused == {"code": 4444, "message": held + "the finalized block is below its snapshot"}
+    chain.backend.on_beacon_final(3)
+    for tag in ("latest", "safe", "finalized"):
+        refused = (await chain.ask("eth_getBlockByNumber", tag, False))["error"]
+        assert refused == {"code": 4444, "message": held + "of block 3 it has header and state"}
+        assert (await chain.call("shard_getFinality", tag))["blockNumber"] == 3
+        assert await chain.call("eth_getBalance", "0x" + bytes(20).hex(), tag) == "0x0"
+    await chain.make_block()
+    assert (await chain.call("eth_getBlockByNumber", "latest", False))["number"] == "0x4"
+    assert (await chain.call("eth_getBlockByNumber", "earliest", False))["number"] == "0x0"
