@@ -9,7 +9,6 @@ than its cheapest transaction is refused before its sender is recovered, so an o
 """
 
 import asyncio
-import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Sequence
@@ -29,8 +28,10 @@ MAX_GROUP: Final = 4096
 MAX_GROUP_BYTES: Final = 4 * 1024 * 1024
 TOO_EARLY: Final = "nonce too high"
 """What the pool says of a transaction that others of its sender have to come before."""
-
-_log = logging.getLogger(__name__)
+LACKS_FUNDS: Final = "insufficient funds"
+"""What it says where a sender cannot pay this one, or all that wait."""
+MAY_COME: Final = (TOO_EARLY, LACKS_FUNDS)
+"""Beginnings of refusals that a later block may take back."""
 
 Answer = Hash32 | RpcError
 
@@ -242,8 +243,11 @@ async def restore_journal(
     mempool: Mempool,
     transactions: Sequence[bytes],
     find_included: Callable[[Sequence[bytes]], Container[bytes]],
-) -> int:
-    """Put journalled transactions back into the pool after a restart; returns how many still had a place.
+) -> tuple[int, list[bytes]]:
+    """Put journalled transactions back into the pool after a restart.
+
+    Returns how many still had a place, and those that may have one later: their senders cannot pay all of theirs at the
+    moment, or those before them are missing.
 
     Most of a journal was included meanwhile. What ``find_included`` finds of their hashes is dropped at once. Included ones that
     it does not find are refused for their nonce, but only after their sender was recovered, which takes longest of all this.
@@ -251,18 +255,13 @@ async def restore_journal(
     fee: what comes too early is offered again, as long as others before it found a place.
     """
     restored = 0
-    early = await asyncio.to_thread(_drop_included, transactions, find_included)
-    while early:
-        found, early = await _offer(core, mempool, early)
+    waiting = await asyncio.to_thread(_drop_included, transactions, find_included)
+    while waiting:
+        found, waiting = await _offer(core, mempool, waiting)
         restored += found
         if not found:
             break
-    if early:
-        _log.warning(
-            "%d journalled transactions found no place: those of their senders before them are missing",
-            len(early),
-        )
-    return restored
+    return restored, waiting
 
 
 def _drop_included(
@@ -278,8 +277,8 @@ def _drop_included(
 async def _offer(
     core: _native.Core, mempool: Mempool, transactions: Sequence[bytes]
 ) -> tuple[int, list[bytes]]:
-    """Offer transactions to the pool; returns how many it took, and those whose turn has not come."""
-    taken, early = 0, []
+    """Offer transactions to the pool; returns how many it took, and those that it may take later."""
+    taken, waiting = 0, []
     for start in range(0, len(transactions), MAX_GROUP):
         group = transactions[start : start + MAX_GROUP]
         offsets = [0]
@@ -290,7 +289,7 @@ async def _offer(
         accepted = len(admitted.accepted(0, len(admitted))) // 4
         taken += accepted
         if accepted < len(group):
-            early += [
-                raw for place, raw in enumerate(group) if (admitted.error(place) or "").startswith(TOO_EARLY)
+            waiting += [
+                raw for place, raw in enumerate(group) if (admitted.error(place) or "").startswith(MAY_COME)
             ]
-    return taken, early
+    return taken, waiting

@@ -21,6 +21,7 @@ from node.bus.watch import WatchMirror
 from node.doppelganger import DoppelgangerWatch
 from node.driver import Driver
 from node.executor import ShardExecutor
+from node.held_back import HeldBack
 from node.index.records import IndexedBlock
 from node.index.store import ChainIndex
 from node.injection import Injection
@@ -175,7 +176,10 @@ class ShardNode:
         self.mempool = Mempool(
             MempoolLimits(max_gas=genesis.preset.block_gas, min_fee=genesis.preset.min_base_fee)
         )
-        stores.journal.attach(lambda: self.mempool.encode_bodies(MAX_BODY_BYTES))
+        self._held_back = HeldBack(self.core, self.mempool)
+        stores.journal.attach(
+            lambda: [*self._held_back.encode_bodies(), *self.mempool.encode_bodies(MAX_BODY_BYTES)]
+        )
         self.backend = self._build_backend()
         self._injection = Injection(network, node, bus)
         engine = self.replica.engine
@@ -203,6 +207,7 @@ class ShardNode:
         )
         self._host = ShardHost(self.executor, self.backend, mirror, stores.signer, self.snapshots)
         self.driver.attach(self._host)
+        self.backend.on_head.append(self._held_back.on_head)
         self.backend.on_head.append(lambda block: mirror_messages(mirror, self.chain, block))
         self._lag = LagMeter()
         self.backend.status_sources["node"] = self.describe
@@ -266,9 +271,10 @@ class ShardNode:
 
     async def run(self, ended: asyncio.Event, watch: DoppelgangerWatch) -> None:
         """Refill the mempool, open JSON-RPC, and run until ``ended``."""
-        restored = await restore_journal(
+        restored, waiting = await restore_journal(
             self.core, self.mempool, self._stores.journal.take_pending(), self._stores.index.find_recent
         )
+        await asyncio.to_thread(self._held_back.hold, waiting)
         access = get_access(self._network, self._node)
         methods = {
             "faults": self._injection.answer,

@@ -2,15 +2,19 @@
 
 import asyncio
 from array import array
+from itertools import accumulate
 
 import msgspec
 import pytest
 
 from node import admission
+from node.held_back import HeldBack
 from node.refusal import RpcError
 from node.rpc.api import CallContext
 from shards.mempool import Mempool, MempoolLimits
-from tests.unit.node.rpc_chain import ALICE, BOB, CAROL, RpcChain, open_chain
+from shardyard.blocks import ShardBody
+from shardyard.codec import decode
+from tests.unit.node.rpc_chain import ALICE, BOB, CAROL, RpcChain, build_transfer, open_chain
 
 
 async def test_an_answered_hash_is_in_the_journal(chain):
@@ -174,7 +178,7 @@ async def test_journalled_transactions_return_after_a_restart_unless_used(tmp_pa
         )
         monkeypatch.setattr("node.index.places.MAX_SCANNED_BYTES", 1)  # one run at least is read
         journalled = [*used, waiting[0], b"\x00", waiting[1]]
-        assert await admission.restore_journal(chain.core, mempool, journalled, find) == 2
+        assert await admission.restore_journal(chain.core, mempool, journalled, find) == (2, [])
         assert len(mempool) == 2
         assert recovered == ([3] if is_indexed else [8])
 
@@ -184,10 +188,71 @@ async def test_no_transaction_is_lost_for_standing_in_the_journal_before_one_it_
         gap = MempoolLimits().max_gap
         first, *later = [chain.sign(nonce=nonce) for nonce in range(2 * gap + 10)]
         orphan = chain.sign(nonce=4 * gap)
-        count = await admission.restore_journal(
+        count, waiting = await admission.restore_journal(
             chain.core, chain.backend.mempool, [*later, orphan, first], chain.index.find_recent
         )
+        assert waiting == [orphan]
         assert count == len(chain.backend.mempool) == 2 * gap + 10
+
+
+def start_mempool(chain) -> Mempool:
+    mempool = Mempool(MempoolLimits())
+    mempool.start_at(chain.tip.hash)
+    return mempool
+
+
+async def test_what_a_running_pool_keeps_beyond_the_balance_is_not_lost_by_a_restart(chain):
+    """Another replica took a dearer transaction with the first nonce, and what is left does not pay for both that follow."""
+    ether = 10**18
+    journalled = [
+        chain.sign(nonce=nonce, value=value * ether) for nonce, value in ((0, 0), (1, 3000), (2, 3000))
+    ]
+    await chain.backend.submit(journalled)
+    running = start_mempool(chain)
+    running.admit(
+        chain.core, chain.core.prepare(b"".join(journalled), [0, *accumulate(map(len, journalled))])
+    )
+    chain.backend.mempool.remove(entry.hash for entry in chain.backend.mempool)
+    other = chain.sign(nonce=0, value=5000 * ether)
+    await chain.backend.submit([other])
+    block = await chain.make_block()
+    nonce, balance, _ = chain.core.account(block.hash, ALICE.address)
+    running.on_final(block.hash, [(ALICE.address, nonce, int.from_bytes(balance, "big"))])
+    assert {entry.raw for entry in running} == {*journalled[1:]}
+
+    restarted = start_mempool(chain)
+    restored, waiting = await admission.restore_journal(
+        chain.core, restarted, journalled, chain.index.find_recent
+    )
+    assert (restored, waiting) == (1, journalled[2:])
+    held = HeldBack(chain.core, restarted)
+    held.hold(waiting)
+    (body,) = held.encode_bodies()
+    assert decode(body, ShardBody, max_bytes=len(body)).raw == journalled[2]
+    await held.on_head(chain.backend.latest)
+    assert (len(held), len(restarted)) == (1, 1)
+    block = await chain.make_block([build_transfer(1, ALICE.address, 2000 * ether)])
+    restarted.start_at(block.hash)
+    await held.on_head(chain.backend.latest)
+    assert {entry.raw for entry in restarted} == {*journalled[1:]}
+    assert (len(held), held.encode_bodies()) == (0, [])
+
+
+async def test_what_can_never_run_is_held_back_no_longer(chain):
+    held = HeldBack(chain.core, start_mempool(chain))
+    held.hold([chain.sign(nonce=0, value=1), chain.sign(nonce=0), chain.sign(nonce=10_000)])
+    await held.on_head(chain.backend.latest)
+    assert len(held) == 1  # the one that nothing leads to so far
+
+
+async def test_what_is_held_back_is_bounded_and_the_rest_is_told_of(chain, monkeypatch, caplog):
+    monkeypatch.setattr("node.held_back.MAX_HELD", 2)
+    held = HeldBack(chain.core, start_mempool(chain))
+    held.hold([chain.sign(nonce=nonce) for nonce in range(5)])
+    assert len(held) == 2
+    assert [record.getMessage().split(";")[0] for record in caplog.records][1:] == [
+        "3 more are lost: no more than 2 are held"
+    ]
 
 
 async def test_what_a_builder_could_not_use_is_judged_again_by_the_final_state(chain):
