@@ -84,14 +84,15 @@ def _register(command: str, method: str, done: str, text: str) -> None:
         if as_json:
             print_json(found)
         else:
-            say(f"{node_id} {done}")
+            said = done.format(node=node_id, flag=session.name_flag)
+            say(f"{node_id} {said}")
         return 0
 
 
 _register(
     "stop",
     "stop-node",
-    "stopped; it stays down until `shardyard node start`",
+    "stopped; it stays down until `shardyard node start {node}{flag}`",
     "Stop NODE_ID and keep it stopped.",
 )
 _register("start", "start-node", "started", "Start a stopped NODE_ID.")

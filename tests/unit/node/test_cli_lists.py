@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from node.cli import accounts, block, contract, shard
+from node.cli import accounts, block, contract, nodes, shard
 from node.cli.root import EXIT_USAGE, CliError, run
 from node.cli.session import SilentError
 
@@ -216,6 +216,11 @@ def test_advice_names_network_and_shard(
     assert "try: shardyard block latest --shard 2 --name mine\n" in capsys.readouterr().err
     assert run(["shard", "messages"]) == 0
     assert capsys.readouterr().err.endswith("--value 1ether --name mine\n")
+    monkeypatch.setattr(nodes, "Session", ScriptedSession)
+    monkeypatch.setattr(nodes, "verify_known", lambda *_: None)
+    monkeypatch.setattr(ScriptedSession, "ask_launcher", lambda *_, **__: {}, raising=False)
+    assert run(["node", "stop", "shard-0-0"]) == 0
+    assert "until `shardyard node start shard-0-0 --name mine`\n" in capsys.readouterr().err
     monkeypatch.setattr(accounts, "store_user_key", lambda *_: "0x12")
     assert run(["accounts", "new"]) == 0
     assert capsys.readouterr().err.endswith("faucet 0x12 10ether --name mine\n")
