@@ -2,14 +2,15 @@
 
 A message takes as long as ``links`` says where the profile has regions, jitter or a bandwidth, and besides that what the
 profile draws. When the broker goes down, everything on its way is lost with it. A node whose session is gone speaks and
-hears nothing until it has subscribed again; one whose queue is short loses what does not fit.
+hears nothing until it has subscribed again; one whose queue is short loses what does not fit. Faults of one kind may overlap:
+each is ended by itself, and what several hold is free when the last of them has ended.
 """
 
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from node.sim.clock import Clock
 from node.sim.links import Links
@@ -26,6 +27,9 @@ from shardyard.messages import (
     encode_message,
 )
 
+Pair = tuple[NodeId, NodeId]
+"""Sender and receiver."""
+Held = TypeVar("Held")
 WIRE_SAMPLE: Final = 32
 """One message in so many takes the way through the codec; the others are passed as they are, frozen structs."""
 
@@ -55,14 +59,15 @@ class SimBus:
             self._links = Links(chance, profile.regions, profile.jitter_ms, profile.bandwidth)
         self._nodes: dict[NodeId, list[Receiver]] = {}
         self._audience: dict[tuple[ShardId, str, int], list[Receiver]] = {}
-        self.cuts: set[tuple[NodeId, NodeId]] = set()
-        """Ordered pairs that do not hear each other: (sender, receiver)."""
+        self._cuts: Counter[Pair] = Counter()
+        """Pairs that do not hear each other, and how many faults keep them apart."""
         self.is_out = False
         """The broker is down."""
-        self.deaf: set[NodeId] = set()
-        """Nodes whose session at the broker is gone."""
-        self.short: dict[NodeId, int] = {}
-        """Nodes whose queue at the broker is short, and how many messages it holds at most."""
+        self._outages = 0
+        self._deaf: Counter[NodeId] = Counter()
+        """Nodes whose session at the broker is gone, and how many faults keep it away."""
+        self._short: dict[NodeId, list[int]] = {}
+        """Nodes whose queue at the broker is short, and how many messages it holds at most by each of the faults."""
         self._waiting: Counter[NodeId] = Counter()
         """Messages on their way to nodes with a short queue."""
         self.drop = profile.drop
@@ -80,14 +85,46 @@ class SimBus:
     def go_down(self) -> None:
         """The broker dies, and everything on its way with it."""
         self.is_out = True
+        self._outages += 1
         self.life += 1
+
+    def come_up(self) -> None:
+        """An outage ends."""
+        self._outages -= 1
+        self.is_out = self._outages > 0
+
+    def cut(self, pairs: Iterable[Pair]) -> None:
+        """Keep the second of each pair from hearing the first."""
+        self._cuts.update(pairs)
+
+    def mend(self, pairs: Iterable[Pair]) -> None:
+        """Take back one ``cut`` of ``pairs``."""
+        _let_go(self._cuts, pairs)
+
+    def lose_session(self, node: NodeId) -> None:
+        """The broker forgets the session of ``node``."""
+        self._deaf[node] += 1
+
+    def regain_session(self, node: NodeId) -> None:
+        """Take back one ``lose_session``."""
+        _let_go(self._deaf, (node,))
+
+    def shorten(self, node: NodeId, size: int) -> None:
+        """Let the queue of ``node`` hold ``size`` messages at most; of several sizes the least counts."""
+        self._short.setdefault(node, []).append(size)
+
+    def lengthen(self, node: NodeId, size: int) -> None:
+        """Take back one ``shorten`` to that size."""
+        self._short[node].remove(size)
+        if not self._short[node]:
+            del self._short[node]
 
     def heal(self) -> None:
         """Everybody hears everybody again."""
-        self.cuts.clear()
-        self.deaf.clear()
-        self.short.clear()
-        self.is_out = False
+        self._cuts.clear()
+        self._deaf.clear()
+        self._short.clear()
+        self.is_out, self._outages = False, 0
         self.drop = 0.0
 
     def publish(self, sender: Receiver, message: Message) -> None:
@@ -116,7 +153,7 @@ class SimBus:
     def _spread(self, sender: Receiver, receivers: Iterable[Receiver], message: Message) -> None:
         """Put a message on its way to each of ``receivers``."""
         draw, counters = self._random, self.counters
-        is_disturbed = self.is_out or self.cuts or self.deaf or self.short
+        is_disturbed = self.is_out or self._cuts or self._deaf or self._short
         size, left_ms = 0, 0
         if self._links is not None and self._links.bandwidth:
             size = len(encode_message(message))
@@ -160,15 +197,15 @@ class SimBus:
         return delay_ms + waited
 
     def _is_lost(self, sender: NodeId, receiver: NodeId) -> bool:
-        if self.is_out or sender in self.deaf or receiver in self.deaf or (sender, receiver) in self.cuts:
+        if self.is_out or sender in self._deaf or receiver in self._deaf or (sender, receiver) in self._cuts:
             return True
-        if receiver in self.short and self._waiting[receiver] >= self.short[receiver]:
+        if receiver in self._short and self._waiting[receiver] >= min(self._short[receiver]):
             self.counters["overflown"] += 1
             return True
         return False
 
     def _delivery(self, receiver: Receiver, event: MessageReceived) -> Callable[[], None]:
-        if receiver.name not in self.short:
+        if receiver.name not in self._short:
             return partial(self._deliver, self.life, receiver, event)
         self._waiting[receiver.name] += 1
         return partial(self._deliver_counted, self.life, receiver, event)
@@ -181,6 +218,13 @@ class SimBus:
         """Deliver to a node whose queue is short: whatever is on its way is in that queue."""
         self._waiting[receiver.name] -= 1
         self._deliver(life, receiver, event)
+
+
+def _let_go(counts: Counter[Held], items: Iterable[Held]) -> None:
+    for item in items:
+        counts[item] -= 1
+        if not counts[item]:
+            del counts[item]
 
 
 def _is_subscribed(own: ShardId, chain: ShardId, message: Message) -> bool:

@@ -4,9 +4,8 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from node.sim.bus import SimBus
+from node.sim.bus import Pair, SimBus
 from node.sim.node import SimNode
-from shardyard.ids import NodeId
 
 FLAPS: Final = (3, 12)
 """How often a flapping cut opens and closes."""
@@ -47,11 +46,11 @@ class BusFaults:
 
         self._ambush(chance, victim, begin)
 
-    def _open_and_close(self, chance: random.Random, cut: set[tuple[NodeId, NodeId]], count: int) -> None:
-        self._bus.cuts |= cut
+    def _open_and_close(self, chance: random.Random, cut: set[Pair], count: int) -> None:
+        self._bus.cut(cut)
 
         def open_again() -> None:
-            self._bus.cuts -= cut
+            self._bus.mend(cut)
             if count > 1:
                 self._later(chance, FLAP_MS, lambda: self._open_and_close(chance, cut, count - 1))
 
@@ -62,9 +61,9 @@ class BusFaults:
         node = chance.choice(self._nodes)
 
         def lose() -> None:
-            self._bus.deaf.add(node.name)
+            self._bus.lose_session(node.name)
             self._tell("lost session", f"the broker forgets the session of {node.name}", node)
-            self._later(chance, gone_ms, lambda: self._bus.deaf.discard(node.name))
+            self._later(chance, gone_ms, lambda: self._bus.regain_session(node.name))
 
         self._ambush(chance, node, lose)
 
@@ -73,13 +72,9 @@ class BusFaults:
         node = chance.choice(self._nodes)
 
         def begin() -> None:
-            self._bus.short[node.name] = chance.randint(*SHORT_QUEUE)
-            self._tell(
-                "overflow", f"the queue of {node.name} holds {self._bus.short[node.name]} messages", node
-            )
-            self._later(chance, slow_ms, catch_up)
-
-        def catch_up() -> None:
-            self._bus.short.pop(node.name, None)
+            size = chance.randint(*SHORT_QUEUE)
+            self._bus.shorten(node.name, size)
+            self._tell("overflow", f"the queue of {node.name} holds {size} messages", node)
+            self._later(chance, slow_ms, lambda: self._bus.lengthen(node.name, size))
 
         self._ambush(chance, node, begin)

@@ -34,8 +34,8 @@ class SimDisk:
     """The block log of one node: a source of old final blocks and, on the beacon, of old submissions."""
 
     def __init__(self, owner: bytes) -> None:
-        self.is_failing = False
-        """The next write or sync fails, as with a full disk: the process must stop."""
+        self.faults = 0
+        """So many faults make the next write or sync fail."""
         self._owner = owner
         self._file = FrameFile(LOG_FILE_KIND, owner, _encode_entry, segment_bytes=SEGMENT_BYTES)
         self._blocks: dict[Hash32, Block] = {}
@@ -43,6 +43,11 @@ class SimDisk:
         self._submissions: dict[Hash32, CrosslinkSubmission] = {}
         self._decoded: dict[bytes, Record | StateRecord] = {}
         """What bytes said that were read before: most of a log is the same at the next restart."""
+
+    @property
+    def is_failing(self) -> bool:
+        """The next write or sync fails, as with a full disk: the process must stop."""
+        return self.faults > 0
 
     def append(self, record: Record) -> None:
         """Write a record without waiting for the disk."""
@@ -138,7 +143,8 @@ class SignerDisk:
     """The signer's record of one node and its witness: one frame per batch, synced before its signatures leave."""
 
     def __init__(self, owner: bytes) -> None:
-        self.is_failing = False
+        self.faults = 0
+        """So many faults make the next write or sync fail."""
         self.is_missing = False
         """Somebody removed the file."""
         self.witness = 0
@@ -149,6 +155,11 @@ class SignerDisk:
         self._file = FrameFile(
             SIGNER_FILE_KIND, owner, _encode_frame, segment_bytes=1 << 40, can_scramble=False
         )
+
+    @property
+    def is_failing(self) -> bool:
+        """The next write or sync fails: the process must stop."""
+        return self.faults > 0
 
     def append(self, entries: tuple[SignerEntry, ...]) -> None:
         """Write a batch without waiting for the disk."""

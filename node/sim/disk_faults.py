@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from node.sim.disk import SignerDisk, SimDisk
 from node.sim.invariants import InvariantError
 from node.sim.node import SimNode
 from node.sim.weights import Weights
@@ -59,7 +60,7 @@ class DiskFaults:
     def heal(self) -> None:
         """There is room again, and no disk fails."""
         for node in self._nodes:
-            node.disk.is_failing = node.record.is_failing = False
+            node.disk.faults = node.record.faults = 0
 
     def fail_stop(self, node: SimNode) -> None:
         """A process has met a disk that fails, and ends; its supervisor starts it again."""
@@ -84,9 +85,8 @@ class DiskFaults:
         node = chance.choice(self._nodes)
 
         def begin() -> None:
-            node.disk.is_failing = node.record.is_failing = True
+            self._fail(node.disk, node.record, chance=chance, for_ms=full_ms)
             self._tell("full disk", f"the disk of {node.name} is full", node)
-            self._later(chance, full_ms, partial(self._mend, node))
 
         self._ambush(chance, node, begin)
 
@@ -96,9 +96,8 @@ class DiskFaults:
         target = node.disk if chance.random() < 0.5 else node.record
 
         def begin() -> None:
-            target.is_failing = True
+            self._fail(target, chance=chance, for_ms=down_ms)
             self._tell("io error", f"a sync of {node.name} fails", node)
-            self._later(chance, down_ms, partial(self._mend, node))
 
         self._ambush(chance, node, begin)
 
@@ -155,5 +154,12 @@ class DiskFaults:
         is_whole = node.is_up and not node.is_byzantine and bool(node.keys)
         return is_whole and self._weights.can_fail(node.chain, node.keys)
 
-    def _mend(self, node: SimNode) -> None:
-        node.disk.is_failing = node.record.is_failing = False
+    def _fail(self, *disks: SimDisk | SignerDisk, chance: random.Random, for_ms: tuple[int, int]) -> None:
+        for disk in disks:
+            disk.faults += 1
+
+        def mend() -> None:
+            for disk in disks:
+                disk.faults -= 1
+
+        self._later(chance, for_ms, mend)

@@ -51,6 +51,8 @@ class Nemesis:
         self._nodes = nodes
         self._trace = trace
         self._is_over = False
+        self._slow: Counter[SimNode] = Counter()
+        """How many faults slow the disk of a node down."""
         self._disks = DiskFaults(
             nodes,
             weights,
@@ -106,6 +108,7 @@ class Nemesis:
         self._is_over = True
         self._bus.heal()
         self._disks.heal()
+        self._slow.clear()
         for node in self._nodes:
             node.disk_ms = (0, 4)
             node.doom = None
@@ -189,7 +192,12 @@ class Nemesis:
         if node.is_up and not node.is_frozen:
             node.freeze()
             self._tell("freeze", f"{node.name} is stopped", node)
-            self._later(chance, self._scenario.profile.freeze_ms, node.thaw)
+            self._later(chance, self._scenario.profile.freeze_ms, partial(self._go_on, node, node.life))
+
+    def _go_on(self, node: SimNode, life: int) -> None:
+        # The stop of a process that was killed meanwhile is over; another may have begun.
+        if node.life == life:
+            node.thaw()
 
     def _jump(self, chance: random.Random) -> None:
         node = chance.choice(self._nodes)
@@ -207,12 +215,14 @@ class Nemesis:
         self._ambush(chance, node, partial(self._weigh_down, chance, node))
 
     def _weigh_down(self, chance: random.Random, node: SimNode) -> None:
-        before = self._scenario.profile.disk_ms
+        self._slow[node] += 1
         node.disk_ms = (200, 1_500)
         self._tell("slow disk", f"the disk of {node.name} is slow", node)
 
         def recover() -> None:
-            node.disk_ms = before
+            self._slow[node] -= 1
+            if not self._slow[node]:
+                node.disk_ms = self._scenario.profile.disk_ms
 
         self._later(chance, self._scenario.profile.cut_ms, recover)
 
@@ -233,13 +243,10 @@ class Nemesis:
         }
         if not cut:
             return  # everybody is on one side
-        self._bus.cuts |= cut
+        self._bus.cut(cut)
         self._tell("partition", f"cut between {sorted(side)} and the rest{', one way' if one_way else ''}")
 
-        def heal() -> None:
-            self._bus.cuts -= cut
-
-        self._later(chance, self._scenario.profile.cut_ms, heal)
+        self._later(chance, self._scenario.profile.cut_ms, lambda: self._bus.mend(cut))
 
     def _black_out(self, chance: random.Random) -> None:
         self._await(chance, chance.choice(self._nodes), partial(self._kill_broker, chance))
@@ -248,10 +255,7 @@ class Nemesis:
         self._bus.go_down()
         self._tell("outage", "the broker is down")
 
-        def heal() -> None:
-            self._bus.is_out = False
-
-        self._later(chance, (200, 8_000), heal)
+        self._later(chance, (200, 8_000), self._bus.come_up)
 
     def supervise(self, node: SimNode) -> None:
         """Start ``node`` again whenever it ends by itself."""

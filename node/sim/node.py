@@ -127,7 +127,8 @@ class SimNode:
         self._send = send
         self._pool = pool
         self._executions = executions
-        self._life = 0
+        self.life = 0
+        """How often it was started and has crashed."""
         self._outbox: deque[fx.Effect | StateRecord] = deque()
         self._is_syncing = False
         self._timers: dict[str, int] = {}
@@ -147,7 +148,7 @@ class SimNode:
             return
         self.refusal = ""
         self._open_signer()
-        self._life += 1
+        self.life += 1
         self._outbox.clear()
         self._is_syncing = False
         self._timers.clear()
@@ -189,10 +190,10 @@ class SimNode:
         assert self._pool is not None, "shards have a pool of transactions"
         if self.executor is not None:
             self.executor.stop()
-        life = self._life
+        life = self.life
 
         def complete(event: Event) -> None:
-            if self.is_up and self._life == life:
+            if self.is_up and self.life == life:
                 self._take(event)
 
         self.executor = SimExecutor(
@@ -234,7 +235,7 @@ class SimNode:
     def crash(self) -> int:
         """Kill the process and its power; return how many records are lost."""
         self.is_up = False
-        self._life += 1
+        self.life += 1
         self._outbox.clear()
         self.record.crash(self._chance)
         if self.executor is not None:
@@ -282,11 +283,11 @@ class SimNode:
         if effects:
             self._last_step = (event, effects)
         trace.step(clock.now_ms, self._label, event, effects)
-        life = self._life
+        life = self.life
         for effect in effects:
             if self.doom is not None:
                 self._meet_doom(effect)
-            if self._life != life:
+            if self.life != life:
                 return
             self._perform(effect)
         if self._outbox and not self._is_syncing:
@@ -300,10 +301,10 @@ class SimNode:
 
     def say_later(self, delay_ms: int, effect: fx.Effect) -> None:
         """Perform an effect of this life's after ``delay_ms``: what a Byzantine role holds back."""
-        life = self._life
+        life = self.life
 
         def act() -> None:
-            if self.is_up and self._life == life and not self.is_frozen:
+            if self.is_up and self.life == life and not self.is_frozen:
                 self._outbox.append(effect)
                 self._drain()
 
@@ -351,11 +352,11 @@ class SimNode:
 
     def _drain(self) -> None:
         """Perform the outbox up to the next barrier that is not on disk yet."""
-        life, outbox = self._life, self._outbox
+        life, outbox = self.life, self._outbox
         while outbox and not self._is_syncing and not self.is_frozen:
             if self.doom is not None:
                 self._meet_doom(outbox[0])
-                if self._life != life or self.is_frozen:
+                if self.life != life or self.is_frozen:
                     return
             match outbox.popleft():
                 case fx.Broadcast(message):
@@ -390,10 +391,10 @@ class SimNode:
             self._finish_sync(records)
             return
         self._is_syncing = True
-        life = self._life
+        life = self.life
 
         def finish() -> None:
-            if self.is_up and self._life == life:
+            if self.is_up and self.life == life:
                 if self.is_frozen:
                     self._held.append(finish)
                     return
@@ -426,10 +427,10 @@ class SimNode:
                 )
         if entries:
             self.record.append(tuple(entries))
-        life = self._life
+        life = self.life
 
         def finish() -> None:
-            if self.is_up and self._life == life:
+            if self.is_up and self.life == life:
                 if self.is_frozen:
                     self._held.append(finish)
                     return
@@ -444,10 +445,10 @@ class SimNode:
     def _set_timer(self, name: str, delay_ms: int) -> None:
         self._timer_count += 1
         mark = self._timers[name] = self._timer_count
-        life = self._life
+        life = self.life
 
         def fire() -> None:
-            if self.is_up and self._life == life and self._timers.get(name) == mark:
+            if self.is_up and self.life == life and self._timers.get(name) == mark:
                 del self._timers[name]
                 self._take(TimerFired(name))
 

@@ -125,7 +125,7 @@ def test_a_broker_that_dies_takes_what_is_on_its_way_along():
 
 def test_a_node_without_session_neither_speaks_nor_hears():
     clock, bus, ears = build_bus()
-    bus.deaf.add(ears[0].name)
+    bus.lose_session(ears[0].name)
     for ear in ears:
         bus.publish(ear, STATUS)
     clock.run_until(10)
@@ -136,7 +136,7 @@ def test_a_node_without_session_neither_speaks_nor_hears():
 
 def test_a_short_queue_holds_so_many_messages_and_drops_the_rest():
     clock, bus, ears = build_bus(latency_ms=(20, 20))
-    bus.short[ears[1].name] = 3
+    bus.shorten(ears[1].name, 3)
     for _ in range(10):
         bus.publish(ears[0], STATUS)
     clock.run_until(15)
@@ -152,7 +152,7 @@ def test_a_short_queue_holds_so_many_messages_and_drops_the_rest():
 
 def test_a_cut_may_be_of_one_direction():
     clock, bus, ears = build_bus()
-    bus.cuts.add((ears[0].name, ears[1].name))
+    bus.cut([(ears[0].name, ears[1].name)])
     bus.publish(ears[0], STATUS)
     bus.publish(ears[1], STATUS)
     clock.run_until(10)
