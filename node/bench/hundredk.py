@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from node.bench.e2e import E2eOptions, measure_e2e
+from node.bench.e2e import BLOCK_TIME_MS, PRESET, E2eOptions, measure_e2e
 from node.bench.projection import (
     BUSY_LIMIT,
     SERIAL_SHARE,
@@ -31,12 +31,10 @@ from node.bench.projection import (
 )
 from node.bench.report import BenchReport, Target, at_most, build_report, say
 from node.bench.schedule import Layout, StageCosts
-from shardyard.preset import get_preset
+from shardyard.preset import Preset, get_preset
 
 RATE = 100_000.0
 LATENCY_LIMIT_S = 3.0
-PRESET = "devnet"
-"""Which ``e2e`` runs."""
 RUN_S = 12.0
 MEASURED_S = 30.0
 CROSS = 0.1
@@ -80,9 +78,14 @@ class Case(msgspec.Struct, frozen=True):
     plan: Plan
 
 
+def get_run_preset() -> Preset:
+    """Return the preset of the networks that ``e2e`` runs: their limits hold for the projection as well."""
+    return msgspec.structs.replace(get_preset(PRESET), block_time_ms=BLOCK_TIME_MS)
+
+
 def project(samples: Sequence[Sample], *, is_cross: bool) -> Case:
     """Return what the rate takes, by the costs of runs with or without calls that leave their shard."""
-    costs, preset = compute_costs(samples, is_cross=is_cross), get_preset(PRESET)
+    costs, preset = compute_costs(samples, is_cross=is_cross), get_run_preset()
     chosen = [sample for sample in samples if sample.is_cross == is_cross]
     gas_per_tx = max(sample.gas_per_tx for sample in chosen)
     limits = compute_limits(preset, gas_per_tx, costs)
@@ -196,7 +199,11 @@ def describe_case(case: Case) -> list[Row]:
             f"{limits.gas_target:,.0f} tx/s a shard",
             f"preset {PRESET}, half of the limit",
         ),
-        ("limit: gas", f"{limits.gas_limit:,.0f} tx/s a shard", f"preset {PRESET}"),
+        (
+            "limit: gas",
+            f"{limits.gas_limit:,.0f} tx/s a shard",
+            f"preset {PRESET}, a block every {BLOCK_TIME_MS / 1000:g} s",
+        ),
         (
             "limit: body",
             f"{limits.body:,.0f} tx/s a shard",
@@ -210,7 +217,11 @@ def describe_common(samples: Sequence[Sample], client_us: float) -> list[Row]:
     """Return what holds for every kind of load."""
     rows: list[Row] = [
         ("-- all", "", ""),
-        ("rate", f"{RATE:,.0f} tx/s", "wanted; offered evenly to all shards, in requests of 200"),
+        (
+            "rate",
+            f"{RATE:,.0f} tx/s",
+            f"wanted; offered evenly to all shards, in requests of {E2eOptions().batch}",
+        ),
         (
             "load generator",
             f"{client_us:.1f} us/tx, {RATE * client_us / 1e6:.2f} cores",

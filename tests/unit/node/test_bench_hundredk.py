@@ -6,7 +6,7 @@ import json
 import msgspec
 import pytest
 
-from node.bench import hundredk
+from node.bench import e2e, hundredk
 from node.bench.__main__ import BENCHES, build_parser
 from node.bench.hundredk import LABEL, judge_projected, project
 from node.bench.projection import (
@@ -188,7 +188,16 @@ def test_host_with_enough_cores_measures_and_any_other_projects(tmp_path, monkey
     monkeypatch.setattr(hundredk, "measure_e2e", measure)
     report = asyncio.run(hundredk.measure_hundred_k(tmp_path, [earlier], 1))
     assert report.details["kind"] == ("measurement" if is_measured else LABEL)
-    assert [(one.kind, one.rate, one.shards) for one in asked] == [("erc20", 100_000.0, 12)] * is_measured
+    assert [(one.kind, one.rate, one.shards) for one in asked] == [("erc20", 100_000.0, 7)] * is_measured
+
+
+def test_projection_is_of_the_network_that_the_runs_are_of():
+    """Its limits, and the blocks by which the wait for consensus is found: ``e2e`` chooses preset and block time."""
+    case = project(read_samples(build_report()), is_cross=False)
+    block_gas = get_preset(e2e.PRESET).gas_per_ms * e2e.BLOCK_TIME_MS
+    assert case.limits.gas_limit == pytest.approx(block_gas / 34_000 * 1000 / e2e.BLOCK_TIME_MS)
+    said = {row[0]: row[2] for row in hundredk.describe_case(case)}
+    assert said["limit: gas"] == f"preset {e2e.PRESET}, a block every {e2e.BLOCK_TIME_MS / 1000:g} s"
 
 
 def test_measured_rate_below_the_wanted_one_misses_its_target():
