@@ -59,24 +59,44 @@ class Sample(msgspec.Struct, frozen=True):
 
 def read_samples(report: dict[str, Any]) -> list[Sample]:
     """Return the runs of an ``e2e`` report; raises ``ProjectionError`` for another one, an old one or a broken run."""
-    if report.get("bench") != "e2e" or report["details"]["options"]["kind"] != "erc20":
+    if report.get("bench") != "e2e":
+        raise _refuse_kind()
+    try:
+        samples = _read_legs(report)
+    except KeyError as error:
         raise ProjectionError(
-            "got a report of something else, expected e2e with --kind erc20; try: measure it"
-        )
-    options, samples = report["details"]["options"], []
-    for leg in report["details"]["legs"]:
+            f"the report does not say {error}, it is of an older version or cut off; try: measure again"
+        ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ProjectionError(f"this is not what a report says: {error}; try: measure again") from error
+    if not samples:
+        raise ProjectionError("got a report with no run but overload, expected one; try: measure again")
+    return samples
+
+
+def _refuse_kind() -> ProjectionError:
+    return ProjectionError("got a report of something else, expected e2e with --kind erc20; try: measure it")
+
+
+def _read_legs(report: dict[str, Any]) -> list[Sample]:
+    details = report["details"]
+    options, samples = details["options"], []
+    if options["kind"] != "erc20":
+        raise _refuse_kind()
+    for leg in details["legs"]:
         if leg.get("role") == "overload":
             continue  # refusals cost too, and nobody sends so on purpose
-        if "gas_per_tx" not in leg:
-            raise ProjectionError(
-                "the report does not say gas_per_tx, it is of an older version; try: measure again"
-            )
         if leg["missing"] or leg["doubled"] or not leg["final_tps"]:
             raise ProjectionError(
                 f"run {leg['name']!r}: got {leg['missing']} missing, {leg['doubled']} doubled, {leg['final_tps']} final/s, "
                 "expected a run that lost nothing; try: scripts/bench e2e --kind erc20"
             )
-        stages, txs = leg["stages_us"], leg["accepted"]
+        stages, cpu, txs = leg["stages_us"], leg["cpu_us"], leg["accepted"]
+        hot_us = stages["recover"] + stages["execute"]
+        if not hot_us:
+            raise ProjectionError(
+                f"run {leg['name']!r}: got no time of recovery and execution; try: measure again"
+            )
         sample = Sample(
             shards=options["shards"],
             is_cross=options["cross"] > 0,
@@ -87,11 +107,12 @@ def read_samples(report: dict[str, Any]) -> list[Sample]:
             gas_per_tx=leg["gas_per_tx"],
             p50_s=leg["latency"]["p50"],
             p95_s=leg["latency"]["p95"],
-            process_s={name: value * txs / 1e6 for name, value in leg["cpu_us"].items() if name != "total"},
-            hot_s=leg["hot_share"] * leg["cpu_us"]["total"] * txs / 1e6,
-            recovery_share=stages["recover"] / (stages["recover"] + stages["execute"]),
+            process_s={name: cpu[name] * txs / 1e6 for name in ("shard", "beacon", "broker", "client")},
+            hot_s=leg["hot_share"] * cpu["total"] * txs / 1e6,
+            recovery_share=stages["recover"] / hot_us,
         )
-        samples.append(sample)
+        # Whatever a file holds is taken for numbers only where it says numbers.
+        samples.append(msgspec.convert(msgspec.structs.asdict(sample), Sample))
     return samples
 
 

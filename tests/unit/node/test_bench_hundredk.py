@@ -158,6 +158,33 @@ def test_report_of_something_else_is_refused():
         read_samples(old)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "missing"),
+    [
+        (lambda report: report.pop("details"), "'details'"),
+        (lambda report: report.pop("machine"), "'machine'"),
+        (lambda report: report["details"].pop("legs"), "'legs'"),
+        (lambda report: report["details"]["legs"][0].pop("blocks"), "'blocks'"),
+        (lambda report: report["details"]["legs"][0]["cpu_us"].pop("total"), "'total'"),
+        (lambda report: report["details"]["legs"][0]["cpu_us"].pop("broker"), "'broker'"),
+        (lambda report: report["details"]["legs"][0]["cpu_us"].pop("client"), "'client'"),
+        (lambda report: report["details"]["legs"][0]["stages_us"].pop("recover"), "'recover'"),
+        (lambda report: report["details"]["legs"].clear(), "no run"),
+        (lambda report: report.update(details=[]), "not what a report"),
+        (lambda report: report["details"]["legs"][0].update(blocks="many"), "not what a report"),
+        (
+            lambda report: report["details"]["legs"][0].update(stages_us={"recover": 0, "execute": 0}),
+            "no time",
+        ),
+    ],
+)
+def test_report_that_lacks_something_is_refused_with_what_it_lacks(spoil, missing):
+    report = build_report()
+    spoil(report)
+    with pytest.raises(ProjectionError, match=rf"{missing}.*; try: measure again"):
+        read_samples(report)
+
+
 def test_projection_says_that_it_is_not_a_measurement_and_names_every_assumption(capsys):
     reports = [build_report()]
     samples = [sample for report in reports for sample in read_samples(report)]
