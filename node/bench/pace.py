@@ -53,7 +53,8 @@ def compute_pace(
 ) -> Pace:
     """Return the pace between the first and the last head that was seen from ``begin`` to ``end``.
 
-    A chain that showed no two heads has stood still all the time.
+    What a chain lets pass before the first and after the last, beyond a block time, counts against it. A chain
+    that showed no two heads has stood still all the time.
     """
     seen = [head for head in heads if begin <= head.seen <= end]
     if len(seen) < 2:
@@ -61,17 +62,19 @@ def compute_pace(
     intervals: list[float] = []
     for last, head in pairwise(seen):
         intervals += [(head.seen - last.seen) / (head.height - last.height)] * (head.height - last.height)
-    waited = end - seen[-1].seen
-    if waited > max(intervals):  # what has not come by the end is late already
-        intervals.append(waited)
     first, last = seen[0], seen[-1]
+    waits = (first.seen - begin, end - last.seen)
+    longest = max(intervals)
+    intervals += [wait for wait in waits if wait > longest]  # what has not come by the end is late already
     blocks, slots = last.height - first.height, last.slot - first.slot
+    # Up to a block time is waited for any block; the rest of a wait at either end are slots that did not pass.
+    lost_s = sum(max(0.0, wait - block_time_s) for wait in waits)
     return Pace(
         chain=chain,
         block_time_s=block_time_s,
         blocks=blocks,
         interval_p95_s=round(sorted(intervals)[ceil(0.95 * len(intervals)) - 1], 3),
-        of_block_time=round(slots * block_time_s / (last.seen - first.seen), 3),
+        of_block_time=round(slots * block_time_s / (last.seen - first.seen + lost_s), 3),
         skipped=slots - blocks,
         slow=sum(interval > SLOW * block_time_s for interval in intervals),
         empty=empty,

@@ -95,6 +95,17 @@ def test_chain_that_stops_does_not_keep_the_pace_it_had():
     assert compute_pace("beacon", [], 0.0, 10.0, 1.0).interval_p95_s == 10.0
 
 
+@pytest.mark.parametrize("stood_s", [(0, 6), (6, 0)])
+def test_chain_that_stands_still_for_a_fifth_of_a_run_misses_the_pace_at_either_end(stood_s):
+    """One long wait in thirty is outside the p95, so the slots have to show it."""
+    begin, end = stood_s[0], 30 - stood_s[1]
+    pace = compute_pace("shard 0", heads(*((n, n, n) for n in range(begin, end + 1))), 0.0, 30.0, 1.0)
+    assert pace.of_block_time == pytest.approx(24 / 29, abs=0.001)
+    assert pace.slow == 1
+    missed = judge_overload(build_leg(), build_overload(pace=[pace, build_pace("beacon")]))
+    assert "overload: slots of the shards" in [target.name for target in missed if not target.held]
+
+
 def test_overload_that_keeps_its_promises_meets_all_targets():
     assert [target.name for target in judge_overload(build_leg(), build_overload()) if not target.held] == []
 
