@@ -32,6 +32,8 @@ COLUMNS: Final = (
 TPS_PLOT, LATENCY_PLOT, LOAD_PLOT = "scale-tps.svg", "scale-latency.svg", "scale-beacon.svg"
 SHOWN: Final = 8
 """Operations with a colour of their own: as many as there are colours."""
+LATE: Final = 1.5
+"""Block times that a beacon block takes on average, above which it comes late."""
 
 
 def describe_assumptions(point: Point) -> str:
@@ -89,10 +91,25 @@ def rank_operations(operations: dict[str, float]) -> list[tuple[str, float]]:
     return sorted(operations.items(), key=lambda item: (-item[1], item[0]))
 
 
+def list_signs(point: Point) -> list[str]:
+    """Return by what the beacon is at its end: it has no time left, loses messages, or its blocks come late."""
+    signs, block_s = [], point.plan.block_time_ms / 1000
+    if point.beacon_busy > BUSY_LIMIT:
+        signs.append(
+            f"its busiest process is busy {point.beacon_busy:.0%} of the time (over {BUSY_LIMIT:.0%} is saturated)"
+        )
+    if not point.beacon_interval_s:
+        signs.append("fewer than two of its blocks became final")
+    elif point.beacon_interval_s > LATE * block_s:
+        signs.append(f"a block takes it {point.beacon_interval_s:.2f} s instead of {block_s:g} s")
+    if point.beacon_dropped:
+        signs.append(f"{point.beacon_dropped:,} messages were lost in its full queues")
+    return signs
+
+
 def is_saturated(point: Point) -> bool:
-    """Tell whether the beacon is at its end: it has no time left, loses messages, or its blocks come late."""
-    late = point.beacon_interval_s > 1.5 * point.plan.block_time_ms / 1000
-    return point.beacon_busy > BUSY_LIMIT or late or point.beacon_interval_s == 0
+    """Tell whether the beacon is at its end."""
+    return bool(list_signs(point))
 
 
 def describe_finding(points: Sequence[Point]) -> str:
@@ -113,10 +130,10 @@ def describe_finding(points: Sequence[Point]) -> str:
         if before
         else f"at {_name_shards(first.plan.shards)}"
     )
-    return (
-        f"the beacon saturates {since}: at {first.plan.shards} its busiest process is busy "
-        f"{first.beacon_busy:.0%} of the time (over {BUSY_LIMIT:.0%} is saturated), first of all by {named}"
-    )
+    signs = list_signs(first)
+    if first.beacon_busy <= BUSY_LIMIT:
+        signs.append(f"while its busiest process is busy {first.beacon_busy:.0%} of the time")
+    return f"the beacon saturates {since}: at {first.plan.shards} {', '.join(signs)}, first of all by {named}"
 
 
 def describe_limits(points: Sequence[Point]) -> list[str]:

@@ -54,8 +54,10 @@ class Point(msgspec.Struct, frozen=True):
     """From offered to beacon-final at the first process of their shard; 0 where blocks were to be full, or none became final."""
     p95_s: float
     block_interval_s: float
-    """Mean over all shards, shard-final; 0 with fewer than two blocks."""
+    """Mean over all shards, shard-final, with a wait at either end that was longer than any between; 0 with fewer than two
+    blocks."""
     beacon_interval_s: float
+    """The same of the beacon."""
     beacon_block_bytes: int
     """Mean size of a beacon block's body."""
     crosslinks: float
@@ -81,6 +83,8 @@ class Point(msgspec.Struct, frozen=True):
     shard_bytes: float
     dropped: int
     """Messages lost in full queues of processes and links."""
+    beacon_dropped: int
+    """Of them: those lost in full queues of beacon processes."""
     longest_queue: int
     """Messages that waited at once for the busiest beacon process."""
     digest: str
@@ -284,7 +288,7 @@ class World:
         shapes = [self._meter.read_shape(block) for block in blocks]
         offered = plan.tps_per_shard * plan.shards or self._included / span_s
         latencies = sorted(self._latencies)
-        gaps = [gap for finals in self._shard_finals for gap in _find_gaps(finals)]
+        gaps = [gap for finals in self._shard_finals for gap in _find_gaps(finals, begin_us, end_us)]
         return Point(
             plan=plan,
             offered_tps=offered,
@@ -293,7 +297,8 @@ class World:
             p50_s=_find_percentile(latencies, 0.50),
             p95_s=_find_percentile(latencies, 0.95),
             block_interval_s=_mean(gaps) / 1e6,
-            beacon_interval_s=_mean(_find_gaps([at for at, _ in self._beacon_blocks])) / 1e6,
+            beacon_interval_s=_mean(_find_gaps([at for at, _ in self._beacon_blocks], begin_us, end_us))
+            / 1e6,
             beacon_block_bytes=round(_mean([len(block.body) for block in blocks])),
             crosslinks=_mean([shape[0] for shape in shapes]),
             links=_mean([shape[1] for shape in shapes]),
@@ -309,6 +314,7 @@ class World:
             shard_messages=(self._heard.total() - self._heard[BEACON]) / len(others) / span_s,
             shard_bytes=(self._heard_bytes.total() - self._heard_bytes[BEACON]) / len(others) / span_s,
             dropped=self._lost + sum(process.loop.dropped for process in self.processes.values()),
+            beacon_dropped=sum(process.loop.dropped for process in beacons),
             longest_queue=busiest.loop.longest_queue,
             digest=self._compute_digest(),
             wall_s=wall_s,
@@ -353,8 +359,13 @@ def _find_blocks(message: Message) -> tuple[Block, ...]:
             return ()
 
 
-def _find_gaps(instants: Sequence[int]) -> list[int]:
-    return [after - before for before, after in pairwise(instants)]
+def _find_gaps(instants: Sequence[int], begin: int, end: int) -> list[int]:
+    """Return the times between instants, and before and after all of them where that took longer: then a chain stood still."""
+    gaps = [after - before for before, after in pairwise(instants)]
+    if not gaps:
+        return []
+    longest = max(gaps)
+    return gaps + [wait for wait in (instants[0] - begin, end - instants[-1]) if wait > longest]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -135,6 +135,35 @@ def test_a_dear_operation_is_named_where_the_beacon_saturates():
     assert describe_finding([late]).partition("first of all by ")[2].startswith("crosslink checks")
 
 
+def test_a_beacon_saturates_by_what_is_said_of_it_and_by_nothing_else():
+    calm = run()[1]
+    for changes, said in (
+        ({"beacon_busy": 0.9}, "busiest process is busy 90% of the time (over 85% is saturated)"),
+        ({"beacon_interval_s": 1.8}, "a block takes it 1.80 s instead of 1 s"),
+        ({"beacon_interval_s": 0.0}, "fewer than two of its blocks became final"),
+        ({"beacon_dropped": 7}, "7 messages were lost in its full queues"),
+    ):
+        point = msgspec.structs.replace(calm, **changes)
+        assert is_saturated(point)
+        finding = describe_finding([point])
+        assert finding.startswith("the beacon saturates at 3 shards: ")
+        assert said in finding
+        assert ("over 85%" in finding) == ("beacon_busy" in changes)
+
+
+def test_a_chain_that_stands_still_at_the_end_is_late():
+    plan = msgspec.structs.replace(SMALL, seconds=20)
+    world = World(plan, COSTS)
+    world.clock.schedule(14_000_000, lambda: setattr(world, "_spread", lambda *_arguments: None))
+    point = world.run()
+    blocks = len(world._beacon_blocks)
+    assert 7 <= blocks <= 9
+    assert point.beacon_interval_s == pytest.approx((20 - plan.warmup_s) / blocks, rel=0.15)
+    assert point.beacon_interval_s > 1.5
+    assert point.block_interval_s > 1.5
+    assert is_saturated(point)
+
+
 def test_a_busy_processor_of_a_shard_makes_its_blocks_late_and_is_named():
     slow = msgspec.structs.replace(COSTS, recover=18_000)  # a block takes longer to execute than to come due
     calm, point = run()[1], run(costs=slow)[1]
