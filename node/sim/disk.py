@@ -30,12 +30,36 @@ WITNESS_CHANCE: Final = 0.3
 MAX_BEHIND: Final = 30
 
 
-class SimDisk:
+class Device:
+    """What fails: as long as there are faults, or one sync for each error. The process that meets it must stop."""
+
+    def __init__(self) -> None:
+        self.faults = 0
+        """So many make every write or sync fail, as a full disk does."""
+        self.errors = 0
+        """So many syncs that are to come fail, one each."""
+
+    @property
+    def is_failing(self) -> bool:
+        """The next sync fails."""
+        return self.faults > 0 or self.errors > 0
+
+    def meet_fault(self) -> bool:
+        """Tell whether a sync fails, which ends one error."""
+        is_failing = self.is_failing
+        self.errors = max(0, self.errors - 1)
+        return is_failing
+
+    def repair(self) -> None:
+        """Nothing fails any more."""
+        self.faults = self.errors = 0
+
+
+class SimDisk(Device):
     """The block log of one node: a source of old final blocks and, on the beacon, of old submissions."""
 
     def __init__(self, owner: bytes) -> None:
-        self.faults = 0
-        """So many faults make the next write or sync fail."""
+        super().__init__()
         self._owner = owner
         self._file = FrameFile(LOG_FILE_KIND, owner, _encode_entry, segment_bytes=SEGMENT_BYTES)
         self._blocks: dict[Hash32, Block] = {}
@@ -43,11 +67,6 @@ class SimDisk:
         self._submissions: dict[Hash32, CrosslinkSubmission] = {}
         self._decoded: dict[bytes, Record | StateRecord] = {}
         """What bytes said that were read before: most of a log is the same at the next restart."""
-
-    @property
-    def is_failing(self) -> bool:
-        """The next write or sync fails, as with a full disk: the process must stop."""
-        return self.faults > 0
 
     def append(self, record: Record) -> None:
         """Write a record without waiting for the disk."""
@@ -139,12 +158,11 @@ class _Frame(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-class SignerDisk:
+class SignerDisk(Device):
     """The signer's record of one node and its witness: one frame per batch, synced before its signatures leave."""
 
     def __init__(self, owner: bytes) -> None:
-        self.faults = 0
-        """So many faults make the next write or sync fail."""
+        super().__init__()
         self.is_missing = False
         """Somebody removed the file."""
         self.witness = 0
@@ -155,11 +173,6 @@ class SignerDisk:
         self._file = FrameFile(
             SIGNER_FILE_KIND, owner, _encode_frame, segment_bytes=1 << 40, can_scramble=False
         )
-
-    @property
-    def is_failing(self) -> bool:
-        """The next write or sync fails: the process must stop."""
-        return self.faults > 0
 
     def append(self, entries: tuple[SignerEntry, ...]) -> None:
         """Write a batch without waiting for the disk."""

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from node.sim.disk import SignerDisk, SimDisk
 from node.sim.invariants import InvariantError
 from node.sim.node import SimNode
 from node.sim.weights import Weights
@@ -60,7 +59,8 @@ class DiskFaults:
     def heal(self) -> None:
         """There is room again, and no disk fails."""
         for node in self._nodes:
-            node.disk.faults = node.record.faults = 0
+            node.disk.repair()
+            node.record.repair()
 
     def fail_stop(self, node: SimNode) -> None:
         """A process has met a disk that fails, and ends; its supervisor starts it again."""
@@ -85,18 +85,24 @@ class DiskFaults:
         node = chance.choice(self._nodes)
 
         def begin() -> None:
-            self._fail(node.disk, node.record, chance=chance, for_ms=full_ms)
+            node.disk.faults += 1
+            node.record.faults += 1
             self._tell("full disk", f"the disk of {node.name} is full", node)
+            self._later(chance, full_ms, make_room)
+
+        def make_room() -> None:
+            node.disk.faults -= 1
+            node.record.faults -= 1
 
         self._ambush(chance, node, begin)
 
-    def fail_sync(self, chance: random.Random, down_ms: tuple[int, int]) -> None:
+    def fail_sync(self, chance: random.Random) -> None:
         """The next sync of log or record fails (EIO); what it should have made durable may be there or not."""
         node = chance.choice(self._nodes)
         target = node.disk if chance.random() < 0.5 else node.record
 
         def begin() -> None:
-            self._fail(target, chance=chance, for_ms=down_ms)
+            target.errors += 1
             self._tell("io error", f"a sync of {node.name} fails", node)
 
         self._ambush(chance, node, begin)
@@ -153,13 +159,3 @@ class DiskFaults:
     def _may_lose(self, node: SimNode) -> bool:
         is_whole = node.is_up and not node.is_byzantine and bool(node.keys)
         return is_whole and self._weights.can_fail(node.chain, node.keys)
-
-    def _fail(self, *disks: SimDisk | SignerDisk, chance: random.Random, for_ms: tuple[int, int]) -> None:
-        for disk in disks:
-            disk.faults += 1
-
-        def mend() -> None:
-            for disk in disks:
-                disk.faults -= 1
-
-        self._later(chance, for_ms, mend)

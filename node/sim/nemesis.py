@@ -77,7 +77,7 @@ class Nemesis:
             "overflow": partial(self._between.overflow, slow_ms=scenario.profile.cut_ms),
             "slow disk": self._slow_down,
             "full disk": partial(self._disks.fill, full_ms=scenario.profile.cut_ms),
-            "io error": partial(self._disks.fail_sync, down_ms=down_ms),
+            "io error": self._disks.fail_sync,
             "bit flip": partial(self._disks.flip_bit, down_ms=down_ms),
             "lost record": partial(self._disks.lose_record, down_ms=down_ms),
             "old record": partial(self._disks.restore_record, down_ms=down_ms),

@@ -405,7 +405,7 @@ class SimNode:
         self._clock.schedule(delay, finish)
 
     def _finish_sync(self, records: tuple[fx.Record, ...]) -> None:
-        if self.disk.is_failing:
+        if self.disk.meet_fault():
             self.on_failure(self)
             return
         self.disk.sync()
@@ -434,7 +434,7 @@ class SimNode:
                 if self.is_frozen:
                     self._held.append(finish)
                     return
-                if self.record.is_failing:
+                if self.record.meet_fault():
                     self.on_failure(self)
                     return
                 self.record.sync()

@@ -114,3 +114,21 @@ def test_a_log_that_is_refused_although_nobody_damaged_it_is_a_violation(monkeyp
     )
     with pytest.raises(InvariantError, match="refuses a log that nobody damaged"):
         world.run()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_an_error_of_a_sync_ends_a_process_once_however_soon_it_is_back(seed, monkeypatch):
+    """What fails is one sync (EIO): the process that its supervisor starts again works."""
+    monkeypatch.setattr("node.sim.disk_faults.RESTART_MS", (1, 5))
+    profile = FaultProfile(io_errors=1, down_ms=(8_000, 8_000))
+    report = run_scenario(seed, profile=profile, duration_ms=36_000, settle_ms=20_000, replicas=1)
+    assert report.faults == {"io error": 1}
+    assert report.consequences["fail-stop"] == 1
+
+
+def test_a_full_disk_ends_every_process_that_writes_to_it_until_there_is_room(monkeypatch):
+    monkeypatch.setattr("node.sim.disk_faults.RESTART_MS", (100, 100))
+    profile = FaultProfile(full_disks=1, cut_ms=(6_000, 6_000))
+    report = run_scenario(2, profile=profile, duration_ms=40_000, settle_ms=20_000, replicas=1)
+    assert report.faults == {"full disk": 1}
+    assert report.consequences["fail-stop"] > 3
