@@ -6,6 +6,7 @@ somebody who is Byzantine already takes the role as well; where no process holds
 
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from node.sim.byzantine.garbage import Spool
 from node.sim.byzantine.role import Seat
@@ -66,6 +67,6 @@ class Casting:
             committee=self._genesis.committees[node.chain],
             peers=tuple(sorted({other.name for other in names} - {node.name})),
             chance=random.Random(self._chance.getrandbits(64)),
-            later=node.say_later,
+            later=partial(node.say_later, role),
             tell=lambda act: self._tell(node, role, act),
         )

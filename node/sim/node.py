@@ -296,16 +296,22 @@ class SimNode:
     def _play_roles(self, event: Event, effects: list[fx.Effect]) -> list[fx.Effect]:
         for role in self.roles:
             role.hear(event)
+        return self._say(self.roles, effects)
+
+    @staticmethod
+    def _say(roles: Sequence[Role], effects: list[fx.Effect]) -> list[fx.Effect]:
+        for role in roles:
             effects = [said for effect in effects for said in role.say(effect)]
         return effects
 
-    def say_later(self, delay_ms: int, effect: fx.Effect) -> None:
-        """Perform an effect of this life's after ``delay_ms``: what a Byzantine role holds back."""
+    def say_later(self, name: str, delay_ms: int, effect: fx.Effect) -> None:
+        """Perform an effect of this life's after ``delay_ms``: what the role ``name`` holds back from those after it."""
+        after = [role.name for role in self.roles].index(name) + 1
         life = self.life
 
         def act() -> None:
             if self.is_up and self.life == life and not self.is_frozen:
-                self._outbox.append(effect)
+                self._outbox += self._say(self.roles[after:], [effect])
                 self._drain()
 
         self._clock.schedule(delay_ms, act)

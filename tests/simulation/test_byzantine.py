@@ -20,6 +20,7 @@ from shardyard.consensus.pool import VotePool
 from shardyard.consensus.simplex import SimplexEngine
 from shardyard.consensus.votes import VoteKind
 from shardyard.ids import BEACON, ShardId, describe_shard
+from shardyard.messages import Votes
 
 FIELDS = {
     "equivocator": "equivocators",
@@ -254,6 +255,28 @@ def test_what_is_replayed_from_elsewhere_is_refused_by_domain_slot_and_signature
     assert seen["of another epoch"] > 10
     assert seen["old"] > 100
     assert seen["forged"] > 0, "votes of another chain, verified when they could complete a quorum"
+
+
+def test_what_a_late_voter_holds_back_passes_through_its_other_roles():
+    """A proposer of bad blocks votes for them, late or not, and never for the good ones in their place."""
+    world = build_world(profile=FaultProfile(late_voters=1, bad_proposers=1))
+    stood_by, strayed = set(), set()
+    for node in find_players(world, "late voter"):
+        player = next(role for role in node.roles if role.name == "bad proposer")
+
+        def publish(sender, message, told=player._told, original=node._publish):
+            for vote in message.votes if isinstance(message, Votes) else ():
+                if vote.kind is VoteKind.NOTAR and vote.validator in sender.keys:
+                    if vote.block_hash in told.values():
+                        stood_by.add(vote.block_hash)
+                    elif (vote.slot, vote.block_hash) in told:
+                        strayed.add(vote.block_hash)
+            original(sender, message)
+
+        node._publish = publish
+    world.run()
+    assert len(stood_by) > 5
+    assert not strayed
 
 
 def test_late_votes_bring_skips_and_certificates_about_together_and_nothing_else():
