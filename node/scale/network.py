@@ -62,9 +62,12 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def warmup_s(self) -> float:
-        """Virtual seconds that are not measured, whole block times: the first blocks have nothing behind them yet."""
-        block_s = self.block_time_ms / 1000
-        return min(self.seconds // 3 // block_s, 6) * block_s
+        """Virtual seconds that are not measured: six block times, or as many as fit into a third of the run.
+
+        The first blocks have nothing behind them yet.
+        """
+        blocks = min(round(self.seconds * 1000) // (3 * self.block_time_ms), 6)
+        return blocks * self.block_time_ms / 1000
 
     def verify(self) -> None:
         """Raise ``ScaleError`` for a network that cannot be run."""

@@ -113,6 +113,16 @@ def test_a_plan_that_cannot_be_run_says_what_was_expected(change):
         msgspec.structs.replace(Plan(), **change).verify()
 
 
+@pytest.mark.parametrize(
+    ("block_time_ms", "seconds", "blocks"),
+    [(1000, 20, 6), (1000, 8, 2), (100, 0.8, 2), (100, 2, 6), (250, 2.9, 3), (300, 20, 6), (2000, 16, 2)],
+)
+def test_a_third_of_a_run_at_most_six_blocks_is_not_measured(block_time_ms, seconds, blocks):
+    plan = msgspec.structs.replace(Plan(), block_time_ms=block_time_ms, seconds=seconds)
+    plan.verify()
+    assert plan.warmup_s == pytest.approx(blocks * block_time_ms / 1000)
+
+
 def test_counted_transactions_are_real_offsets_and_their_messages_are_what_a_shard_may_emit():
     plan = Plan(shards=4, validators=4, cross=0.25, tps_per_shard=1000)
     genesis = build_genesis(plan)
