@@ -219,11 +219,15 @@ class _Shard:
 
 def simulate(layout: Layout, costs: StageCosts) -> Outcome:
     """Offer ``layout.tps`` for ``layout.seconds`` and follow everything until it is final."""
+    # Of a thin load, a request a block time: in full ones none, or all of it at once, would come in the time there is.
+    batch = max(1, min(layout.batch, round(layout.tps * layout.block_time_s / layout.shards)))
+    layout = msgspec.structs.replace(layout, batch=batch)
     machine = Machine(layout.cores)
     machine.add_lane("beacon", 1)
     machine.add_lane("broker", 1)
     shards = [_Shard(machine, number, layout, costs) for number in range(layout.shards)]
-    interval = layout.batch * layout.shards / layout.tps
+    # At least two requests in each half, or there would be no latency to compare.
+    interval = min(layout.batch * layout.shards / layout.tps, layout.seconds / 4)
     last = 1.5 * layout.seconds + 4 * layout.block_time_s
     # Processor time counts from the second period on: in the first there are no blocks.
     begun: dict[str, float] = {}

@@ -117,6 +117,15 @@ def test_without_load_on_the_cores_finality_is_the_wait_for_a_block_and_consensu
     assert outcome.p95_s == pytest.approx(0.95 + LAYOUT.settle_s, abs=2 * request_s)
 
 
+def test_load_of_less_than_a_request_is_offered_all_the_same():
+    """A simulation that offers nothing would find every latency to be 0, and every rate sustained."""
+    thin = msgspec.structs.replace(LAYOUT, cores=8, tps=20.0)  # 200 transactions take 20 s
+    outcome = simulate(thin, COSTS)
+    assert outcome.p95_s > LAYOUT.settle_s
+    assert outcome.early_p95_s > LAYOUT.settle_s
+    assert outcome.late_p95_s > LAYOUT.settle_s
+
+
 def test_queue_that_grows_is_not_sustained():
     idle = simulate(msgspec.structs.replace(LAYOUT, cores=4), COSTS)
     assert is_sustained(idle, 3.0)
