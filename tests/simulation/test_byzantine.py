@@ -1,13 +1,16 @@
 """Byzantine roles: each acts, honest nodes refuse what it sends for the right reason, evidence is found, nothing breaks."""
 
+import random
 from collections import Counter
 
 import pytest
 
 from node.sim.byzantine import bad_proposer, equivocator
+from node.sim.byzantine.answers import Corrupter
 from node.sim.byzantine.bad_proposer import BadProposer
-from node.sim.byzantine.garbage import EPOCH_SLOTS
+from node.sim.byzantine.garbage import EPOCH_SLOTS, Garbler
 from node.sim.byzantine.lies import LIES
+from node.sim.byzantine.role import Seat
 from node.sim.byzantine.roles import ROLES
 from node.sim.invariants import Checker
 from node.sim.node import SimNode
@@ -16,11 +19,12 @@ from node.sim.run import describe_result, run, run_recipe
 from node.sim.scenario import FaultProfile, Scenario, build_sim_genesis
 from node.sim.weights import Weights
 from node.sim.world import World
+from shardyard import effects as fx
 from shardyard.consensus.pool import VotePool
 from shardyard.consensus.simplex import SimplexEngine
-from shardyard.consensus.votes import VoteKind
-from shardyard.ids import BEACON, ShardId, describe_shard
-from shardyard.messages import Votes
+from shardyard.consensus.votes import Vote, VoteKind
+from shardyard.ids import BEACON, NodeId, ShardId, describe_shard
+from shardyard.messages import BlockResponse, Votes
 
 FIELDS = {
     "equivocator": "equivocators",
@@ -255,6 +259,33 @@ def test_what_is_replayed_from_elsewhere_is_refused_by_domain_slot_and_signature
     assert seen["of another epoch"] > 10
     assert seen["old"] > 100
     assert seen["forged"] > 0, "votes of another chain, verified when they could complete a quorum"
+
+
+def build_role_alone(kind):
+    """Return a role that plays from a seat of no network, and what it has told."""
+    told = []
+    names = ("name", "chain", "keys", "domain", "committee", "peers")
+    seat = Seat(**dict.fromkeys(names), chance=random.Random(1), later=None, tell=told.append)
+    return kind(seat), told
+
+
+def test_an_answer_without_anything_to_damage_is_not_counted_as_damaged():
+    corrupter, told = build_role_alone(Corrupter)
+    empty = fx.Send(NodeId("x"), BlockResponse(ShardId(0), (), ()))
+    said = [tuple(corrupter.say(empty)) for _ in range(100)]
+    assert told.count("withheld a BlockResponse") == said.count(()) > 0
+    assert "damaged a BlockResponse" not in told
+    assert set(said) == {(), (empty,)}
+
+
+def test_garbled_votes_are_other_votes():
+    garbler, told = build_role_alone(Garbler)
+    vote = Vote(VoteKind.NOTAR, 5, bytes(32), 1, bytes([7]) * 96)
+    for _ in range(400):
+        (said,) = garbler.say(fx.Broadcast(Votes((vote,))))
+        before = len(told)
+        assert (said.message.votes != (vote,)) == (before > 0)
+        told.clear()
 
 
 def test_what_a_late_voter_holds_back_passes_through_its_other_roles():

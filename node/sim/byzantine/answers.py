@@ -43,8 +43,11 @@ class Corrupter(Role):
         if chance.random() < WITHHOLD_CHANCE:
             self.seat.tell(f"withheld a {kind}")
             return ()
+        damaged = corrupt_answer(effect.message, chance)
+        if damaged == effect.message:
+            return (effect,)  # there was nothing in it
         self.seat.tell(f"damaged a {kind}")
-        return (msgspec.structs.replace(effect, message=corrupt_answer(effect.message, chance)),)
+        return (msgspec.structs.replace(effect, message=damaged),)
 
 
 def corrupt_answer(answer: Answer, chance: random.Random) -> Answer:

@@ -53,7 +53,8 @@ class Garbler(Role):
             case 1:
                 return msgspec.structs.replace(vote, signature=bytes(SIGNATURE_BYTES))
             case 2:
-                return msgspec.structs.replace(vote, kind=self.seat.chance.choice(list(VoteKind)))
+                others = [kind for kind in VoteKind if kind is not vote.kind]
+                return msgspec.structs.replace(vote, kind=self.seat.chance.choice(others))
             case 3:
                 return msgspec.structs.replace(vote, signature=vote.signature[:-1])
             case 4:
