@@ -7,6 +7,7 @@ from shardyard import _native
 from shardyard.blocks import Block, Justification, compute_body_hash
 from shardyard.consensus.proofs import build_certified_header, build_finality_proof
 from shardyard.consensus.votes import Certificate, VoteKind, compute_vote_message
+from shardyard.genesis import Genesis
 from shardyard.ids import ZERO_HASH, Height, Millis, ShardId, Slot
 from shardyard.quorum import encode_bitmap
 
@@ -15,15 +16,15 @@ EVERYBODY = (0, 1, 2, 3)
 
 
 class CertifiedChain:
-    """Blocks on the genesis of ``network``'s first shard; any of its validators sign what they are told to."""
+    """Blocks on the first shard of ``genesis``, by default the network's; its validators sign what they are told to."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, genesis: Genesis | None = None) -> None:
         self.network = network
-        self.genesis = network.genesis
-        self.domain = network.genesis.get_domain(SHARD)
-        self.committee = network.genesis.committees[SHARD]
+        self.genesis = genesis or network.genesis
+        self.domain = self.genesis.get_domain(SHARD)
+        self.committee = self.genesis.committees[SHARD]
         self.secrets = network.read_validator_secrets(SHARD, EVERYBODY)
-        self.blocks: list[Block] = [network.genesis.build_shard_block(SHARD)]
+        self.blocks: list[Block] = [self.genesis.build_shard_block(SHARD)]
 
     def sign(self, kind, slot, block_hash, signers=EVERYBODY):
         message = compute_vote_message(self.domain, kind, slot, block_hash)

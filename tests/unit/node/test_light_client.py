@@ -103,7 +103,7 @@ def test_what_is_no_proof_file_is_said_so(tmp_path, data):
 
 def prove_by(network, genesis, place):
     """Write a proof of block 1 by ``genesis``, which the keys of ``network`` signed, to ``place``."""
-    chain = CertifiedChain(msgspec.structs.replace(network, genesis=genesis))
+    chain = CertifiedChain(network, genesis)
     chain.extend()
     write_document(place, build_document(genesis, chain.blocks[1].header, chain.prove(1)))
 
