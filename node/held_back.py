@@ -13,13 +13,14 @@ from typing import Final
 
 from node.admission import MAY_COME
 from node.index.records import IndexedBlock
+from node.storage.journal import encode_bodies
 from shards.mempool import Mempool
 from shardyard import _native
-from shardyard.blocks import ShardBody
-from shardyard.codec import encode
 
 MAX_HELD: Final = 4096
 """Transactions; what is beyond is told of in the log, and lost."""
+MAX_HELD_BYTES: Final = 32 * 1024 * 1024
+"""The same of their bytes."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,29 +39,32 @@ class HeldBack:
         return len(self._raws)
 
     def hold(self, transactions: Sequence[bytes]) -> None:
-        """Hold raw transactions, those that came first when they are too many."""
-        if transactions:
+        """Hold raw transactions, those that came first when they are too many or too large."""
+        sizes = accumulate(map(len, transactions[:MAX_HELD]))
+        kept = tuple(transactions[: sum(size <= MAX_HELD_BYTES for size in sizes)])
+        if kept:
             _log.warning(
                 "%d journalled transactions wait outside the mempool: their senders lack the funds for all of theirs, or those "
                 "before them; they are offered again with every block",
-                min(len(transactions), MAX_HELD),
+                len(kept),
             )
-        if len(transactions) > MAX_HELD:
+        if len(transactions) > len(kept):
             _log.error(
-                "%d more are lost: no more than %d are held; try: send them again, with sufficient funds",
-                len(transactions) - MAX_HELD,
+                "%d more are lost: no more than %d are held, of %d bytes; try: send them again, with sufficient funds",
+                len(transactions) - len(kept),
                 MAX_HELD,
+                MAX_HELD_BYTES,
             )
-        self._keep(tuple(transactions[:MAX_HELD]))
+        self._keep(kept)
 
     def _keep(self, raws: tuple[bytes, ...]) -> None:
         self._raws = raws
-        self._batch = self._core.prepare(b"".join(raws), _find_ends(raws)) if raws else None
+        ends = list(accumulate(map(len, raws), initial=0))
+        self._batch = self._core.prepare(b"".join(raws), ends) if raws else None
 
     def encode_bodies(self) -> list[bytes]:
         """Return what is held as the journal takes it."""
-        raws = self._raws
-        return [encode(ShardBody(b"".join(raws), tuple(_find_ends(raws)[1:])))] if raws else []
+        return encode_bodies(self._raws)
 
     async def on_head(self, _: IndexedBlock) -> None:
         """Offer again what is held, in a thread: a block may have paid a sender, or brought what was missing."""
@@ -74,7 +78,3 @@ class HeldBack:
         )
         if len(kept) < len(self._raws):
             self._keep(kept)
-
-
-def _find_ends(raws: Sequence[bytes]) -> list[int]:
-    return list(accumulate(map(len, raws), initial=0))

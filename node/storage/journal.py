@@ -66,7 +66,7 @@ class MempoolJournal:
         self._pending = self._read()
         self._descriptor = -1
         self._end = 0
-        self._rewrite(_encode_bodies(self._pending))
+        self._rewrite(encode_bodies(self._pending))
         self._live_bytes = 0
         """Bytes when it was last written with what is pending only; of what was read most may have been included."""
 
@@ -187,7 +187,8 @@ class MempoolJournal:
         self.close()
 
 
-def _encode_bodies(transactions: Sequence[bytes]) -> list[bytes]:
+def encode_bodies(transactions: Sequence[bytes]) -> list[bytes]:
+    """Return raw ``transactions`` in their order, as encoded bodies of at most ``MAX_BODY_BYTES`` each."""
     bodies: list[bytes] = []
     batch: list[bytes] = []
     ends: list[int] = []

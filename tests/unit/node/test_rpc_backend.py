@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from node import admission
-from node.held_back import HeldBack
+from node.held_back import MAX_HELD_BYTES, HeldBack
 from node.refusal import RpcError
 from node.rpc.api import CallContext
+from node.storage.journal import MAX_BODY_BYTES, MempoolJournal
 from shards.mempool import Mempool, MempoolLimits
 from shardyard.blocks import ShardBody
 from shardyard.codec import decode
@@ -250,9 +251,23 @@ async def test_what_is_held_back_is_bounded_and_the_rest_is_told_of(chain, monke
     held = HeldBack(chain.core, start_mempool(chain))
     held.hold([chain.sign(nonce=nonce) for nonce in range(5)])
     assert len(held) == 2
-    assert [record.getMessage().split(";")[0] for record in caplog.records][1:] == [
+    assert [record.getMessage().split(",")[0] for record in caplog.records][1:] == [
         "3 more are lost: no more than 2 are held"
     ]
+
+
+async def test_what_is_held_back_is_bounded_in_bytes_and_the_journal_gives_all_of_it_back(chain, tmp_path):
+    """Some are as large as transactions may be: as one frame, the journal could not read them at the next restart."""
+    raws = [chain.sign(nonce=nonce, gas=3_000_000, data=bytes(127 * 1024)) for nonce in range(300)]
+    held = HeldBack(chain.core, start_mempool(chain))
+    held.hold(raws)
+    assert len(held) == MAX_HELD_BYTES // len(raws[-1]) < len(raws)
+    assert all(len(body) < 1.1 * MAX_BODY_BYTES for body in held.encode_bodies())
+    with MempoolJournal(tmp_path / "journal", bytes(32), compact_above_bytes=1) as journal:
+        journal.attach(held.encode_bodies)
+        await journal.append(b"")
+    with MempoolJournal(tmp_path / "journal", bytes(32)) as journal:
+        assert journal.take_pending() == raws[: len(held)]
 
 
 async def test_what_a_builder_could_not_use_is_judged_again_by_the_final_state(chain):
